@@ -1,0 +1,170 @@
+"""The demo: one small model learns Sudoku twice, on uniform masks and with PUMA, side by side; then both solve puzzles.
+
+    python examples/demo.py        (or `make demo`, which sets everything up)
+
+Stop it with Ctrl-C whenever you like: both runs save, and the same command goes on. Everything goes into `demo/`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from unmask.tasks.sudoku import board
+from unmask.tasks.sudoku.generator import generate
+
+METHODS = ("uniform", "puma")
+FOLDER = Path("demo")
+PUZZLES = FOLDER / "puzzles.txt"
+NUM_PUZZLES = 100
+console = Console(highlight=False)
+
+
+def main() -> int:
+    started = time.monotonic()
+    FOLDER.mkdir(exist_ok=True)
+    threads = max(1, (os.cpu_count() or 2) // 2)
+    console.print(
+        "Two masked diffusion models learn to solve Sudoku, from nothing. [bold]uniform[/] trains on random masks;\n"
+        "[bold]puma[/] on the masks that it would meet when solving them. Same network, same steps, side by side,\n"
+        f"with {threads} CPU thread{'s' * (threads > 1)} each. Ctrl-C stops and saves; `make demo` goes on.\n"
+    )
+    if not train_both(threads):
+        return 130
+    console.print()
+    solve_fresh_puzzles(threads)
+    console.print(f"\nThis took {(time.monotonic() - started) / 60:.1f} minutes. What you can do next:")
+    console.print(f"  {unmask_name()} eval {FOLDER}/puma --decoder margin --decoder random")
+    console.print(f"  {unmask_name()} decode {FOLDER}/puma {PUZZLES} --watch")
+    return 0
+
+
+def train_both(threads: int) -> bool:
+    """Trains in two processes, with a live table; False if it was interrupted."""
+    runs = {name: start_training(name, threads) for name in METHODS}
+    try:
+        with Live(console=console, refresh_per_second=2) as live:
+            while any(run.poll() is None for run in runs.values()):
+                live.update(progress_table())
+                time.sleep(0.5)
+            live.update(progress_table())
+    except KeyboardInterrupt:
+        for run in runs.values():
+            run.send_signal(signal.SIGINT)
+            run.wait()
+        console.print("Stopped and saved; `make demo` goes on from here.")
+        return False
+    for name, run in runs.items():
+        if run.returncode:
+            sys.exit(f"{name} failed (exit code {run.returncode}):\n{(FOLDER / f'{name}.log').read_text()[-2000:]}")
+    return True
+
+
+def start_training(name: str, threads: int) -> subprocess.Popen[bytes]:
+    command = [
+        *unmask(),
+        "train",
+        f"sudoku/{name}",
+        f"train.threads={threads}",
+        "--out",
+        str(FOLDER / name),
+        "--resume",
+    ]
+    # In a session of its own: Ctrl-C reaches this process alone, which passes it on once.
+    with (FOLDER / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def unmask() -> list[str]:
+    return [sys.executable, "-m", "unmask"]
+
+
+def unmask_name() -> str:
+    """How the user would call it: with the environment's folder, if that is below this one."""
+    path = Path(sys.executable).parent / "unmask"
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "unmask"
+
+
+def read_metrics(name: str) -> list[dict[str, float]]:
+    try:
+        lines = (FOLDER / name / "metrics.jsonl").read_text().splitlines(keepends=True)
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def progress_table() -> Table:
+    """Both runs, evaluation by evaluation, and where they are now."""
+    metrics = {name: read_metrics(name) for name in METHODS}
+    solved = {
+        name: {int(row["step"]): row["eval/accuracy"] for row in rows if "eval/accuracy" in row}
+        for name, rows in metrics.items()
+    }
+    table = Table(title="held-out boards solved, three cells a step", title_justify="left")
+    table.add_column("step", justify="right")
+    for name in METHODS:
+        table.add_column(name, min_width=28)
+    for step in sorted({step for by_step in solved.values() for step in by_step}):
+        table.add_row(str(step), *(bar(solved[name].get(step)) for name in METHODS))
+    table.add_section()
+    table.add_row("now", *(status(metrics[name]) for name in METHODS))
+    return table
+
+
+def bar(share: float | None) -> str:
+    return "" if share is None else f"{share:6.1%} " + "█" * round(20 * share)
+
+
+def status(rows: list[dict[str, float]]) -> str:
+    steps = [row for row in rows if "train/loss" in row]
+    if not steps:
+        return "making puzzles ..."
+    last = steps[-1]
+    speed = last["seconds"] / last["step"]
+    return f"step {last['step']:.0f}, {speed:.2f} s each,\n{last['examples_seen']:,.0f} puzzles seen"
+
+
+def solve_fresh_puzzles(threads: int) -> None:
+    """New puzzles, from another seed: one is solved before your eyes, all of them are graded."""
+    if not PUZZLES.exists():
+        puzzles, _ = generate(NUM_PUZZLES, givens=(30, 40), difficulty="singles", seed=1)
+        PUZZLES.write_text(
+            "".join(f"{board.to_text(puzzle)}\n" for puzzle in puzzles[np.argsort(-(puzzles > 0).sum(1))])
+        )
+    environment = os.environ | {"OMP_NUM_THREADS": str(2 * threads)}
+    console.print(f"[bold]puma[/] solves one of {NUM_PUZZLES} new puzzles, the cells that it is surest of first:\n")
+    first = PUZZLES.read_text().splitlines()[0]
+    watch = [*unmask(), "decode", str(FOLDER / "puma"), "--watch", "--decoder", "prob,tokens_per_step=1"]
+    subprocess.run(watch, input=f"{first}\n", text=True, stdout=subprocess.DEVNULL, check=True, env=environment)
+    table = Table(title=f"{NUM_PUZZLES} new puzzles", title_justify="left")
+    for column in ("model", "one cell a step", "three cells a step", "puzzles trained on", "seconds of training"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name in METHODS:
+        last = read_metrics(name)[-1]
+        shares = [decode_and_grade(name, tokens, environment) for tokens in (1, 3)]
+        table.add_row(name, *shares, f"{last['examples_seen']:,.0f}", f"{last['seconds']:.0f}")
+    console.print()
+    console.print(table)
+
+
+def decode_and_grade(name: str, tokens_per_step: int, environment: dict[str, str]) -> str:
+    answers = FOLDER / f"{name}_{tokens_per_step}.jsonl"
+    answers.unlink(missing_ok=True)  # this script's own, of an earlier run
+    decoder = f"prob,tokens_per_step={tokens_per_step}"
+    decode = [*unmask(), "decode", str(FOLDER / name), str(PUZZLES), "--out", str(answers), "--decoder", decoder]
+    subprocess.run(decode, check=True, env=environment)
+    grade = [*unmask(), "grade", str(answers), "--task", "sudoku", "--json"]
+    result = json.loads(subprocess.run(grade, check=True, capture_output=True, text=True).stdout)
+    return f"{result['correct']} of {result['n']} solved"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

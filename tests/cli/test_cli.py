@@ -1,0 +1,405 @@
+"""The command line as a user types it. In-process, but for the tests that are about processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import unmask
+from tests.helpers import run_cli
+from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, EASY_SOLUTION, NO_SOLUTION
+from unmask import recipes
+from unmask.tasks.sudoku import board
+
+SHORT = ["train.steps=4", "train.checkpoint_every=2", "eval.every=4", "log.tensorboard=false", "log.every=1"]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished debug run."""
+    out = tmp_path_factory.mktemp("runs") / "debug"
+    assert run_cli("train", "debug", *SHORT, "eval.tokens_per_step=[1, 3]", "--out", out) == 0
+    return out
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_folder_has_what_it_should(run: Path) -> None:
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints"} <= {path.name for path in run.iterdir()}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["process"] == {
+        "name": "puma",
+        "num_stages": 4,
+        "stage_schedule": [],
+        "threshold": 0.9,
+        "confidence": "prob",
+    }
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    rows = lines(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 4]
+    for row in rows:
+        assert list(row)[:3] == ["step", "seconds", "examples_seen"]
+    assert {"train/loss", "train/grad_norm", "train/lr", "puma/num_stages"} <= rows[0].keys()
+    evaluation = rows[-1]
+    assert {"eval/nelbo", "eval/nelbo_stderr", "eval/accuracy"} <= evaluation.keys()
+    for weights in ("ema", "raw"):
+        assert {f"eval/accuracy/{weights}/prob/{tokens}" for tokens in (1, 3)} <= evaluation.keys()
+
+
+def test_eval_prints_one_json_object(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "--decoder",
+        "margin,tokens_per_step=9",
+        "--decoder",
+        "random,steps=3,temperature=0.5",
+        "--examples",
+        "5",
+        "--json",
+    ]
+    assert run_cli("eval", run, *arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["accuracy"]) == ["margin/9", "random/steps3/T0.5"]
+    assert result["nelbo"] > 0
+    assert result["nelbo_stderr"] > 0
+    assert result["nfe"]["random/steps3/T0.5"] == 3
+    assert result["protocol"]["weights"] == "ema"
+    assert result["protocol"]["step"] == 4
+    assert result["protocol"]["examples"] == 5
+
+
+def test_eval_is_what_training_logged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = lines(run / "metrics.jsonl")[-1]
+    for weights in ("ema", "raw"):
+        assert run_cli("eval", run, "--weights", weights, "--json") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["nelbo"] == pytest.approx(evaluation[f"eval/nelbo/{weights}"], rel=1e-6)
+
+
+def test_eval_prints_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("eval", run, "--step", "2", "--examples", "3") == 0
+    out = capsys.readouterr().out
+    assert "step 2" in out
+    assert "prob/1" in out
+    assert "NELBO" in out
+
+
+def test_eval_on_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"puzzle,solution\n{EASY},{EASY_SOLUTION}\n")
+    assert run_cli("eval", run, "--data", path, "--json") == 0
+    protocol = json.loads(capsys.readouterr().out)["protocol"]
+    assert protocol["data"] == str(path)
+    assert protocol["examples"] == 1
+
+
+def test_decode_then_grade(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    puzzles, out = tmp_path / "puzzles.txt", tmp_path / "new" / "answers.jsonl"
+    puzzles.write_text(f"{EASY}\n\n{EASY.replace('0', '.')}\n")
+    assert run_cli("decode", run, puzzles, "--out", out, "--decoder", "prob,tokens_per_step=3") == 0
+    records = lines(out)
+    assert [record["puzzle"] for record in records] == [EASY, EASY]
+    assert records[0]["nfe"] == 17
+    assert records[0]["answer"] == records[1]["answer"]
+    capsys.readouterr()
+    assert run_cli("grade", out, "--task", "sudoku", "--json") == 0
+    grade = json.loads(capsys.readouterr().out)
+    assert grade["n"] == 2
+    assert grade["correct"] == sum(record["solved"] for record in records)
+    assert sum(grade["reasons"].values()) == 2 - grade["correct"]
+    assert run_cli("grade", out, "--task", "sudoku") == 0
+    assert "of 2 right" in capsys.readouterr().out
+
+
+def test_decode_from_stdin_and_watch(run: Path) -> None:
+    command = [sys.executable, "-m", "unmask", "decode", str(run), "--watch", "--decoder", "margin,tokens_per_step=20"]
+    done = subprocess.run(command, input=f"{EASY}\n", capture_output=True, text=True, check=True)
+    record = json.loads(done.stdout)
+    assert record["puzzle"] == EASY
+    assert "│" in done.stderr
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_export_and_load(run: Path, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "model"
+    assert run_cli("export", run, target, "--weights", weights) == 0
+    assert {path.name for path in target.iterdir()} == {"model.safetensors", "config.json"}
+    exported, original = unmask.load(target), unmask.load(run, weights=weights)
+    for (name, one), other in zip(exported.named_parameters(), original.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    xt = torch.full((1, 81), 10)
+    assert torch.equal(exported.predict(xt, torch.arange(81)), original.predict(xt, torch.arange(81)))
+    capsys.readouterr()
+    assert run_cli("eval", target, "--examples", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["protocol"]["weights"] == weights
+
+
+def test_ema_and_raw_differ(run: Path) -> None:
+    ema, raw = (unmask.load(run, weights=name).state_dict() for name in ("ema", "raw"))
+    assert any(not torch.equal(ema[name], raw[name]) for name in ema)
+
+
+def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("bench", "step", "debug", "--count", "2", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {
+        "seconds_per_step",
+        "examples_per_second",
+        "peak_rss_bytes",
+        "process_share",
+        "compile_seconds",
+    } <= result.keys()
+    assert 0 < result["process_share"] < 1
+    hashes = []
+    for seed in (0, 0, 1):
+        assert run_cli("bench", "decode", "debug", "--rows", "2", f"train.seed={seed}", "--json") == 0
+        result = json.loads(capsys.readouterr().out)
+        hashes.append(result["tokens_sha256"])
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert {"seconds", "nfe", "tokens_per_second", "peak_rss_bytes"} <= result.keys()
+
+
+def test_memory_does_not_grow(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("bench", "memory", "debug", "--count", "300", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["steps"] == 300
+    assert result["growth_bytes"] < 5 * 2**20  # a batch leaked each step, 20 kB, would come to this
+
+
+def test_warm_start_begins_with_the_other_runs_weights(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "warm"
+    settings = ["train.steps=1", "optim.lr=1e-12", "optim.weight_decay=0", f"train.init={run}"]
+    assert run_cli("train", "debug", *SHORT, *settings, "--out", out) == 0
+    for one, other in zip(unmask.load(out, weights="raw").parameters(), unmask.load(run).parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+
+
+def test_extending_a_finished_run(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run_cli("train", "debug", *SHORT, "--out", out) == 0
+    assert run_cli("train", "debug", *SHORT, "train.steps=6", "--out", out, "--resume") == 0
+    assert max(row["step"] for row in lines(out / "metrics.jsonl")) == 6
+
+
+def test_resume_without_a_run_starts_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("train", "debug", *SHORT, "--out", tmp_path / "run", "--resume") == 0
+    assert "starting at step 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["train"], ["eval"], ["decode"], ["grade"], ["export"], ["bench"], ["bench", "step"]]
+)
+def test_help_teaches(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(*arguments, "--help") == 0
+    out = capsys.readouterr().out
+    assert "unmask" in out
+    assert arguments in ([], ["bench"]) or "Example" in out
+
+
+def test_every_recipe_loads_and_its_methods_differ_in_the_process_alone() -> None:
+    for name in recipes.names():
+        assert recipes.load(name).train.batch_size > 0
+    for pair in (("sudoku/uniform", "sudoku/puma"), ("sudoku/paper_uniform", "sudoku/paper_puma")):
+        one, other = (recipes.load(name).model_dump() for name in pair)
+        assert [section for section in one if one[section] != other[section]] == ["process"]
+
+
+def test_names_that_users_of_other_code_bring() -> None:
+    settings = [
+        "process.K=5",
+        "process.confidence_threshold=0.7",
+        "process.confidence=low_confidence",
+        "decode.unmasking_num=3",
+    ]
+    config = recipes.load("sudoku/puma", settings)
+    assert config.process.model_dump() == {
+        "name": "puma",
+        "num_stages": 5,
+        "stage_schedule": [],
+        "threshold": 0.7,
+        "confidence": "prob",
+    }
+    assert config.decode.tokens_per_step == 3
+    assert recipes.load("debug", ["decode.confidence=top_k_margin"]).decode.confidence == "margin"
+
+
+def test_another_process_starts_its_section_afresh() -> None:
+    assert recipes.load("sudoku/puma", ["process.name=uniform"]).process.model_dump() == {"name": "uniform"}
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("task: {name: toy}\nmodel: {preset: tiny}\ntrain: {steps: 5, batch_size: 8}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nprocess: {name: puma, K: 3}\ntrain: {steps: 2}\n")
+    config = recipes.load(str(tmp_path / "mine.yaml"), ["train.seed=4"])
+    assert (config.train.steps, config.train.batch_size, config.train.seed) == (2, 8, 4)
+    assert config.process.model_dump()["num_stages"] == 3
+
+
+# --- bad input: exit code 2, and a message that names the key or file, the value and the fix --------------------------
+
+BAD_TRAINING = {
+    "unknown recipe": (["sudoku/pumma"], ["'sudoku/pumma'", "did you mean sudoku/puma?"]),
+    "unknown section": (["debug", "trian.steps=3"], ["unknown key trian", "did you mean train?"]),
+    "unknown key": (["debug", "train.step=3"], ["unknown key train.step", "did you mean train.steps?"]),
+    "unknown data key": (["debug", "data.given=30"], ["unknown key data.given", "did you mean data.givens?"]),
+    "unknown process": (["debug", "process.name=pumma"], ["process.name=pumma", "did you mean 'puma'?"]),
+    "unimportable process": (
+        ["debug", "process.name=nowhere.at:All"],
+        ["process.name=nowhere.at:All", "cannot import"],
+    ),
+    "no equals sign": (["debug", "train.steps"], ["'train.steps'", "write key=value"]),
+    "bad yaml": (["debug", "train.steps=[1"], ["'train.steps=[1'", "not valid YAML"]),
+    "wrong type": (["debug", "train.steps=many"], ["train.steps='many'", "valid integer"]),
+    "half a step": (["debug", "train.steps=1.5"], ["train.steps=1.5", "valid integer"]),
+    "section is no mapping": (["debug", "train=3"], ["train", "dictionary"]),
+    "no stages": (["debug", "process.num_stages=0"], ["process.num_stages=0", "greater than or equal to 1"]),
+    "no steps": (["debug", "train.steps=null"], ["train.steps is missing", "train.epochs"]),
+    "schedule falls back": (
+        ["debug", "process.stage_schedule=[[10, 4], [10, 8]]"],
+        ["process.stage_schedule=", "steps must increase, but 10 follows 10"],
+    ),
+    "schedule without stages": (["debug", "process.stage_schedule=[[10, 0]]"], ["process.stage_schedule.0.1=0"]),
+    "threshold of zero": (["debug", "process.threshold=0"], ["process.threshold=0", "greater than 0"]),
+    "threshold above one": (["debug", "process.threshold=1.1"], ["process.threshold=1.1", "less than or equal to 1"]),
+    "unknown confidence": (
+        ["debug", "process.confidence=top_k"],
+        ["process.confidence='top_k'", "use one of prob, margin"],
+    ),
+    "unknown layout": (["debug", "data.layout=flat"], ["data.layout='flat'", "'in_place' or 'two_grid'"]),
+    "too few givens": (["debug", "data.givens=17"], ["data.givens=17", "use 24 to 50"]),
+    "too many givens": (["debug", "data.givens=[30, 60]"], ["data.givens=60", "use 24 to 50"]),
+    "absent data": (["debug", "data.path=nowhere.csv"], ["nowhere.csv", "cannot be read"]),
+    "accumulation": (["debug", "train.accumulate=3"], ["train.accumulate=3 does not divide train.batch_size=16"]),
+    "warm start from nothing": (["debug", "train.init=nowhere"], ["nowhere", "not a run folder"]),
+    "no size": (["debug", "model.preset=null"], ["give model.preset (tiny, sudoku-1m", "or model.dim"]),
+    "preset": (["debug", "model.preset=sudoku-1g"], ["model.preset=sudoku-1g", "did you mean sudoku-1m?"]),
+    "several at once": (["debug", "optim.lr=0", "ema.decay=2"], ["optim.lr=0", "ema.decay=2"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), BAD_TRAINING.values(), ids=BAD_TRAINING.keys())
+def test_bad_training_input(
+    arguments: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli("train", *arguments, "--out", tmp_path / "run") == 2
+    message = " ".join(capsys.readouterr().err.split())
+    for part in parts:
+        assert part in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_existing_run_is_not_touched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    assert run_cli("train", "debug", *SHORT, "--out", run) == 2
+    assert "already holds a run; continue it with --resume" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_with_something_else_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert run_cli("train", "debug", *SHORT, "--out", tmp_path) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_resuming_another_configuration_names_the_keys(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["process.num_stages=5", "optim.lr=0.1", "train.steps=9", "eval.examples=3"]
+    assert run_cli("train", "debug", *SHORT, "eval.tokens_per_step=[1, 3]", *changes, "--out", run, "--resume") == 2
+    message = capsys.readouterr().err
+    assert "process.num_stages: 4 in" in message
+    assert "now 5" in message
+    assert "optim.lr" in message
+    assert "train.steps" not in message
+    assert "eval.examples" not in message
+
+
+def test_two_processes_cannot_train_in_one_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    with (run / ".lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run_cli("train", "debug", *SHORT, "eval.tokens_per_step=[1, 3]", "--out", run, "--resume") == 2
+    assert "another process is training here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["eval", "decode", "export"])
+def test_a_run_without_a_complete_checkpoint(
+    verb: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    arguments = {"eval": [], "decode": [tmp_path / "puzzles.txt"], "export": [tmp_path / "out"]}[verb]
+    (tmp_path / "puzzles.txt").write_text(EASY)
+    assert run_cli(verb, unfinished, *arguments) == 2
+    assert "not a run folder" in capsys.readouterr().err
+    (unfinished / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert run_cli(verb, unfinished, *arguments) == 2
+    assert "no complete checkpoint" in capsys.readouterr().err
+    half = unfinished / "checkpoints" / "step_00000002"
+    half.mkdir(parents=True)
+    (half / "state.json").write_text("{}")
+    assert run_cli(verb, unfinished, *arguments) == 2
+    assert "COMPLETE is missing" in capsys.readouterr().err
+
+
+BAD_USE = {
+    "no such step": (["eval", "RUN", "--step", "3"], "no checkpoint of step 3; there are 2, 4"),
+    "no number": (["eval", "RUN", "--step", "first"], "--step first: use a number, `last` or `best`"),
+    "weights": (["eval", "RUN", "--weights", "mean"], "--weights mean: use ema or raw"),
+    "decoder": (["eval", "RUN", "--decoder", "certain"], "use one of prob, margin"),
+    "decoder key": (["eval", "RUN", "--decoder", "prob,tokens=3"], "unknown key --decoder prob,tokens=3.tokens"),
+    "decoder syntax": (["eval", "RUN", "--decoder", "prob,fast"], "'fast' is not key=value"),
+    "absent data": (["eval", "RUN", "--data", "nowhere.csv"], "nowhere.csv: cannot be read"),
+    "absent prompts": (["decode", "RUN", "nowhere.txt"], "nowhere.txt: cannot be read"),
+    "contradictory prompt": (["decode", "RUN", "FILE"], "line 2: the givens contradict: 5 stands twice in row 1"),
+    "grader": (["grade", "FILE", "--task", "chess"], "--task chess: no grader"),
+    "absent answers": (["grade", "nowhere.jsonl", "--task", "sudoku"], "nowhere.jsonl: cannot be read"),
+    "export onto something": (["export", "RUN", "RUN"], "is not an empty folder"),
+    "wrong option": (["eval", "RUN", "--jsonn"], "No such option"),
+    "wrong verb": (["trian"], "No such command"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_USE.values(), ids=BAD_USE.keys())
+def test_bad_use(
+    arguments: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text(f"{EASY}\n{CONTRADICTORY}\n")
+    assert run_cli(*({"RUN": run, "FILE": file}.get(argument, argument) for argument in arguments)) == 2
+    printed = capsys.readouterr()
+    assert message in " ".join(printed.err.split())
+    assert "Traceback" not in printed.err
+
+
+def test_decode_names_a_puzzle_without_solution(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_text(f"{NO_SOLUTION}\n")
+    assert run_cli("decode", run, tmp_path / "x.txt") == 2
+    assert "x.txt, line 1: the puzzle has no solution" in capsys.readouterr().err
+
+
+def test_decode_does_not_write_over_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_text(f"{EASY}\n")
+    (tmp_path / "out").write_text("precious")
+    assert run_cli("decode", run, tmp_path / "x.txt", "--out", tmp_path / "out") == 2
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_ema_weights_of_a_run_without_an_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("train", "debug", *SHORT, "ema.decay=0", "--out", tmp_path / "run") == 0
+    assert run_cli("eval", tmp_path / "run", "--weights", "ema") == 2
+    assert "has no averaged weights (ema.decay=0); use --weights raw" in capsys.readouterr().err
+
+
+def test_a_contradiction_is_found_in_every_kind_of_unit() -> None:
+    for text, expected in (
+        ("5" + "0" * 8 + "5" + "0" * 71, "5 stands twice in column 1"),
+        ("5" + "0" * 9 + "5" + "0" * 70, "5 stands twice in box 1"),
+    ):
+        assert board.contradiction(board.parse(text, "test")) == expected

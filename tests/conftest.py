@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests. No test needs the network, a GPU or data outside the checkout unless it says so."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import RandomStream
+
+DATA = Path(os.environ.get("UNMASK_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads_and_a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    os.environ["UNMASK_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def sudoku_data() -> Path:
+    """A folder of public Sudoku files (see CONTRIBUTING.md)."""
+    folder = DATA / "sudoku"
+    if not folder.exists():
+        pytest.skip(f"{folder} is absent; set UNMASK_TEST_DATA")
+    return folder
+
+
+@pytest.fixture
+def stream() -> RandomStream:
+    return RandomStream(length=12, vocab_size=7)

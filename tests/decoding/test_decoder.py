@@ -1,0 +1,155 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers import exact, tabular, toy
+from tests.test_noise import chi_square
+from unmask.config import DecodeConfig
+from unmask.decoding.decoder import Decoder, predictor_from_logits
+from unmask.models.build import build_denoiser
+from unmask.models.transformer import TransformerConfig
+from unmask.reveal import ORDERS, Fixed, Steps
+from unmask.types import TokenSpec
+
+TOKENS = TokenSpec(vocab_size=8, length=14, mask_id=7)
+
+
+@pytest.fixture(scope="module")
+def model():  # type: ignore[no-untyped-def]
+    config = TransformerConfig(preset="tiny", rotary=True)
+    model = build_denoiser(config, TOKENS, seed=1, dtype="float64").eval()
+    for parameter in model.parameters():
+        parameter.data *= 4  # predictions that differ
+    return model
+
+
+def prompts(count: int, seed: int = 0) -> torch.Tensor:
+    """Rows with different numbers of given tokens; the first has nothing to decode."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(7, (count, 14), generator=generator)
+    num_given = 14 - torch.arange(count) % 15
+    return torch.where(torch.rand(count, 14, generator=generator).argsort(1) < num_given[:, None], tokens, 7)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rule", [Fixed(1), Fixed(3), Steps(5)])
+def test_every_position_is_revealed_once_and_the_given_are_kept(model, order: str, rule) -> None:  # type: ignore[no-untyped-def]
+    xt = prompts(16)
+    num_masked = (xt == 7).sum(1)
+    decoded = Decoder(model.predict, 7, order=order, rule=rule).decode(xt)
+    assert (decoded.tokens != 7).all()
+    assert torch.equal(torch.where(xt == 7, 7, decoded.tokens), xt)
+    assert torch.equal(decoded.reveal_step >= 0, xt == 7)
+    expected = {
+        Fixed(1): num_masked,
+        Fixed(3): (num_masked + 2) // 3,
+        Steps(5): num_masked.clamp(max=5),
+    }[rule]
+    assert torch.equal(decoded.nfe, expected)
+    assert torch.equal(decoded.reveal_step.amax(1) + 1, expected)
+
+
+@pytest.mark.parametrize("order", ["prob", "margin", "neg_entropy"])
+def test_one_step_at_a_time_is_the_plain_algorithm(model, order: str) -> None:  # type: ignore[no-untyped-def]
+    xt = torch.full((1, 14), 7)
+    decoded = Decoder(model.predict, 7, order=order).decode(xt)
+    for step in range(14):
+        masked = (xt[0] == 7).nonzero().flatten()
+        p = model.predict(xt, masked).softmax(-1)
+        top = p.sort(descending=True).values
+        score = {"prob": top[:, 0], "margin": top[:, 0] - top[:, 1], "neg_entropy": torch.xlogy(p, p).sum(1)}[order]
+        best = score.argmax()
+        assert decoded.reveal_step[0, masked[best]] == step
+        xt[0, masked[best]] = p[best].argmax()
+    assert torch.equal(decoded.tokens, xt)
+
+
+def test_left_to_right_is_left_to_right(model) -> None:  # type: ignore[no-untyped-def]
+    decoded = Decoder(model.predict, 7, order="left_to_right").decode(torch.full((2, 14), 7))
+    assert decoded.reveal_step.tolist() == [list(range(14))] * 2
+
+
+SAMPLERS = [
+    {"order": "prob"},
+    {"order": "margin", "rule": Fixed(2)},
+    {"order": "random", "rule": Steps(4)},
+    {"order": "prob", "temperature": 0.7, "confidence_noise": 0.5},
+]
+
+
+@settings(deadline=None, max_examples=15)
+@given(sampler=st.sampled_from(SAMPLERS), seed=st.integers(0, 3), rows=st.permutations(range(9)))
+def test_a_row_does_not_depend_on_its_batch(sampler: dict, seed: int, rows: list[int]) -> None:
+    """Alone, in another order, beside other lengths: the same tokens (in fp64)."""
+    config = TransformerConfig(preset="tiny", rotary=True)
+    model = build_denoiser(config, TOKENS, seed=1, dtype="float64").eval()
+    decoder = Decoder(model.predict, 7, seed=seed, **sampler)
+    xt = prompts(9, seed)
+    together = decoder.decode(xt)
+    shuffled = decoder.decode(xt[rows], torch.tensor(rows))
+    assert torch.equal(shuffled.tokens, together.tokens[rows])
+    assert torch.equal(shuffled.reveal_step, together.reveal_step[rows])
+    for row in rows[:3]:
+        alone = decoder.decode(xt[row : row + 1], torch.tensor([row]))
+        assert torch.equal(alone.tokens[0], together.tokens[row])
+        assert alone.nfe[0] == together.nfe[row]
+
+
+@pytest.mark.parametrize("order", ["random", "prob", "left_to_right"])
+def test_with_true_conditionals_samples_follow_the_joint(order: str) -> None:
+    """One token a step at temperature 1 is the chain rule in some order: the joint distribution, exactly."""
+    task = toy(values=3, length=3)
+    draws = 6000
+    decoder = Decoder(exact(task).predict, task.tokens.mask_id, order=order, temperature=1.0)
+    tokens = decoder.decode(torch.full((draws, 3), task.tokens.mask_id)).tokens
+    counts = torch.bincount((tokens * 3 ** torch.arange(2, -1, -1)).sum(1), minlength=27).double()
+    expected = task.probabilities * draws
+    often = expected > 5
+    assert abs(chi_square(counts[often], expected[often])) < 5
+
+
+def test_temperature_sharpens() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -torch.inf], dtype=torch.float64)
+    xt = torch.full((4000, 1), 3)
+    for temperature in (0.5, 1.0, 2.0):
+        decoder = Decoder(lambda xt, at: logits.expand(len(at), 4), 3, temperature=temperature)
+        counts = torch.bincount(decoder.decode(xt).tokens.flatten(), minlength=3).double()
+        assert abs(chi_square(counts, (logits[:3] / temperature).softmax(0) * 4000)) < 5
+
+
+def test_confidence_noise_changes_the_order_but_not_the_values() -> None:
+    table = torch.zeros(6, 4).index_fill(1, torch.tensor([3]), -torch.inf)
+    table[torch.arange(6), torch.arange(6) % 3] = torch.linspace(1, 2, 6)
+
+    def predict(xt: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return table[at % 6]
+
+    xt = torch.full((200, 6), 3)
+    plain = Decoder(predict, 3).decode(xt)
+    noisy = Decoder(predict, 3, confidence_noise=0.5).decode(xt)
+    assert torch.equal(plain.tokens, noisy.tokens)
+    assert plain.reveal_step.unique(dim=0).shape[0] == 1
+    assert noisy.reveal_step.unique(dim=0).shape[0] > 50
+    assert noisy.reveal_step.double().mean(0).diff().sum() < 0  # surer positions still come earlier on average
+
+
+def test_any_callable_from_tokens_to_logits_can_be_decoded() -> None:
+    embedding = torch.nn.Embedding(8, 8)
+    decoder = Decoder(predictor_from_logits(embedding, mask_id=7), 7)
+    decoded = decoder.decode(prompts(5))
+    assert (decoded.tokens != 7).all()
+
+
+def test_nothing_to_decode_costs_nothing(model) -> None:  # type: ignore[no-untyped-def]
+    decoded = Decoder(model.predict, 7).decode(torch.zeros(2, 14, dtype=torch.long))
+    assert decoded.nfe.tolist() == [0, 0]
+
+
+def test_from_config_reads_all_settings() -> None:
+    task = toy()
+    config = DecodeConfig(confidence="margin", steps=5, temperature=0.3, confidence_noise=0.5, seed=9)
+    decoder = Decoder.from_config(config, tabular(task).predict, 3)
+    assert (decoder.order, decoder.rule, decoder.temperature) == ("margin", Steps(5), 0.3)
+    assert (decoder.confidence_noise, decoder.seed) == (0.5, 9)
+    assert Decoder.from_config(DecodeConfig(tokens_per_step=3), tabular(task).predict, 3).rule == Fixed(3)

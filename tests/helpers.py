@@ -1,0 +1,85 @@
+"""Small stand-ins that several tests share."""
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from unmask import noise
+from unmask.cli import main
+from unmask.models.denoiser import Denoiser
+from unmask.noise import Purpose
+from unmask.tasks.toy import Toy, ToyData
+from unmask.types import CleanBatch, MaskedBatch, TokenStats
+
+
+@dataclass
+class RandomStream:
+    """Random tokens, the first `n % (length // 2)` of which are the prompt; remembers what was fetched."""
+
+    length: int
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        self.fetched: list[int] = []
+
+    @property
+    def epoch_size(self) -> int:
+        return 1000
+
+    def __getitem__(self, number: Tensor) -> CleanBatch:
+        self.fetched += number.tolist()
+        position = torch.arange(self.length)
+        u = noise.uniform(99, Purpose.SHUFFLE, number.unsqueeze(1), position)
+        prompt_mask = position < (number % (self.length // 2)).unsqueeze(1)
+        return CleanBatch(x0=(u * (self.vocab_size - 1)).long(), prompt_mask=prompt_mask)
+
+
+def random_stats(batch: MaskedBatch, seed: int) -> TokenStats:
+    """What a model might say of `batch`: a function of seed and position."""
+    u = noise.uniform(seed, Purpose.CONFIDENCE, batch.scored)
+    return TokenStats(nll=1 - u, confidence=u, top1=u)
+
+
+class TabularBackbone(nn.Module):
+    """A free logit for every canvas, position and value: it can represent any denoiser of a toy distribution."""
+
+    def __init__(self, toy: Toy) -> None:
+        super().__init__()
+        self.vocab_size, length = toy.tokens.vocab_size, toy.tokens.length
+        self.table = nn.Parameter(torch.zeros(self.vocab_size**length, length, self.vocab_size, dtype=torch.float64))
+        self.register_buffer("place", self.vocab_size ** torch.arange(length - 1, -1, -1))
+        self.register_buffer("head_weight", torch.eye(self.vocab_size, dtype=torch.float64))
+
+    def code(self, xt: Tensor) -> Tensor:
+        return (xt * self.place).sum(dim=-1)
+
+    def forward(self, xt: Tensor) -> Tensor:
+        return self.table[self.code(xt)]
+
+
+def toy(**settings: float) -> Toy:
+    return Toy.from_config(ToyData(**settings))
+
+
+def tabular(task: Toy) -> Denoiser:
+    return Denoiser(TabularBackbone(task), mask_id=task.tokens.mask_id)
+
+
+def exact(task: Toy) -> Denoiser:
+    """The denoiser whose predictions are the true conditionals."""
+    model = tabular(task)
+    for xt in all_canvases(task).split(512):
+        at = torch.arange(xt.numel())
+        logits = task.posterior(xt, at).nan_to_num(nan=0.0).view(*xt.shape, -1)  # nan: a canvas that cannot occur
+        model.backbone.table.data[model.backbone.code(xt)] = logits.clamp(min=-1e9)
+    return model
+
+
+def all_canvases(task: Toy) -> Tensor:
+    return torch.tensor(list(product(range(task.tokens.vocab_size), repeat=task.tokens.length)))
+
+
+def run_cli(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])

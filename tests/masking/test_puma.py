@@ -1,0 +1,226 @@
+"""The pool against a row-by-row reading of the method in plain Python, and what must hold whatever the model says."""
+
+import math
+from collections import defaultdict
+
+import pytest
+import torch
+
+from tests.helpers import RandomStream, random_stats
+from unmask import noise
+from unmask.masking.process import RowShard
+from unmask.masking.puma import Pool, Puma
+from unmask.noise import Purpose
+from unmask.types import TokenStats
+
+MASK = 6
+SETTINGS = [
+    {"num_stages": 4},
+    {"num_stages": 4, "threshold": 0.8},
+    {"num_stages": 1},
+    {"num_stages": 30, "threshold": 0.9},  # more stages than positions
+    {"num_stages": 3, "stage_schedule": [(5, 6), (11, 2)], "threshold": 0.95},
+    {"num_stages": 4, "confidence": "random"},
+    {"num_stages": 4, "confidence": "margin", "threshold": 0.5},
+]
+
+
+def make(batch_size: int = 10, shard: RowShard | None = None, **settings: object) -> Puma:
+    return Puma(mask_id=MASK, shard=shard or RowShard.whole(batch_size), seed=5, **settings)
+
+
+def pool_of(puma: Puma) -> Pool:
+    assert puma.pool is not None
+    return puma.pool
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_every_step_is_the_method_row_by_row(settings: dict, stream: RandomStream) -> None:
+    puma = make(**settings)
+    for step in range(30):
+        num_stages = puma.num_stages
+        batch = puma.next_batch(stream)
+        before = Pool(**{name: value.clone() for name, value in vars(pool_of(puma)).items()})
+        stats = random_stats(batch, step)
+        puma.observe(batch, stats)
+        confidence, top1 = batch.scatter(stats.confidence, -math.inf), batch.scatter(stats.top1, 0.0)
+        for row in range(10):
+            example, visit = before.example[row], before.visit[row]
+            masked = before.is_masked[row].nonzero().flatten().tolist()
+            length = int((~before.prompt_mask[row]).sum())
+            revealed = length - len(masked)
+            stage = int(before.stage[row]) + 1
+            if settings.get("confidence") == "random":
+                score = noise.uniform(5, Purpose.ORDER, example, visit, torch.arange(12)).tolist()
+            else:
+                score = confidence[row].tolist()
+            r = (stage + noise.uniform(5, Purpose.TARGET, example, visit).item()) / num_stages
+            target = max(revealed + 1, min(round(r * length), length - 1))
+            surest = sorted(masked, key=lambda position: -score[position])[: target - revealed]
+            threshold = settings.get("threshold", 2.0)
+            now = set(surest) | {position for position in masked if top1[row, position] > threshold}
+            after = [position for position in masked if position not in now]
+            assert pool_of(puma).is_masked[row].nonzero().flatten().tolist() == after
+            if "threshold" in settings:
+                stage = max(stage, num_stages * (length - len(after)) // length)
+            assert bool(pool_of(puma).is_done[row]) == (stage >= num_stages or not after)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_prompt_is_kept_and_no_row_is_ever_empty(settings: dict, stream: RandomStream) -> None:
+    puma = make(**settings)
+    for step in range(40):
+        batch = puma.next_batch(stream)
+        pool, is_masked = pool_of(puma), batch.xt == MASK
+        assert not (is_masked & pool.prompt_mask).any()
+        assert torch.equal(batch.xt[~is_masked], batch.x0[~is_masked])
+        assert is_masked.any(dim=1).all()
+        assert torch.allclose(batch.scatter(batch.weight, 0.0).sum(1), torch.ones(10))
+        assert torch.equal(batch.scored[: int(is_masked.sum())], is_masked.flatten().nonzero().squeeze(1))
+        assert (pool.stage < puma.num_stages).all()
+        puma.observe(batch, random_stats(batch, step))
+
+
+def test_row_r_takes_examples_r_plus_jb_and_drops_none(stream: RandomStream) -> None:
+    puma = make(num_stages=3, threshold=0.9)
+    visits = defaultdict(list)
+    for step in range(30):
+        batch = puma.next_batch(stream)
+        for row, example in enumerate(pool_of(puma).example.tolist()):
+            if example not in visits[row]:
+                visits[row].append(example)
+        puma.observe(batch, random_stats(batch, step))
+    for row, examples in visits.items():
+        assert examples == [row + 10 * j for j in range(len(examples))]
+    assert sorted(stream.fetched) == sorted(example for examples in visits.values() for example in examples)
+    assert puma.examples_seen == len(stream.fetched)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_shards_make_up_the_whole(settings: dict, stream: RandomStream) -> None:
+    whole = make(**settings)
+    parts = [make(shard=RowShard(total=10, start=start, stop=stop), **settings) for start, stop in ((0, 4), (4, 10))]
+    for step in range(25):
+        batch, pieces = whole.next_batch(stream), [part.next_batch(stream) for part in parts]
+        assert torch.equal(batch.xt, torch.cat([piece.xt for piece in pieces]))
+        for name in vars(pool_of(whole)):
+            pieces_of = [getattr(pool_of(part), name) for part in parts]
+            assert torch.equal(getattr(pool_of(whole), name), torch.cat(pieces_of)), name
+        stats = random_stats(batch, step)
+        dense = batch.scatter(stats.confidence, 0.0).split([4, 6])
+        whole.observe(batch, stats)
+        for part, piece, values in zip(parts, pieces, dense, strict=True):
+            own = piece.gather(values)
+            part.observe(piece, TokenStats(nll=own, confidence=own, top1=own))
+
+
+@pytest.mark.parametrize(("num_stages", "batch_size"), [(4, 16), (8, 8), (40, 16), (7, 100)])
+def test_first_stages_are_spread_evenly(num_stages: int, batch_size: int, stream: RandomStream) -> None:
+    puma = make(batch_size, num_stages=num_stages)
+    puma.next_batch(stream)
+    stage = pool_of(puma).stage
+    if num_stages <= batch_size:
+        counts = torch.bincount(stage, minlength=num_stages)
+        assert counts.max() - counts.min() <= 1
+    else:
+        assert len(stage.unique()) == batch_size
+        gaps = stage.sort().values.diff()
+        assert gaps.max() - gaps.min() <= 1
+
+
+def test_revealed_share_follows_the_stage() -> None:
+    stream = RandomStream(length=400, vocab_size=7)
+    puma = make(20, num_stages=8)
+    for step in range(20):
+        batch = puma.next_batch(stream)
+        pool = pool_of(puma)
+        share = pool.num_revealed / pool.num_maskable
+        half_a_token = 0.5 / pool.num_maskable  # what rounding may add
+        assert (share >= pool.stage / 8 - half_a_token).all()
+        assert (share <= (pool.stage + 1) / 8 + half_a_token).all()
+        puma.observe(batch, random_stats(batch, step))
+
+
+def test_without_threshold_a_row_lives_k_steps() -> None:
+    stream = RandomStream(length=40, vocab_size=7)
+    puma = make(8, num_stages=5)
+    for step in range(50):
+        batch = puma.next_batch(stream)
+        puma.observe(batch, random_stats(batch, step))
+    # 8 rows at first, spread over the stages, and one refill per 5 row-steps
+    assert abs(puma.num_refills - (8 + 50 * 8 / 5)) <= 8
+    assert puma.metrics()["puma/steps_per_example"] == 50 * 8 / puma.num_refills
+
+
+def test_a_sure_model_finishes_rows_in_one_step(stream: RandomStream) -> None:
+    puma = make(num_stages=8, threshold=0.9)
+    batch = puma.next_batch(stream)
+    sure = torch.ones(len(batch.scored), dtype=torch.float64)
+    puma.observe(batch, TokenStats(nll=1 - sure, confidence=sure, top1=sure))
+    assert pool_of(puma).is_done.all()
+    assert (puma.next_batch(stream).xt == MASK).any(dim=1).all()
+    assert pool_of(puma).example.tolist() == list(range(10, 20))
+
+
+def test_a_threshold_of_one_reveals_nothing_extra(stream: RandomStream) -> None:
+    """Top-1 must *exceed* the threshold."""
+    without, with_one = make(num_stages=4), make(num_stages=4, threshold=1.0)
+    batch, same = without.next_batch(stream), with_one.next_batch(stream)
+    sure = torch.ones(len(batch.scored), dtype=torch.float64)
+    without.observe(batch, TokenStats(nll=sure, confidence=sure, top1=sure))
+    with_one.observe(same, TokenStats(nll=sure, confidence=sure, top1=sure))
+    assert torch.equal(pool_of(without).is_masked, pool_of(with_one).is_masked)
+
+
+def test_a_change_of_k_discards_no_row(stream: RandomStream) -> None:
+    changing, constant = make(num_stages=4, stage_schedule=[(3, 9)]), make(num_stages=4)
+    for step in range(3):
+        for puma in (changing, constant):
+            batch = puma.next_batch(stream)
+            puma.observe(batch, random_stats(batch, step))
+    assert changing.num_stages == 9
+    assert torch.equal(pool_of(changing).is_masked, pool_of(constant).is_masked)
+    assert torch.equal(pool_of(changing).example, pool_of(constant).example)
+    pool = pool_of(changing)
+    assert torch.equal(pool.stage, (9 * pool.num_revealed / pool.num_maskable).long().clamp(max=8))
+
+
+def test_reveals_do_not_depend_on_hidden_truth(stream: RandomStream) -> None:
+    """Other hidden tokens, and any NLL, lead to the same reveals: only what the model says of them counts."""
+    one, other = make(num_stages=4, threshold=0.9), make(num_stages=4, threshold=0.9)
+    for step in range(4):
+        batch, same = one.next_batch(stream), other.next_batch(stream)
+        pool = pool_of(other)
+        pool.x0 = torch.where(pool.is_masked, (pool.x0 + 1) % 6, pool.x0)
+        stats = random_stats(batch, step)
+        one.observe(batch, stats)
+        other.observe(same, TokenStats(nll=stats.nll * -3, confidence=stats.confidence, top1=stats.top1))
+        assert torch.equal(pool_of(one).is_masked, pool_of(other).is_masked)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_state_dict_goes_on_exactly(settings: dict, stream: RandomStream) -> None:
+    puma, restored = make(**settings), make(**settings)
+    for step in range(20):
+        if step == 7:
+            restored.load_state_dict(puma.state_dict())
+        batch = puma.next_batch(stream)
+        if step >= 7:
+            again = restored.next_batch(stream)
+            assert torch.equal(batch.xt, again.xt)
+            assert torch.equal(batch.weight, again.weight)
+            restored.observe(again, random_stats(again, step))
+        puma.observe(batch, random_stats(batch, step))
+    assert restored.examples_seen == puma.examples_seen
+
+
+def test_a_batch_that_was_handed_out_does_not_change(stream: RandomStream) -> None:
+    puma = make(num_stages=2)
+    batch = puma.next_batch(stream)
+    x0, xt = batch.x0.clone(), batch.xt.clone()
+    for step in range(4):
+        puma.observe(batch, random_stats(batch, step))
+        batch_now = puma.next_batch(stream)
+        assert torch.equal(batch.x0, x0)
+        assert torch.equal(batch.xt, xt)
+        batch, x0, xt = batch_now, batch_now.x0.clone(), batch_now.xt.clone()

@@ -1,0 +1,78 @@
+import torch
+
+from tests.helpers import RandomStream, random_stats
+from tests.test_noise import chi_square
+from unmask.masking.process import RowShard
+from unmask.masking.random import RandomMasking
+from unmask.masking.time import UniformTime, masked_count, stratified
+
+MASK = 6
+
+
+def process(shard: RowShard, seed: int = 0) -> RandomMasking:
+    return RandomMasking(mask_id=MASK, shard=shard, seed=seed)
+
+
+def test_counts_are_uniform_and_the_prompt_is_never_masked(stream: RandomStream) -> None:
+    masking = process(RowShard.whole(60))
+    counts = torch.zeros(13)
+    for step in range(200):
+        batch = masking.next_batch(stream)
+        clean = stream[step * 60 + torch.arange(60)]
+        is_masked = batch.xt == MASK
+        assert not (is_masked & clean.prompt_mask).any()
+        assert torch.equal(batch.xt[~is_masked], clean.x0[~is_masked])
+        full = ~clean.prompt_mask.any(dim=1)  # rows of the full length 12
+        counts += torch.bincount(is_masked.sum(1)[full], minlength=13)
+        masking.observe(batch, random_stats(batch, 0))
+    assert counts[0] == 0
+    # Stratification makes the counts more even than independent draws would: only the upper side can fail.
+    assert chi_square(counts[1:], torch.full((12,), float(counts.sum() / 12))) < 5
+
+
+def test_every_set_of_a_size_is_equally_likely() -> None:
+    stream = RandomStream(length=2 * 2, vocab_size=7)
+    masking = process(RowShard.whole(64))
+    counts: dict[tuple[int, ...], int] = {}
+    for _ in range(300):
+        batch = masking.next_batch(stream)
+        for row in (batch.xt == MASK).int().tolist():
+            if sum(row) == 2 and row[0]:  # rows without a prompt, two masked
+                counts[tuple(row)] = counts.get(tuple(row), 0) + 1
+        masking.observe(batch, random_stats(batch, 0))
+    observed = torch.tensor(list(counts.values()), dtype=torch.float64)
+    assert len(observed) == 3
+    assert chi_square(observed, torch.full_like(observed, float(observed.mean()))) < 5
+
+
+def test_the_weight_is_one_over_the_masked_count(stream: RandomStream) -> None:
+    batch = process(RowShard.whole(16)).next_batch(stream)
+    per_row = batch.scatter(batch.weight, 0.0)
+    is_masked = batch.xt == MASK
+    assert torch.allclose(per_row.sum(1), torch.ones(16))
+    assert (per_row[~is_masked] == 0).all()
+    assert batch.weight[batch.scored == batch.x0.numel()].eq(0).all()
+
+
+def test_times_are_stratified_over_the_global_batch() -> None:
+    rows = torch.arange(32)
+    for step in range(5):
+        t = stratified(UniformTime(), rows, 32, 0, step)
+        assert (t > 0).all()
+        assert (t <= 1).all()
+        assert torch.equal((t * 32).ceil().long().sort().values, torch.arange(1, 33))
+
+
+def test_masked_count_covers_one_to_l() -> None:
+    t, length = torch.tensor([1e-9, 0.25, 0.2500001, 1.0]), torch.tensor([4, 4, 4, 4])
+    assert masked_count(t, length).tolist() == [1, 1, 2, 4]
+
+
+def test_shards_make_up_the_whole(stream: RandomStream) -> None:
+    whole = process(RowShard.whole(8))
+    parts = [process(RowShard(total=8, start=start, stop=start + 4)) for start in (0, 4)]
+    for _ in range(3):
+        batch, halves = whole.next_batch(stream), [part.next_batch(stream) for part in parts]
+        assert torch.equal(batch.xt, torch.cat([half.xt for half in halves]))
+        for one in (whole, *parts):
+            one.observe(batch, random_stats(batch, 0))

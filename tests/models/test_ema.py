@@ -1,0 +1,36 @@
+import torch
+
+from unmask.models.ema import Ema
+
+
+def test_average_follows_its_formula_with_warm_up() -> None:
+    model = torch.nn.Linear(2, 2)
+    ema = Ema(model, 0.9)
+    expected = model.weight.detach().clone()
+    for n in range(1, 200):
+        with torch.no_grad():
+            model.weight.add_(1.0)
+        ema.update()
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+        assert torch.allclose(ema.shadow["weight"], expected, rtol=1e-5)
+
+
+def test_applied_gives_the_models_own_weights_back() -> None:
+    model = torch.nn.Linear(2, 2)
+    ema = Ema(model, 0.9)
+    with torch.no_grad():
+        model.weight.fill_(7.0)
+    with ema.applied():
+        assert torch.equal(model.weight, ema.shadow["weight"])
+    assert (model.weight == 7.0).all()
+
+
+def test_state_dict_goes_on_exactly() -> None:
+    model = torch.nn.Linear(2, 2)
+    one = Ema(model, 0.99)
+    one.update()
+    other = Ema(torch.nn.Linear(2, 2), 0.99)
+    other.load_state_dict(one.state_dict())
+    assert other.num_updates == one.num_updates
+    assert all(torch.equal(other.shadow[name], value) for name, value in one.shadow.items())

@@ -1,0 +1,163 @@
+import pytest
+import torch
+from pydantic import ValidationError
+
+from unmask.masking.process import score_masked
+from unmask.models.attention import Attention, rotary_angles, rotate
+from unmask.models.build import build_denoiser
+from unmask.models.presets import PRESETS
+from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.reveal import CONFIDENCES
+from unmask.types import TokenSpec
+
+TOKENS = TokenSpec(vocab_size=11, length=20, mask_id=10)
+VARIANTS = [
+    {"preset": "tiny"},
+    {"preset": "tiny", "rotary": True, "learned_positions": False},
+    {"preset": "tiny", "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "rotary": True},
+    {"preset": "tiny", "num_heads": 4, "num_kv_heads": 1, "tied_head": True},
+    {"preset": "tiny", "dropout": 0.3},
+]
+
+
+def denoiser(seed: int = 0, **settings: object):  # type: ignore[no-untyped-def]
+    return build_denoiser(TransformerConfig(**settings), TOKENS, seed=seed, dtype="float64").eval()
+
+
+def test_rotary_products_depend_on_distance_alone() -> None:
+    cos, sin = rotary_angles(50, 16, 10_000.0)
+    q, k = torch.randn(16, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
+    turned_q = rotate(q.expand(1, 1, 50, 16), cos.double(), sin.double())[0, 0]
+    turned_k = rotate(k.expand(1, 1, 50, 16), cos.double(), sin.double())[0, 0]
+    products = turned_q @ turned_k.T
+    for distance in range(-49, 50):
+        diagonal = products.diagonal(distance)
+        assert torch.allclose(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5)  # angles are kept in fp32
+    assert torch.allclose(turned_q.norm(dim=-1), q.norm().expand(50))  # a rotation keeps lengths
+    assert products.diagonal(0)[0] != pytest.approx(products.diagonal(1)[0].item())
+
+
+def test_rotary_agrees_with_complex_rotation() -> None:
+    """Channel e and e + E/2 as one complex number, turned by position * theta^(-2e/E)."""
+    x = torch.randn(1, 1, 7, 8, dtype=torch.float64)
+    cos, sin = rotary_angles(7, 8, 100.0)
+    as_complex = torch.complex(x[..., :4], x[..., 4:])
+    angle = torch.arange(7)[:, None] * 100.0 ** (-torch.arange(4) / 4)
+    turned = as_complex * torch.polar(torch.ones(7, 4, dtype=torch.float64), angle.double())
+    assert torch.allclose(rotate(x, cos.double(), sin.double()), torch.cat([turned.real, turned.imag], -1), atol=1e-6)
+
+
+def test_grouped_heads_are_heads_that_share_keys_and_values() -> None:
+    grouped = Attention(16, 4, 2, qkv_bias=True, dropout=0.0).double()
+    full = Attention(16, 4, 4, qkv_bias=True, dropout=0.0).double()
+    full.q.load_state_dict(grouped.q.state_dict())
+    full.out.load_state_dict(grouped.out.state_dict())
+    for wide, narrow in ((full.k, grouped.k), (full.v, grouped.v)):
+        wide.weight.data = narrow.weight.data.view(2, 4, 16).repeat_interleave(2, 0).reshape(16, 16)
+        wide.bias.data = narrow.bias.data.view(2, 4).repeat_interleave(2, 0).reshape(16)
+    x, angles = torch.randn(2, 6, 16, dtype=torch.float64), tuple(a.double() for a in rotary_angles(6, 4, 1e4))
+    assert torch.allclose(full(x, angles), grouped(x, angles))
+
+
+def test_attention_is_the_plain_formula() -> None:
+    attention = Attention(8, 2, 2, qkv_bias=False, dropout=0.0).double()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    heads = [layer(x).view(3, 5, 2, 4).transpose(1, 2) for layer in (attention.q, attention.k, attention.v)]
+    mixed = (heads[0] @ heads[1].mT / 2).softmax(-1) @ heads[2]
+    assert torch.allclose(attention(x, None), attention.out(mixed.transpose(1, 2).reshape(3, 5, 8)))
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_every_position_sees_every_other(settings: dict) -> None:
+    model = denoiser(**settings)
+    xt = torch.randint(11, (1, 20))
+    base = model.backbone(xt)
+    for position in (0, 19):
+        other = xt.clone()
+        other[0, position] = (other[0, position] + 1) % 11
+        assert ((model.backbone(other) - base).abs().amax(-1) > 0).all()
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_positions_matter(settings: dict) -> None:
+    model = denoiser(**settings)
+    hidden = model.backbone(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]))
+    swapped = model.backbone(torch.tensor([[2, 1, 3, 4, 5, 6, 7, 8, 9, 10]]))
+    assert not torch.allclose(hidden[0, 5], swapped[0, 5])
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_forward_and_predict_agree(settings: dict) -> None:
+    """The confidence that trains the pool is the one that decodes."""
+    model = denoiser(**settings)
+    x0 = torch.randint(10, (4, 20))
+    xt = torch.where(torch.rand(4, 20) < 0.5, 10, x0)
+    batch = score_masked(x0, xt, 10, torch.ones(4))
+    count = int((xt == 10).sum())
+    log_probs = model.predict(xt, batch.scored[:count]).log_softmax(-1)
+    for confidence in CONFIDENCES:
+        model.confidence = confidence
+        stats = model(batch)
+        assert torch.allclose(stats.confidence[:count], CONFIDENCES[confidence](log_probs), rtol=1e-12, atol=1e-12)
+        assert torch.allclose(stats.nll[:count], -log_probs.gather(1, batch.gather(x0)[:count, None]).squeeze(1))
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_the_mask_token_has_no_probability(settings: dict) -> None:
+    logits = denoiser(**settings).predict(torch.full((2, 20), 10), torch.arange(40))
+    assert (logits[:, 10] == -torch.inf).all()
+    assert logits[:, :10].isfinite().all()
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    one, same, other = denoiser(3, preset="tiny"), denoiser(3, preset="tiny"), denoiser(4, preset="tiny")
+    for (name, a), b, c in zip(one.named_parameters(), same.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert "norm" in name or not torch.equal(a, c), name
+
+
+def test_weights_start_at_the_scale_of_their_inputs() -> None:
+    model = denoiser(preset="sudoku-1m")
+    block = model.backbone.blocks[0]
+    expected = {
+        model.backbone.embedding.weight: 128**-0.5,
+        block.attention.q.weight: 128**-0.5,
+        block.attention.out.weight: (128 * 12) ** -0.5,
+        block.mlp.down.weight: (384 * 12) ** -0.5,
+    }
+    for weight, std in expected.items():
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_a_tied_head_is_the_embedding() -> None:
+    model = denoiser(preset="tiny", tied_head=True)
+    assert model.backbone.head_weight is model.backbone.embedding.weight
+    assert not any("head" in name for name in model.state_dict())
+
+
+def test_the_papers_model_has_its_size() -> None:
+    config = TransformerConfig(preset="sudoku-6m")
+    with torch.device("meta"):
+        model = Transformer(config, TokenSpec(vocab_size=11, length=162, mask_id=10))
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(6.83e6, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "tinny"}, "did you mean tiny"),
+        ({"preset": "tiny", "num_heads": 3}, "does not divide model.dim"),
+        ({"preset": "tiny", "num_heads": 4, "num_kv_heads": 3}, "does not divide model.num_heads"),
+        ({"preset": "tiny", "rotary": False, "learned_positions": False}, "would not know its positions"),
+        ({}, "give model.preset"),
+        ({"dim": 4}, "or model.ff_dim, model.num_layers, model.num_heads"),
+    ],
+)
+def test_wrong_sizes_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TransformerConfig(**settings)
+
+
+def test_given_keys_win_over_the_preset() -> None:
+    assert TransformerConfig(preset="tiny", dim=64).dim == 64
+    assert all(TransformerConfig(preset=name).preset == name for name in PRESETS)

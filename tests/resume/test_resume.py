@@ -1,0 +1,152 @@
+"""A run that was stopped, however, goes on bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import run_cli
+from tests.training.test_checkpoint import assert_same
+from unmask.training import checkpoint
+
+PROCESSES = {
+    "uniform": ["process={name: uniform}"],
+    "puma": ["process={name: puma, num_stages: 4}"],
+    "puma_threshold": ["process={name: puma, num_stages: 4, threshold: 0.15, confidence: margin}"],
+    "puma_schedule": ["process={name: puma, num_stages: 3, stage_schedule: [[7, 6], [15, 2]], threshold: 0.2}"],
+    "puma_random": [
+        "process={name: puma, num_stages: 4, confidence: random}",
+        "model.dropout=0.1",
+        "train.accumulate=2",
+    ],
+}
+TWENTY = ["train.steps=20", "train.checkpoint_every=10", "train.keep_last=9", "log.every=1", "log.tensorboard=false"]
+EVALUATION_ON, EVALUATION_OFF = (
+    ["eval.every=5", "eval.examples=4", "eval.tokens_per_step=[20]"],
+    ["eval.every=1000", "eval.examples=2"],
+)
+
+
+def final_state(run: Path, step: int = 20) -> dict:
+    state = checkpoint.load(run / "checkpoints" / f"step_{step:08d}")
+    state["progress"] = {"step": state["progress"]["step"]}  # seconds differ, and how often was evaluated may
+    return state
+
+
+def metrics(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_twenty_steps_are_ten_and_a_new_process_and_ten(process: str, tmp_path: Path) -> None:
+    settings = [*TWENTY, *PROCESSES[process]]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_cli("train", "debug", *settings, *EVALUATION_ON, "--out", whole) == 0
+    # train.steps decides the learning rate's fall: stop at 10 of the same 20 steps by removing what came later.
+    assert run_cli("train", "debug", *settings, *EVALUATION_OFF, "--out", parts) == 0
+    assert_same(final_state(parts), final_state(whole))  # evaluating changes nothing
+    for path in (parts / "checkpoints").glob("step_*20"):
+        for file in path.iterdir():
+            file.unlink()
+    command = [
+        sys.executable,
+        "-m",
+        "unmask",
+        "train",
+        "debug",
+        *settings,
+        *EVALUATION_ON,
+        "--out",
+        str(parts),
+        "--resume",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "COMPLETE is missing" in done.stderr
+    assert "from step 10" in done.stderr
+    assert_same(final_state(parts), final_state(whole))
+    assert [row for row in metrics(parts) if row["step"] > 10] == [row for row in metrics(whole) if row["step"] > 10]
+
+
+def start(out: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "unmask", "train", "debug", *LONG, *arguments, "--out", str(out)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+LONG = [
+    "train.steps=200",
+    "train.checkpoint_every=7",
+    "log.every=1",
+    "log.tensorboard=false",
+    "eval.every=50",
+    "eval.examples=4",
+]
+
+
+def wait_for_metrics(out: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_bytes().count(b"\n") < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def assert_killed_runs_end_alike(tmp_path: Path, num_kills: int) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_cli("train", "debug", *LONG, "--out", whole) == 0
+    rng = random.Random(0)
+    survived = False
+    for kill in range(num_kills):
+        process = start(killed, "--resume")
+        wait_for_metrics(killed, 1 + rng.randrange(170), process) if kill == 0 else time.sleep(2 + rng.random() * 4)
+        process.send_signal(signal.SIGKILL)
+        survived = process.wait() == 0 or survived
+        if (killed / "metrics.jsonl").exists():
+            for line in (killed / "metrics.jsonl").read_bytes().splitlines()[:-1]:
+                json.loads(line)
+    process = start(killed, "--resume")
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert_same(final_state(killed, 200), final_state(whole, 200))
+    assert metrics(killed) == metrics(whole)
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    assert_killed_runs_end_alike(tmp_path, num_kills=3)
+
+
+@pytest.mark.slow
+def test_a_run_killed_fifty_times_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    assert_killed_runs_end_alike(tmp_path, num_kills=50)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_130(number: signal.Signals, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out)
+    wait_for_metrics(out, 20, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "continue with --resume" in stderr
+    last = checkpoint.newest(out / "checkpoints", pytest.fail)
+    assert last is not None
+    assert checkpoint.step_of(last) == metrics(out)[-1]["step"]
+    assert os.fspath(out) not in stderr or "Traceback" not in stderr
+
+
+def test_another_environment_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    settings = ["train.steps=2", "log.tensorboard=false", "eval.examples=2"]
+    assert run_cli("train", "debug", *settings, "--out", out) == 0
+    environment = json.loads((out / "environment.json").read_text())
+    (out / "environment.json").write_text(json.dumps(environment | {"cpu": "abacus", "torch": "0.1"}))
+    capsys.readouterr()
+    assert run_cli("train", "debug", *settings, "train.steps=3", "--out", out, "--resume") == 0
+    assert "cpu was 'abacus'" in capsys.readouterr().err

@@ -1,0 +1,168 @@
+import gzip
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, EASY_SOLUTION, EMPTY, NO_SOLUTION, boards
+from unmask.errors import UserError
+from unmask.tasks.sudoku import files
+from unmask.tasks.sudoku.generator import generate
+
+
+@pytest.fixture(scope="module")
+def puzzles() -> tuple[np.ndarray, np.ndarray]:
+    return generate(30, givens=(30, 40), difficulty="singles", seed=0)
+
+
+def shah_rows(puzzles: np.ndarray, solutions: np.ndarray, order: str = "rcvs", base: int = 0) -> np.ndarray:
+    """[k, 81 x quadruple], givens first, written by hand."""
+    rows = []
+    for puzzle, solution in zip(puzzles, solutions, strict=True):
+        given, open_ = np.flatnonzero(puzzle), np.flatnonzero(puzzle == 0)
+        quads = []
+        for cell in [*given, *np.random.default_rng(0).permutation(open_)]:
+            fields = {"r": cell // 9 + base, "c": cell % 9 + base, "v": solution[cell], "s": 0 if puzzle[cell] else 2}
+            quads += [fields[letter] for letter in order]
+        rows.append([len(given), *quads])
+    return np.array(rows)
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+@pytest.mark.parametrize("order", ["rcvs", "vrcs", "srcv", "rvcs"])
+@pytest.mark.parametrize("base", [0, 1])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_rows_of_325_in_any_order(tmp_path: Path, puzzles, order: str, base: int, dtype: type) -> None:  # type: ignore[no-untyped-def]
+    path = save(tmp_path / "x.npy", shah_rows(*puzzles, order, base).astype(dtype))
+    loaded = files.load(path)
+    assert (loaded.puzzles == puzzles[0]).all()
+    assert (loaded.solutions == puzzles[1]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float64])
+def test_rows_of_162(tmp_path: Path, puzzles, dtype: type) -> None:  # type: ignore[no-untyped-def]
+    loaded = files.load(save(tmp_path / "x.npy", np.concatenate(puzzles, axis=1).astype(dtype)))
+    assert (loaded.puzzles == puzzles[0]).all()
+    assert (loaded.solutions == puzzles[1]).all()
+
+
+@pytest.mark.parametrize("header", ["puzzle,solution", "quizzes,solutions", "solution,x,puzzle"])
+def test_csv(tmp_path: Path, header: str) -> None:
+    cells = {"puzzle": EASY, "quizzes": EASY.replace("0", "."), "solution": EASY_SOLUTION, "solutions": EASY_SOLUTION}
+    line = ",".join(cells.get(name, "?") for name in header.split(","))
+    path = tmp_path / "x.csv"
+    path.write_text(f"{header}\n{line}\n{line}\n")
+    loaded = files.load(path)
+    assert (loaded.puzzles == boards(EASY, EASY)).all()
+    assert (loaded.solutions == boards(EASY_SOLUTION, EASY_SOLUTION)).all()
+
+
+def test_text_is_solved_and_gzip_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt.gz"
+    path.write_bytes(gzip.compress(f"{EASY.replace('0', '.')}\n\n{EASY}\n".encode()))
+    loaded = files.load(path)
+    assert (loaded.solutions == boards(EASY_SOLUTION, EASY_SOLUTION)).all()
+
+
+BAD_TEXT = {
+    "wrong length": (f"{EASY}\n{EASY[:-1]}\n", "line 2: a puzzle has 81 cells, this has 80"),
+    "wrong symbol": (f"{EASY}\n\nx{EASY[1:]}\n", "line 3: cell 1 is 'x'"),
+    "contradictory": (f"{CONTRADICTORY}\n", "line 1: the givens contradict: 5 stands twice in row 1"),
+    "no solution": (f"{EASY}\n{NO_SOLUTION}\n", "line 2: the puzzle has no solution"),
+    "several solutions": (f"{EASY}\n{EMPTY}\n", "line 2: the puzzle has several solutions"),
+    "empty": ("", "the file is empty"),
+    "blank": ("\n\n", "holds no puzzle"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_TEXT.values(), ids=BAD_TEXT.keys())
+def test_bad_text_names_file_and_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "puzzles.txt"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"puzzles\.txt") as caught:
+        files.load(path)
+    assert message in str(caught.value)
+
+
+OTHER_SOLUTION = EASY_SOLUTION.translate(str.maketrans("123456789", "234567891"))
+BAD_CSV = {
+    "no columns": ("a,b\n1,2\n", "line 1: needs the columns puzzle,solution; found a,b"),
+    "wrong solution": (f"puzzle,solution\n{EASY},{'1' * 81}\n", "line 2: the solution breaks a row, column or box"),
+    "other solution": (f"puzzle,solution\n{EASY},{OTHER_SOLUTION}\n", "line 2: the solution changes a given"),
+    "short solution": (f"puzzle,solution\n{EASY},123\n", "line 2, column solution: a puzzle has 81 cells, this has 3"),
+    "missing field": (f"puzzle,solution\n{EASY}\n", "line 2, column solution: a puzzle has 81 cells, this has 0"),
+    "nothing empty": (f"puzzle,solution\n{EASY_SOLUTION},{EASY_SOLUTION}\n", "line 2: the puzzle has no empty cell"),
+    "header alone": ("puzzle,solution\n", "holds no puzzle"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_CSV.values(), ids=BAD_CSV.keys())
+def test_bad_csv_names_file_and_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "puzzles.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"puzzles\.csv") as caught:
+        files.load(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 81)), r"shape \(3, 81\); needs \(N, 325\) or \(N, 162\)"),
+        (np.zeros(162), r"shape \(162,\)"),
+        (np.full((2, 162), 0.5), "dtype float64; needs integers"),
+        (np.full((2, 162), "a"), "dtype <U1; needs integers"),
+        (np.zeros((2, 162), int), "row 0: the solution breaks"),
+        (np.zeros((2, 325), int), "no order of"),
+        (np.full((2, 325), 200, np.uint8), "row 0: claims 200 givens"),
+        (np.zeros((0, 162), int), "holds no puzzle"),
+    ],
+)
+def test_bad_arrays_name_shape_and_dtype(tmp_path: Path, array: np.ndarray, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        files.load(save(tmp_path / "x.npy", array))
+
+
+def test_pickled_arrays_do_not_run(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return (pytest.fail, ("ran",))
+
+    path = tmp_path / "x.npy"
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Malicious()], dtype=object), allow_pickle=True)
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match="not a plain"):
+        files.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.parquet", b"a", "unknown format '.parquet'; use .csv, .txt, .npy"),
+        ("x", b"a", "unknown format ''"),
+        ("x.txt.gz", b"not gzip", "cannot be read"),
+        ("x.csv", b"\xff\xfe\xfa", "not UTF-8 text, at byte 0"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        files.load(tmp_path / name)
+    with pytest.raises(UserError, match="cannot be read"):
+        files.load(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("name", ["kaggle_20k", "clue17_singles"])
+def test_real_rows_of_325(sudoku_data: Path, name: str) -> None:
+    loaded = files.load(sudoku_data / "shah_format_derived" / f"{name}-sudoku-test-data.npy.gz")
+    assert len(loaded) == 1000
+
+
+def test_real_csv(sudoku_data: Path) -> None:
+    assert len(files.load(sudoku_data / "kaggle_20k.csv.gz")) == 20_000

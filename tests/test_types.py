@@ -1,0 +1,60 @@
+import torch
+
+from unmask.masking.process import PAD_MULTIPLE, score_masked
+from unmask.types import TokenStats
+
+
+def batch_of(rows: int = 6, length: int = 11, seed: int = 0):  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(seed)
+    x0 = torch.randint(9, (rows, length), generator=generator)
+    is_masked = torch.rand(rows, length, generator=generator) < 0.4
+    xt = torch.where(is_masked, 9, x0)
+    return score_masked(x0, xt, 9, 1.0 + torch.arange(rows)), is_masked
+
+
+def test_scored_positions_are_the_masked_ones_in_order_and_padded() -> None:
+    batch, is_masked = batch_of()
+    count = int(is_masked.sum())
+    assert batch.scored[:count].tolist() == is_masked.flatten().nonzero().flatten().tolist()
+    assert len(batch.scored) % PAD_MULTIPLE == 0
+    assert (batch.scored[count:] == batch.x0.numel()).all()
+    assert (batch.weight[count:] == 0).all()
+    assert torch.equal(batch.weight[:count], (1.0 + torch.arange(6)).repeat_interleave(is_masked.sum(1)))
+
+
+def test_scatter_undoes_gather_and_ignores_padding() -> None:
+    batch, is_masked = batch_of()
+    values = torch.rand(6, 11)
+    back = batch.scatter(batch.gather(values), fill=-1.0)
+    assert torch.equal(back, torch.where(is_masked, values, -1.0))
+
+
+def test_split_keeps_rows_and_order() -> None:
+    batch, _ = batch_of()
+    values = torch.rand(6, 11)
+    for parts in (1, 2, 3, 6):
+        pieces = batch.split(parts)
+        assert torch.equal(torch.cat([piece.xt for piece in pieces]), batch.xt)
+        gathered = torch.cat([piece.gather(part) for piece, part in zip(pieces, values.chunk(parts), strict=True)])
+        assert torch.equal(gathered[batch.weight > 0], batch.gather(values)[batch.weight > 0])
+        assert torch.equal(torch.cat([piece.weight for piece in pieces]), batch.weight)
+        assert all((piece.scored >= 0).all() and (piece.scored <= piece.x0.numel()).all() for piece in pieces)
+
+
+def test_stats_from_logits_are_the_plain_formulas() -> None:
+    logits, x0 = torch.randn(5, 4, requires_grad=True), torch.tensor([0, 1, 2, 3, 0])
+    stats = TokenStats.from_logits(logits, x0, confidence="margin")
+    p = logits.detach().softmax(-1)
+    assert torch.allclose(stats.nll, -p[torch.arange(5), x0].log())
+    top = p.sort(descending=True).values
+    assert torch.allclose(stats.confidence, top[:, 0] - top[:, 1])
+    assert torch.allclose(stats.top1, top[:, 0])
+    assert stats.nll.requires_grad
+    assert not stats.confidence.requires_grad
+    stats.nll.sum().backward()
+    assert torch.allclose(logits.grad, p - torch.nn.functional.one_hot(x0, 4), atol=1e-6)  # fp32 rounding
+
+
+def test_statistics_of_bf16_logits_are_fp32() -> None:
+    stats = TokenStats.from_logits(torch.randn(3, 4).bfloat16(), torch.tensor([0, 1, 2]))
+    assert {stats.nll.dtype, stats.confidence.dtype, stats.top1.dtype} == {torch.float32}

@@ -1,0 +1,106 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from unmask import recipes
+from unmask.config import OptimConfig
+from unmask.tasks.toy import Toy
+from unmask.training.optim import build_optimizer, learning_rate
+from unmask.training.trainer import Trainer
+
+TOY = ["task.name=toy", "data={values: 3, length: 6}", "train.batch_size=12", "train.dtype=float64"]
+
+
+def make(*overrides: str) -> Trainer:
+    config = recipes.load("debug", [*TOY, *overrides])
+    task = Toy.from_config(config.data)
+    return Trainer(config, task.tokens, task.train_stream(config.train.seed))
+
+
+def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    batch = trainer.process.next_batch(trainer.stream)
+    trainer._forward_backward(batch)
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("process", ["{name: uniform}", "{name: puma, num_stages: 3}"])
+@pytest.mark.parametrize("parts", [2, 3, 12])
+def test_accumulation_gives_the_gradients_of_the_whole_batch(process: str, parts: int) -> None:
+    """Raw gradients: Adam would hide a wrong factor."""
+    whole = gradients(make(f"process={process}"))
+    accumulated = gradients(make(f"process={process}", f"train.accumulate={parts}"))
+    for name, gradient in whole.items():
+        assert torch.allclose(accumulated[name], gradient, rtol=1e-9, atol=1e-12), name
+
+
+def test_the_loss_is_the_mean_over_rows_of_the_mean_over_masked_tokens() -> None:
+    trainer = make("process.name=uniform")
+    batch = trainer.process.next_batch(trainer.stream)
+    loss, _ = trainer._forward_backward(batch)
+    is_masked = batch.xt == 3
+    at = is_masked.flatten().nonzero().squeeze(1)
+    nll = -trainer.model.predict(batch.xt, at).log_softmax(-1).gather(1, batch.x0.flatten()[at, None]).squeeze(1)
+    dense = torch.zeros(is_masked.shape, dtype=nll.dtype).masked_scatter(is_masked, nll)
+    assert loss.item() == pytest.approx((dense.sum(1) / is_masked.sum(1)).mean().item(), rel=1e-12)
+
+
+def test_accumulated_statistics_move_the_pool_as_the_whole_batch_does() -> None:
+    settings = ["process={name: puma, num_stages: 3, threshold: 0.5}"]
+    whole, parts = make(*settings), make(*settings, "train.accumulate=4")
+    for _ in range(8):
+        whole.step()
+        parts.step()
+        assert torch.equal(whole.process.pool.is_masked, parts.process.pool.is_masked)
+
+
+@pytest.mark.parametrize("process", ["{name: uniform}", "{name: puma, num_stages: 3, threshold: 0.9}"])
+def test_training_learns(process: str) -> None:
+    trainer = make(f"process={process}", "train.steps=200", "train.batch_size=64", "data.sharpness=4.0")
+    first = trainer.step().loss.item()
+    for _ in range(199):
+        report = trainer.step()
+    assert report.loss.item() < 0.75 * first
+
+
+def test_gradients_are_clipped_and_reported_before_clipping() -> None:
+    trainer = make("optim.grad_clip=1e-6")
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    report = trainer.step()
+    assert report.grad_norm > 1e-3
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert make("optim.grad_clip=null").step().grad_norm.item() == pytest.approx(report.grad_norm.item())
+
+
+def test_dropout_draws_from_a_state_that_is_saved() -> None:
+    trainer, other = (make("model.dropout=0.2") for _ in range(2))
+    for _ in range(3):
+        trainer.step()
+    state = copy.deepcopy(trainer.state_dict())
+    expected = [trainer.step().loss.item() for _ in range(3)]
+    other.load_state_dict(state)
+    assert [other.step().loss.item() for _ in range(3)] == expected
+
+
+def test_epochs_count_the_data_set() -> None:
+    # 3^6 = 729 examples, batches of 12
+    assert make("train.steps=null", "train.epochs=2").num_steps == math.ceil(2 * 729 / 12)
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    config = OptimConfig(lr=1.0, warmup_steps=10)
+    rates = [learning_rate(step, 110, config) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[110] == pytest.approx(0.0)
+    constant = OptimConfig(lr=1.0, warmup_steps=10, schedule="constant")
+    assert learning_rate(100, 110, constant) == 1.0
+    assert learning_rate(0, 5, OptimConfig(lr=1.0, warmup_steps=0)) == 1.0
+
+
+def test_weight_decay_is_on_matrices_only() -> None:
+    optimizer = build_optimizer(torch.nn.Linear(3, 3), OptimConfig(weight_decay=0.3))
+    decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {2: 0.3, 1: 0.0}

@@ -1,0 +1,49 @@
+"""The command line: `unmask VERB`. Results go to stdout; everything for people goes to stderr.
+
+Exit codes: 0 done, 1 failed, 2 the user's input is wrong, 130 interrupted (a training run has saved by then).
+"""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from unmask import recipes
+from unmask.cli import bench, decode, evaluate, export, grade, train
+from unmask.errors import UserError
+from unmask.progress import console
+from unmask.training.run import Interrupted
+
+app = typer.Typer(
+    help="Train masked diffusion language models (MDMs) with PUMA and its baselines, and decode from them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+app.command("train", epilog=f"Shipped recipes: {', '.join(recipes.names())}")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("decode")(decode.decode)
+app.command("grade")(grade.grade)
+app.command("export")(export.export)
+app.add_typer(bench.app, name="bench")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    try:
+        app(arguments, prog_name="unmask")
+    except SystemExit as stop:  # how typer ends, whether well or with a message about a wrong option
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except UserError as error:
+        console.print(f"Error: {error}", style="red")
+        return 2
+    except Interrupted as stop:
+        console.print(str(stop))
+        return 130
+    return 0
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

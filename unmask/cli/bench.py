@@ -1,0 +1,66 @@
+"""`unmask bench`."""
+
+from typing import Annotated
+
+import typer
+
+from unmask import benchmark, recipes
+from unmask.cli import options
+
+app = typer.Typer(help="Measure speed and memory on this machine, without data.", no_args_is_help=True)
+
+Recipe = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Settings over the recipe's.")]
+
+
+@app.command()
+def step(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(min=1, help="Steps to measure, after the warm-up.")] = 20,
+    as_json: options.AsJson = False,
+) -> None:
+    """Seconds of a training step, peak memory, and the masking process's share of the step.
+
+    Random tokens in the task's shape; the median over the measured steps.
+
+    Example: `unmask bench step sudoku/paper_puma --json`
+    """
+    _print(benchmark.step(recipes.load(recipe, overrides or []), count=count), as_json)
+
+
+@app.command()
+def decode(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="Canvases to fill in.")] = 32,
+    as_json: options.AsJson = False,
+) -> None:
+    """Seconds and forward passes of decoding, with random weights drawn from train.seed.
+
+    Example: `unmask bench decode sudoku/paper_puma decode.tokens_per_step=3 --json`
+    """
+    _print(benchmark.decode(recipes.load(recipe, overrides or []), rows=rows), as_json)
+
+
+@app.command()
+def memory(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(min=10, help="Steps to take.")] = 2000,
+    as_json: options.AsJson = False,
+) -> None:
+    """How peak memory grows between the first tenth of the steps and the last.
+
+    Example: `unmask bench memory debug --json`
+    """
+    _print(benchmark.memory(recipes.load(recipe, overrides or []), count=count), as_json)
+
+
+def _print(result: dict[str, float | int | str], as_json: bool) -> None:
+    if as_json:
+        options.print_json(result)
+        return
+    out = options.results()
+    for name, value in result.items():
+        out.print(f"{name:>20}  {value:.4g}" if isinstance(value, float) else f"{name:>20}  {value}")

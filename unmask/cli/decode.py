@@ -1,0 +1,108 @@
+"""`unmask decode`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import torch
+import typer
+from rich.live import Live
+from torch import Tensor
+
+from unmask.cli import options
+from unmask.decoding.decoder import Decoder
+from unmask.errors import UserError
+from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
+from unmask.progress import console, progress
+from unmask.registry import resolve
+from unmask.tasks.task import Task
+from unmask.training import loading
+from unmask.training.trainer import resolve_device
+
+_SECONDS_PER_FRAME = 0.12
+
+
+def decode(
+    run: options.Run,
+    file: Annotated[
+        str, typer.Argument(help="Prompts, one a line (for Sudoku: 81 symbols, . or 0 for empty); - is stdin.")
+    ] = "-",
+    out: Annotated[Path | None, typer.Option(help="Where the JSON lines go; stdout unless given.")] = None,
+    decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the first prompt being filled in, in the terminal.")
+    ] = False,
+    weights: options.Weights = None,
+    step: options.Step = "last",
+) -> None:
+    """Fill in prompts, and write one JSON object for each: the prompt, the answer, and its forward passes (`nfe`).
+
+    Examples:
+
+    * `unmask decode runs/sudoku-puma puzzles.txt --out answers.jsonl`
+
+    * `head -1 puzzles.txt | unmask decode runs/sudoku-puma --watch --decoder margin`
+    """
+    if out is not None:
+        options.refuse_existing(out)
+    source = loading.read(run, weights=options.check_weights(weights), step=step)
+    config = source.config.decode if decoder is None else options.parse_decoder(decoder, source.config.decode)
+    task: Task = resolve("task", source.config.task.name).from_config(source.config.data)
+    prompts = _read_prompts(task, file)
+    device = resolve_device(source.config.train.device)
+    dtype = resolve_dtype(config.dtype, device)
+    model = source.model().to(device, parameter_dtype(dtype))
+    engine = Decoder.from_config(config, model.predict, source.tokens.mask_id)
+    with autocast(dtype, device):
+        if watch:
+            _watch(engine, task, prompts[:1].to(device))
+        records = _decode_all(engine, task, prompts, config.batch_size, device)
+    if out is None:
+        _write(records, sys.stdout)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("x", encoding="utf-8") as target:
+            _write(records, target)
+
+
+def _read_prompts(task: Task, file: str) -> Tensor:
+    if file == "-":
+        if sys.stdin.isatty():
+            console.print("Reading prompts from the terminal: one a line, Ctrl-D to end")
+        return task.prompts(sys.stdin, "stdin")
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    return task.prompts(lines, file)
+
+
+def _decode_all(
+    engine: Decoder, task: Task, prompts: Tensor, batch_size: int, device: torch.device
+) -> list[dict[str, Any]]:
+    records = []
+    with progress("Decoding", len(prompts)) as update:
+        for start in range(0, len(prompts), batch_size):
+            part = prompts[start : start + batch_size]
+            decoded = engine.decode(part.to(device), torch.arange(start, start + len(part), device=device))
+            for prompt, tokens, nfe in zip(part, decoded.tokens.cpu(), decoded.nfe.tolist(), strict=True):
+                records.append(task.record(prompt, tokens) | {"nfe": nfe})
+            update(start + len(part))
+    return records
+
+
+def _write(records: list[dict[str, Any]], target: TextIO) -> None:
+    for record in records:
+        target.write(json.dumps(record) + "\n")
+
+
+def _watch(engine: Decoder, task: Task, prompt: Tensor) -> None:
+    """One canvas, filling in step by step."""
+    is_given = prompt[0] != engine.mask_id
+    with Live(console=console, auto_refresh=False) as live:
+        for state in engine.steps(prompt):
+            is_new = (state.reveal_step[0] == state.nfe[0] - 1) & ~is_given
+            live.update(task.render(state.tokens[0].cpu(), is_given.cpu(), is_new.cpu()), refresh=True)
+            time.sleep(_SECONDS_PER_FRAME)

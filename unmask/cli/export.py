@@ -1,0 +1,26 @@
+"""`unmask export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unmask.cli import options
+from unmask.progress import console
+from unmask.training import loading
+
+
+def export(
+    run: options.Run,
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
+    weights: options.Weights = None,
+    step: options.Step = "last",
+) -> None:
+    """Write a run's weights as DIR/model.safetensors, and its configuration as DIR/config.json.
+
+    `unmask.load(DIR)` in Python gives the model back; `unmask eval` and `unmask decode` take DIR as they take a run.
+
+    Example: `unmask export runs/sudoku-puma my-model --weights ema --step best`
+    """
+    source = loading.export(run, target, weights=options.check_weights(weights), step=step)
+    console.print(f"{target}: the {source.weights} weights of step {source.step}")

@@ -1,0 +1,235 @@
+"""The configuration of a run.
+
+The `data`, `model` and `process` sections are checked by the `Config` of the class that `task.name`, `model.name` and
+`process.name` stand for: a new method brings its own settings. `unmask.recipes` turns YAML files and overrides into the
+tree that `RunConfig.from_tree` checks.
+"""
+
+import difflib
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+
+from unmask.errors import UserError
+from unmask.registry import resolve
+from unmask.reveal import ORDERS
+
+_ORDER_ALIASES = {"low_confidence": "prob", "top_k_margin": "margin"}
+
+
+def _known_order(value: str) -> str:
+    if value not in ORDERS:
+        raise ValueError(f"unknown order; use one of {', '.join(ORDERS)}")
+    return value
+
+
+OrderName = Annotated[
+    str,
+    BeforeValidator(lambda value: _ORDER_ALIASES.get(value, value) if isinstance(value, str) else value),
+    AfterValidator(_known_order),
+]
+"""A key of `reveal.ORDERS`, or a name that LLaDA or PUMA users bring."""
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float64"]
+WeightsName = Literal["ema", "raw"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def name_of(section: Section) -> str:
+    """What a `data`, `model` or `process` section says its component is."""
+    return str(section.model_dump()["name"])
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class TaskChoice(Section):
+    name: str = "sudoku"
+
+
+class OptimConfig(Section):
+    lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up; cosine falls to 0")
+    warmup_steps: int = Field(1000, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="on matrices only")
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
+
+
+class EmaConfig(Section):
+    decay: float = Field(0.0, ge=0, lt=1, description="0 = off; warmed up as min(decay, (1 + n) / (10 + n))")
+
+
+class TrainConfig(Section):
+    steps: int | None = Field(None, ge=1, description="optimizer steps")
+    epochs: float | None = Field(
+        None, gt=0, description="where train.steps is null: epochs x data set / batch_size, as if every step drew anew"
+    )
+    batch_size: int = Field(128, ge=1, description="rows of the global batch")
+    accumulate: int = Field(1, ge=1, description="micro-batches that a batch is split into")
+    seed: int = Field(0, ge=0)
+    dtype: DTypeName = Field("auto", description="auto: bfloat16 autocast where the hardware has it, else float32")
+    device: str = Field("auto", description="auto: cuda if there is one, else cpu")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null = PyTorch's choice")
+    init: str | None = Field(None, description="a RUN (or export) whose weights to start from")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints to keep, beside the best")
+    keep_every: int | None = Field(None, ge=1, description="also keep every checkpoint at a multiple of this step")
+
+    @model_validator(mode="after")
+    def _check_accumulate(self) -> "TrainConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}")
+        return self
+
+
+class DecodeConfig(Section):
+    confidence: OrderName = Field("prob", description=f"order of reveals: {', '.join(ORDERS)}")
+    tokens_per_step: int = Field(1, ge=1, description="positions revealed in a step")
+    steps: int | None = Field(None, ge=1, description="number of steps instead of tokens_per_step")
+    temperature: float = Field(0.0, ge=0, description="of the sampled values; 0 = greedy")
+    confidence_noise: float = Field(
+        0.0, ge=0, description="coefficient of Gumbel noise on the confidence (0.5 in 2502.06768)"
+    )
+    seed: int = Field(0, ge=0)
+    dtype: DTypeName = Field("auto", description="evaluation during training uses train.dtype")
+    batch_size: int = Field(256, ge=1)
+
+    @property
+    def label(self) -> str:
+        """Short and unique among the settings that differ from the default: `prob/3`."""
+        amount = f"steps{self.steps}" if self.steps else f"{self.tokens_per_step}"
+        noise = f"/noise{self.confidence_noise:g}" if self.confidence_noise else ""
+        temperature = f"/T{self.temperature:g}" if self.temperature else ""
+        return f"{self.confidence}/{amount}{noise}{temperature}"
+
+
+class EvalConfig(Section):
+    every: int = Field(1000, ge=1, description="steps between evaluations")
+    examples: int = Field(500, ge=1, description="held-out examples, always the same")
+    confidences: list[OrderName] = Field(["prob"], min_length=1)
+    tokens_per_step: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
+    weights: list[WeightsName] = Field(["ema", "raw"], min_length=1, description="ema counts only where there is one")
+    nelbo_draws: int = Field(2, ge=1, description="masks per example for the NELBO")
+
+    def decoders(self, base: DecodeConfig) -> list[DecodeConfig]:
+        """The grid: every confidence with every number of tokens a step."""
+        return [
+            base.model_copy(update={"confidence": confidence, "tokens_per_step": tokens, "steps": None})
+            for confidence in self.confidences
+            for tokens in self.tokens_per_step
+        ]
+
+
+class LogConfig(Section):
+    every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    tensorboard: bool = True
+
+
+class RunConfig(Section):
+    """All that defines a run."""
+
+    task: TaskChoice
+    data: SerializeAsAny[Section]
+    model: SerializeAsAny[Section]
+    process: SerializeAsAny[Section]
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    train: TrainConfig = TrainConfig()
+    decode: DecodeConfig = DecodeConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+    @staticmethod
+    def from_tree(tree: dict[str, Any]) -> "RunConfig":
+        """Checks a nested dict of settings.
+
+        Raises:
+            UserError: names every wrong key with its value and, for an unknown one, the nearest valid name.
+        """
+        tree = {key: ({} if value is None else value) for key, value in tree.items()}
+        checked: dict[str, Any] = {}
+        problems: list[str] = []
+        for key, field in RunConfig.model_fields.items():
+            section = _section_class(key, tree, field.annotation)
+            checked[key] = _check(section, tree.get(key, {}), key, problems)
+        problems += [_unknown(key, list(RunConfig.model_fields)) for key in tree if key not in checked]
+        train = checked["train"]
+        if train is not None and train.steps is None and train.epochs is None:
+            problems.append("train.steps is missing; give train.steps or train.epochs")
+        if problems:
+            raise UserError("\n".join(problems))
+        return RunConfig(**checked)
+
+
+_NAMED_BY = {"data": ("task", "sudoku"), "model": ("model", "transformer"), "process": ("process", "uniform")}
+
+
+def _section_class(key: str, tree: dict[str, Any], annotation: Any) -> type[Section]:
+    """The class that checks section `key`; for `data`, `model` and `process`, that of the named component."""
+    if key not in _NAMED_BY:
+        return annotation
+    kind, default = _NAMED_BY[key]
+    section = tree.get(kind, {})
+    name = section.get("name", default) if isinstance(section, dict) else default
+    return resolve(kind, str(name)).Config
+
+
+def check_section(section: type[SectionT], value: Any, prefix: str) -> SectionT:
+    """Checks one section.
+
+    Raises:
+        UserError: names every wrong key, under `prefix`.
+    """
+    try:
+        return section.model_validate(value)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(section, detail, prefix) for detail in error.errors())) from None
+
+
+def _check(section: type[Section], value: Any, prefix: str, problems: list[str]) -> Section | None:
+    try:
+        return check_section(section, value, prefix)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _explain(section: type[Section], detail: Any, prefix: str) -> str:
+    key = ".".join([prefix, *(str(part) for part in detail["loc"])])
+    if detail["type"] == "extra_forbidden":
+        return _unknown(key, [f"{prefix}.{name}" for name in section.model_fields])
+    if detail["type"] == "missing":
+        return f"{key} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}={detail['input']!r}: {message}" if detail["loc"] else f"{prefix}: {message}"
+
+
+def _unknown(key: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(valid)}"
+    return f"unknown key {key}; {hint}"
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested dict."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

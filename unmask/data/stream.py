@@ -1,0 +1,31 @@
+"""An endless shuffled sequence of examples with random access.
+
+Dimensions: n examples asked for, N examples in the data set.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask import noise
+from unmask.noise import Purpose
+from unmask.types import CleanBatch
+
+
+@runtime_checkable
+class ExampleStream(Protocol):
+    """The n-th example of an endless sequence, on the CPU. The same number always gives the same example."""
+
+    @property
+    def epoch_size(self) -> int:
+        """Examples before the data set repeats."""
+        ...
+
+    def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch: ...
+
+
+def shuffled_index(number: Int[Tensor, "n"], size: int, seed: int) -> Int[Tensor, "n"]:
+    """Which of `size` examples stands at `number`: every epoch visits each once, in a new order."""
+    epoch = number // size
+    return noise.permute(number % size, size, seed, Purpose.SHUFFLE, epoch)

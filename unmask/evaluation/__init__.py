@@ -1,0 +1,1 @@
+"""What a model is worth: likelihood bounds and solve rates."""

@@ -1,0 +1,1 @@
+"""Masking processes: how training sequences are masked."""

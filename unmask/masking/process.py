@@ -1,0 +1,103 @@
+"""The contract between the trainer and every masking process.
+
+Dimensions: B rows of the global batch, b rows of this process, L positions, M scored positions.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unmask.data.stream import ExampleStream
+from unmask.types import MaskedBatch, TokenSpec, TokenStats
+
+PAD_MULTIPLE = 128  # scored positions are padded to a multiple of this, so that few shapes occur
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a process needs of the model; asked once, when the model is built."""
+
+    confidence: str = "prob"
+    """The statistic that `TokenStats.confidence` must hold: a key of `reveal.CONFIDENCES`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowShard:
+    """The rows of a global batch of `total` that this process trains: from `start` up to `stop`."""
+
+    total: int
+    start: int
+    stop: int
+
+    @staticmethod
+    def whole(total: int) -> "RowShard":
+        return RowShard(total=total, start=0, stop=total)
+
+    @property
+    def size(self) -> int:
+        """b, the number of rows."""
+        return self.stop - self.start
+
+    def index(self, device: torch.device) -> Int[Tensor, "b"]:
+        """The rows' numbers in the global batch."""
+        return torch.arange(self.start, self.stop, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessContext:
+    """What a process is built with, beside its own configuration."""
+
+    tokens: TokenSpec
+    shard: RowShard
+    seed: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@runtime_checkable
+class MaskingProcess(Protocol):
+    """How training sequences are masked. The trainer knows no more of a method than this.
+
+    A class that is named in `process.name` also has `Config`, a pydantic model of its settings, and
+    `from_config(config, context)`.
+    """
+
+    requirements: Requirements
+
+    @property
+    def examples_seen(self) -> int:
+        """Examples that this process's rows have drawn from the stream so far."""
+        ...
+
+    def next_batch(self, stream: ExampleStream) -> MaskedBatch:
+        """The batch of the next step."""
+        ...
+
+    def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
+        """Takes in what the model made of `batch`; called once after every `next_batch`."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Named values for the log."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def score_masked(
+    x0: Int[Tensor, "b L"], xt: Int[Tensor, "b L"], mask_id: int, row_weight: Float[Tensor, "b"]
+) -> MaskedBatch:
+    """A batch that scores exactly the masked positions, each with its row's weight. Waits for the device once."""
+    scored = (xt == mask_id).flatten().nonzero().squeeze(1)
+    weight = row_weight.repeat_interleave(x0.shape[1])[scored]
+    missing = -len(scored) % PAD_MULTIPLE
+    return MaskedBatch(
+        x0=x0,
+        xt=xt,
+        scored=torch.nn.functional.pad(scored, (0, missing), value=x0.numel()),
+        weight=torch.nn.functional.pad(weight, (0, missing)),
+    )

@@ -1,0 +1,94 @@
+"""Masks drawn independently of the model: the standard masked diffusion baseline.
+
+Dimensions: b rows of this process, L positions.
+"""
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from unmask import noise
+from unmask.config import Section
+from unmask.data.stream import ExampleStream
+from unmask.masking import weights
+from unmask.masking.process import ProcessContext, Requirements, RowShard, score_masked
+from unmask.masking.time import TimeDensity, UniformTime, masked_count, stratified
+from unmask.noise import Purpose
+from unmask.reveal import surest
+from unmask.types import MaskedBatch, TokenStats
+
+
+class RandomMasking:
+    """Every step takes new examples and masks n = ceil(t L_eff) of each, chosen uniformly; weight 1/n per masked token.
+
+    With uniform t this is the NELBO per maskable token (see `weights.per_masked`).
+    """
+
+    requirements = Requirements()
+
+    class Config(Section):
+        name: Literal["uniform"] = "uniform"
+
+    def __init__(
+        self,
+        *,
+        mask_id: int,
+        shard: RowShard,
+        time: TimeDensity | None = None,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        self.mask_id = mask_id
+        self.shard = shard
+        self.time = time or UniformTime()
+        self.seed = seed
+        self.device = device or torch.device("cpu")
+        self.step = 0
+
+    @classmethod
+    def from_config(cls, config: Config, context: ProcessContext) -> "RandomMasking":
+        return cls(mask_id=context.tokens.mask_id, shard=context.shard, seed=context.seed, device=context.device)
+
+    @property
+    def examples_seen(self) -> int:
+        return self.step * self.shard.size
+
+    def next_batch(self, stream: ExampleStream) -> MaskedBatch:
+        rows = self.shard.index(torch.device("cpu"))
+        example = self.step * self.shard.total + rows
+        clean = stream[example].to(self.device)
+        t = stratified(self.time, rows, self.shard.total, self.seed, self.step).to(self.device)
+        eligible = ~clean.prompt_mask
+        is_masked = mask_exactly(
+            eligible, masked_count(t, eligible.sum(dim=-1)), example.to(self.device), self.seed, Purpose.MASK
+        )
+        xt = torch.where(is_masked, self.mask_id, clean.x0)
+        return score_masked(clean.x0, xt, self.mask_id, weights.per_masked(is_masked))
+
+    def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
+        self.step += 1
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+
+
+def mask_exactly(
+    eligible: Bool[Tensor, "b L"],
+    count: Int[Tensor, "b"],
+    example: Int[Tensor, "b"],
+    seed: int,
+    purpose: Purpose,
+    *keys: int,
+) -> Bool[Tensor, "b L"]:
+    """`count` eligible positions of each row, every set of that size equally likely; noise keyed by the example."""
+    position = torch.arange(eligible.shape[1], device=eligible.device)
+    score = noise.uniform(seed, purpose, *keys, example.unsqueeze(1), position)
+    return surest(score, eligible, count)

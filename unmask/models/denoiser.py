@@ -1,0 +1,56 @@
+"""The denoiser: a backbone and its head, answering what the loss, the pool and the decoder ask.
+
+Everything that touches parameters happens in `forward` or `predict`, and only the rows asked for reach the head.
+Dimensions: B rows, L positions, M positions asked for, V vocabulary, D width.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask.types import MaskedBatch, TokenStats, at_least_fp32
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A network from tokens to hidden states, with the matrix that turns those into logits."""
+
+    @property
+    def head_weight(self) -> Float[Tensor, "V D"]: ...
+
+    def __call__(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]: ...
+
+
+class Denoiser(nn.Module):
+    """`p(x0[i] | xt)` for the positions asked for. The mask token has probability 0.
+
+    Args:
+        backbone: the network.
+        mask_id: the mask token.
+        confidence: which statistic `forward` returns beside the NLL: a key of `reveal.CONFIDENCES`.
+    """
+
+    backbone: Any  # a `Backbone` that is an nn.Module: two types that cannot be written as one
+
+    def __init__(self, backbone: nn.Module, *, mask_id: int, confidence: str = "prob") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mask_id = mask_id
+        self.confidence = confidence
+
+    def forward(self, batch: MaskedBatch) -> TokenStats:
+        """NLL and confidence at the batch's scored positions."""
+        logits = self._logits(batch.gather(self.backbone(batch.xt)))
+        return TokenStats.from_logits(logits, batch.gather(batch.x0), confidence=self.confidence)
+
+    def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
+        """Logits, fp32 at least, at the flat positions `at` of `xt`."""
+        return self._logits(self.backbone(xt).flatten(0, 1).index_select(0, at))
+
+    def _logits(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        logits = at_least_fp32(F.linear(hidden, self.backbone.head_weight))
+        is_mask_token = torch.arange(logits.shape[-1], device=logits.device) == self.mask_id
+        return logits.masked_fill(is_mask_token, -torch.inf)

@@ -1,0 +1,51 @@
+"""An exponential moving average of a model's parameters."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """`shadow <- d shadow + (1 - d) parameter` with `d = min(decay, (1 + n) / (10 + n))` at the n-th update.
+
+    The warm-up lets an average with a long memory forget the random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self._parameters = dict(model.named_parameters())
+        self.shadow: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(list(self.shadow.values()), list(self._parameters.values()), 1 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights inside, and its own again afterwards."""
+        raw = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._write(self.shadow)
+        try:
+            yield
+        finally:
+            self._write(raw)
+
+    def _write(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(values[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_updates": self.num_updates, "shadow": dict(self.shadow)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_updates = state["num_updates"]
+        for name, value in self.shadow.items():
+            value.copy_(state["shadow"][name])

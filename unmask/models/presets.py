@@ -1,0 +1,19 @@
+"""Named sizes of the transformer. Keys given beside `model.preset` win over the preset's."""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Seconds on one core: for tests and the debug recipe.
+    "tiny": {"dim": 32, "ff_dim": 64, "num_layers": 2, "num_heads": 2, "learned_positions": True, "rotary": False},
+    # Minutes on a CPU: learned positions say which cell is meant, so no layer need count along a row.
+    "sudoku-1m": {
+        "dim": 128,
+        "ff_dim": 384,
+        "num_layers": 6,
+        "num_heads": 4,
+        "learned_positions": True,
+        "rotary": False,
+    },
+    # The PUMA paper's Sudoku model: 6.8M parameters.
+    "sudoku-6m": {"dim": 256, "ff_dim": 768, "num_layers": 8, "num_heads": 8},
+}

@@ -1,0 +1,165 @@
+"""The native backbone: a bidirectional pre-norm transformer, without a time embedding.
+
+(What is masked says all about t that the optimal prediction needs: Ou et al. 2024, 2406.03736.)
+Dimensions: B rows, L positions, D width.
+"""
+
+import difflib
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unmask import noise
+from unmask.config import Section
+from unmask.models.attention import Attention, rotary_angles
+from unmask.models.presets import PRESETS
+from unmask.noise import Purpose
+from unmask.types import TokenSpec
+
+
+class TransformerConfig(Section):
+    """Sizes and options; `preset` fills in what is not given."""
+
+    name: str = "transformer"
+    preset: str | None = Field(None, description=f"one of {', '.join(PRESETS)}")
+    dim: int = Field(ge=2)
+    ff_dim: int = Field(ge=1, description="inner width of the SwiGLU")
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    num_kv_heads: int | None = Field(None, ge=1, description="null = num_heads")
+    qkv_bias: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
+    rotary: bool = Field(True, description="rotary positions in every layer")
+    rope_theta: float = Field(10_000.0, gt=0)
+    learned_positions: bool = Field(False, description="a learned embedding per absolute position")
+    tied_head: bool = Field(False, description="the output matrix is the embedding's")
+    norm_eps: float = Field(1e-6, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if given.get("preset") is None:
+            if missing := [key for key in ("dim", "ff_dim", "num_layers", "num_heads") if key not in given]:
+                raise ValueError(f"give model.preset ({', '.join(PRESETS)}), or model.{', model.'.join(missing)}")
+            return given
+        preset = str(given["preset"])
+        if preset not in PRESETS:
+            close = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.3)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(f"model.preset={preset}: unknown; {hint}Presets: {', '.join(PRESETS)}")
+        return {**PRESETS[preset], **given}
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "TransformerConfig":
+        if self.dim % self.num_heads:
+            raise ValueError(f"model.num_heads={self.num_heads} does not divide model.dim={self.dim}")
+        if self.num_kv_heads and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"model.num_kv_heads={self.num_kv_heads} does not divide model.num_heads={self.num_heads}")
+        if self.rotary and (self.dim // self.num_heads) % 2:
+            raise ValueError(
+                f"model.rotary needs an even head width, not {self.dim // self.num_heads}; change num_heads"
+            )
+        if not (self.rotary or self.learned_positions):
+            raise ValueError("the model would not know its positions; set model.rotary or model.learned_positions")
+        return self
+
+
+class Transformer(nn.Module):
+    """Tokens (B, L) -> hidden states (B, L, D), normalised; `head_weight` turns those into logits."""
+
+    Config = TransformerConfig
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: TransformerConfig, tokens: TokenSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(tokens.vocab_size, config.dim)
+        self.positions = nn.Embedding(tokens.length, config.dim) if config.learned_positions else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.head = None if config.tied_head else nn.Linear(config.dim, tokens.vocab_size, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.rotary:
+            cos, sin = rotary_angles(tokens.length, config.dim // config.num_heads, config.rope_theta)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+
+    @classmethod
+    def from_config(cls, config: TransformerConfig, tokens: TokenSpec) -> "Transformer":
+        return cls(config, tokens)
+
+    @property
+    def head_weight(self) -> Float[Tensor, "V D"]:
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def forward(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        length = xt.shape[1]
+        x = self.embedding(xt)
+        if self.positions is not None:
+            x = x + self.positions.weight[:length]
+        x = self.dropout(x)
+        angles = (self.cos[:length], self.sin[:length]) if self.config.rotary else None
+        for block in self.blocks:
+            x = block(x, angles)
+        return self.norm(x)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Every matrix is normal with standard deviation `1 / sqrt(inputs)` (an embedding: `1 / sqrt(dim)`).
+
+        What is added to the residual stream is divided by `sqrt(2 layers)`, as in GPT-2. A fixed 0.02 is far too small
+        for narrow models, which then stay for hundreds of steps at the loss of a blind guess. Every parameter has a
+        generator of its own, so that its start does not depend on what else the model has.
+        """
+        for number, (name, parameter) in enumerate(sorted(self.named_parameters())):
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                is_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+                std = (parameter.shape[1] * (2 * self.config.num_layers if is_residual else 1)) ** -0.5
+                generator = torch.Generator(parameter.device).manual_seed(noise.integer(seed, Purpose.INIT, number))
+                parameter.normal_(0.0, std, generator=generator)
+
+
+class Block(nn.Module):
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = Attention(
+            config.dim,
+            config.num_heads,
+            config.num_kv_heads or config.num_heads,
+            qkv_bias=config.qkv_bias,
+            dropout=config.dropout,
+        )
+        self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.mlp = SwiGlu(config.dim, config.ff_dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Float[Tensor, "B L D"], angles: tuple[Tensor, Tensor] | None) -> Float[Tensor, "B L D"]:
+        x = x + self.dropout(self.attention(self.attention_norm(x), angles))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class SwiGlu(nn.Module):
+    """`down(silu(gate(x)) * up(x))` (Shazeer 2020, 2002.05202)."""
+
+    def __init__(self, dim: int, ff_dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, ff_dim, bias=False)
+        self.up = nn.Linear(dim, ff_dim, bias=False)
+        self.down = nn.Linear(ff_dim, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        return self.down(F.silu(self.gate(x)) * self.up(x))

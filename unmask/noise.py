@@ -1,0 +1,121 @@
+"""Randomness as a function: noise is a hash of what it is for, not the state of a generator.
+
+`uniform(seed, Purpose.MASK, example, visit, position)` is the same number on one process and on eight, on CPU and GPU,
+before and after a resume, and there is nothing to save. The hash is the finaliser of splitmix64 (Steele et al. 2014),
+applied to one key after the other.
+"""
+
+from enum import IntEnum, unique
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS = (30, 27, 31)
+_MASK64 = (1 << 64) - 1
+_FEISTEL_ROUNDS = 12  # with 4, as is common for large domains, a permutation of 7 items is visibly uneven
+
+
+@unique
+class Purpose(IntEnum):
+    """What a number is drawn for; two purposes never share noise."""
+
+    TIME = 1
+    MASK = 2
+    STAGE = 3
+    REFILL = 4
+    TARGET = 5
+    ORDER = 6
+    SHUFFLE = 7
+    AUGMENT = 8
+    SPLIT = 9
+    GENERATE = 10
+    INIT = 11
+    DROPOUT = 12
+    VALUE = 13
+    CONFIDENCE = 14
+    EVALUATE = 15
+    BENCHMARK = 16
+
+
+Key = int | Int[Tensor, "..."]
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the int64 that tensors hold."""
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix_int(x: int) -> int:
+    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
+        x = ((x ^ (x >> shift)) * multiplier) & _MASK64
+    return x
+
+
+def _mix(x: Tensor) -> Tensor:
+    for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier)  # int64 products wrap around
+    return x
+
+
+def _absorb(state: Key, key: Key) -> Key:
+    """The next state of the hash; an int for as long as all keys are ints."""
+    if isinstance(state, int) and isinstance(key, int):
+        return _mix_int(((state + _GOLDEN) & _MASK64) ^ (key & _MASK64))
+    tensor = (_signed(state + _GOLDEN) if isinstance(state, int) else state + _signed(_GOLDEN)) ^ key
+    assert isinstance(tensor, Tensor)
+    return _mix(tensor)
+
+
+def integer(seed: int, purpose: Purpose, *keys: int) -> int:
+    """A number in [0, 2^63), for seeding what has a generator of its own."""
+    state: Key = 0
+    for key in (seed, int(purpose), *keys):
+        state = _absorb(state, key)
+    assert isinstance(state, int)
+    return state >> 1
+
+
+def bits(seed: int, purpose: Purpose, *keys: Key) -> Int[Tensor, "..."]:
+    """64 pseudo-random bits, as int64, for each entry of the broadcast `keys`. At least one key is a tensor."""
+    state: Key = 0
+    for key in (seed, int(purpose), *keys):
+        state = _absorb(state, key)
+    if isinstance(state, int):
+        raise TypeError("bits: at least one key must be a tensor; use integer() for a single number")
+    return state
+
+
+def uniform(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
+    """Uniform numbers in [0, 1), float64, for each entry of the broadcast `keys`."""
+    return ((bits(seed, purpose, *keys) >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
+def gumbel(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
+    """Standard Gumbel numbers, float64: in fp32 the tails are cut, which lowers the temperature of a sampler."""
+    u = uniform(seed, purpose, *keys) + 2.0**-54  # inside (0, 1)
+    return -torch.log(-torch.log(u))
+
+
+def permute(index: Int[Tensor, "..."], size: int, seed: int, purpose: Purpose, *keys: Key) -> Int[Tensor, "..."]:
+    """Where a keyed random permutation of range(size) sends `index`, without building the permutation.
+
+    A Feistel network on the smallest even number of bits that holds `size`, walked along the cycle until the result
+    lies below `size` (Black and Rogaway 2002). `keys` are ints or broadcast with `index`.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+
+    def rounds(x: Tensor) -> Tensor:
+        left, right = x >> half, x & low
+        for i in range(_FEISTEL_ROUNDS):
+            left, right = right, left ^ (bits(seed, purpose, *keys, i, right) & low)
+        return (left << half) | right
+
+    out = rounds(index)
+    while (outside := out >= size).any():
+        out = torch.where(outside, rounds(out), out)
+    return out

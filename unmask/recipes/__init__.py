@@ -1,0 +1,105 @@
+"""Recipes: YAML files that hold the settings of a run. A recipe may `extends: other.yaml`, a file beside it."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unmask.config import RunConfig
+from unmask.errors import UserError
+
+FOLDER = Path(__file__).parent
+_KEY_ALIASES = {  # names that users of other code bring
+    "K": "num_stages",
+    "confidence_threshold": "threshold",
+    "unmasking_num": "tokens_per_step",
+    "block_length": "block_size",
+}
+
+
+def names() -> list[str]:
+    """The shipped recipes, such as `sudoku/puma`."""
+    return sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of `recipe` (a shipped name or a YAML path) with `overrides`, each `key=value`.
+
+    Raises:
+        UserError: an unknown recipe, an unreadable file, a malformed override, or a wrong setting.
+    """
+    tree = _read(_find(recipe), seen=())
+    for override in overrides:
+        _apply(tree, _parse_override(override))
+    return RunConfig.from_tree(tree)
+
+
+def _find(recipe: str) -> Path:
+    if recipe in names():
+        return FOLDER / f"{recipe}.yaml"
+    if (path := Path(recipe)).suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    close = difflib.get_close_matches(recipe, names(), n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(
+        f"recipe {recipe!r}: not found; {hint}Shipped: {', '.join(names())}; or give the path of a .yaml file"
+    )
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's settings over those that it extends."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `extends` goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, not {type(tree).__name__}")
+    parent = tree.pop("extends", None)
+    tree = _rename_keys(tree)
+    if parent is None:
+        return tree
+    base = _read(path.parent / parent, (*seen, path.resolve()))
+    _apply(base, tree)
+    return base
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write key=value, such as train.steps=500")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return _rename_keys(value)
+
+
+def _rename_keys(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        _KEY_ALIASES.get(key, key): _rename_keys(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+    }
+
+
+def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
+    """Writes `update` over the settings `base`. Another task takes none of the former one's data."""
+    old, new = (tree.get("task") for tree in (base, update))
+    if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
+        base.pop("data", None)
+    _merge(base, update)
+
+
+def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
+    """Writes `update` into `base`, section by section. A section that names another component starts afresh."""
+    for key, value in update.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+            _merge(old, value)
+        else:
+            base[key] = value

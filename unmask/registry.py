@@ -1,0 +1,40 @@
+"""From a name in a configuration to the class it stands for. Nothing is imported before it is asked for."""
+
+import difflib
+import importlib
+from typing import Any
+
+from unmask.errors import UserError
+
+COMPONENTS = {
+    "task": {
+        "sudoku": "unmask.tasks.sudoku.task:Sudoku",
+        "toy": "unmask.tasks.toy:Toy",
+    },
+    "model": {
+        "transformer": "unmask.models.transformer:Transformer",
+    },
+    "process": {
+        "uniform": "unmask.masking.random:RandomMasking",
+        "puma": "unmask.masking.puma:Puma",
+    },
+}
+
+
+def resolve(kind: str, name: str) -> Any:
+    """The class behind `name`: a shipped one, or an import path `package.module:Class` of the user's own.
+
+    Raises:
+        UserError: nothing of that name, or the import fails.
+    """
+    known = COMPONENTS[kind]
+    path = known.get(name, name)
+    if ":" not in path:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        raise UserError(f"{kind}.name={name}: no such {kind}; {hint} (or an import path, package.module:Class)")
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{kind}.name={name}: cannot import it: {error}") from error

@@ -1,0 +1,1 @@
+"""Tasks: data, and what counts as solved."""

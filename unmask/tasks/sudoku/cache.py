@@ -1,0 +1,53 @@
+"""Generated puzzles, kept on disk: made once, shared by all runs, safe for processes that ask at the same time."""
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from unmask.progress import console, progress
+from unmask.tasks.sudoku.files import PuzzleSet
+from unmask.tasks.sudoku.generator import Difficulty, check_givens, generate
+
+_VERSION = 1  # of the generator: another one makes other puzzles from the same seed
+
+
+def default_folder() -> Path:
+    """`$UNMASK_CACHE`, or `unmask` in the user's cache folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("UNMASK_CACHE", base / "unmask"))
+
+
+def load_or_generate(count: int, givens: tuple[int, int], difficulty: Difficulty, seed: int, folder: Path) -> PuzzleSet:
+    """The puzzles of these settings, from the cache or newly generated (the first process does, others wait for it)."""
+    check_givens(givens)
+    settings = {"count": count, "givens": givens, "difficulty": difficulty, "seed": seed, "version": _VERSION}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / "sudoku" / f"{difficulty}_{givens[0]}-{givens[1]}_{count}_{digest}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            with progress(
+                f"Generating {count} puzzles ({difficulty}, {givens[0]}-{givens[1]} givens)", count
+            ) as update:
+                puzzles, solutions = generate(
+                    count, givens=givens, difficulty=difficulty, seed=seed, on_progress=update
+                )
+            _write(path, np.concatenate([puzzles, solutions], axis=1))
+            console.print(f"Puzzles kept in {path}")
+    boards = np.load(path)
+    return PuzzleSet(boards[:, :81], boards[:, 81:])
+
+
+def _write(path: Path, boards: np.ndarray) -> None:
+    """Aside first, then renamed: a killed process leaves no half file."""
+    aside = path.with_suffix(".partial")
+    with aside.open("wb") as file:
+        np.save(file, boards)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)

@@ -1,0 +1,193 @@
+"""A generator of puzzles with unique solutions, every one on a solved grid of its own.
+
+A puzzle is dug: from a random solved grid, cells are emptied in random order as long as the rest determines them. For
+`singles` that test is naked and hidden singles, which can only lead to the one solution. For `harder` it is search,
+and the result must not be solvable by singles. All in batches (see `solver`). Dimensions: N boards.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask import noise
+from unmask.errors import UserError
+from unmask.noise import Purpose
+from unmask.tasks.sudoku.board import Boards
+from unmask.tasks.sudoku.solver import (
+    ALL_DIGITS,
+    is_decided,
+    is_singles_solvable,
+    propagate,
+    solve_candidates,
+    to_boards,
+    to_candidates,
+)
+
+Difficulty = Literal["singles", "harder"]
+FEWEST_GIVENS, MOST_GIVENS = 24, 50
+_BATCH = 4096
+_FIRST_STEP = 32  # cells emptied at once at first; halved whenever the test fails
+_MAX_FRUITLESS = 20  # batches without a single puzzle before we say that the settings do not work
+
+Test = Callable[[Boards, NDArray[np.bool_], Boards], NDArray[np.bool_]]
+
+
+def generate(
+    count: int,
+    *,
+    givens: tuple[int, int],
+    difficulty: Difficulty,
+    seed: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Boards, Boards]:
+    """`count` puzzles (N, 81) and their solutions (N, 81); the number of givens is uniform on [lo, hi].
+
+    Raises:
+        UserError: `givens` outside 24 to 50, or settings for which no puzzle is found.
+    """
+    check_givens(givens)
+    puzzles, solutions, found, fruitless, batch = [], [], 0, 0, 0
+    while found < count:
+        rng = np.random.default_rng(noise.integer(seed, Purpose.GENERATE, batch))
+        grids = random_grids(min(_BATCH, max(256, 2 * (count - found))), rng)
+        targets = rng.integers(givens[0], givens[1] + 1, size=len(grids))
+        dug = _dig_singles(grids, targets, rng) if difficulty == "singles" else _dig_harder(grids, targets, rng)
+        complete = (dug > 0).sum(axis=1) == targets
+        puzzles.append(dug[complete])
+        solutions.append(grids[complete])
+        found += int(complete.sum())
+        batch += 1
+        fruitless = 0 if complete.any() else fruitless + 1
+        if fruitless == _MAX_FRUITLESS:
+            raise UserError(
+                f"data.givens={list(givens)} with data.difficulty={difficulty}: no such puzzle in "
+                f"{fruitless * len(grids)} attempts; with more givens, fewer puzzles need more than singles"
+            )
+        on_progress(min(found, count))
+    return np.concatenate(puzzles)[:count], np.concatenate(solutions)[:count]
+
+
+def check_givens(givens: tuple[int, int]) -> None:
+    """Refuses what the generator cannot do, and says why."""
+    low, high = givens
+    if low > high:
+        raise UserError(f"data.givens={list(givens)}: the lower end comes first")
+    if low < FEWEST_GIVENS:
+        raise UserError(
+            f"data.givens={low}: below {FEWEST_GIVENS} a random grid can hardly ever be dug that far with a unique "
+            f"solution (the least is 17); use {FEWEST_GIVENS} to {MOST_GIVENS}, or data.path for such puzzles"
+        )
+    if high > MOST_GIVENS:
+        raise UserError(
+            f"data.givens={high}: above {MOST_GIVENS} so little is hidden that a puzzle is no test; "
+            f"use {FEWEST_GIVENS} to {MOST_GIVENS}"
+        )
+
+
+def random_grids(count: int, rng: np.random.Generator) -> Boards:
+    """Solved grids (N, 81): three boxes at random, then guesses in the tightest cell, each followed by propagation."""
+    done: list[Boards] = []
+    while (found := sum(map(len, done))) < count:
+        candidates = _random_diagonal(max(64, int(1.2 * (count - found))), rng)
+        while candidates.shape[1]:
+            candidates, broken = propagate(candidates)
+            candidates = candidates[:, ~broken]
+            solved = is_decided(candidates).all(axis=0)
+            done.append(to_boards(candidates[:, solved]))
+            candidates = candidates[:, ~solved]
+            _guess(candidates, rng)
+    return np.concatenate(done)[:count]
+
+
+def _random_diagonal(count: int, rng: np.random.Generator) -> NDArray[np.uint16]:
+    """Candidates (81, N) with the boxes of the diagonal filled at random: they constrain each other in nothing."""
+    candidates = np.full((81, count), ALL_DIGITS)
+    for box in range(3):
+        digits = rng.permuted(np.tile(np.arange(9), (count, 1)), axis=1).T
+        cells = [(3 * box + i) * 9 + 3 * box + j for i in range(3) for j in range(3)]
+        candidates[cells] = np.left_shift(1, digits)
+    return candidates
+
+
+def _guess(candidates: NDArray[np.uint16], rng: np.random.Generator) -> None:
+    """Sets, in place, one of each board's tightest open cells to one of its candidates."""
+    size = np.bitwise_count(candidates)
+    cell = np.where(size > 1, size + rng.random(size.shape, dtype=np.float32), 99).argmin(axis=0)
+    board = np.arange(candidates.shape[1])
+    options = (candidates[cell, board] >> np.arange(9, dtype=np.uint16)[:, None]) & 1
+    digit = np.where(options, rng.random(options.shape, dtype=np.float32), -1).argmax(axis=0)
+    candidates[cell, board] = np.left_shift(1, digit)
+
+
+def _dig_singles(grids: Boards, targets: NDArray[np.int64], rng: np.random.Generator) -> Boards:
+    return _dig(grids, targets, rng, _singles_restore)
+
+
+def _dig_harder(grids: Boards, targets: NDArray[np.int64], rng: np.random.Generator) -> Boards:
+    """Digs below the target, keeps what singles cannot solve, and fills up with givens that do not change that."""
+    floor = np.minimum(targets, FEWEST_GIVENS)
+    dug = _dig(grids, floor, rng, _only_solution)
+    hard = ~is_singles_solvable(dug)
+    result = grids.copy()  # a full grid never has `targets` givens: it stands for failure
+    result[hard] = _add_givens(dug[hard], grids[hard], targets[hard], rng)
+    return result
+
+
+def _dig(grids: Boards, targets: NDArray[np.int64], rng: np.random.Generator, test: Test) -> Boards:
+    """Empties cells in random order while `test` passes and more than `targets` are left; (N, 81)."""
+    n = len(grids)
+    puzzles = grids.copy()
+    rank = rng.permuted(np.tile(np.arange(81), (n, 1)), axis=1)  # when a cell's turn comes
+    turn = np.zeros(n, dtype=np.int64)
+    step = np.full(n, _FIRST_STEP)
+    while len(open_ := np.flatnonzero(_can_reach(puzzles, targets, turn))):
+        size = np.minimum(step[open_], (puzzles[open_] > 0).sum(axis=1) - targets[open_])
+        first = turn[open_][:, None]
+        emptied = (rank[open_] >= first) & (rank[open_] < first + size[:, None])
+        trial = np.where(emptied, 0, puzzles[open_]).astype(np.uint8)
+        passed = test(trial, emptied, grids[open_])
+        puzzles[open_[passed]] = trial[passed]
+        turn[open_] += np.where(passed, size, size == 1)
+        step[open_] = np.where(passed, size, np.maximum(size // 2, 1))
+    return puzzles
+
+
+def _can_reach(puzzles: Boards, targets: NDArray[np.int64], turn: NDArray[np.int64]) -> NDArray[np.bool_]:
+    missing = (puzzles > 0).sum(axis=1) - targets
+    return (missing > 0) & (missing <= 81 - turn)
+
+
+def _singles_restore(puzzles: Boards, emptied: NDArray[np.bool_], grids: Boards) -> NDArray[np.bool_]:
+    """Whether singles give back the `emptied` cells; the rest then follows as it did before."""
+    candidates, broken = propagate(to_candidates(puzzles), until_decided=emptied.T)
+    return ~broken & (is_decided(candidates) | ~emptied.T).all(axis=0)
+
+
+def _only_solution(puzzles: Boards, emptied: NDArray[np.bool_], grids: Boards) -> NDArray[np.bool_]:
+    """Whether the puzzle has no solution other than its grid, as far as is cheap to say.
+
+    If singles give back the `emptied` cells, there is none. Else the search for another digit in the cell decides, but
+    only where a single cell was emptied: for more of them, digging in smaller steps costs less than searching.
+    """
+    passed = _singles_restore(puzzles, emptied, grids)
+    board = np.flatnonzero(~passed & (emptied.sum(axis=1) == 1))
+    cell = emptied[board].argmax(axis=1)
+    others = to_candidates(puzzles[board])
+    others[cell, np.arange(len(board))] &= ~np.left_shift(np.uint16(1), grids[board, cell] - np.uint16(1))
+    passed[board] = solve_candidates(others, limit=1).count == 0
+    return passed
+
+
+def _add_givens(puzzles: Boards, grids: Boards, targets: NDArray[np.int64], rng: np.random.Generator) -> Boards:
+    """Fills up to `targets` givens, so that singles still do not solve the board; fewer where that cannot be."""
+    puzzles = puzzles.copy()
+    order = rng.permuted(np.tile(np.arange(81), (len(puzzles), 1)), axis=1)
+    for cell in order.T:
+        board = np.flatnonzero((puzzles > 0).sum(axis=1) < targets)
+        trial = puzzles[board]
+        trial[np.arange(len(board)), cell[board]] = grids[board, cell[board]]
+        still_hard = ~is_singles_solvable(trial)
+        puzzles[board[still_hard]] = trial[still_hard]
+    return puzzles

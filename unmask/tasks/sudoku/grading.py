@@ -1,0 +1,89 @@
+"""What is right, and what is wrong, about an answer. Dimensions: N boards."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.errors import UserError
+from unmask.tasks.sudoku import board
+from unmask.tasks.sudoku.board import Boards
+from unmask.tasks.sudoku.solver import solve
+
+REASONS = ("wrong_length", "bad_symbol", "changed_clue", "broken_row", "broken_column", "broken_box")
+
+
+def is_solved(puzzles: Boards, answers: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether *every* given is kept and all 27 units hold: (N,)."""
+    return board.keeps_givens(puzzles, answers) & board.is_solution(answers)
+
+
+def reason(puzzle: NDArray[np.uint8], answer: str) -> str | None:
+    """The first of `REASONS` that makes `answer` wrong, or None."""
+    if len(answer) != 81:
+        return "wrong_length"
+    if not set(answer) <= set("123456789"):
+        return "bad_symbol"
+    cells = np.array([[int(symbol) for symbol in answer]])
+    if not board.keeps_givens(puzzle[None], cells)[0]:
+        return "changed_clue"
+    broken = ~board.complete_units(cells)[0].reshape(3, 9).all(axis=1)
+    return next((f"broken_{kind}" for kind, is_broken in zip(board.UNIT_KINDS, broken, strict=True) if is_broken), None)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The grade of a file of answers. `exact` counts the puzzles with one solution that were answered with it."""
+
+    n: int
+    correct: int
+    reasons: dict[str, int]
+    n_unique: int
+    exact: int
+
+
+def grade_file(path: Path) -> Grade:
+    """Grades JSON lines `{"puzzle": .., "answer": ..}`.
+
+    Raises:
+        UserError: a line that is not such an object, or whose puzzle is malformed, with its number. A malformed
+            *answer* is a wrong answer.
+    """
+    puzzles, answers = _read_answers(path)
+    reasons = [reason(puzzle, answer) for puzzle, answer in zip(puzzles, answers, strict=True)]
+    is_unique = solve(puzzles, limit=2).count == 1
+    correct = np.array([r is None for r in reasons])
+    return Grade(
+        n=len(answers),
+        correct=int(correct.sum()),
+        reasons=dict(Counter(r for r in reasons if r is not None)),
+        n_unique=int(is_unique.sum()),
+        exact=int((correct & is_unique).sum()),
+    )
+
+
+def _read_answers(path: Path) -> tuple[Boards, list[str]]:
+    puzzles, answers = [], []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON: {error}") from error
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("puzzle", "answer")):
+            raise UserError(f"{where}: needs the strings `puzzle` and `answer`")
+        puzzles.append(board.parse(row["puzzle"], where))
+        answers.append(row["answer"].strip())
+    if not answers:
+        raise UserError(f"{path}: holds no answer")
+    return np.stack(puzzles), answers

@@ -1,0 +1,57 @@
+"""The contract between a task and the rest. Dimensions: B rows, L positions."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Int
+from rich.console import RenderableType
+from torch import Tensor
+
+from unmask.data.stream import ExampleStream
+from unmask.types import CleanBatch, TokenSpec
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Data, and what counts as solved.
+
+    A class that is named in `task.name` also has `Config`, a pydantic model of the `data` section, and
+    `from_config(config)`. Reading or making the data waits until it is asked for.
+    """
+
+    tokens: TokenSpec
+
+    def train_stream(self, seed: int) -> ExampleStream:
+        """The training examples, shuffled and, where the task can, augmented by `seed`."""
+        ...
+
+    def synthetic_stream(self, seed: int) -> ExampleStream:
+        """Random tokens in the shape of the training examples: for benchmarks, which need no data."""
+        ...
+
+    def validation(self, limit: int) -> CleanBatch:
+        """Up to `limit` held-out examples, always the same ones."""
+        ...
+
+    def examples_from_file(self, path: Path) -> CleanBatch:
+        """Examples to evaluate on. Raises `UserError` with file and line where they are wrong."""
+        ...
+
+    def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
+        """Canvases to decode, one per non-empty line, `mask_id` where something is to be filled in."""
+        ...
+
+    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> dict[str, Bool[Tensor, "B"]]:
+        """What is right about finished canvases; `accuracy` is the measure that counts."""
+        ...
+
+    def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
+        """One decoded prompt as a JSON object."""
+        ...
+
+    def render(
+        self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]
+    ) -> RenderableType:
+        """A canvas for the terminal."""
+        ...

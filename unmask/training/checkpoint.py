@@ -1,0 +1,171 @@
+"""Checkpoints: safetensors and JSON in a folder that is either whole or ignored. There is no pickle in them.
+
+`checkpoints/step_00000500/` is written aside, synced and renamed; `COMPLETE`, written last, holds a SHA-256 of every
+other file. A folder without it, or that fails it, is skipped and named.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unmask.errors import UserError
+
+_COMPLETE = "COMPLETE"
+_STATE = "state.json"
+_SEPARATOR = "/"
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Writes `state`, a nested dict of tensors and JSON values, as the checkpoint of `step`; returns its folder."""
+    target = folder / f"step_{step:08d}"
+    aside = folder / f".writing_{target.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    tensors, rest = _split(state)
+    for section in sorted({name.split(_SEPARATOR)[0] for name in tensors}):
+        own = {name: t.contiguous() for name, t in tensors.items() if name.split(_SEPARATOR)[0] == section}
+        save_file(own, aside / f"{section}.safetensors")
+    (aside / _STATE).write_text(json.dumps(rest, indent=1))
+    checksums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
+    (aside / _COMPLETE).write_text(json.dumps(checksums, indent=1))
+    for path in aside.iterdir():
+        _sync(path)
+    _sync(aside)
+    if target.exists():  # an incomplete or damaged one of this step: `save` is not called for a whole one
+        shutil.rmtree(target)
+    aside.rename(target)
+    _sync(folder)
+    return target
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state in the checkpoint folder `path`, tensors on the CPU."""
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return _join(tensors, json.loads((path / _STATE).read_text()))
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in `folder`, ascending; whether they are whole is not looked at."""
+    return sorted(step_of(path) for path in folder.glob("step_*") if path.is_dir())
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the checkpoint folder `path`, or None if it is whole."""
+    try:
+        checksums = json.loads((path / _COMPLETE).read_text())
+        for name, expected in checksums.items():
+            if _checksum(path / name) != expected:
+                return f"{name} does not match its checksum"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint; `warn` is told of every newer one that is not."""
+    for step in reversed(steps(folder)):
+        path = folder / f"step_{step:08d}"
+        problem = damage(path)
+        if problem is None:
+            return path
+        warn(f"skipping checkpoint {path}: {problem}")
+    return None
+
+
+def find(run: Path, which: str, warn: Callable[[str], None]) -> Path:
+    """The checkpoint of `run` that `which` asks for: `last`, `best`, or a step.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    folder = run / "checkpoints"
+    last = newest(folder, warn)
+    if last is None:
+        raise UserError(
+            f"{run}: no complete checkpoint; is it a run folder, and has it trained to its first checkpoint?"
+        )
+    if which == "last":
+        return last
+    step = best_step(last) if which == "best" else _as_step(which, run)
+    path = folder / f"step_{step:08d}"
+    if step not in steps(folder):
+        raise UserError(f"{run}: no checkpoint of step {step}; there are {', '.join(map(str, steps(folder)))}")
+    if problem := damage(path):
+        raise UserError(f"{path}: {problem}; choose another with --step")
+    return path
+
+
+def step_of(path: Path) -> int:
+    """The step that the checkpoint folder `path` is named after."""
+    return int(path.name.removeprefix("step_"))
+
+
+def best_step(path: Path) -> int:
+    """The best step so far, as the checkpoint `path` knows it; its own if nothing was evaluated."""
+    state = json.loads((path / _STATE).read_text())
+    best = state["progress"]["best_step"]
+    return best if best is not None else state["progress"]["step"]
+
+
+def _as_step(which: str, run: Path) -> int:
+    try:
+        return int(which)
+    except ValueError:
+        raise UserError(f"--step {which}: use a number, `last` or `best` (run {run})") from None
+
+
+def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int]) -> None:
+    """Deletes all checkpoints but the newest, the multiples of `keep_every`, and the steps in `keep`."""
+    present = steps(folder)
+    for step in present[:-keep_last]:
+        if step not in keep and not (keep_every and step % keep_every == 0):
+            shutil.rmtree(folder / f"step_{step:08d}")
+
+
+def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by path, and the tree of all that is not a tensor."""
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[prefix + key] = value.detach()
+        elif isinstance(value, dict):
+            inner, rest[key] = _split(value, f"{prefix}{key}{_SEPARATOR}")
+            tensors |= inner
+        else:
+            rest[key] = value
+    return tensors, rest
+
+
+def _join(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    for name, tensor in tensors.items():
+        *path, last = name.split(_SEPARATOR)
+        place = rest
+        for key in path:
+            place = place[key]
+        place[last] = tensor
+    return rest
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,151 @@
+"""The folder of a run: its configuration, environment, metrics and checkpoints, held by one process at a time."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import yaml
+
+from unmask.config import RunConfig, flatten
+from unmask.errors import UserError
+
+_MAY_CHANGE = ("train.steps", "train.epochs", "train.checkpoint_every", "train.keep_last", "train.keep_every")
+_SECTIONS_MAY_CHANGE = ("decode", "eval", "log")
+_BITS_DEPEND_ON = ("torch", "cpu", "threads", "device")
+
+
+class RunFolder:
+    """`RUN/`: `config.yaml`, `environment.json`, `metrics.jsonl`, `checkpoints/`, `tensorboard/`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self._lock: TextIO | None = None
+
+    def exists(self) -> bool:
+        return (self.path / "config.yaml").exists()
+
+    def check(self, config: RunConfig, *, resume: bool) -> None:
+        """Whether a run of `config` may go here; looks only, so that nothing is left behind if its data turn out wrong.
+
+        Raises:
+            UserError: the folder holds something and `resume` is not set, or holds a run with settings that may not
+                change.
+        """
+        if not resume and self.path.exists() and any(self.path.iterdir()):
+            what = "already holds a run" if self.exists() else "is not empty"
+            raise UserError(f"{self.path} {what}; continue it with --resume, or name another folder with --out")
+        if self.exists():
+            self._check_same(config)
+
+    def open(self, config: RunConfig, environment: dict[str, Any], warn: Callable[[str], None]) -> None:
+        """Takes hold of the folder and writes what the run is.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._hold()
+        self._compare_environment(environment, warn)
+        (self.path / "config.yaml").write_text(to_yaml(config))
+        (self.path / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _hold(self) -> None:
+        """An flock: it ends with the process, however that ends."""
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.path}: another process is training here; wait for it, or use another --out"
+            ) from None
+
+    def _check_same(self, config: RunConfig) -> None:
+        old, new = dict(flatten(read_tree(self.path))), dict(flatten(config.model_dump(mode="json")))
+        changed = [
+            f"  {key}: {old.get(key)!r} in {self.path}, now {new.get(key)!r}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key) and not _may_change(key)
+        ]
+        if changed:
+            raise UserError(
+                "cannot resume: these settings differ from the run's; leave them as they were, or start another run "
+                "(train.init starts warm)\n" + "\n".join(changed)
+            )
+
+    def _compare_environment(self, environment: dict[str, Any], warn: Callable[[str], None]) -> None:
+        try:
+            old = json.loads((self.path / "environment.json").read_text())
+        except (OSError, ValueError):
+            return
+        for key in _BITS_DEPEND_ON:
+            if old.get(key) != environment.get(key):
+                warn(f"{key} was {old.get(key)!r}, is {environment.get(key)!r}: results may differ in their last bits")
+
+
+def _may_change(key: str) -> bool:
+    return key in _MAY_CHANGE or key.split(".")[0] in _SECTIONS_MAY_CHANGE or key == "train.threads"
+
+
+def to_yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The settings that a run folder holds.
+
+    Raises:
+        UserError: `path` is not a run folder.
+    """
+    try:
+        return yaml.safe_load((path / "config.yaml").read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a run folder: cannot read config.yaml: {error}") from error
+
+
+def describe_environment(device: torch.device, dtype: str) -> dict[str, Any]:
+    """Versions, hardware and revision: what someone who repeats the run needs to know."""
+    return {
+        "unmask": metadata.version("unmask"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": metadata.version("numpy"),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": dtype,
+        "git_revision": _git_revision(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git_revision() -> str | None:
+    """Of the checkout that this package is imported from, `-dirty` where it has changes; None if it is installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

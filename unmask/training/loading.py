@@ -1,0 +1,115 @@
+"""Models from a run or an export, and exports."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unmask.config import RunConfig
+from unmask.errors import UserError
+from unmask.models.build import build_denoiser
+from unmask.models.denoiser import Denoiser
+from unmask.progress import warn
+from unmask.registry import resolve
+from unmask.training import checkpoint
+from unmask.training.folder import read_tree
+from unmask.types import TokenSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run or an export holds, as far as decoding and evaluation need it."""
+
+    config: RunConfig
+    tokens: TokenSpec
+    tensors: dict[str, Tensor]
+    weights: str
+    """`ema` or `raw`."""
+    step: int
+
+    def model(self) -> Denoiser:
+        """The denoiser with these weights, in eval mode."""
+        model = build_denoiser(self.config.model, self.tokens)
+        model.to(next(iter(self.tensors.values())).dtype).load_state_dict(self.tensors)
+        return model.eval()
+
+
+def load(source: str | Path, *, weights: str | None = None, step: str = "last") -> Denoiser:
+    """The denoiser of a run or of an export, in eval mode, on the CPU.
+
+    Args:
+        source: a folder that `unmask train` or `unmask export` wrote.
+        weights: of a run, `ema` or `raw`; unless given, the average where there is one.
+        step: of a run, `last`, `best` or a number.
+
+    Raises:
+        UserError: neither a run with a complete checkpoint nor an export, or weights that it does not have.
+    """
+    return read(source, weights=weights, step=step).model()
+
+
+def read(source: str | Path, *, weights: str | None = None, step: str = "last") -> Source:
+    """As `load`, with the configuration and without building the model."""
+    source = Path(source)
+    return (
+        _read_export(source, weights, step)
+        if (source / "model.safetensors").exists()
+        else _read_run(source, weights, step)
+    )
+
+
+def export(run: str | Path, target: str | Path, *, weights: str | None = None, step: str = "last") -> Source:
+    """Writes `target/model.safetensors` and `target/config.json`, all that `load` needs.
+
+    Raises:
+        UserError: as `load`, or `target` already holds something.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is not an empty folder; name another one")
+    source = read(run, weights=weights, step=step)
+    description = {
+        "format": "unmask",
+        "step": source.step,
+        "weights": source.weights,
+        "tokens": asdict(source.tokens),
+        "run": source.config.model_dump(mode="json"),
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(source.tensors, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+    return source
+
+
+def _read_run(run: Path, weights: str | None, step: str) -> Source:
+    config = RunConfig.from_tree(read_tree(run))
+    path = checkpoint.find(run, step, warn)
+    tensors = _section(path, "model/")
+    averaged = _section(path, "ema/shadow/") if (path / "ema.safetensors").exists() else None
+    if weights == "ema" and averaged is None:
+        raise UserError(f"{run}: has no averaged weights (ema.decay=0); use --weights raw")
+    weights = weights or ("raw" if averaged is None else "ema")
+    if weights == "ema" and averaged is not None:
+        tensors |= averaged
+    tokens = resolve("task", config.task.name).from_config(config.data).tokens
+    return Source(config, tokens, tensors, weights, checkpoint.step_of(path))
+
+
+def _section(path: Path, prefix: str) -> dict[str, Tensor]:
+    tensors = load_file(path / f"{prefix.split('/')[0]}.safetensors")
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _read_export(source: Path, weights: str | None, step: str) -> Source:
+    try:
+        description: dict[str, Any] = json.loads((source / "config.json").read_text())
+        tokens, tree = TokenSpec(**description["tokens"]), description["run"]
+        held = description["weights"], description["step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{source / 'config.json'}: not the description of an export: {error!r}") from error
+    if weights not in (None, held[0]) or step not in ("last", str(held[1])):
+        raise UserError(f"{source}: this export holds the {held[0]} weights of step {held[1]} alone; choose at export")
+    return Source(RunConfig.from_tree(tree), tokens, load_file(source / "model.safetensors"), *held)

@@ -1,0 +1,218 @@
+"""A run: training steps with everything around them, from a configuration to a folder."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+
+from unmask.config import RunConfig
+from unmask.errors import UserError
+from unmask.evaluation.evaluate import Evaluation, evaluate
+from unmask.models.precision import resolve_dtype
+from unmask.progress import console, warn
+from unmask.registry import resolve
+from unmask.tasks.task import Task
+from unmask.training import checkpoint, loading
+from unmask.training.folder import RunFolder, describe_environment
+from unmask.training.logger import Board, MetricsFile, StepDisplay
+from unmask.training.trainer import StepReport, Trainer, resolve_device
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, has saved, and can be resumed."""
+
+
+@dataclass
+class Progress:
+    """What a run knows of itself beside the trainer's state; saved with it."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Of training: evaluation and saving apart."""
+    metrics_position: int = 0
+    best_step: int | None = None
+    best_score: float = -math.inf
+    best_nelbo: float = math.inf
+
+    def is_better(self, score: float, nelbo: float) -> bool:
+        """By accuracy; where that is equal (0, early on), by NELBO."""
+        return (score, -nelbo) > (self.best_score, -self.best_nelbo)
+
+
+class Run:
+    """Trains as `config` says, into `folder`."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, *, title: str = "train") -> None:
+        self.config = config
+        self.folder = folder
+        self.title = title
+        self.task: Task = resolve("task", config.task.name).from_config(config.data)
+        self.stop_requested = False
+
+    def train(self, *, resume: bool = False) -> None:
+        """Trains to the last step.
+
+        Raises:
+            UserError: wrong settings, data or folder.
+            Interrupted: SIGINT or SIGTERM came; the step was finished and saved.
+        """
+        if self.config.train.threads is not None:
+            torch.set_num_threads(self.config.train.threads)
+        device = resolve_device(self.config.train.device)
+        environment = describe_environment(device, resolve_dtype(self.config.train.dtype, device))
+        self.folder.check(self.config, resume=resume)
+        self.trainer = Trainer(self.config, self.task.tokens, self.task.train_stream(self.config.train.seed))
+        self.examples = self.task.validation(self.config.eval.examples)
+        self.folder.open(self.config, environment, warn)
+        try:
+            self.progress = self._restore(resume)
+            self._loop()
+        finally:
+            self.folder.close()
+
+    def _restore(self, resume: bool) -> Progress:
+        """From the newest whole checkpoint if there is one; else from the start."""
+        path = checkpoint.newest(self.folder.checkpoints, warn) if resume else None
+        if path is not None:
+            state = checkpoint.load(path)
+            self.trainer.load_state_dict(state)
+            console.print(f"Resuming {self.folder.path} from step {self.trainer.step_number}")
+            return Progress(**state["progress"])
+        if resume:
+            console.print(f"No complete checkpoint in {self.folder.path}: starting at step 0")
+        if self.config.train.init is not None:
+            self._start_warm(self.config.train.init)
+        return Progress()
+
+    def _start_warm(self, source: str) -> None:
+        weights = loading.read(source).tensors
+        own = self.trainer.model.state_dict()
+        wrong = [
+            name
+            for name in {*own, *weights}
+            if name not in own or name not in weights or own[name].shape != weights[name].shape
+        ]
+        if wrong:
+            raise UserError(f"train.init={source}: its model differs from this one in {', '.join(sorted(wrong)[:5])}")
+        self.trainer.load_weights(weights)
+
+    def _loop(self) -> None:
+        progress, config = self.progress, self.config
+        self.metrics = MetricsFile(self.folder.metrics, progress.metrics_position)
+        self.board = Board(self.folder.path / "tensorboard", progress.step) if config.log.tensorboard else None
+        total = self.trainer.num_steps
+        with self._signals(), StepDisplay(self.title, progress.step, total) as display:
+            while progress.step < total and not self.stop_requested:
+                report = self._timed_step(display)
+                if _is_due(progress.step, config.log.every, total):
+                    self._log_step(report, display)
+                is_best = _is_due(progress.step, config.eval.every, total) and self._evaluate()
+                if is_best or self.stop_requested or _is_due(progress.step, config.train.checkpoint_every, total):
+                    self._save()
+        self.metrics.close()
+        if self.board is not None:
+            self.board.close()
+        if progress.step < total:
+            raise Interrupted(f"stopped after step {progress.step}; continue with --resume")
+
+    def _timed_step(self, display: StepDisplay) -> StepReport:
+        started = time.perf_counter()
+        report = self.trainer.step()
+        self.progress.seconds += time.perf_counter() - started
+        self.progress.step = self.trainer.step_number
+        display.step(self.progress.step, self.progress.seconds / self.progress.step)
+        return report
+
+    def _log_step(self, report: StepReport, display: StepDisplay) -> None:
+        values = {**report.metrics(), **self.trainer.process.metrics()}
+        if not math.isfinite(values["train/loss"]):
+            raise FloatingPointError(
+                f"the loss is {values['train/loss']} at step {self.progress.step}; a lower optim.lr or "
+                "train.dtype=float32 may help (--resume goes on from the last checkpoint)"
+            )
+        self._log(values)
+        display.loss(self.progress.step, values["train/loss"])
+
+    def _log(self, values: dict[str, Any]) -> None:
+        progress = self.progress
+        head = {"step": progress.step, "seconds": progress.seconds, "examples_seen": self.trainer.process.examples_seen}
+        self.metrics.write(head | values)
+        if self.board is not None:
+            self.board.write(progress.step, values)
+
+    def _evaluate(self) -> bool:
+        """Evaluates all weights asked for, and logs; returns whether this is the best so far."""
+        results = {name: self._evaluate_weights(name) for name in self._weights()}
+        headline = next(iter(results.values()))
+        first = next(iter(headline.accuracy.values()))
+        values = {
+            "eval/nelbo": headline.nelbo.value,
+            "eval/nelbo_stderr": headline.nelbo.stderr,
+            "eval/accuracy": first.accuracy,
+        }
+        for name, result in results.items():
+            values[f"eval/nelbo/{name}"] = result.nelbo.value
+            for label, measured in result.accuracy.items():
+                values[f"eval/accuracy/{name}/{label}"] = measured.accuracy
+        self._log(values)
+        shown = ", ".join(f"{label} {measured.accuracy:.1%}" for label, measured in headline.accuracy.items())
+        console.print(
+            f"{self.title}  step {self.progress.step}: accuracy {shown}; NELBO {headline.nelbo.value:.4f} nats"
+        )
+        progress = self.progress
+        if not progress.is_better(first.accuracy, headline.nelbo.value):
+            return False
+        progress.best_step = progress.step
+        progress.best_score, progress.best_nelbo = first.accuracy, headline.nelbo.value
+        return True
+
+    def _weights(self) -> list[str]:
+        """The weights to evaluate: `ema` counts only where there is an average."""
+        has_ema = self.trainer.ema is not None
+        return [name for name in self.config.eval.weights if name == "raw" or has_ema] or ["raw"]
+
+    def _evaluate_weights(self, name: str) -> Evaluation:
+        with self.trainer.weights(name):
+            return evaluate(
+                self.trainer.model,
+                self.task,
+                self.examples,
+                self.config.eval.decoders(self.config.decode),
+                nelbo_draws=self.config.eval.nelbo_draws,
+                dtype=self.trainer.dtype,
+            )
+
+    def _save(self) -> None:
+        progress, train = self.progress, self.config.train
+        progress.metrics_position = self.metrics.position
+        state = self.trainer.state_dict() | {"progress": asdict(progress)}
+        checkpoint.save(self.folder.checkpoints, progress.step, state)
+        best = set() if progress.best_step is None else {progress.best_step}
+        checkpoint.prune(self.folder.checkpoints, keep_last=train.keep_last, keep_every=train.keep_every, keep=best)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the run after the step; a second SIGINT ends it at once."""
+
+        def request_stop(number: int, frame: FrameType | None) -> None:
+            if self.stop_requested and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop_requested = True
+            console.print("Stopping after this step, then saving (Ctrl-C again to stop at once)")
+
+        before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _is_due(step: int, every: int, last: int) -> bool:
+    return step % every == 0 or step == last

@@ -1,0 +1,164 @@
+"""The training step, the same for every method, and all the state that it changes.
+
+Dimensions: B rows of the global batch, M scored positions.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unmask import noise
+from unmask.config import RunConfig, name_of
+from unmask.data.stream import ExampleStream
+from unmask.masking.process import MaskingProcess, ProcessContext, RowShard
+from unmask.models.build import build_denoiser
+from unmask.models.ema import Ema
+from unmask.models.precision import autocast, resolve_dtype
+from unmask.noise import Purpose
+from unmask.registry import resolve
+from unmask.training.optim import (
+    build_optimizer,
+    learning_rate,
+    load_optimizer_state,
+    optimizer_state,
+    set_learning_rate,
+)
+from unmask.types import MaskedBatch, TokenSpec, TokenStats
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step has to say; the tensors are on the device, to be read only when they are logged."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    """Before clipping."""
+    lr: float
+    batch: MaskedBatch
+    stats: TokenStats
+
+    def metrics(self) -> dict[str, float]:
+        """Named values. Waits for the device."""
+        is_real = self.batch.weight > 0
+        return {
+            "train/loss": self.loss.item(),
+            "train/grad_norm": self.grad_norm.item(),
+            "train/lr": self.lr,
+            "train/scored_per_row": is_real.sum().item() / len(self.batch.x0),
+            "train/top1": self.stats.top1[is_real].mean().item(),
+        }
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is cuda where there is one, else cpu."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def num_steps(config: RunConfig, stream: ExampleStream) -> int:
+    """`train.steps`, or what `train.epochs` comes to when every step takes new examples."""
+    if config.train.steps is not None:
+        return config.train.steps
+    assert config.train.epochs is not None, "RunConfig has one of them"
+    return math.ceil(config.train.epochs * stream.epoch_size / config.train.batch_size)
+
+
+class Trainer:
+    """Model, optimizer, average and masking process, and the step that moves them, whichever the method."""
+
+    def __init__(self, config: RunConfig, tokens: TokenSpec, stream: ExampleStream) -> None:
+        train = config.train
+        self.config = config
+        self.stream = stream
+        self.device = resolve_device(train.device)
+        self.dtype = resolve_dtype(train.dtype, self.device)
+        self.num_steps = num_steps(config, stream)
+        self.shard = RowShard.whole(train.batch_size)
+        self.process: MaskingProcess = resolve("process", name_of(config.process)).from_config(
+            config.process,
+            ProcessContext(tokens=tokens, shard=self.shard, seed=train.seed, device=self.device),
+        )
+        self.model = build_denoiser(
+            config.model,
+            tokens,
+            requirements=self.process.requirements,
+            seed=train.seed,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
+        self.step_number = 0
+        self.model.train()
+        self.has_dropout = any(isinstance(module, nn.Dropout) and module.p for module in self.model.modules())
+        if self.has_dropout:
+            torch.manual_seed(noise.integer(train.seed, Purpose.DROPOUT))  # nothing else draws from global state
+
+    def step(self) -> StepReport:
+        """One optimizer step."""
+        batch = self.process.next_batch(self.stream)
+        loss, stats = self._forward_backward(batch)
+        grad_norm, lr = self._update()
+        self.process.observe(batch, stats)
+        self.step_number += 1
+        return StepReport(loss=loss, grad_norm=grad_norm, lr=lr, batch=batch, stats=stats)
+
+    def _forward_backward(self, batch: MaskedBatch) -> tuple[Tensor, TokenStats]:
+        """Gradients of the weighted sum of NLLs over the global number of rows, in micro-batches."""
+        losses, parts = [], []
+        for micro in batch.split(self.config.train.accumulate):
+            with autocast(self.dtype, self.device):
+                stats = self.model(micro)
+            loss = (stats.nll * micro.weight.to(stats.nll.dtype)).sum() / self.shard.total
+            loss.backward()
+            losses.append(loss.detach())
+            parts.append(stats)
+        return torch.stack(losses).sum(), TokenStats.concatenate(parts)
+
+    def _update(self) -> tuple[Tensor, float]:
+        """Clip, step, average; returns the gradient norm before clipping and the learning rate."""
+        limit = self.config.optim.grad_clip
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+        lr = learning_rate(self.step_number, self.num_steps, self.config.optim)
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update()
+        return grad_norm, lr
+
+    def weights(self, name: str) -> AbstractContextManager[None]:
+        """The context in which the model has the weights `ema` or `raw`."""
+        return self.ema.applied() if name == "ema" and self.ema is not None else nullcontext()
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Starts from `weights`, the average too."""
+        self.model.load_state_dict(weights)
+        if self.ema is not None:
+            self.ema = Ema(self.model, self.ema.decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that survives a step: what is not in here must be a function of the configuration."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer_state(self.optimizer, self.model),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "process": self.process.state_dict(),
+            "trainer": {
+                "step_number": self.step_number,
+                "dropout_rng": torch.get_rng_state() if self.has_dropout else None,
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        load_optimizer_state(self.optimizer, self.model, state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.process.load_state_dict(state["process"])
+        self.step_number = state["trainer"]["step_number"]
+        if self.has_dropout:
+            torch.set_rng_state(state["trainer"]["dropout_rng"])

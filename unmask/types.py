@@ -1,0 +1,132 @@
+"""The values that travel between the parts of `unmask`.
+
+Dimensions: B rows, L positions, M scored positions, V vocabulary. Tokens: `x0` clean, `xt` masked.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.reveal import CONFIDENCES
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSpec:
+    """The vocabulary and canvas of a task. `vocab_size` counts the mask token, whose id is `mask_id`."""
+
+    vocab_size: int
+    length: int
+    mask_id: int
+    eos_id: int | None = None
+    pad_id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanBatch:
+    """Examples as the task gives them. True in `prompt_mask` means given: such a position is never masked."""
+
+    x0: Int[Tensor, "B L"]
+    prompt_mask: Bool[Tensor, "B L"]
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def __getitem__(self, rows: slice) -> "CleanBatch":
+        return CleanBatch(x0=self.x0[rows], prompt_mask=self.prompt_mask[rows])
+
+    def to(self, device: torch.device) -> "CleanBatch":
+        return CleanBatch(x0=self.x0.to(device), prompt_mask=self.prompt_mask.to(device))
+
+    def masked(self, mask_id: int) -> Int[Tensor, "B L"]:
+        """The canvas at t = 1: the prompt, and `mask_id` everywhere else."""
+        return torch.where(self.prompt_mask, self.x0, mask_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedBatch:
+    """What the model is trained on in one step."""
+
+    x0: Int[Tensor, "B L"]
+    xt: Int[Tensor, "B L"]
+    """`x0`, with `mask_id` where masked."""
+    scored: Int[Tensor, "M"]
+    """Ascending flat positions whose `x0` is predicted. Padding points one past the end, at B * L."""
+    weight: Float[Tensor, "M"]
+    """Multiplies the NLL; 0 on padding."""
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(B, L, *rest) -> (M, *rest), the scored positions; padding repeats the last position."""
+        return values.flatten(0, 1).index_select(0, self.scored.clamp(max=self.x0.numel() - 1))
+
+    def scatter(self, values: Float[Tensor, "M"], fill: float) -> Float[Tensor, "B L"]:
+        """(M,) -> (B, L): `values` at the scored positions, `fill` elsewhere."""
+        flat = values.new_full((self.x0.numel() + 1,), fill)
+        return flat.scatter(0, self.scored, values)[:-1].view(self.x0.shape)
+
+    def split(self, parts: int) -> list["MaskedBatch"]:
+        """Equal groups of rows, their scored positions following each other as here; the last takes the padding."""
+        rows, length = self.x0.shape
+        size = rows // parts
+        edges = torch.arange(1, parts, device=self.scored.device) * size * length
+        ends = [*torch.searchsorted(self.scored, edges).tolist(), len(self.scored)]
+        starts = [0, *ends[:-1]]
+        return [
+            MaskedBatch(
+                x0=self.x0[i * size : (i + 1) * size],
+                xt=self.xt[i * size : (i + 1) * size],
+                scored=self.scored[start:end] - i * size * length,
+                weight=self.weight[start:end],
+            )
+            for i, (start, end) in enumerate(zip(starts, ends, strict=True))
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenStats:
+    """The model's answer, one entry per scored position."""
+
+    nll: Float[Tensor, "M"]
+    """`-log p(x0 | xt)` in nats, with gradient."""
+    confidence: Float[Tensor, "M"]
+    """Larger = surer, detached."""
+    top1: Float[Tensor, "M"]
+    """The largest probability, detached. Thresholds always test this."""
+
+    @staticmethod
+    def from_logits(logits: Float[Tensor, "M V"], x0: Int[Tensor, "M"], *, confidence: str = "prob") -> "TokenStats":
+        """Statistics of `logits`, computed in fp32 at least. The mask token's logit must be -inf."""
+        log_probs = at_least_fp32(logits).log_softmax(dim=-1)
+        detached = log_probs.detach()
+        top1 = CONFIDENCES["prob"](detached)
+        return TokenStats(
+            nll=-log_probs.gather(-1, x0.unsqueeze(-1)).squeeze(-1),
+            confidence=top1 if confidence == "prob" else CONFIDENCES[confidence](detached),
+            top1=top1,
+        )
+
+    @staticmethod
+    def concatenate(parts: "list[TokenStats]") -> "TokenStats":
+        """Detached statistics of batches that follow each other."""
+        return TokenStats(
+            nll=torch.cat([part.nll.detach() for part in parts]),
+            confidence=torch.cat([part.confidence for part in parts]),
+            top1=torch.cat([part.top1 for part in parts]),
+        )
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """`x` in fp32, or in fp64 if it already is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """Finished canvases."""
+
+    tokens: Int[Tensor, "B L"]
+    nfe: Int[Tensor, "B"]
+    """Forward passes that each row took part in."""
+    reveal_step: Int[Tensor, "B L"]
+    """The step, from 0, in which a position was revealed; -1 where it was given."""
