@@ -63,7 +63,7 @@ def decode(config: RunConfig, *, rows: int) -> Result:
     _set_threads(config)
     task = resolve("task", config.task.name).from_config(config.data)
     device = resolve_device(config.train.device)
-    dtype = resolve_dtype(config.decode.dtype, device)
+    dtype = resolve_dtype(config.decode.dtype or config.train.dtype, device)
     model = build_denoiser(config.model, task.tokens, seed=config.train.seed).to(device, parameter_dtype(dtype)).eval()
     decoder = Decoder.from_config(config.decode, model.predict, task.tokens.mask_id)
     clean = task.synthetic_stream(config.train.seed)[torch.arange(rows)]

@@ -107,7 +107,7 @@ class DecodeConfig(Section):
         0.0, ge=0, description="coefficient of Gumbel noise on the confidence (0.5 in 2502.06768)"
     )
     seed: int = Field(0, ge=0)
-    dtype: DTypeName = Field("auto", description="evaluation during training uses train.dtype")
+    dtype: DTypeName | None = Field(None, description="null = train.dtype, which evaluation during training also uses")
     batch_size: int = Field(256, ge=1)
 
     @property

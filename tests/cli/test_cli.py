@@ -82,6 +82,18 @@ def test_eval_is_what_training_logged(run: Path, capsys: pytest.CaptureFixture[s
         assert result["nelbo"] == pytest.approx(evaluation[f"eval/nelbo/{weights}"], rel=1e-6)
 
 
+def test_eval_in_another_dtype(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nelbo = {}
+    for dtype in ("float32", "float64", "bfloat16"):
+        assert run_cli("eval", run, "--examples", "3", "--decoder", f"prob,dtype={dtype}", "--json") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["protocol"]["dtype"] == dtype
+        nelbo[dtype] = result["nelbo"]
+    assert len(set(nelbo.values())) == 3
+    assert nelbo["float32"] == pytest.approx(nelbo["float64"], rel=1e-5)
+    assert nelbo["bfloat16"] == pytest.approx(nelbo["float64"], rel=0.05)  # 8 bits of mantissa
+
+
 def test_eval_prints_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("eval", run, "--step", "2", "--examples", "3") == 0
     out = capsys.readouterr().out
@@ -355,6 +367,10 @@ BAD_USE = {
     "decoder": (["eval", "RUN", "--decoder", "certain"], "use one of prob, margin"),
     "decoder key": (["eval", "RUN", "--decoder", "prob,tokens=3"], "unknown key --decoder prob,tokens=3.tokens"),
     "decoder syntax": (["eval", "RUN", "--decoder", "prob,fast"], "'fast' is not key=value"),
+    "two dtypes": (
+        ["eval", "RUN", "--decoder", "prob,dtype=float64", "--decoder", "margin"],
+        "one evaluation runs in one dtype",
+    ),
     "absent data": (["eval", "RUN", "--data", "nowhere.csv"], "nowhere.csv: cannot be read"),
     "absent prompts": (["decode", "RUN", "nowhere.txt"], "nowhere.txt: cannot be read"),
     "contradictory prompt": (["decode", "RUN", "FILE"], "line 2: the givens contradict: 5 stands twice in row 1"),

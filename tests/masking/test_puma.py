@@ -75,7 +75,7 @@ def test_the_prompt_is_kept_and_no_row_is_ever_empty(settings: dict, stream: Ran
         assert not (is_masked & pool.prompt_mask).any()
         assert torch.equal(batch.xt[~is_masked], batch.x0[~is_masked])
         assert is_masked.any(dim=1).all()
-        assert torch.allclose(batch.scatter(batch.weight, 0.0).sum(1), torch.ones(10))
+        assert torch.allclose(batch.scatter(batch.weight, 0.0).sum(1), torch.ones(10, dtype=torch.float64))
         assert torch.equal(batch.scored[: int(is_masked.sum())], is_masked.flatten().nonzero().squeeze(1))
         assert (pool.stage < puma.num_stages).all()
         puma.observe(batch, random_stats(batch, step))

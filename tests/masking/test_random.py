@@ -49,7 +49,7 @@ def test_the_weight_is_one_over_the_masked_count(stream: RandomStream) -> None:
     batch = process(RowShard.whole(16)).next_batch(stream)
     per_row = batch.scatter(batch.weight, 0.0)
     is_masked = batch.xt == MASK
-    assert torch.allclose(per_row.sum(1), torch.ones(16))
+    assert torch.allclose(per_row.sum(1), torch.ones(16, dtype=torch.float64))
     assert (per_row[~is_masked] == 0).all()
     assert batch.weight[batch.scored == batch.x0.numel()].eq(0).all()
 

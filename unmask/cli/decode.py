@@ -52,7 +52,7 @@ def decode(
     task: Task = resolve("task", source.config.task.name).from_config(source.config.data)
     prompts = _read_prompts(task, file)
     device = resolve_device(source.config.train.device)
-    dtype = resolve_dtype(config.dtype, device)
+    dtype = resolve_dtype(config.dtype or source.config.train.dtype, device)
     model = source.model().to(device, parameter_dtype(dtype))
     engine = Decoder.from_config(config, model.predict, source.tokens.mask_id)
     with autocast(dtype, device):

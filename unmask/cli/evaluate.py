@@ -7,6 +7,8 @@ import typer
 from rich.table import Table
 
 from unmask.cli import options
+from unmask.config import DecodeConfig
+from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
 from unmask.models.precision import parameter_dtype, resolve_dtype
@@ -50,7 +52,7 @@ def evaluate(
         task.validation(examples or config.eval.examples) if data is None else task.examples_from_file(data)[:examples]
     )
     device = resolve_device(config.train.device)
-    dtype = resolve_dtype(config.decode.dtype, device)
+    dtype = resolve_dtype(_common_dtype(decoders) or config.train.dtype, device)
     model = source.model().to(device, parameter_dtype(dtype))
     with console.status(f"Evaluating {run} on {len(chosen)} examples"):
         result = evaluate_model(model, task, chosen, decoders, nelbo_draws=config.eval.nelbo_draws, dtype=dtype)
@@ -68,6 +70,14 @@ def evaluate(
         options.print_json(_as_dict(result) | {"protocol": protocol})
     else:
         _print_table(result, protocol)
+
+
+def _common_dtype(decoders: list[DecodeConfig]) -> str | None:
+    """The number format that the decoders ask for."""
+    first, *others = {config.dtype for config in decoders}
+    if others:
+        raise UserError(f"--decoder: one evaluation runs in one dtype, not in {first} and {others[0]}; run it twice")
+    return first
 
 
 def _as_dict(result: Evaluation) -> dict[str, Any]:
