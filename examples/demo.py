@@ -135,7 +135,7 @@ def status(rows: list[dict[str, float]]) -> str:
 def solve_fresh_puzzles(threads: int) -> None:
     """New puzzles, from another seed: one is solved before your eyes, all of them are graded."""
     if not PUZZLES.exists():
-        puzzles, _ = generate(NUM_PUZZLES, givens=(30, 40), difficulty="singles", seed=1)
+        puzzles, _ = generate(NUM_PUZZLES, givens=(32, 44), difficulty="singles", seed=1)
         PUZZLES.write_text(
             "".join(f"{board.to_text(puzzle)}\n" for puzzle in puzzles[np.argsort(-(puzzles > 0).sum(1))])
         )

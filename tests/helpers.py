@@ -1,7 +1,9 @@
 """Small stand-ins that several tests share."""
 
+import json
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from unmask.models.denoiser import Denoiser
 from unmask.noise import Purpose
 from unmask.tasks.toy import Toy, ToyData
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
+
+SHORT = ["train.steps=4", "train.checkpoint_every=2", "eval.every=4", "log.tensorboard=false", "log.every=1"]
+"""Settings that make a debug run shorter still."""
 
 
 @dataclass
@@ -83,3 +88,7 @@ def all_canvases(task: Toy) -> Tensor:
 
 def run_cli(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

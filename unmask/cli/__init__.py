@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print(f"Error: {error}", style="red")
         return 2
+    except FloatingPointError as error:
+        console.print(f"Error: {error}", style="red")
+        return 1
     except Interrupted as stop:
         console.print(str(stop))
         return 130

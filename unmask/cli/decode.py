@@ -36,6 +36,7 @@ def decode(
     ] = False,
     weights: options.Weights = None,
     step: options.Step = "last",
+    device: options.Device = None,
 ) -> None:
     """Fill in prompts, and write one JSON object for each: the prompt, the answer, and its forward passes (`nfe`).
 
@@ -51,14 +52,14 @@ def decode(
     config = source.config.decode if decoder is None else options.parse_decoder(decoder, source.config.decode)
     task: Task = resolve("task", source.config.task.name).from_config(source.config.data)
     prompts = _read_prompts(task, file)
-    device = resolve_device(source.config.train.device)
-    dtype = resolve_dtype(config.dtype or source.config.train.dtype, device)
-    model = source.model().to(device, parameter_dtype(dtype))
+    place = resolve_device(device or source.config.train.device)
+    dtype = resolve_dtype(config.dtype or source.config.train.dtype, place)
+    model = source.model().to(place, parameter_dtype(dtype))
     engine = Decoder.from_config(config, model.predict, source.tokens.mask_id)
-    with autocast(dtype, device):
+    with autocast(dtype, place):
         if watch:
-            _watch(engine, task, prompts[:1].to(device))
-        records = _decode_all(engine, task, prompts, config.batch_size, device)
+            _watch(engine, task, prompts[:1].to(place))
+        records = _decode_all(engine, task, prompts, config.batch_size, place)
     if out is None:
         _write(records, sys.stdout)
     else:

@@ -30,6 +30,7 @@ def evaluate(
     ] = None,
     weights: options.Weights = None,
     step: options.Step = "last",
+    device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Evaluate a run: NELBO under uniform masks, and accuracy for each decoder.
@@ -51,9 +52,9 @@ def evaluate(
     chosen = (
         task.validation(examples or config.eval.examples) if data is None else task.examples_from_file(data)[:examples]
     )
-    device = resolve_device(config.train.device)
-    dtype = resolve_dtype(_common_dtype(decoders) or config.train.dtype, device)
-    model = source.model().to(device, parameter_dtype(dtype))
+    place = resolve_device(device or config.train.device)
+    dtype = resolve_dtype(_common_dtype(decoders) or config.train.dtype, place)
+    model = source.model().to(place, parameter_dtype(dtype))
     with console.status(f"Evaluating {run} on {len(chosen)} examples"):
         result = evaluate_model(model, task, chosen, decoders, nelbo_draws=config.eval.nelbo_draws, dtype=dtype)
     protocol = {

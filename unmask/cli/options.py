@@ -14,6 +14,7 @@ from unmask.errors import UserError
 Run = Annotated[str, typer.Argument(help="A run folder (or an export).", show_default=False)]
 Weights = Annotated[str | None, typer.Option(help="ema or raw; the average where there is one, unless given.")]
 Step = Annotated[str, typer.Option(help="Which checkpoint: last, best, or a step.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or auto; as in training unless given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DECODER_HELP = (
     "Settings of a decoder, such as `margin`, `margin,tokens_per_step=3` or "

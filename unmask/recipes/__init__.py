@@ -1,4 +1,7 @@
-"""Recipes: YAML files that hold the settings of a run. A recipe may `extends: other.yaml`, a file beside it."""
+"""Recipes: YAML files that hold the settings of a run.
+
+A recipe may `extends: other.yaml`, a file beside it, or a shipped recipe, as in `extends: sudoku/puma`.
+"""
 
 import difflib
 from collections.abc import Sequence
@@ -62,9 +65,21 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     tree = _rename_keys(tree)
     if parent is None:
         return tree
-    base = _read(path.parent / parent, (*seen, path.resolve()))
+    base = _read(_find_parent(path, parent), (*seen, path.resolve()))
     _apply(base, tree)
     return base
+
+
+def _find_parent(path: Path, parent: Any) -> Path:
+    """The file that `path` extends: beside it, or shipped."""
+    if isinstance(parent, str) and parent in names():
+        return FOLDER / f"{parent}.yaml"
+    if not isinstance(parent, str) or not (path.parent / parent).is_file():
+        raise UserError(
+            f"{path}: extends {parent!r}, but there is no such file beside it, and no such shipped recipe; "
+            f"shipped: {', '.join(names())}"
+        )
+    return path.parent / parent
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -37,9 +37,11 @@ class RunFolder:
         """Whether a run of `config` may go here; looks only, so that nothing is left behind if its data turn out wrong.
 
         Raises:
-            UserError: the folder holds something and `resume` is not set, or holds a run with settings that may not
-                change.
+            UserError: the path is no folder, it holds something and `resume` is not set, or it holds a run with
+                settings that may not change.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is not a folder; name another one with --out")
         if not resume and self.path.exists() and any(self.path.iterdir()):
             what = "already holds a run" if self.exists() else "is not empty"
             raise UserError(f"{self.path} {what}; continue it with --resume, or name another folder with --out")
@@ -50,9 +52,13 @@ class RunFolder:
         """Takes hold of the folder and writes what the run is.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds it, or it cannot be made or written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error}; name another folder with --out") from error
         self._hold()
         self._compare_environment(environment, warn)
         (self.path / "config.yaml").write_text(to_yaml(config))
@@ -65,7 +71,7 @@ class RunFolder:
 
     def _hold(self) -> None:
         """An flock: it ends with the process, however that ends."""
-        self._lock = (self.path / ".lock").open("w")
+        assert self._lock is not None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -111,9 +117,12 @@ def read_tree(path: Path) -> dict[str, Any]:
         UserError: `path` is not a run folder.
     """
     try:
-        return yaml.safe_load((path / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError) as error:
+        tree = yaml.safe_load((path / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a run folder: cannot read config.yaml: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: not a run folder: config.yaml holds no settings")
+    return tree
 
 
 def describe_environment(device: torch.device, dtype: str) -> dict[str, Any]:

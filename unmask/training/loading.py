@@ -85,7 +85,10 @@ def export(run: str | Path, target: str | Path, *, weights: str | None = None, s
 
 
 def _read_run(run: Path, weights: str | None, step: str) -> Source:
-    config = RunConfig.from_tree(read_tree(run))
+    try:
+        config = RunConfig.from_tree(read_tree(run))
+    except UserError as error:
+        raise UserError(f"{run / 'config.yaml'}: {error}") from error
     path = checkpoint.find(run, step, warn)
     tensors = _section(path, "model/")
     averaged = _section(path, "ema/shadow/") if (path / "ema.safetensors").exists() else None

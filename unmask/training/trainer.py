@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unmask import noise
 from unmask.config import RunConfig, name_of
 from unmask.data.stream import ExampleStream
+from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess, ProcessContext, RowShard
 from unmask.models.build import build_denoiser
 from unmask.models.ema import Ema
@@ -54,8 +55,16 @@ class StepReport:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one, else cpu."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """`auto` is cuda where there is one, else cpu.
+
+    Raises:
+        UserError: `name` is no device, or not one of this machine.
+    """
+    cudas = torch.cuda.device_count()
+    valid = ["cpu", *(["cuda", *(f"cuda:{number}" for number in range(cudas))] if cudas else [])]
+    if name not in ("auto", *valid):
+        raise UserError(f"device {name}: not on this machine; use auto, {', '.join(valid)}")
+    return torch.device(("cuda" if cudas else "cpu") if name == "auto" else name)
 
 
 def num_steps(config: RunConfig, stream: ExampleStream) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unmask.errors import UserError
 from unmask.progress import console, progress
 from unmask.tasks.sudoku.files import PuzzleSet
 from unmask.tasks.sudoku.generator import Difficulty, check_givens, generate
@@ -27,8 +28,12 @@ def load_or_generate(count: int, givens: tuple[int, int], difficulty: Difficulty
     settings = {"count": count, "givens": givens, "difficulty": difficulty, "seed": seed, "version": _VERSION}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / "sudoku" / f"{difficulty}_{givens[0]}-{givens[1]}_{count}_{digest}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be written: {error}; set data.cache_dir or UNMASK_CACHE") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             with progress(

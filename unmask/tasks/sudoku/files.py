@@ -11,6 +11,7 @@ Each may be gzipped (`.gz`). Dimensions: N boards.
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import permutations
@@ -56,7 +57,7 @@ def load(path: Path) -> PuzzleSet:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if not content:
         raise UserError(f"{path}: the file is empty")

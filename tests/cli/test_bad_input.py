@@ -1,0 +1,221 @@
+"""Bad input: exit code 2, and a message that names the key or file, the value and the fix."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import SHORT, run_cli
+from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, NO_SOLUTION
+from unmask.tasks.sudoku import board
+
+BAD_TRAINING = {
+    "unknown recipe": (["sudoku/pumma"], ["'sudoku/pumma'", "did you mean sudoku/puma?"]),
+    "unknown section": (["debug", "trian.steps=3"], ["unknown key trian", "did you mean train?"]),
+    "unknown key": (["debug", "train.step=3"], ["unknown key train.step", "did you mean train.steps?"]),
+    "unknown data key": (["debug", "data.given=30"], ["unknown key data.given", "did you mean data.givens?"]),
+    "unknown process": (["debug", "process.name=pumma"], ["process.name=pumma", "did you mean 'puma'?"]),
+    "unimportable process": (
+        ["debug", "process.name=nowhere.at:All"],
+        ["process.name=nowhere.at:All", "cannot import"],
+    ),
+    "no equals sign": (["debug", "train.steps"], ["'train.steps'", "write key=value"]),
+    "bad yaml": (["debug", "train.steps=[1"], ["'train.steps=[1'", "not valid YAML"]),
+    "wrong type": (["debug", "train.steps=many"], ["train.steps='many'", "valid integer"]),
+    "half a step": (["debug", "train.steps=1.5"], ["train.steps=1.5", "valid integer"]),
+    "section is no mapping": (["debug", "train=3"], ["train", "dictionary"]),
+    "no stages": (["debug", "process.num_stages=0"], ["process.num_stages=0", "greater than or equal to 1"]),
+    "no steps": (["debug", "train.steps=null"], ["train.steps is missing", "train.epochs"]),
+    "schedule falls back": (
+        ["debug", "process.stage_schedule=[[10, 4], [10, 8]]"],
+        ["process.stage_schedule=", "steps must increase, but 10 follows 10"],
+    ),
+    "schedule without stages": (["debug", "process.stage_schedule=[[10, 0]]"], ["process.stage_schedule.0.1=0"]),
+    "threshold of zero": (["debug", "process.threshold=0"], ["process.threshold=0", "greater than 0"]),
+    "threshold above one": (["debug", "process.threshold=1.1"], ["process.threshold=1.1", "less than or equal to 1"]),
+    "unknown confidence": (
+        ["debug", "process.confidence=top_k"],
+        ["process.confidence='top_k'", "use one of prob, margin"],
+    ),
+    "unknown layout": (["debug", "data.layout=flat"], ["data.layout='flat'", "'in_place' or 'two_grid'"]),
+    "too few givens": (["debug", "data.givens=17"], ["data.givens=17", "use 24 to 50"]),
+    "too many givens": (["debug", "data.givens=[30, 60]"], ["data.givens=60", "use 24 to 50"]),
+    "absent data": (["debug", "data.path=nowhere.csv"], ["nowhere.csv", "cannot be read"]),
+    "device": (["debug", "train.device=tpu"], ["device tpu: not on this machine; use auto, cpu"]),
+    "accumulation": (["debug", "train.accumulate=3"], ["train.accumulate=3 does not divide train.batch_size=16"]),
+    "warm start from nothing": (["debug", "train.init=nowhere"], ["nowhere", "not a run folder"]),
+    "no size": (["debug", "model.preset=null"], ["give model.preset (tiny, sudoku-1m", "or model.dim"]),
+    "preset": (["debug", "model.preset=sudoku-1g"], ["model.preset=sudoku-1g", "did you mean sudoku-1m?"]),
+    "several at once": (["debug", "optim.lr=0", "ema.decay=2"], ["optim.lr=0", "ema.decay=2"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), BAD_TRAINING.values(), ids=BAD_TRAINING.keys())
+def test_bad_training_input(
+    arguments: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli("train", *arguments, "--out", tmp_path / "run") == 2
+    message = " ".join(capsys.readouterr().err.split())
+    for part in parts:
+        assert part in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+BAD_RECIPES = {
+    "extends nothing": ("extends: nowhere.yaml", "extends 'nowhere.yaml', but there is no such file beside it"),
+    "extends a number": ("extends: 3", "extends 3, but there is no such file"),
+    "extends itself": ("extends: mine.yaml", "`extends` goes in a circle"),
+    "a list": ("[1, 2]", "a recipe is a mapping of sections, not list"),
+    "no YAML": ("a: [", "cannot be read as YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_RECIPES.values(), ids=BAD_RECIPES.keys())
+def test_bad_recipes(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    assert run_cli("train", tmp_path / "mine.yaml", "--out", tmp_path / "run") == 2
+    printed = capsys.readouterr().err
+    assert str(tmp_path / "mine.yaml") in printed
+    assert message in printed
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_file_is_not_taken_for_a_folder(
+    resume: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert run_cli("train", "debug", *SHORT, "--out", tmp_path / "file", *resume) == 2
+    assert "file is not a folder" in capsys.readouterr().err
+    assert run_cli("train", "debug", *SHORT, "--out", tmp_path / "file" / "run") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "file"))
+    assert run_cli("train", "debug", *SHORT, "--out", tmp_path / "run") == 2
+    assert "set data.cache_dir or UNMASK_CACHE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a: [", "3", "{}", "train: {steps: 0}"])
+def test_a_run_whose_configuration_is_damaged(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert run_cli("eval", tmp_path) == 2
+    assert "config.yaml" in capsys.readouterr().err
+
+
+def test_an_existing_run_is_not_touched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    assert run_cli("train", "debug", *SHORT, "--out", run) == 2
+    assert "already holds a run; continue it with --resume" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_with_something_else_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert run_cli("train", "debug", *SHORT, "--out", tmp_path) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_resuming_another_configuration_names_the_keys(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["process.num_stages=5", "optim.lr=0.1", "train.steps=9", "eval.examples=3"]
+    assert run_cli("train", "debug", *SHORT, "eval.tokens_per_step=[1, 3]", *changes, "--out", run, "--resume") == 2
+    message = capsys.readouterr().err
+    assert "process.num_stages: 4 in" in message
+    assert "now 5" in message
+    assert "optim.lr" in message
+    assert "train.steps" not in message
+    assert "eval.examples" not in message
+
+
+def test_two_processes_cannot_train_in_one_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    with (run / ".lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run_cli("train", "debug", *SHORT, "eval.tokens_per_step=[1, 3]", "--out", run, "--resume") == 2
+    assert "another process is training here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["eval", "decode", "export"])
+def test_a_run_without_a_complete_checkpoint(
+    verb: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    arguments = {"eval": [], "decode": [tmp_path / "puzzles.txt"], "export": [tmp_path / "out"]}[verb]
+    (tmp_path / "puzzles.txt").write_text(EASY)
+    assert run_cli(verb, unfinished, *arguments) == 2
+    assert "not a run folder" in capsys.readouterr().err
+    (unfinished / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert run_cli(verb, unfinished, *arguments) == 2
+    assert "no complete checkpoint" in capsys.readouterr().err
+    half = unfinished / "checkpoints" / "step_00000002"
+    half.mkdir(parents=True)
+    (half / "state.json").write_text("{}")
+    assert run_cli(verb, unfinished, *arguments) == 2
+    assert "COMPLETE is missing" in capsys.readouterr().err
+
+
+BAD_USE = {
+    "no such step": (["eval", "RUN", "--step", "3"], "no checkpoint of step 3; there are 2, 4"),
+    "no number": (["eval", "RUN", "--step", "first"], "--step first: use a number, `last` or `best`"),
+    "weights": (["eval", "RUN", "--weights", "mean"], "--weights mean: use ema or raw"),
+    "decoder": (["eval", "RUN", "--decoder", "certain"], "use one of prob, margin"),
+    "decoder key": (["eval", "RUN", "--decoder", "prob,tokens=3"], "unknown key --decoder prob,tokens=3.tokens"),
+    "decoder syntax": (["eval", "RUN", "--decoder", "prob,fast"], "'fast' is not key=value"),
+    "two dtypes": (
+        ["eval", "RUN", "--decoder", "prob,dtype=float64", "--decoder", "margin"],
+        "one evaluation runs in one dtype",
+    ),
+    "absent data": (["eval", "RUN", "--data", "nowhere.csv"], "nowhere.csv: cannot be read"),
+    "absent prompts": (["decode", "RUN", "nowhere.txt"], "nowhere.txt: cannot be read"),
+    "contradictory prompt": (["decode", "RUN", "FILE"], "line 2: the givens contradict: 5 stands twice in row 1"),
+    "device": (["eval", "RUN", "--device", "tpu"], "device tpu: not on this machine"),
+    "grader": (["grade", "FILE", "--task", "chess"], "--task chess: no grader"),
+    "absent answers": (["grade", "nowhere.jsonl", "--task", "sudoku"], "nowhere.jsonl: cannot be read"),
+    "export onto something": (["export", "RUN", "RUN"], "is not an empty folder"),
+    "wrong option": (["eval", "RUN", "--jsonn"], "No such option"),
+    "wrong verb": (["trian"], "No such command"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_USE.values(), ids=BAD_USE.keys())
+def test_bad_use(
+    arguments: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text(f"{EASY}\n{CONTRADICTORY}\n")
+    assert run_cli(*({"RUN": run, "FILE": file}.get(argument, argument) for argument in arguments)) == 2
+    printed = capsys.readouterr()
+    assert message in " ".join(printed.err.split())
+    assert "Traceback" not in printed.err
+
+
+def test_decode_names_a_puzzle_without_solution(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_text(f"{NO_SOLUTION}\n")
+    assert run_cli("decode", run, tmp_path / "x.txt") == 2
+    assert "x.txt, line 1: the puzzle has no solution" in capsys.readouterr().err
+
+
+def test_decode_does_not_write_over_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.txt").write_text(f"{EASY}\n")
+    (tmp_path / "out").write_text("precious")
+    assert run_cli("decode", run, tmp_path / "x.txt", "--out", tmp_path / "out") == 2
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_ema_weights_of_a_run_without_an_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("train", "debug", *SHORT, "ema.decay=0", "--out", tmp_path / "run") == 0
+    assert run_cli("eval", tmp_path / "run", "--weights", "ema") == 2
+    assert "has no averaged weights (ema.decay=0); use --weights raw" in capsys.readouterr().err
+
+
+def test_a_contradiction_is_found_in_every_kind_of_unit() -> None:
+    for text, expected in (
+        ("5" + "0" * 8 + "5" + "0" * 71, "5 stands twice in column 1"),
+        ("5" + "0" * 9 + "5" + "0" * 70, "5 stands twice in box 1"),
+    ):
+        assert board.contradiction(board.parse(text, "test")) == expected
