@@ -20,6 +20,7 @@ help:
 	@echo "make clean      remove .venv, caches and the demo's runs"
 
 $(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): PyTorch and some small packages, a minute or more"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -83,14 +83,16 @@ def _read_prompts(task: Task, file: str) -> Tensor:
 def _decode_all(
     engine: Decoder, task: Task, prompts: Tensor, batch_size: int, device: torch.device
 ) -> list[dict[str, Any]]:
-    records = []
-    with progress("Decoding", len(prompts)) as update:
+    records: list[dict[str, Any]] = []
+    num_filled = 0
+    with progress("Decoding", int((prompts == engine.mask_id).sum())) as update:
         for start in range(0, len(prompts), batch_size):
             part = prompts[start : start + batch_size]
-            decoded = engine.decode(part.to(device), torch.arange(start, start + len(part), device=device))
+            for decoded in engine.steps(part.to(device), torch.arange(start, start + len(part), device=device)):
+                update(num_filled + int((decoded.reveal_step >= 0).sum()))
+            num_filled += int((part == engine.mask_id).sum())
             for prompt, tokens, nfe in zip(part, decoded.tokens.cpu(), decoded.nfe.tolist(), strict=True):
                 records.append(task.record(prompt, tokens) | {"nfe": nfe})
-            update(start + len(part))
     return records
 
 
