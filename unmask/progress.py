@@ -18,6 +18,8 @@ def warn(message: str) -> None:
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar for as long as the context lasts; yields a function that takes how much is done."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, speed_estimate_period=300) as bar:
+    with Progress(
+        *columns, console=console, transient=True, speed_estimate_period=300, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(description, total=total)
         yield lambda done: bar.update(task, completed=done)
