@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,11 @@ def test_extending_a_finished_run(tmp_path: Path) -> None:
 def test_resume_without_a_run_starts_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("train", "debug", *SHORT, "--out", tmp_path / "run", "--resume") == 0
     assert "starting at step 0" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("--version") == 0
+    assert capsys.readouterr().out == f"unmask {metadata.version('unmask')}\n"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ Exit codes: 0 done, 1 failed, 2 the user's input is wrong, 130 interrupted (a tr
 
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -14,6 +16,13 @@ from unmask.errors import UserError
 from unmask.progress import console
 from unmask.training.run import Interrupted
 
+
+def _print_version(is_asked: bool | None) -> None:
+    if is_asked:
+        print(f"unmask {metadata.version('unmask')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     help="Train masked diffusion language models (MDMs) with PUMA and its baselines, and decode from them.",
     no_args_is_help=True,
@@ -21,6 +30,17 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit."),
+    ] = None,
+) -> None: ...
+
+
 app.command("train", epilog=f"Shipped recipes: {', '.join(recipes.names())}")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("decode")(decode.decode)

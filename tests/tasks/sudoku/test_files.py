@@ -141,6 +141,10 @@ def test_pickled_arrays_do_not_run(tmp_path: Path) -> None:
         files.load(path)
 
 
+DAMAGED_GZIP = bytearray(gzip.compress(b"puzzle,solution\n" + bytes(range(200)), mtime=0))
+DAMAGED_GZIP[20:23] = b"\x00\xff\x13"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -148,6 +152,8 @@ def test_pickled_arrays_do_not_run(tmp_path: Path) -> None:
         ("x", b"a", "unknown format ''"),
         ("x.txt.gz", b"not gzip", "cannot be read"),
         ("x.csv", b"\xff\xfe\xfa", "not UTF-8 text, at byte 0"),
+        ("cut.csv.gz", gzip.compress(b"puzzle,solution\n")[:-5], "cannot be read"),
+        ("bits.csv.gz", DAMAGED_GZIP, "cannot be read"),
     ],
 )
 def test_unreadable_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
