@@ -129,7 +129,7 @@ def status(rows: list[dict[str, float]]) -> str:
         return "making puzzles ..."
     last = steps[-1]
     speed = last["seconds"] / last["step"]
-    return f"step {last['step']:.0f}, {speed:.2f} s each,\n{last['examples_seen']:,.0f} puzzles seen"
+    return f"step {last['step']:.0f}, {speed:.2f} s each,\n{last['examples_seen']:,.0f} examples drawn"
 
 
 def solve_fresh_puzzles(threads: int) -> None:
@@ -145,7 +145,7 @@ def solve_fresh_puzzles(threads: int) -> None:
     watch = [*unmask(), "decode", str(FOLDER / "puma"), "--watch", "--decoder", "prob,tokens_per_step=1"]
     subprocess.run(watch, input=f"{first}\n", text=True, stdout=subprocess.DEVNULL, check=True, env=environment)
     table = Table(title=f"{NUM_PUZZLES} new puzzles", title_justify="left")
-    for column in ("model", "one cell a step", "three cells a step", "puzzles trained on", "seconds of training"):
+    for column in ("model", "one cell a step", "three cells a step", "examples drawn", "seconds of training"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name in METHODS:
         last = read_metrics(name)[-1]

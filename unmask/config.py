@@ -7,7 +7,7 @@ tree that `RunConfig.from_tree` checks.
 
 import difflib
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -42,12 +42,16 @@ OrderName = Annotated[
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float64"]
 WeightsName = Literal["ema", "raw"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    alternatives: ClassVar[tuple[str, ...]] = ()
+    """Keys of which a later one, in an override or an extending recipe, takes the place of an earlier one."""
 
 
 def name_of(section: Section) -> str:
@@ -67,7 +71,7 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up; cosine falls to 0")
     warmup_steps: int = Field(1000, ge=0)
     weight_decay: float = Field(0.01, ge=0, description="on matrices only")
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
 
 
@@ -76,6 +80,8 @@ class EmaConfig(Section):
 
 
 class TrainConfig(Section):
+    alternatives = ("steps", "epochs")
+
     steps: int | None = Field(None, ge=1, description="optimizer steps")
     epochs: float | None = Field(
         None, gt=0, description="where train.steps is null: epochs x data set / batch_size, as if every step drew anew"
@@ -92,16 +98,20 @@ class TrainConfig(Section):
     keep_every: int | None = Field(None, ge=1, description="also keep every checkpoint at a multiple of this step")
 
     @model_validator(mode="after")
-    def _check_accumulate(self) -> "TrainConfig":
+    def _check(self) -> "TrainConfig":
         if self.batch_size % self.accumulate:
             raise ValueError(f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}")
+        if self.steps and self.epochs:
+            raise ValueError(f"train.steps={self.steps} and train.epochs={self.epochs}: give one of them")
         return self
 
 
 class DecodeConfig(Section):
+    alternatives = ("steps", "tokens_per_step")
+
     confidence: OrderName = Field("prob", description=f"order of reveals: {', '.join(ORDERS)}")
     tokens_per_step: int = Field(1, ge=1, description="positions revealed in a step")
-    steps: int | None = Field(None, ge=1, description="number of steps instead of tokens_per_step")
+    steps: int | None = Field(None, ge=1, description="number of steps; wins over tokens_per_step")
     temperature: float = Field(0.0, ge=0, description="of the sampled values; 0 = greedy")
     confidence_noise: float = Field(
         0.0, ge=0, description="coefficient of Gumbel noise on the confidence (0.5 in 2502.06768)"
@@ -112,11 +122,12 @@ class DecodeConfig(Section):
 
     @property
     def label(self) -> str:
-        """Short and unique among the settings that differ from the default: `prob/3`."""
+        """Short, and unique for what decides the result: `prob/3`."""
         amount = f"steps{self.steps}" if self.steps else f"{self.tokens_per_step}"
         noise = f"/noise{self.confidence_noise:g}" if self.confidence_noise else ""
         temperature = f"/T{self.temperature:g}" if self.temperature else ""
-        return f"{self.confidence}/{amount}{noise}{temperature}"
+        seed = f"/seed{self.seed}" if self.seed else ""
+        return f"{self.confidence}/{amount}{noise}{temperature}{seed}"
 
 
 class EvalConfig(Section):
@@ -168,7 +179,7 @@ class RunConfig(Section):
         for key, field in RunConfig.model_fields.items():
             section = _section_class(key, tree, field.annotation)
             checked[key] = _check(section, tree.get(key, {}), key, problems)
-        problems += [_unknown(key, list(RunConfig.model_fields)) for key in tree if key not in checked]
+        problems += [_unknown(str(key), list(RunConfig.model_fields)) for key in tree if key not in checked]
         train = checked["train"]
         if train is not None and train.steps is None and train.epochs is None:
             problems.append("train.steps is missing; give train.steps or train.epochs")

@@ -35,6 +35,9 @@ def resolve(kind: str, name: str) -> Any:
         raise UserError(f"{kind}.name={name}: no such {kind}; {hint} (or an import path, package.module:Class)")
     module, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        component = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{kind}.name={name}: cannot import it: {error}") from error
+    if missing := [part for part in ("Config", "from_config") if not hasattr(component, part)]:
+        raise UserError(f"{kind}.name={name}: is not a {kind}: it has no {' and no '.join(missing)}")
+    return component

@@ -38,7 +38,13 @@ BAD_TRAINING = {
     ),
     "unknown layout": (["debug", "data.layout=flat"], ["data.layout='flat'", "'in_place' or 'two_grid'"]),
     "too few givens": (["debug", "data.givens=17"], ["data.givens=17", "use 24 to 50"]),
-    "too many givens": (["debug", "data.givens=[30, 60]"], ["data.givens=60", "use 24 to 50"]),
+    "too many givens": (["debug", "data.givens=[30, 60]"], ["data.givens=[30, 60]: 60 givens", "use 24 to 50"]),
+    "givens upside down": (["debug", "data.givens=[40, 30]"], ["data.givens=[40, 30]", "the lower end comes first"]),
+    "betas": (["debug", "optim.betas=[2, 3]"], ["optim.betas.0=2", "less than 1"]),
+    "endless": (["debug", "train.epochs=.inf"], ["train.epochs=inf", "finite"]),
+    "both lengths": (["debug", "train={steps: 3, epochs: 2}"], ["train.steps=3 and train.epochs=2.0: give one"]),
+    "a function for a process": (["debug", "process.name=os:getcwd"], ["process.name=os:getcwd", "no Config"]),
+    "half a path": (["debug", "process.name=:X"], ["process.name=:X", "cannot import it"]),
     "absent data": (["debug", "data.path=nowhere.csv"], ["nowhere.csv", "cannot be read"]),
     "device": (["debug", "train.device=tpu"], ["device tpu: not on this machine; use auto, cpu"]),
     "accumulation": (["debug", "train.accumulate=3"], ["train.accumulate=3 does not divide train.batch_size=16"]),
@@ -58,7 +64,7 @@ def test_bad_training_input(
     for part in parts:
         assert part in message
     assert "Traceback" not in message
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 BAD_RECIPES = {
@@ -114,9 +120,11 @@ def test_an_existing_run_is_not_touched(run: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_folder_with_something_else_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "thesis.tex").write_text("precious")
-    assert run_cli("train", "debug", *SHORT, "--out", tmp_path) == 2
-    assert "is not empty" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text("precious")
+    for resume in ([], ["--resume"]):
+        assert run_cli("train", "debug", *SHORT, "--out", tmp_path, *resume) == 2
+        assert "is not empty, and holds no run" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == "precious"
 
 
 def test_resuming_another_configuration_names_the_keys(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,6 +173,10 @@ BAD_USE = {
     "weights": (["eval", "RUN", "--weights", "mean"], "--weights mean: use ema or raw"),
     "decoder": (["eval", "RUN", "--decoder", "certain"], "use one of prob, margin"),
     "decoder key": (["eval", "RUN", "--decoder", "prob,tokens=3"], "unknown key --decoder prob,tokens=3.tokens"),
+    "decoder value": (["eval", "RUN", "--decoder", "prob,steps=["], "'[' is not a value"),
+    "a decoder twice": (["eval", "RUN", "--decoder", "prob", "--decoder", "prob"], "prob/1 is asked for twice"),
+    "answers below a file": (["decode", "RUN", "GOOD", "--out", "FILE/x/y"], "cannot be written"),
+    "export below a file": (["export", "RUN", "FILE/x"], "cannot be written"),
     "decoder syntax": (["eval", "RUN", "--decoder", "prob,fast"], "'fast' is not key=value"),
     "two dtypes": (
         ["eval", "RUN", "--decoder", "prob,dtype=float64", "--decoder", "margin"],
@@ -188,7 +200,9 @@ def test_bad_use(
 ) -> None:
     file = tmp_path / "file.txt"
     file.write_text(f"{EASY}\n{CONTRADICTORY}\n")
-    assert run_cli(*({"RUN": run, "FILE": file}.get(argument, argument) for argument in arguments)) == 2
+    (tmp_path / "good.txt").write_text(f"{EASY}\n")
+    places = {"RUN": run, "FILE": file, "GOOD": tmp_path / "good.txt"}
+    assert run_cli(*(places.get(argument, argument.replace("FILE", str(file))) for argument in arguments)) == 2
     printed = capsys.readouterr()
     assert message in " ".join(printed.err.split())
     assert "Traceback" not in printed.err
@@ -198,6 +212,21 @@ def test_decode_names_a_puzzle_without_solution(run: Path, tmp_path: Path, capsy
     (tmp_path / "x.txt").write_text(f"{NO_SOLUTION}\n")
     assert run_cli("decode", run, tmp_path / "x.txt") == 2
     assert "x.txt, line 1: the puzzle has no solution" in capsys.readouterr().err
+
+
+def test_a_damaged_export_and_a_damaged_cache(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli("export", run, tmp_path / "model") == 0
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"short")
+    assert run_cli("eval", tmp_path / "model") == 2
+    assert "model.safetensors: damaged" in capsys.readouterr().err
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    assert run_cli("eval", run, "--examples", "1") == 0
+    (made,) = (tmp_path / "cache").rglob("*.npy")
+    made.write_bytes(b"short")
+    assert run_cli("eval", run, "--examples", "1") == 2
+    assert "delete it, and it will be made again" in capsys.readouterr().err
 
 
 def test_decode_does_not_write_over_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ import unmask
 from tests.helpers import SHORT, lines, run_cli
 from tests.tasks.sudoku.test_solver import EASY, EASY_SOLUTION
 from unmask import recipes
+from unmask.cli import options
+from unmask.config import DecodeConfig
 
 
 def test_a_run_folder_has_what_it_should(run: Path) -> None:
@@ -163,9 +165,10 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"seconds", "nfe", "tokens_per_second", "peak_rss_bytes"} <= result.keys()
 
 
-def test_memory_does_not_grow(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("bench", "memory", "debug", "--count", "300", "--json") == 0
-    result = json.loads(capsys.readouterr().out)
+def test_memory_does_not_grow() -> None:
+    command = [sys.executable, "-m", "unmask", "bench", "memory", "debug", "--count", "300", "--json"]
+    # In a process of its own: the peak of this one hides what comes after it.
+    result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert result["steps"] == 300
     assert result["growth_bytes"] < 5 * 2**20  # a batch leaked each step, 20 kB, would come to this
 
@@ -230,6 +233,39 @@ def test_names_that_users_of_other_code_bring() -> None:
     }
     assert config.decode.tokens_per_step == 3
     assert recipes.load("debug", ["decode.confidence=top_k_margin"]).decode.confidence == "margin"
+
+
+def test_the_later_of_two_alternatives_counts(tmp_path: Path) -> None:
+    assert recipes.load("sudoku/uniform", ["train.epochs=2"]).train.steps is None
+    assert recipes.load("sudoku/paper_puma", ["train.steps=7"]).train.epochs is None
+    (tmp_path / "mine.yaml").write_text("extends: sudoku/puma\ndecode: {steps: 5}\n")
+    assert recipes.load(str(tmp_path / "mine.yaml")).decode.label == "prob/steps5"
+    assert recipes.load(str(tmp_path / "mine.yaml"), ["decode.unmasking_num=2"]).decode.label == "prob/2"
+
+
+def test_decoders_take_the_same_names_and_alternatives() -> None:
+    base = DecodeConfig(steps=5)
+    assert options.parse_decoder("low_confidence,unmasking_num=3", base).label == "prob/3"
+    assert options.parse_decoder("margin", base).label == "margin/steps5"
+    assert options.parse_decoder("random,seed=2", DecodeConfig()).label == "random/1/seed2"
+
+
+MINE = """
+from unmask.masking.puma import Puma
+
+class Mine(Puma):
+    def metrics(self):
+        return super().metrics() | {"mine": 1.0}
+"""
+
+
+def test_a_process_of_ones_own_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "my_process.py").write_text(MINE)
+    command = [sys.executable, "-c", "from unmask.cli import run; run()", "train", "debug", *SHORT, "--out", "run"]
+    command += ["process={name: 'my_process:Mine', num_stages: 3}"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert lines(tmp_path / "run" / "metrics.jsonl")[0]["mine"] == 1.0
+    assert lines(tmp_path / "run" / "metrics.jsonl")[0]["puma/num_stages"] == 3
 
 
 def test_another_process_starts_its_section_afresh() -> None:

@@ -24,6 +24,18 @@ def denoiser(seed: int = 0, **settings: object):  # type: ignore[no-untyped-def]
     return build_denoiser(TransformerConfig(**settings), TOKENS, seed=seed, dtype="float64").eval()
 
 
+def test_what_else_a_model_has_does_not_change_the_start_of_a_parameter() -> None:
+    plain = denoiser(preset="tiny").state_dict()
+    for settings in ({"qkv_bias": True}, {"rotary": True}, {"tied_head": True}, {"num_layers": 3}):
+        other = denoiser(preset="tiny", **settings).state_dict()
+        is_residual = ("attention.out.weight", "mlp.down.weight")  # scaled by the number of layers
+        common = [name for name in plain if name in other and not name.endswith(is_residual)]
+        assert len(common) > 10
+        for name in common:
+            assert torch.equal(plain[name], other[name]), name
+    assert not torch.equal(plain["backbone.blocks.0.attention.q.weight"], plain["backbone.blocks.0.attention.k.weight"])
+
+
 def test_rotary_products_depend_on_distance_alone() -> None:
     cos, sin = rotary_angles(50, 16, 10_000.0)
     q, k = torch.randn(16, dtype=torch.float64), torch.randn(16, dtype=torch.float64)

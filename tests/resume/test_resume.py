@@ -1,7 +1,6 @@
 """A run that was stopped, however, goes on bit for bit."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -149,7 +148,7 @@ def test_a_signal_saves_and_exits_130(number: signal.Signals, tmp_path: Path) ->
     last = checkpoint.newest(out / "checkpoints", pytest.fail)
     assert last is not None
     assert checkpoint.step_of(last) == metrics(out)[-1]["step"]
-    assert os.fspath(out) not in stderr or "Traceback" not in stderr
+    assert "Traceback" not in stderr
 
 
 def test_another_environment_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

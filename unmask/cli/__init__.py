@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 the user's input is wrong, 130 interrupted (a tr
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,4 +70,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """The console script."""
+    sys.path.append(str(Path.cwd()))  # for `process.name=mine:Mine` with mine.py in this folder, as `python -m` does
     sys.exit(main())

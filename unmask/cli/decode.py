@@ -3,8 +3,9 @@
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from unmask.cli import options
 from unmask.decoding.decoder import Decoder
-from unmask.errors import UserError
 from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
 from unmask.progress import console, progress
 from unmask.registry import resolve
@@ -46,8 +46,6 @@ def decode(
 
     * `head -1 puzzles.txt | unmask decode runs/sudoku-puma --watch --decoder margin`
     """
-    if out is not None:
-        options.refuse_existing(out)
     source = loading.read(run, weights=options.check_weights(weights), step=step)
     config = source.config.decode if decoder is None else options.parse_decoder(decoder, source.config.decode)
     task: Task = resolve("task", source.config.task.name).from_config(source.config.data)
@@ -56,16 +54,13 @@ def decode(
     dtype = resolve_dtype(config.dtype or source.config.train.dtype, place)
     model = source.model().to(place, parameter_dtype(dtype))
     engine = Decoder.from_config(config, model.predict, source.tokens.mask_id)
-    with autocast(dtype, place):
-        if watch:
-            _watch(engine, task, prompts[:1].to(place))
-        records = _decode_all(engine, task, prompts, config.batch_size, place)
-    if out is None:
-        _write(records, sys.stdout)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("x", encoding="utf-8") as target:
-            _write(records, target)
+    with nullcontext(sys.stdout) if out is None else options.new_file(out) as target:
+        with autocast(dtype, place):
+            if watch:
+                _watch(engine, task, prompts[:1].to(place))
+            records = _decode_all(engine, task, prompts, config.batch_size, place)
+        for record in records:
+            target.write(json.dumps(record) + "\n")
 
 
 def _read_prompts(task: Task, file: str) -> Tensor:
@@ -73,11 +68,7 @@ def _read_prompts(task: Task, file: str) -> Tensor:
         if sys.stdin.isatty():
             console.print("Reading prompts from the terminal: one a line, Ctrl-D to end")
         return task.prompts(sys.stdin, "stdin")
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
-    return task.prompts(lines, file)
+    return task.prompts(options.read_lines(file), file)
 
 
 def _decode_all(
@@ -94,11 +85,6 @@ def _decode_all(
             for prompt, tokens, nfe in zip(part, decoded.tokens.cpu(), decoded.nfe.tolist(), strict=True):
                 records.append(task.record(prompt, tokens) | {"nfe": nfe})
     return records
-
-
-def _write(records: list[dict[str, Any]], target: TextIO) -> None:
-    for record in records:
-        target.write(json.dumps(record) + "\n")
 
 
 def _watch(engine: Decoder, task: Task, prompt: Tensor) -> None:

@@ -53,7 +53,7 @@ def evaluate(
         task.validation(examples or config.eval.examples) if data is None else task.examples_from_file(data)[:examples]
     )
     place = resolve_device(device or config.train.device)
-    dtype = resolve_dtype(_common_dtype(decoders) or config.train.dtype, place)
+    dtype = resolve_dtype(_check_decoders(decoders) or config.train.dtype, place)
     model = source.model().to(place, parameter_dtype(dtype))
     with console.status(f"Evaluating {run} on {len(chosen)} examples"):
         result = evaluate_model(model, task, chosen, decoders, nelbo_draws=config.eval.nelbo_draws, dtype=dtype)
@@ -73,8 +73,11 @@ def evaluate(
         _print_table(result, protocol)
 
 
-def _common_dtype(decoders: list[DecodeConfig]) -> str | None:
-    """The number format that the decoders ask for."""
+def _check_decoders(decoders: list[DecodeConfig]) -> str | None:
+    """The number format that all of them ask for."""
+    labels = [config.label for config in decoders]
+    if repeated := {label for label in labels if labels.count(label) > 1}:
+        raise UserError(f"--decoder: {', '.join(sorted(repeated))} is asked for twice")
     first, *others = {config.dtype for config in decoders}
     if others:
         raise UserError(f"--decoder: one evaluation runs in one dtype, not in {first} and {others[0]}; run it twice")

@@ -1,13 +1,16 @@
 """Options that several verbs share, and what they mean."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 import yaml
 from rich.console import Console
 
+from unmask import recipes
 from unmask.config import DecodeConfig, check_section
 from unmask.errors import UserError
 
@@ -24,15 +27,24 @@ DECODER_HELP = (
 
 def parse_decoder(text: str, base: DecodeConfig) -> DecodeConfig:
     """A decoder from `key=value,..` over `base`; a first word without `=` is the confidence."""
-    settings: dict[str, Any] = base.model_dump()
+    asked: dict[str, Any] = {}
     for number, part in enumerate(text.split(",")):
         key, equals, value = part.partition("=")
         if not equals and number == 0:
             key, value = "confidence", part
         elif not equals:
             raise UserError(f"--decoder {text}: {part!r} is not key=value")
-        settings[key.removeprefix("decode.")] = yaml.safe_load(value)
+        asked[key.removeprefix("decode.")] = _parse_value(value, text)
+    settings = base.model_dump()
+    recipes.merge(settings, recipes.rename_keys(asked), DecodeConfig.alternatives)
     return check_section(DecodeConfig, settings, f"--decoder {text}")
+
+
+def _parse_value(value: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--decoder {text}: {value!r} is not a value: {error}") from error
 
 
 def check_weights(weights: str | None) -> str | None:
@@ -43,7 +55,7 @@ def check_weights(weights: str | None) -> str | None:
 
 def results() -> Console:
     """Where results for people to read go: stdout."""
-    return Console(highlight=False, markup=False, soft_wrap=True)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -51,6 +63,35 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value))
 
 
-def refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise UserError(f"--out {path}: exists already; name another file")
+@contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """A file that was not there, open for writing; it is gone again if what is inside fails.
+
+    Raises:
+        UserError: it exists, or cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError as error:
+        raise UserError(f"--out {path}: exists already; name another file") from error
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error}") from error
+    with file:
+        try:
+            yield file
+        except BaseException:
+            path.unlink()
+            raise
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file. (Of any: `str.splitlines` would also split at characters that JSON strings may hold.)
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error

@@ -60,8 +60,8 @@ class ProcessContext:
 class MaskingProcess(Protocol):
     """How training sequences are masked. The trainer knows no more of a method than this.
 
-    A class that is named in `process.name` also has `Config`, a pydantic model of its settings, and
-    `from_config(config, context)`.
+    A class that is named in `process.name` also has `Config`, a `config.Section` of its settings with the field `name`,
+    and `from_config(config, context)`.
     """
 
     requirements: Requirements

@@ -13,7 +13,7 @@ Dimensions: B rows of the global batch, b rows of this process, L positions, K s
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -91,7 +91,7 @@ class Puma:
     """
 
     class Config(Section):
-        name: Literal["puma"] = "puma"
+        name: str = "puma"
         num_stages: int = Field(8, ge=1, description="K: masks that a row passes through")
         stage_schedule: StageSchedule = Field(
             [], description="[[step, K], ...]: from each step on, K changes; steps increase"

@@ -3,7 +3,7 @@
 Dimensions: b rows of this process, L positions.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -29,7 +29,7 @@ class RandomMasking:
     requirements = Requirements()
 
     class Config(Section):
-        name: Literal["uniform"] = "uniform"
+        name: str = "uniform"
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Times: `t` in (0, 1] is the masked fraction of a row's maskable positions. t = 1 is all masked.
 
-A density over times is an object with `icdf` and `density`; `stratified` draws from it.
+A density over times is an object with `icdf`; `stratified` draws from it.
 Dimensions: b rows of this process.
 """
 
@@ -21,19 +21,12 @@ class TimeDensity(Protocol):
         """The time below which q has mass u, for u in (0, 1]."""
         ...
 
-    def density(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """q(t)."""
-        ...
-
 
 class UniformTime:
     """q(t) = 1."""
 
     def icdf(self, u: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return u
-
-    def density(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return t.new_ones(t.shape)
 
 
 def stratified(q: TimeDensity, rows: Int[Tensor, "b"], global_batch: int, seed: int, step: int) -> Float[Tensor, "b"]:

@@ -5,6 +5,7 @@ Dimensions: B rows, L positions, D width.
 """
 
 import difflib
+import zlib
 from typing import Any
 
 import torch
@@ -116,9 +117,9 @@ class Transformer(nn.Module):
 
         What is added to the residual stream is divided by `sqrt(2 layers)`, as in GPT-2. A fixed 0.02 is far too small
         for narrow models, which then stay for hundreds of steps at the loss of a blind guess. Every parameter has a
-        generator of its own, so that its start does not depend on what else the model has.
+        generator of its own, keyed by its name, so that its start does not depend on what else the model has.
         """
-        for number, (name, parameter) in enumerate(sorted(self.named_parameters())):
+        for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
             elif parameter.ndim == 1:
@@ -126,7 +127,8 @@ class Transformer(nn.Module):
             else:
                 is_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 std = (parameter.shape[1] * (2 * self.config.num_layers if is_residual else 1)) ** -0.5
-                generator = torch.Generator(parameter.device).manual_seed(noise.integer(seed, Purpose.INIT, number))
+                key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
+                generator = torch.Generator(parameter.device).manual_seed(key)
                 parameter.normal_(0.0, std, generator=generator)
 
 

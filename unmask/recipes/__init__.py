@@ -18,7 +18,6 @@ _KEY_ALIASES = {  # names that users of other code bring
     "K": "num_stages",
     "confidence_threshold": "threshold",
     "unmasking_num": "tokens_per_step",
-    "block_length": "block_size",
 }
 
 
@@ -62,7 +61,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, not {type(tree).__name__}")
     parent = tree.pop("extends", None)
-    tree = _rename_keys(tree)
+    tree = rename_keys(tree)
     if parent is None:
         return tree
     base = _read(_find_parent(path, parent), (*seen, path.resolve()))
@@ -92,12 +91,13 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
     for part in reversed(key.split(".")):
         value = {part: value}
-    return _rename_keys(value)
+    return rename_keys(value)
 
 
-def _rename_keys(tree: dict[str, Any]) -> dict[str, Any]:
+def rename_keys(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with our names for the keys that users of other code bring."""
     return {
-        _KEY_ALIASES.get(key, key): _rename_keys(value) if isinstance(value, dict) else value
+        _KEY_ALIASES.get(key, key): rename_keys(value) if isinstance(value, dict) else value
         for key, value in tree.items()
     }
 
@@ -107,14 +107,18 @@ def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
     old, new = (tree.get("task") for tree in (base, update))
     if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
         base.pop("data", None)
-    _merge(base, update)
-
-
-def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
-    """Writes `update` into `base`, section by section. A section that names another component starts afresh."""
     for key, value in update.items():
-        old = base.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
-            _merge(old, value)
+        section = base.get(key)
+        if isinstance(section, dict) and isinstance(value, dict) and value.get("name") in (None, section.get("name")):
+            field = RunConfig.model_fields.get(key)
+            merge(section, value, getattr(field and field.annotation, "alternatives", ()))
         else:
-            base[key] = value
+            base[key] = value  # another component starts its section afresh
+
+
+def merge(base: dict[str, Any], update: dict[str, Any], alternatives: Sequence[str] = ()) -> None:
+    """Writes `update` into the section `base`; one of the `alternatives` takes the place of the others."""
+    if any(update.get(key) is not None for key in alternatives):
+        for key in alternatives:
+            base.pop(key, None)
+    base.update(update)

@@ -6,7 +6,6 @@ other file. A folder without it, or that fails it, is skipped and named.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unmask.durable import sync
 from unmask.errors import UserError
 
 _COMPLETE = "COMPLETE"
@@ -36,12 +36,12 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     checksums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
     (aside / _COMPLETE).write_text(json.dumps(checksums, indent=1))
     for path in aside.iterdir():
-        _sync(path)
-    _sync(aside)
+        sync(path)
+    sync(aside)
     if target.exists():  # an incomplete or damaged one of this step: `save` is not called for a whole one
         shutil.rmtree(target)
     aside.rename(target)
-    _sync(folder)
+    sync(folder)
     return target
 
 
@@ -125,6 +125,15 @@ def _as_step(which: str, run: Path) -> int:
         raise UserError(f"--step {which}: use a number, `last` or `best` (run {run})") from None
 
 
+def set_aside(folder: Path, after: int) -> None:
+    """Renames the checkpoints of steps above `after`, which are damaged, so that they do not count as the newest."""
+    for step in steps(folder):
+        if step > after:
+            target = folder / f"damaged_step_{step:08d}"
+            shutil.rmtree(target, ignore_errors=True)
+            (folder / f"step_{step:08d}").rename(target)
+
+
 def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int]) -> None:
     """Deletes all checkpoints but the newest, the multiples of `keep_every`, and the steps in `keep`."""
     present = steps(folder)
@@ -161,11 +170,3 @@ def _join(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

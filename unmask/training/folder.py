@@ -13,12 +13,17 @@ from typing import Any, TextIO
 import torch
 import yaml
 
+from unmask import durable
 from unmask.config import RunConfig, flatten
 from unmask.errors import UserError
 
 _MAY_CHANGE = ("train.steps", "train.epochs", "train.checkpoint_every", "train.keep_last", "train.keep_every")
 _SECTIONS_MAY_CHANGE = ("decode", "eval", "log")
-_BITS_DEPEND_ON = ("torch", "cpu", "threads", "device")
+_BITS_DEPEND_ON = ("torch", "cpu", "threads", "device", "dtype")
+
+
+_LOCK = ".lock"
+_OURS = (_LOCK, ".writing_config.yaml")  # what a run that died at its very start may leave behind
 
 
 class RunFolder:
@@ -37,32 +42,38 @@ class RunFolder:
         """Whether a run of `config` may go here; looks only, so that nothing is left behind if its data turn out wrong.
 
         Raises:
-            UserError: the path is no folder, it holds something and `resume` is not set, or it holds a run with
-                settings that may not change.
+            UserError: the path is no folder, it holds something else than a run, or a run and `resume` is not set or
+                settings differ that may not.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is not a folder; name another one with --out")
-        if not resume and self.path.exists() and any(self.path.iterdir()):
-            what = "already holds a run" if self.exists() else "is not empty"
-            raise UserError(f"{self.path} {what}; continue it with --resume, or name another folder with --out")
+        if self.exists() and not resume:
+            raise UserError(
+                f"{self.path} already holds a run; continue it with --resume, or name another folder with --out"
+            )
         if self.exists():
             self._check_same(config)
+        elif self.path.exists() and any(path.name not in _OURS for path in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty, and holds no run; name another folder with --out")
 
-    def open(self, config: RunConfig, environment: dict[str, Any], warn: Callable[[str], None]) -> None:
+    def open(
+        self, config: RunConfig, environment: dict[str, Any], warn: Callable[[str], None], *, resume: bool
+    ) -> None:
         """Takes hold of the folder and writes what the run is.
 
         Raises:
-            UserError: another process holds it, or it cannot be made or written.
+            UserError: another process holds it, it cannot be made or written, or `check` fails by now.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = (self.path / _LOCK).open("w")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error}; name another folder with --out") from error
         self._hold()
+        self.check(config, resume=resume)  # again: another process may have come and gone since
         self._compare_environment(environment, warn)
-        (self.path / "config.yaml").write_text(to_yaml(config))
-        (self.path / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+        durable.write(self.path / "config.yaml", to_yaml(config))
+        durable.write(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
 
     def close(self) -> None:
         if self._lock is not None:

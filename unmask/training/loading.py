@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -53,12 +54,9 @@ def load(source: str | Path, *, weights: str | None = None, step: str = "last") 
 
 def read(source: str | Path, *, weights: str | None = None, step: str = "last") -> Source:
     """As `load`, with the configuration and without building the model."""
-    source = Path(source)
-    return (
-        _read_export(source, weights, step)
-        if (source / "model.safetensors").exists()
-        else _read_run(source, weights, step)
-    )
+    source = Path(source).expanduser()
+    is_export = (source / "model.safetensors").exists()
+    return _read_export(source, weights, step) if is_export else _read_run(source, weights, step)
 
 
 def export(run: str | Path, target: str | Path, *, weights: str | None = None, step: str = "last") -> Source:
@@ -78,9 +76,12 @@ def export(run: str | Path, target: str | Path, *, weights: str | None = None, s
         "tokens": asdict(source.tokens),
         "run": source.config.model_dump(mode="json"),
     }
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(source.tensors, target / "model.safetensors", metadata={"format": "pt"})
-    (target / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        save_file(source.tensors, target / "model.safetensors", metadata={"format": "pt"})
+        (target / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error}") from error
     return source
 
 
@@ -115,4 +116,8 @@ def _read_export(source: Path, weights: str | None, step: str) -> Source:
         raise UserError(f"{source / 'config.json'}: not the description of an export: {error!r}") from error
     if weights not in (None, held[0]) or step not in ("last", str(held[1])):
         raise UserError(f"{source}: this export holds the {held[0]} weights of step {held[1]} alone; choose at export")
-    return Source(RunConfig.from_tree(tree), tokens, load_file(source / "model.safetensors"), *held)
+    try:
+        tensors = load_file(source / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{source / 'model.safetensors'}: damaged: {error}; export it again") from error
+    return Source(RunConfig.from_tree(tree), tokens, tensors, *held)

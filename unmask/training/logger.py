@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -8,22 +9,26 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unmask.progress import console
+from unmask.progress import console, warn
 
 _PLAIN_INTERVAL = 30.0  # seconds between lines where stderr is not a terminal
 
 
 class MetricsFile:
-    """Append-only JSON lines. Checkpoints hold the `position`: on resume, what a lost run wrote after it is cut off."""
+    """Append-only JSON lines. Checkpoints hold the position: on resume, what a lost run wrote after it is cut off."""
 
     def __init__(self, path: Path, position: int) -> None:
         path.touch()
+        size = path.stat().st_size
+        if size < position:
+            warn(f"{path}: shorter than when the checkpoint was made; lines are lost")
         self._file = path.open("r+", encoding="utf-8")
-        self._file.truncate(position)
-        self._file.seek(position)
+        self._file.truncate(min(position, size))
+        self._file.seek(0, os.SEEK_END)
 
-    @property
-    def position(self) -> int:
+    def synced_position(self) -> int:
+        """Where the next line goes; all before it is on the disk."""
+        os.fsync(self._file.fileno())
         return self._file.tell()
 
     def write(self, line: dict[str, Any]) -> None:
@@ -37,10 +42,10 @@ class MetricsFile:
 class Board:
     """TensorBoard, where it is asked for. Imported late: it takes a second."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, last_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(folder, purge_step=first_step)
+        self._writer = SummaryWriter(folder, purge_step=last_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -66,7 +71,7 @@ class StepDisplay:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(title, total=num_steps, completed=first_step, loss="-", speed="")
-        self._first_step, self._started, self._last_line = first_step, time.monotonic(), time.monotonic()
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> "StepDisplay":
         self._bar.start()

@@ -28,6 +28,10 @@ class Interrupted(Exception):
     """The run was asked to stop, has saved, and can be resumed."""
 
 
+class _EvaluationLeft(Exception):
+    """A stop was requested during an evaluation."""
+
+
 @dataclass
 class Progress:
     """What a run knows of itself beside the trainer's state; saved with it."""
@@ -36,6 +40,8 @@ class Progress:
     seconds: float = 0.0
     """Of training: evaluation and saving apart."""
     metrics_position: int = 0
+    evaluated_step: int = 0
+    """The last one; a run that was stopped when an evaluation was due owes it."""
     best_step: int | None = None
     best_score: float = -math.inf
     best_nelbo: float = math.inf
@@ -54,6 +60,7 @@ class Run:
         self.title = title
         self.task: Task = resolve("task", config.task.name).from_config(config.data)
         self.stop_requested = False
+        self.saved_step = 0
 
     def train(self, *, resume: bool = False) -> None:
         """Trains to the last step.
@@ -69,8 +76,10 @@ class Run:
         self.folder.check(self.config, resume=resume)
         self.trainer = Trainer(self.config, self.task.tokens, self.task.train_stream(self.config.train.seed))
         self.examples = self.task.validation(self.config.eval.examples)
-        self.folder.open(self.config, environment, warn)
+        if not (resume and checkpoint.steps(self.folder.checkpoints)):
+            self._start_warm()
         try:
+            self.folder.open(self.config, environment, warn, resume=resume)
             self.progress = self._restore(resume)
             self._loop()
         finally:
@@ -79,18 +88,23 @@ class Run:
     def _restore(self, resume: bool) -> Progress:
         """From the newest whole checkpoint if there is one; else from the start."""
         path = checkpoint.newest(self.folder.checkpoints, warn) if resume else None
+        checkpoint.set_aside(self.folder.checkpoints, after=-1 if path is None else checkpoint.step_of(path))
         if path is not None:
             state = checkpoint.load(path)
             self.trainer.load_state_dict(state)
-            console.print(f"Resuming {self.folder.path} from step {self.trainer.step_number}")
+            self.saved_step = self.trainer.step_number
+            console.print(f"Resuming {self.folder.path} from step {self.saved_step}")
             return Progress(**state["progress"])
         if resume:
             console.print(f"No complete checkpoint in {self.folder.path}: starting at step 0")
-        if self.config.train.init is not None:
-            self._start_warm(self.config.train.init)
+            self._start_warm()
         return Progress()
 
-    def _start_warm(self, source: str) -> None:
+    def _start_warm(self) -> None:
+        """Takes the weights that `train.init` names, if it does."""
+        source = self.config.train.init
+        if source is None:
+            return
         weights = loading.read(source).tensors
         own = self.trainer.model.state_dict()
         wrong = [
@@ -108,13 +122,16 @@ class Run:
         self.board = Board(self.folder.path / "tensorboard", progress.step) if config.log.tensorboard else None
         total = self.trainer.num_steps
         with self._signals(), StepDisplay(self.title, progress.step, total) as display:
+            self._evaluate_if_due()
             while progress.step < total and not self.stop_requested:
                 report = self._timed_step(display)
                 if _is_due(progress.step, config.log.every, total):
                     self._log_step(report, display)
-                is_best = _is_due(progress.step, config.eval.every, total) and self._evaluate()
+                is_best = self._evaluate_if_due()
                 if is_best or self.stop_requested or _is_due(progress.step, config.train.checkpoint_every, total):
-                    self._save()
+                    self._save(report)
+            if progress.step < total and self.saved_step != progress.step:  # the signal came after the last look
+                self._save(report)
         self.metrics.close()
         if self.board is not None:
             self.board.close()
@@ -130,14 +147,20 @@ class Run:
         return report
 
     def _log_step(self, report: StepReport, display: StepDisplay) -> None:
+        self._check_finite(report)
         values = {**report.metrics(), **self.trainer.process.metrics()}
-        if not math.isfinite(values["train/loss"]):
-            raise FloatingPointError(
-                f"the loss is {values['train/loss']} at step {self.progress.step}; a lower optim.lr or "
-                "train.dtype=float32 may help (--resume goes on from the last checkpoint)"
-            )
         self._log(values)
         display.loss(self.progress.step, values["train/loss"])
+
+    def _check_finite(self, report: StepReport) -> None:
+        """Before anything of a run that has diverged is kept."""
+        loss, norm = report.loss.item(), report.grad_norm.item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"step {self.progress.step}: the loss is {loss}, the gradient's norm {norm}. The last checkpoint is "
+                f"from before that: start from it in a new folder, with train.init={self.folder.path} and a lower "
+                "optim.lr or train.dtype=float32"
+            )
 
     def _log(self, values: dict[str, Any]) -> None:
         progress = self.progress
@@ -145,6 +168,27 @@ class Run:
         self.metrics.write(head | values)
         if self.board is not None:
             self.board.write(progress.step, values)
+
+    def _evaluate_if_due(self) -> bool:
+        """Evaluates if this step asks for it and nobody has; returns whether it is the best so far.
+
+        A stop that is requested meanwhile leaves the evaluation to the resumed run.
+        """
+        progress, every = self.progress, self.config.eval.every
+        if progress.step in (0, progress.evaluated_step) or not _is_due(progress.step, every, self.trainer.num_steps):
+            return False
+
+        def leave_if_stopped(*_: object) -> None:
+            if self.stop_requested:
+                raise _EvaluationLeft
+
+        hook = self.trainer.model.backbone.register_forward_pre_hook(leave_if_stopped)
+        try:
+            return self._evaluate()
+        except _EvaluationLeft:
+            return False
+        finally:
+            hook.remove()
 
     def _evaluate(self) -> bool:
         """Evaluates all weights asked for, and logs; returns whether this is the best so far."""
@@ -166,6 +210,7 @@ class Run:
             f"{self.title}  step {self.progress.step}: accuracy {shown}; NELBO {headline.nelbo.value:.4f} nats"
         )
         progress = self.progress
+        progress.evaluated_step = progress.step
         if not progress.is_better(first.accuracy, headline.nelbo.value):
             return False
         progress.best_step = progress.step
@@ -188,13 +233,15 @@ class Run:
                 dtype=self.trainer.dtype,
             )
 
-    def _save(self) -> None:
+    def _save(self, report: StepReport) -> None:
+        self._check_finite(report)
         progress, train = self.progress, self.config.train
-        progress.metrics_position = self.metrics.position
+        progress.metrics_position = self.metrics.synced_position()
         state = self.trainer.state_dict() | {"progress": asdict(progress)}
         checkpoint.save(self.folder.checkpoints, progress.step, state)
         best = set() if progress.best_step is None else {progress.best_step}
         checkpoint.prune(self.folder.checkpoints, keep_last=train.keep_last, keep_every=train.keep_every, keep=best)
+        self.saved_step = progress.step
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -158,7 +158,7 @@ class Trainer:
             "process": self.process.state_dict(),
             "trainer": {
                 "step_number": self.step_number,
-                "dropout_rng": torch.get_rng_state() if self.has_dropout else None,
+                "dropout_rng": self._dropout_rng() if self.has_dropout else None,
             },
         }
 
@@ -170,4 +170,14 @@ class Trainer:
         self.process.load_state_dict(state["process"])
         self.step_number = state["trainer"]["step_number"]
         if self.has_dropout:
-            torch.set_rng_state(state["trainer"]["dropout_rng"])
+            self._set_dropout_rng(state["trainer"]["dropout_rng"])
+
+    def _dropout_rng(self) -> Tensor:
+        is_cuda = self.device.type == "cuda"
+        return torch.cuda.get_rng_state(self.device) if is_cuda else torch.get_rng_state()
+
+    def _set_dropout_rng(self, state: Tensor) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)

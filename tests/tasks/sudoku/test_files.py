@@ -7,7 +7,7 @@ import pytest
 
 from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, EASY_SOLUTION, EMPTY, NO_SOLUTION, boards
 from unmask.errors import UserError
-from unmask.tasks.sudoku import files
+from unmask.tasks.sudoku import arrays, files
 from unmask.tasks.sudoku.generator import generate
 
 
@@ -111,6 +111,33 @@ def test_bad_csv_names_file_and_line(tmp_path: Path, content: str, message: str)
 
 
 @pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, 200, "row 7: claims 200 givens"),
+        (1, 99, "row 7: the 81 quadruples do not name every cell once"),
+        (3, 0, "row 7: the solution breaks"),
+    ],
+)
+def test_one_bad_row_of_325_is_named(tmp_path: Path, puzzles, position: int, value: int, message: str) -> None:  # type: ignore[no-untyped-def]
+    rows = shah_rows(*puzzles)
+    rows[7, position] = value
+    with pytest.raises(UserError, match=message):
+        files.load(save(tmp_path / "x.npy", rows))
+
+
+@pytest.mark.parametrize("number", [0, 3, 4, 29])
+def test_rows_are_counted_through_the_chunks(
+    tmp_path: Path, puzzles, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(arrays, "_CHUNK", 4)
+    rows = np.concatenate(puzzles, axis=1)
+    assert (files.load(save(tmp_path / "x.npy", rows)).solutions == puzzles[1]).all()
+    rows[number, 100] = 0
+    with pytest.raises(UserError, match=f"row {number}: the solution breaks"):
+        files.load(save(tmp_path / "x.npy", rows))
+
+
+@pytest.mark.parametrize(
     ("array", "message"),
     [
         (np.zeros((3, 81)), r"shape \(3, 81\); needs \(N, 325\) or \(N, 162\)"),
@@ -119,7 +146,7 @@ def test_bad_csv_names_file_and_line(tmp_path: Path, content: str, message: str)
         (np.full((2, 162), "a"), "dtype <U1; needs integers"),
         (np.zeros((2, 162), int), "row 0: the solution breaks"),
         (np.zeros((2, 325), int), "no order of"),
-        (np.full((2, 325), 200, np.uint8), "row 0: claims 200 givens"),
+        (np.full((2, 325), 200, np.uint8), "no order of"),
         (np.zeros((0, 162), int), "holds no puzzle"),
     ],
 )
@@ -141,6 +168,12 @@ def test_pickled_arrays_do_not_run(tmp_path: Path) -> None:
         files.load(path)
 
 
+def zip_of_arrays() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.zeros(3))
+    return buffer.getvalue()
+
+
 DAMAGED_GZIP = bytearray(gzip.compress(b"puzzle,solution\n" + bytes(range(200)), mtime=0))
 DAMAGED_GZIP[20:23] = b"\x00\xff\x13"
 
@@ -148,10 +181,13 @@ DAMAGED_GZIP[20:23] = b"\x00\xff\x13"
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.parquet", b"a", "unknown format '.parquet'; use .csv, .txt, .npy"),
+        ("x.parquet", b"a", "unknown format '.parquet'; use .csv, .txt or .npy"),
         ("x", b"a", "unknown format ''"),
         ("x.txt.gz", b"not gzip", "cannot be read"),
         ("x.csv", b"\xff\xfe\xfa", "not UTF-8 text, at byte 0"),
+        ("line.csv", b'puzzle,solution\n"' + b"1" * 140_000, "line 1: not CSV"),
+        ("archive.npy", zip_of_arrays(), "not a plain .npy array but an archive"),
+        ("zip.npy", b"PK\x03\x04abc", "not a plain .npy array"),
         ("cut.csv.gz", gzip.compress(b"puzzle,solution\n")[:-5], "cannot be read"),
         ("bits.csv.gz", DAMAGED_GZIP, "cannot be read"),
     ],

@@ -8,8 +8,8 @@ import torch
 from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, EASY_SOLUTION, HARD, NO_SOLUTION, boards
 from unmask.errors import UserError
 from unmask.tasks.sudoku import board, grading
-from unmask.tasks.sudoku.files import PuzzleSet
 from unmask.tasks.sudoku.generator import generate
+from unmask.tasks.sudoku.puzzles import PuzzleSet
 from unmask.tasks.sudoku.symmetry import augment
 from unmask.tasks.sudoku.task import MASK_ID, Sudoku, SudokuData, split
 

@@ -22,6 +22,12 @@ def is_solved(puzzles: Boards, answers: NDArray[Any]) -> NDArray[np.bool_]:
     return board.keeps_givens(puzzles, answers) & board.is_solution(answers)
 
 
+def has_one_solution(puzzles: Boards) -> NDArray[np.bool_]:
+    """Whether exactly one grid solves each puzzle, as far as can be found out: (N,)."""
+    solutions = solve(puzzles, limit=2)
+    return solutions.is_certain & (solutions.count == 1)
+
+
 def reason(puzzle: NDArray[np.uint8], answer: str) -> str | None:
     """The first of `REASONS` that makes `answer` wrong, or None."""
     if len(answer) != 81:
@@ -55,7 +61,7 @@ def grade_file(path: Path) -> Grade:
     """
     puzzles, answers = _read_answers(path)
     reasons = [reason(puzzle, answer) for puzzle, answer in zip(puzzles, answers, strict=True)]
-    is_unique = solve(puzzles, limit=2).count == 1
+    is_unique = has_one_solution(puzzles)
     correct = np.array([r is None for r in reasons])
     return Grade(
         n=len(answers),
@@ -69,7 +75,7 @@ def grade_file(path: Path) -> Grade:
 def _read_answers(path: Path) -> tuple[Boards, list[str]]:
     puzzles, answers = [], []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines: also where a JSON string may not end
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):

@@ -16,6 +16,7 @@ from unmask.tasks.sudoku.board import Boards
 Candidates = NDArray[np.uint16]  # (81, N), bit sets of the digits still possible
 
 ALL_DIGITS = np.uint16(0x1FF)
+_MAX_POSITIONS = 300_000  # searched for one board; 17 givens take up to 2,000, an empty board 200,000
 _CHUNK = 4096  # boards propagated together: their candidates stay within a core's cache
 
 
@@ -120,14 +121,22 @@ def is_singles_solvable(boards: Boards) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Solutions:
-    """`count` (N,): number of solutions found, at most the limit asked; `first` (N, 81): one of them, 0 if none."""
+    """What a search has found: how many solutions, at most the limit asked (N,), and one of them, 0 if none (N, 81).
+
+    `is_certain` (N,): False where the search was given up, so that there may be more.
+    """
 
     count: NDArray[np.int64]
     first: Boards
+    is_certain: NDArray[np.bool_]
 
 
 def solve(boards: Boards, *, limit: int = 2) -> Solutions:
-    """Solves `boards` (N, 81) by propagation and search, looking for up to `limit` solutions each."""
+    """Solves `boards` (N, 81) by propagation and search, looking for up to `limit` solutions each.
+
+    A puzzle takes a few positions to search, one with 17 givens hundreds; boards made to defeat a search take millions,
+    and are given up.
+    """
     return solve_candidates(to_candidates(boards), limit=limit)
 
 
@@ -136,10 +145,12 @@ def solve_candidates(candidates: Candidates, *, limit: int = 2) -> Solutions:
     n = candidates.shape[1]
     count = np.zeros(n, dtype=np.int64)
     first = np.zeros((n, 81), dtype=np.uint8)
+    searched = np.zeros(n, dtype=np.int64)
     stack = [(candidates, np.arange(n))]  # open positions and the boards that they belong to
     while stack:
         nodes, owner = _pop(stack)
-        wanted = count[owner] < limit
+        searched += np.bincount(owner, minlength=n)
+        wanted = (count[owner] < limit) & (searched[owner] <= _MAX_POSITIONS)
         nodes, owner = nodes[:, wanted], owner[wanted]
         if not len(owner):
             continue
@@ -151,7 +162,8 @@ def solve_candidates(candidates: Candidates, *, limit: int = 2) -> Solutions:
             np.add.at(count, owner[solved], 1)
         if not solved.all():
             stack.append(_branch(nodes[:, ~solved], owner[~solved]))
-    return Solutions(count=np.minimum(count, limit), first=first)
+    is_certain = (searched <= _MAX_POSITIONS) | (count >= limit)
+    return Solutions(count=np.minimum(count, limit), first=first, is_certain=is_certain)
 
 
 def _pop(stack: list[tuple[Candidates, NDArray[np.intp]]]) -> tuple[Candidates, NDArray[np.intp]]:

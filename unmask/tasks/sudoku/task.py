@@ -24,8 +24,8 @@ from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
 from unmask.noise import Purpose
 from unmask.tasks.sudoku import board, cache, files, grading
-from unmask.tasks.sudoku.files import PuzzleSet
-from unmask.tasks.sudoku.generator import Difficulty
+from unmask.tasks.sudoku.generator import Difficulty, check_givens
+from unmask.tasks.sudoku.puzzles import PuzzleSet
 from unmask.tasks.sudoku.solver import solve
 from unmask.tasks.sudoku.symmetry import augment
 from unmask.types import CleanBatch, TokenSpec
@@ -54,6 +54,12 @@ class SudokuData(Section):
     def _one_number_is_both_ends(cls, value: Any) -> Any:
         return (value, value) if isinstance(value, int) else value
 
+    @field_validator("givens")
+    @classmethod
+    def _check_givens(cls, value: tuple[int, int]) -> tuple[int, int]:
+        check_givens(value)
+        return value
+
 
 class Sudoku:
     Config = SudokuData
@@ -71,9 +77,9 @@ class Sudoku:
     def _split(self) -> tuple[PuzzleSet, PuzzleSet]:
         config = self.config
         if config.path is not None:
-            puzzles = files.load(Path(config.path))
+            puzzles = files.load(Path(config.path).expanduser())
         else:
-            folder = Path(config.cache_dir) if config.cache_dir else cache.default_folder()
+            folder = Path(config.cache_dir).expanduser() if config.cache_dir else cache.default_folder()
             puzzles = cache.load_or_generate(config.puzzles, config.givens, config.difficulty, config.seed, folder)
         return split(puzzles, config.validation_ratio, config.seed)
 
@@ -81,12 +87,13 @@ class Sudoku:
         return SudokuStream(self._split[0], self.config.layout, seed, is_augmented=self.config.augment)
 
     def synthetic_stream(self, seed: int) -> "SudokuStream":
-        """Random digits with as many clues as `data.givens` says: not puzzles, but of their shape."""
+        """Random digits with as many clues as `data.givens` says: not puzzles, but of their shape and cost."""
         rng = np.random.default_rng(noise.integer(seed, Purpose.BENCHMARK))
         digits = rng.integers(1, 10, size=(1024, 81), dtype=np.uint8)
         num_givens = rng.integers(self.config.givens[0], self.config.givens[1] + 1, size=(1024, 1))
         is_given = rng.permuted(np.tile(np.arange(81), (1024, 1)), axis=1) < num_givens
-        return SudokuStream(PuzzleSet(digits * is_given, digits), self.config.layout, seed, is_augmented=False)
+        puzzles = PuzzleSet(digits * is_given, digits)
+        return SudokuStream(puzzles, self.config.layout, seed, is_augmented=self.config.augment)
 
     def validation(self, limit: int) -> CleanBatch:
         return self._examples(self._split[1][:limit])
@@ -101,15 +108,17 @@ class Sudoku:
         puzzles, numbers = files.parse_lines(enumerate(lines, start=1), source)
         if not len(puzzles):
             raise UserError(f"{source}: holds no puzzle; give one of 81 symbols on each line")
-        for i in np.flatnonzero(solve(puzzles, limit=1).count == 0):
+        solutions = solve(puzzles, limit=1)
+        for i in np.flatnonzero(solutions.is_certain & (solutions.count == 0)):
             raise UserError(f"{source}, line {numbers[i]}: the puzzle has no solution")
         clues = _tensor(puzzles)
         return encode(clues, clues, self.config.layout).masked(MASK_ID)
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> dict[str, Bool[Tensor, "B"]]:
+        """`accuracy`: all givens kept and all units right; `exact_match`: and the puzzle has no other solution."""
         puzzles, answers = self._puzzle(examples.masked(MASK_ID)), tokens[:, -81:].cpu().numpy()
         solved = torch.from_numpy(grading.is_solved(puzzles, answers))
-        return {"accuracy": solved, "exact_match": (tokens.cpu() == examples.x0.cpu()).all(dim=-1)}
+        return {"accuracy": solved, "exact_match": solved & torch.from_numpy(grading.has_one_solution(puzzles))}
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         puzzle, answer = self._puzzle(prompt[None])[0], board.to_text(tokens[-81:].cpu().numpy())
@@ -141,7 +150,7 @@ class SudokuStream:
     """Training examples: shuffled, and each under a random symmetry if `is_augmented`."""
 
     def __init__(self, puzzles: PuzzleSet, layout: Layout, seed: int, *, is_augmented: bool) -> None:
-        self._puzzles, self._solutions = _tensor(puzzles.puzzles), _tensor(puzzles.solutions)
+        self._puzzles, self._solutions = torch.from_numpy(puzzles.puzzles), torch.from_numpy(puzzles.solutions)
         self._layout: Layout = layout
         self._seed = seed
         self._is_augmented = is_augmented
@@ -152,7 +161,7 @@ class SudokuStream:
 
     def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
         index = shuffled_index(number, self.epoch_size, self._seed)
-        puzzles, solutions = self._puzzles[index], self._solutions[index]
+        puzzles, solutions = self._puzzles[index].long(), self._solutions[index].long()
         if self._is_augmented:
             puzzles, solutions = augment(puzzles, solutions, number, self._seed)
         return encode(puzzles, solutions, self._layout)

@@ -1,0 +1,151 @@
+"""What a run leaves behind, whatever happens to it."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers import SHORT, lines, run_cli
+from unmask import recipes
+from unmask.cli import main
+from unmask.errors import UserError
+from unmask.training import checkpoint, run
+from unmask.training.folder import RunFolder
+from unmask.training.logger import MetricsFile
+from unmask.training.run import Interrupted, Run
+from unmask.training.trainer import Trainer
+
+TWELVE = ["train.steps=12", "train.checkpoint_every=6", "eval.every=4", "eval.examples=4", "log.every=1"]
+
+
+def make(out: Path, *settings: str) -> Run:
+    return Run(recipes.load("debug", [*TWELVE, "log.tensorboard=false", *settings]), RunFolder(out))
+
+
+def without_seconds(out: Path) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in lines(out / "metrics.jsonl")]
+
+
+def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "whole").train()
+    stopped = make(tmp_path / "stopped")
+    real, num_calls = run.evaluate, [0]
+
+    def evaluate(*arguments: object, **options: object) -> object:
+        num_calls[0] += 1
+        stopped.stop_requested = num_calls[0] == 3  # twice, for ema and raw, at step 4
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    with pytest.raises(Interrupted, match="after step 8"):
+        stopped.train()
+    assert checkpoint.steps(tmp_path / "stopped" / "checkpoints")[-1] == 8
+    evaluated = [row["step"] for row in lines(tmp_path / "stopped" / "metrics.jsonl") if "eval/nelbo" in row]
+    assert set(evaluated) == {4}
+    make(tmp_path / "stopped").train(resume=True)
+    assert without_seconds(tmp_path / "stopped") == without_seconds(tmp_path / "whole")
+
+
+def test_a_stop_that_comes_after_the_last_look_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = make(tmp_path / "run", "train.checkpoint_every=99")
+    real = run._is_due
+
+    def is_due(step: int, every: int, last: int) -> bool:
+        stopped.stop_requested |= step == 5 and every == 99  # asked only once stop_requested was found unset
+        return real(step, every, last)
+
+    monkeypatch.setattr(run, "_is_due", is_due)
+    with pytest.raises(Interrupted, match="after step 5"):
+        stopped.train()
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == 5
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_run_that_diverges_keeps_no_checkpoint_of_it(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Trainer._forward_backward
+
+    def diverge(trainer: Trainer, batch: object) -> tuple[Tensor, object]:
+        loss, stats = real(trainer, batch)
+        if trainer.step_number == 3:
+            next(trainer.model.parameters()).grad[0, 0] = math.inf
+        return (loss * math.nan if where == "loss" and trainer.step_number >= 3 else loss), stats
+
+    monkeypatch.setattr(Trainer, "_forward_backward", diverge)
+    settings = ["train.checkpoint_every=2", "log.every=100", "eval.every=100", "log.tensorboard=false"]
+    assert main(["train", "debug", "train.steps=12", *settings, "--out", str(tmp_path / "run")]) == 1
+    assert "train.init=" in capsys.readouterr().err
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2]
+
+
+def test_a_failing_write_leaves_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "run", "train.steps=2").train()
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            make(tmp_path / "run", "train.steps=4").train(resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    make(tmp_path / "run", "train.steps=4").train(resume=True)
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == 4
+
+
+def test_a_run_that_came_and_went_meanwhile_is_not_touched(tmp_path: Path) -> None:
+    late = RunFolder(tmp_path / "run")
+    config = recipes.load("debug", [*TWELVE, "train.seed=7"])
+    late.check(config, resume=False)
+    make(tmp_path / "run", "train.steps=2").train()
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match="already holds a run"):
+        late.open(config, {}, pytest.fail, resume=False)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_a_wrong_start_leaves_no_folder(tmp_path: Path) -> None:
+    make(tmp_path / "other", "train.steps=2", "model.dim=16").train()
+    assert run_cli("train", "debug", *SHORT, f"train.init={tmp_path / 'other'}", "--out", tmp_path / "run") == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_that_were_cut_short_go_on_as_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n')
+    metrics = MetricsFile(path, position=50)
+    metrics.write({"b": 2})
+    metrics.close()
+    assert lines(path) == [{"a": 1}, {"b": 2}]
+    assert "lines are lost" in capsys.readouterr().err
+
+
+def test_tensorboard_keeps_every_step_of_an_extended_run(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps in (4, 6):
+        config = recipes.load("debug", [f"train.steps={steps}", "log.every=2", "eval.every=4", "eval.examples=2"])
+        Run(config, RunFolder(tmp_path / "run")).train(resume=steps == 6)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("eval/nelbo")] == [4, 6]
+
+
+def test_damaged_checkpoints_do_not_count_as_the_newest(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, step, {"x": torch.ones(1)})
+    for step in (20, 30):
+        (tmp_path / f"step_{step:08d}" / "COMPLETE").unlink()
+    checkpoint.set_aside(tmp_path, after=10)
+    checkpoint.save(tmp_path, 15, {"x": torch.ones(1)})
+    checkpoint.prune(tmp_path, keep_last=1, keep_every=None, keep=set())
+    assert checkpoint.steps(tmp_path) == [15]
+    assert (tmp_path / "damaged_step_00000030").exists()
