@@ -65,6 +65,22 @@ def test_a_stop_that_comes_after_the_last_look_is_saved(tmp_path: Path, monkeypa
     assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == 5
 
 
+def test_a_stop_during_the_last_evaluation_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = make(tmp_path / "run", "train.steps=3", "eval.every=99")
+    real = run.evaluate
+
+    def evaluate(*arguments: object, **options: object) -> object:
+        stopped.stop_requested = True
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "evaluate", evaluate)
+        with pytest.raises(Interrupted, match="after step 3"):
+            stopped.train()
+    make(tmp_path / "run", "train.steps=3", "eval.every=99").train(resume=True)
+    assert "eval/nelbo" in lines(tmp_path / "run" / "metrics.jsonl")[-1]
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_run_that_diverges_keeps_no_checkpoint_of_it(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -122,12 +122,12 @@ class Run:
         self.board = Board(self.folder.path / "tensorboard", progress.step) if config.log.tensorboard else None
         total = self.trainer.num_steps
         with self._signals(), StepDisplay(self.title, progress.step, total) as display:
-            self._evaluate_if_due()
+            self._evaluate_if_owed()
             while progress.step < total and not self.stop_requested:
                 report = self._timed_step(display)
                 if _is_due(progress.step, config.log.every, total):
                     self._log_step(report, display)
-                is_best = self._evaluate_if_due()
+                is_best = self._evaluate_if_owed()
                 if is_best or self.stop_requested or _is_due(progress.step, config.train.checkpoint_every, total):
                     self._save(report)
             if progress.step < total and self.saved_step != progress.step:  # the signal came after the last look
@@ -135,7 +135,7 @@ class Run:
         self.metrics.close()
         if self.board is not None:
             self.board.close()
-        if progress.step < total:
+        if progress.step < total or self._owes_evaluation():
             raise Interrupted(f"stopped after step {progress.step}; continue with --resume")
 
     def _timed_step(self, display: StepDisplay) -> StepReport:
@@ -169,13 +169,15 @@ class Run:
         if self.board is not None:
             self.board.write(progress.step, values)
 
-    def _evaluate_if_due(self) -> bool:
-        """Evaluates if this step asks for it and nobody has; returns whether it is the best so far.
+    def _owes_evaluation(self) -> bool:
+        """Whether one is due after this step, and has not been made."""
+        step = self.progress.step
+        is_new = step not in (0, self.progress.evaluated_step)
+        return is_new and _is_due(step, self.config.eval.every, self.trainer.num_steps)
 
-        A stop that is requested meanwhile leaves the evaluation to the resumed run.
-        """
-        progress, every = self.progress, self.config.eval.every
-        if progress.step in (0, progress.evaluated_step) or not _is_due(progress.step, every, self.trainer.num_steps):
+    def _evaluate_if_owed(self) -> bool:
+        """Returns whether this is the best so far. A stop that is requested meanwhile leaves it to the resumed run."""
+        if not self._owes_evaluation():
             return False
 
         def leave_if_stopped(*_: object) -> None:
