@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from unmask.decoding.decoder import Decoder
 from unmask.masking.process import RowShard
-from unmask.masking.puma import Puma
+from unmask.masking.puma import PumaPool
 from unmask.reveal import CONFIDENCES, ORDERS, Fixed, RevealState, Steps, above, surest
 from unmask.types import CleanBatch, TokenStats
 
@@ -101,7 +101,7 @@ def test_training_and_decoding_reveal_the_same_positions(order: str) -> None:
             x0 = torch.randint(mask_id, (len(number), length))
             return CleanBatch(x0=x0, prompt_mask=torch.zeros_like(x0, dtype=torch.bool))
 
-    puma = Puma(mask_id=mask_id, shard=RowShard.whole(20), num_stages=3, confidence=order)
+    puma = PumaPool(mask_id=mask_id, shard=RowShard.whole(20), num_stages=3, confidence=order)
     batch = puma.next_batch(Examples())
     logits = table[batch.scored % length]
     real = batch.scored < batch.x0.numel()

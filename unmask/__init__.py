@@ -6,7 +6,7 @@ from unmask.decoding.decoder import predictor_from_logits as predictor_from_logi
 from unmask.errors import UserError as UserError
 from unmask.masking.process import MaskingProcess as MaskingProcess
 from unmask.masking.process import RowShard as RowShard
-from unmask.masking.puma import Puma as Puma
+from unmask.masking.puma import PumaPool as PumaPool
 from unmask.masking.random import RandomMasking as RandomMasking
 from unmask.models.denoiser import Denoiser as Denoiser
 from unmask.reveal import Fixed as Fixed

@@ -16,7 +16,7 @@ COMPONENTS = {
     },
     "process": {
         "uniform": "unmask.masking.random:RandomMasking",
-        "puma": "unmask.masking.puma:Puma",
+        "puma": "unmask.masking.puma:PumaPool",
     },
 }
 

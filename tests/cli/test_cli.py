@@ -251,9 +251,9 @@ def test_decoders_take_the_same_names_and_alternatives() -> None:
 
 
 MINE = """
-from unmask.masking.puma import Puma
+from unmask.masking.puma import PumaPool
 
-class Mine(Puma):
+class Mine(PumaPool):
     def metrics(self):
         return super().metrics() | {"mine": 1.0}
 """

@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers import TabularBackbone, tabular, toy
 from unmask.masking.process import RowShard
-from unmask.masking.puma import Puma
+from unmask.masking.puma import PumaPool
 from unmask.masking.random import RandomMasking
 
 
@@ -22,7 +22,7 @@ def test_a_tabular_model_learns_the_true_conditionals_on_the_masks_it_visits(set
     mask_id = task.tokens.mask_id
     model = tabular(task)
     backbone: TabularBackbone = model.backbone
-    puma = Puma(mask_id=mask_id, shard=RowShard.whole(512), num_stages=3, **settings)
+    puma = PumaPool(mask_id=mask_id, shard=RowShard.whole(512), num_stages=3, **settings)
     stream = task.train_stream(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     visits = torch.zeros(len(backbone.table))

@@ -9,7 +9,7 @@ import torch
 from tests.helpers import RandomStream, random_stats
 from unmask import noise
 from unmask.masking.process import RowShard
-from unmask.masking.puma import Pool, Puma
+from unmask.masking.puma import PoolRows, PumaPool
 from unmask.noise import Purpose
 from unmask.types import TokenStats
 
@@ -25,11 +25,11 @@ SETTINGS = [
 ]
 
 
-def make(batch_size: int = 10, shard: RowShard | None = None, **settings: object) -> Puma:
-    return Puma(mask_id=MASK, shard=shard or RowShard.whole(batch_size), seed=5, **settings)
+def make(batch_size: int = 10, shard: RowShard | None = None, **settings: object) -> PumaPool:
+    return PumaPool(mask_id=MASK, shard=shard or RowShard.whole(batch_size), seed=5, **settings)
 
 
-def pool_of(puma: Puma) -> Pool:
+def pool_of(puma: PumaPool) -> PoolRows:
     assert puma.pool is not None
     return puma.pool
 
@@ -40,7 +40,7 @@ def test_every_step_is_the_method_row_by_row(settings: dict, stream: RandomStrea
     for step in range(30):
         num_stages = puma.num_stages
         batch = puma.next_batch(stream)
-        before = Pool(**{name: value.clone() for name, value in vars(pool_of(puma)).items()})
+        before = PoolRows(**{name: value.clone() for name, value in vars(pool_of(puma)).items()})
         stats = random_stats(batch, step)
         puma.observe(batch, stats)
         confidence, top1 = batch.scatter(stats.confidence, -math.inf), batch.scatter(stats.top1, 0.0)

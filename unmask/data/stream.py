@@ -17,12 +17,17 @@ from unmask.types import CleanBatch
 class ExampleStream(Protocol):
     """The n-th example of an endless sequence, on the CPU. The same number always gives the same example."""
 
+    def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch: ...
+
+
+@runtime_checkable
+class EpochStream(ExampleStream, Protocol):
+    """A stream over a data set, of which every epoch visits each example once."""
+
     @property
     def epoch_size(self) -> int:
         """Examples before the data set repeats."""
         ...
-
-    def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch: ...
 
 
 def shuffled_index(number: Int[Tensor, "n"], size: int, seed: int) -> Int[Tensor, "n"]:

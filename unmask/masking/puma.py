@@ -46,7 +46,7 @@ StageSchedule = Annotated[
 
 
 @dataclass(kw_only=True)
-class Pool:
+class PoolRows:
     """The state of this process's rows. Row r of the global batch holds the examples r, r + B, r + 2 B, … in turn."""
 
     example: Int[Tensor, "b"]
@@ -72,11 +72,11 @@ class Pool:
         xt = torch.where(self.is_masked, mask_id, self.x0)
         return score_masked(self.x0, xt, mask_id, weights.per_masked(self.is_masked))
 
-    def replace_rows(self, rows: Int[Tensor, "n"], fresh: "Pool") -> "Pool":
-        return Pool(**{name: value.index_copy(0, rows, getattr(fresh, name)) for name, value in vars(self).items()})
+    def replace_rows(self, rows: Int[Tensor, "n"], fresh: "PoolRows") -> "PoolRows":
+        return PoolRows(**{name: value.index_copy(0, rows, getattr(fresh, name)) for name, value in vars(self).items()})
 
 
-class Puma:
+class PumaPool:
     """The masking process: a pool that follows the model.
 
     Row r (of the global batch) holds, one after the other, the examples `stream[r + j B]`; its noise is keyed by the
@@ -124,10 +124,10 @@ class Puma:
         self.device = device or torch.device("cpu")
         self.step = 0
         self.num_refills = 0
-        self.pool: Pool | None = None
+        self.pool: PoolRows | None = None
 
     @classmethod
-    def from_config(cls, config: Config, context: ProcessContext) -> "Puma":
+    def from_config(cls, config: Config, context: ProcessContext) -> "PumaPool":
         return cls(
             mask_id=context.tokens.mask_id,
             shard=context.shard,
@@ -165,7 +165,7 @@ class Puma:
             self._change_num_stages(self.stage_schedule[self.step])
 
     def _choose(
-        self, pool: Pool, stage: Int[Tensor, "b"], batch: MaskedBatch, stats: TokenStats
+        self, pool: PoolRows, stage: Int[Tensor, "b"], batch: MaskedBatch, stats: TokenStats
     ) -> Bool[Tensor, "b L"]:
         """What each row reveals on its way into `stage`. (A row that is done is refilled, whatever it reveals.)"""
         num_revealed = pool.num_revealed
@@ -190,14 +190,14 @@ class Puma:
         r = (stage + noise.uniform(self.seed, purpose, *keys)) / self.num_stages
         return (r * num_maskable).round().long().minimum(num_maskable - 1)
 
-    def _first_pool(self, stream: ExampleStream) -> Pool:
+    def _first_pool(self, stream: ExampleStream) -> PoolRows:
         """All rows new, their stages spread evenly over K (also where K > B)."""
         rows = self.shard.index(self.device)
         order = noise.permute(rows, self.shard.total, self.seed, Purpose.STAGE)
         self.num_refills = len(rows)
         return self._new_rows(stream, rows, order * self.num_stages // self.shard.total)
 
-    def _refilled(self, pool: Pool, stream: ExampleStream) -> Pool:
+    def _refilled(self, pool: PoolRows, stream: ExampleStream) -> PoolRows:
         """The pool with new examples where a row is done. Waits for the device once."""
         rows = pool.is_done.nonzero().squeeze(1)
         if not len(rows):
@@ -207,13 +207,13 @@ class Puma:
             rows, self._new_rows(stream, pool.example[rows] + self.shard.total, torch.zeros_like(rows))
         )
 
-    def _new_rows(self, stream: ExampleStream, example: Int[Tensor, "b"], stage: Int[Tensor, "b"]) -> Pool:
+    def _new_rows(self, stream: ExampleStream, example: Int[Tensor, "b"], stage: Int[Tensor, "b"]) -> PoolRows:
         """Examples that enter the pool at `stage`, positions revealed at random: the model has not seen them yet."""
         clean = stream[example.cpu()].to(self.device)
         eligible = ~clean.prompt_mask
         num_maskable = eligible.sum(dim=-1)
         num_revealed = self._draw_num_revealed(num_maskable, stage, Purpose.REFILL, example)
-        return Pool(
+        return PoolRows(
             example=example,
             visit=torch.zeros_like(example),
             stage=stage,
@@ -250,7 +250,9 @@ class Puma:
         self.num_refills = state["num_refills"]
         self.num_stages = state["num_stages"]
         self.pool = (
-            None if state["pool"] is None else Pool(**{name: t.to(self.device) for name, t in state["pool"].items()})
+            None
+            if state["pool"] is None
+            else PoolRows(**{name: t.to(self.device) for name, t in state["pool"].items()})
         )
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from rich.console import RenderableType
 from torch import Tensor
 
-from unmask.data.stream import ExampleStream
+from unmask.data.stream import EpochStream
 from unmask.types import CleanBatch, TokenSpec
 
 
@@ -22,11 +22,11 @@ class Task(Protocol):
 
     tokens: TokenSpec
 
-    def train_stream(self, seed: int) -> ExampleStream:
+    def train_stream(self, seed: int) -> EpochStream:
         """The training examples, shuffled and, where the task can, augmented by `seed`."""
         ...
 
-    def synthetic_stream(self, seed: int) -> ExampleStream:
+    def synthetic_stream(self, seed: int) -> EpochStream:
         """Random tokens in the shape of the training examples: for benchmarks, which need no data."""
         ...
 

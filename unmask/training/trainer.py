@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unmask import noise
 from unmask.config import RunConfig, name_of
-from unmask.data.stream import ExampleStream
+from unmask.data.stream import EpochStream
 from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess, ProcessContext, RowShard
 from unmask.models.build import build_denoiser
@@ -67,7 +67,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(("cuda" if cudas else "cpu") if name == "auto" else name)
 
 
-def num_steps(config: RunConfig, stream: ExampleStream) -> int:
+def num_steps(config: RunConfig, stream: EpochStream) -> int:
     """`train.steps`, or what `train.epochs` comes to when every step takes new examples."""
     if config.train.steps is not None:
         return config.train.steps
@@ -78,7 +78,7 @@ def num_steps(config: RunConfig, stream: ExampleStream) -> int:
 class Trainer:
     """Model, optimizer, average and masking process, and the step that moves them, whichever the method."""
 
-    def __init__(self, config: RunConfig, tokens: TokenSpec, stream: ExampleStream) -> None:
+    def __init__(self, config: RunConfig, tokens: TokenSpec, stream: EpochStream) -> None:
         train = config.train
         self.config = config
         self.stream = stream

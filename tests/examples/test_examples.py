@@ -1,0 +1,33 @@
+"""The examples and the guide, run as they stand."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers import SHORT, lines
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_any_model_learns() -> None:
+    command = [sys.executable, str(ROOT / "examples" / "any_model.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(re.findall(r"([\d.]+)%", done.stdout)[-1]) > 95
+    assert len((ROOT / "examples" / "any_model.py").read_text().splitlines()) <= 60
+
+
+def test_the_guide_to_a_process_of_ones_own(tmp_path: Path) -> None:
+    """Its code blocks, written to the files that it names."""
+    guide = (ROOT / "docs" / "guides" / "extend.md").read_text()
+    (code,) = re.findall(r"In `capped\.py`:\n\n```python\n(.*?)```", guide, re.S)
+    (recipe,) = re.findall(r"In `capped\.yaml`.*?```yaml\n(.*?)```", guide, re.S)
+    (tmp_path / "capped.py").write_text(code)
+    (tmp_path / "capped.yaml").write_text(recipe)
+    command = [sys.executable, "-m", "unmask", "train", "capped.yaml", *SHORT]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    for row in lines(tmp_path / "runs" / "capped" / "metrics.jsonl")[:4]:
+        assert 1 <= row["train/scored_per_row"] <= 0.3 * 41 + 1  # debug's boards have 31 to 41 cells to fill in
+    wrong = subprocess.run([*command, "process.cup=0.2", "--out", "x"], cwd=tmp_path, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "did you mean process.cap?" in wrong.stderr
