@@ -8,14 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow test-gpu check bench clean
+.PHONY: help demo test test-slow test-gpu check docs bench clean
 
 help:
 	@echo "make demo       train on Sudoku twice, uniform masks beside PUMA, then solve puzzles (about 15 minutes on 2 cores)"
 	@echo "make test       all tests that need neither minutes each nor a GPU"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-gpu   the tests that need a CUDA device"
-	@echo "make check      formatting, lint and types"
+	@echo "make check      formatting, lint, types and the documentation"
+	@echo "make docs       the documentation as a site, in site/"
 	@echo "make bench      a training step and decoding at the paper's Sudoku sizes, as JSON"
 	@echo "make clean      remove .venv, caches and the demo's runs"
 
@@ -41,6 +42,11 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/zensical build --strict
+
+docs: $(READY)
+	$(BIN)/zensical build --strict
+	@echo "open site/index.html, or run $(BIN)/zensical serve"
 
 bench: $(READY)
 	$(BIN)/unmask bench step sudoku/paper_uniform --json
@@ -48,5 +54,5 @@ bench: $(READY)
 	$(BIN)/unmask bench decode sudoku/paper_puma --json
 
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,6 +10,19 @@ from tests.helpers import SHORT, lines
 ROOT = Path(__file__).parents[2]
 
 
+def test_every_test_that_the_docs_name_exists() -> None:
+    named = []
+    for page in (ROOT / "docs").rglob("*.md"):
+        file = ""
+        for given, test in re.findall(r"`(tests/[\w/]+\.py)?(?:::(test_\w+))?`", page.read_text()):
+            file = given or file
+            if file and (given or test):
+                named.append((file, test))
+    assert len(named) > 10
+    for file, test in named:
+        assert f"def {test}" in (ROOT / file).read_text(), (file, test)
+
+
 def test_any_model_learns() -> None:
     command = [sys.executable, str(ROOT / "examples" / "any_model.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

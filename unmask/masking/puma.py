@@ -97,7 +97,7 @@ class PumaPool:
             [], description="[[step, K], ...]: from each step on, K changes; steps increase"
         )
         threshold: float | None = Field(
-            None, gt=0, le=1, description="reveal at once what the model gives at least this probability"
+            None, gt=0, le=1, description="reveal at once what the model gives more than this probability"
         )
         confidence: OrderName = Field("prob", description="what orders the reveals")
 
