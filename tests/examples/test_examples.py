@@ -1,9 +1,12 @@
 """The examples and the guide, run as they stand."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.helpers import SHORT, lines
 
@@ -28,6 +31,16 @@ def test_any_model_learns() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(re.findall(r"([\d.]+)%", done.stdout)[-1]) > 95
     assert len((ROOT / "examples" / "any_model.py").read_text().splitlines()) <= 60
+
+
+def test_hugging_face_trainer_learns() -> None:
+    pytest.importorskip("transformers", reason="needs pip install -e '.[hf]'")
+    pytest.importorskip("accelerate", reason="needs pip install -e '.[hf]'")
+    command = [sys.executable, str(ROOT / "examples" / "hf_trainer.py")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert float(re.findall(r"([\d.]+)% of 500", done.stdout)[-1]) > 95
 
 
 def test_the_guide_to_a_process_of_ones_own(tmp_path: Path) -> None:
