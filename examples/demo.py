@@ -7,7 +7,6 @@ Stop it with Ctrl-C whenever you like: both runs save, and the same command goes
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,8 +17,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from unmask.report.trainings import Training, TrainingFailed, train_all
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.generator import generate
+from unmask.training.run import Interrupted
 
 METHODS = ("uniform", "puma")
 FOLDER = Path("demo")
@@ -37,7 +38,7 @@ def main() -> int:
         "[bold]puma[/] on the masks that it would meet when solving them. Same network, same steps, side by side,\n"
         f"with {threads} CPU thread{'s' * (threads > 1)} each. Ctrl-C stops and saves; `make demo` goes on.\n"
     )
-    if not train_both(threads):
+    if not train_both():
         return 130
     console.print()
     solve_fresh_puzzles(threads)
@@ -47,40 +48,18 @@ def main() -> int:
     return 0
 
 
-def train_both(threads: int) -> bool:
+def train_both() -> bool:
     """Trains in two processes, with a live table; False if it was interrupted."""
-    runs = {name: start_training(name, threads) for name in METHODS}
+    trainings = [Training(f"sudoku/{name}", (), FOLDER / name) for name in METHODS]
     try:
         with Live(console=console, refresh_per_second=2) as live:
-            while any(run.poll() is None for run in runs.values()):
-                live.update(progress_table())
-                time.sleep(0.5)
-            live.update(progress_table())
-    except KeyboardInterrupt:
-        for run in runs.values():
-            run.send_signal(signal.SIGINT)
-            run.wait()
+            train_all(trainings, len(METHODS), lambda: live.update(progress_table()))
+    except Interrupted:
         console.print("Stopped and saved; `make demo` goes on from here.")
         return False
-    for name, run in runs.items():
-        if run.returncode:
-            sys.exit(f"{name} failed (exit code {run.returncode}):\n{(FOLDER / f'{name}.log').read_text()[-2000:]}")
+    except TrainingFailed as error:
+        sys.exit(str(error))
     return True
-
-
-def start_training(name: str, threads: int) -> subprocess.Popen[bytes]:
-    command = [
-        *unmask(),
-        "train",
-        f"sudoku/{name}",
-        f"train.threads={threads}",
-        "--out",
-        str(FOLDER / name),
-        "--resume",
-    ]
-    # In a session of its own: Ctrl-C reaches this process alone, which passes it on once.
-    with (FOLDER / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def unmask() -> list[str]:

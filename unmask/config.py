@@ -86,6 +86,10 @@ class TrainConfig(Section):
     epochs: float | None = Field(
         None, gt=0, description="where train.steps is null: epochs x data set / batch_size, as if every step drew anew"
     )
+    max_seconds: float | None = Field(
+        None, gt=0, description="end after so many seconds of training, if that is sooner"
+    )
+    max_examples: int | None = Field(None, ge=1, description="end after so many examples drawn, if that is sooner")
     batch_size: int = Field(128, ge=1, description="rows of the global batch")
     accumulate: int = Field(1, ge=1, description="micro-batches that a batch is split into")
     seed: int = Field(0, ge=0)

@@ -53,13 +53,14 @@ def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(
 
 def test_a_stop_that_comes_after_the_last_look_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = make(tmp_path / "run", "train.checkpoint_every=99")
-    real = run._is_due
+    real = stopped._is_due
 
-    def is_due(step: int, every: int, last: int) -> bool:
-        stopped.stop_requested |= step == 5 and every == 99  # asked only once stop_requested was found unset
-        return real(step, every, last)
+    def is_due(every: int) -> bool:
+        # Of checkpoints, this is asked only once stop_requested was found unset.
+        stopped.stop_requested |= stopped.progress.step == 5 and every == 99
+        return real(every)
 
-    monkeypatch.setattr(run, "_is_due", is_due)
+    monkeypatch.setattr(stopped, "_is_due", is_due)
     with pytest.raises(Interrupted, match="after step 5"):
         stopped.train()
     assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == 5
@@ -79,6 +80,21 @@ def test_a_stop_during_the_last_evaluation_is_an_interruption(tmp_path: Path, mo
             stopped.train()
     make(tmp_path / "run", "train.steps=3", "eval.every=99").train(resume=True)
     assert "eval/nelbo" in lines(tmp_path / "run" / "metrics.jsonl")[-1]
+
+
+@pytest.mark.parametrize("budget", ["train.max_examples=40", "train.max_seconds=1e-6"])
+def test_a_budget_ends_a_run_with_an_evaluation_and_a_checkpoint(budget: str, tmp_path: Path) -> None:
+    make(tmp_path / "run", budget, "eval.every=99").train()
+    rows = lines(tmp_path / "run" / "metrics.jsonl")
+    assert "eval/nelbo" in rows[-1]
+    step = rows[-1]["step"]
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == step
+    if "examples" in budget:
+        assert rows[-3]["examples_seen"] < 40 <= rows[-1]["examples_seen"]
+    else:
+        assert step == 1
+    make(tmp_path / "run", "train.steps=12").train(resume=True)  # a budget may change
+    assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 12
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 
 from unmask import recipes
-from unmask.cli import bench, decode, evaluate, export, grade, train
+from unmask.cli import bench, compare, decode, evaluate, export, grade, train
 from unmask.errors import UserError
 from unmask.progress import console
+from unmask.report.trainings import TrainingFailed
 from unmask.training.run import Interrupted
 
 
@@ -45,6 +46,7 @@ def _options(
 app.command("train", epilog=f"Shipped recipes: {', '.join(recipes.names())}")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("decode")(decode.decode)
+app.command("compare")(compare.compare)
 app.command("grade")(grade.grade)
 app.command("export")(export.export)
 app.add_typer(bench.app, name="bench")
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print(f"Error: {error}", style="red")
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, TrainingFailed) as error:
         console.print(f"Error: {error}", style="red")
         return 1
     except Interrupted as stop:

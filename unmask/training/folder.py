@@ -17,7 +17,13 @@ from unmask import durable
 from unmask.config import RunConfig, flatten
 from unmask.errors import UserError
 
-_MAY_CHANGE = ("train.steps", "train.epochs", "train.checkpoint_every", "train.keep_last", "train.keep_every")
+_MAY_CHANGE = tuple(
+    f"train.{key}"
+    for key in (
+        *("steps", "epochs", "max_seconds", "max_examples", "threads"),
+        *("checkpoint_every", "keep_last", "keep_every"),
+    )
+)
 _SECTIONS_MAY_CHANGE = ("decode", "eval", "log")
 _BITS_DEPEND_ON = ("torch", "cpu", "threads", "device", "dtype")
 
@@ -114,7 +120,7 @@ class RunFolder:
 
 
 def _may_change(key: str) -> bool:
-    return key in _MAY_CHANGE or key.split(".")[0] in _SECTIONS_MAY_CHANGE or key == "train.threads"
+    return key in _MAY_CHANGE or key.split(".")[0] in _SECTIONS_MAY_CHANGE
 
 
 def to_yaml(config: RunConfig) -> str:

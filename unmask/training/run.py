@@ -120,23 +120,35 @@ class Run:
         progress, config = self.progress, self.config
         self.metrics = MetricsFile(self.folder.metrics, progress.metrics_position)
         self.board = Board(self.folder.path / "tensorboard", progress.step) if config.log.tensorboard else None
-        total = self.trainer.num_steps
-        with self._signals(), StepDisplay(self.title, progress.step, total) as display:
+        with self._signals(), StepDisplay(self.title, progress.step, self.trainer.num_steps) as display:
             self._evaluate_if_owed()
-            while progress.step < total and not self.stop_requested:
+            while not (self._is_over() or self.stop_requested):
                 report = self._timed_step(display)
-                if _is_due(progress.step, config.log.every, total):
+                if self._is_due(config.log.every):
                     self._log_step(report, display)
                 is_best = self._evaluate_if_owed()
-                if is_best or self.stop_requested or _is_due(progress.step, config.train.checkpoint_every, total):
+                if is_best or self.stop_requested or self._is_due(config.train.checkpoint_every):
                     self._save(report)
-            if progress.step < total and self.saved_step != progress.step:  # the signal came after the last look
+            if self.saved_step != progress.step:  # the signal came after the last look
                 self._save(report)
         self.metrics.close()
         if self.board is not None:
             self.board.close()
-        if progress.step < total or self._owes_evaluation():
+        if not self._is_over() or self._owes_evaluation():
             raise Interrupted(f"stopped after step {progress.step}; continue with --resume")
+
+    def _is_over(self) -> bool:
+        """Whether all steps are done, or one of the budgets is spent."""
+        train, progress = self.config.train, self.progress
+        return (
+            progress.step >= self.trainer.num_steps
+            or (train.max_seconds is not None and progress.seconds >= train.max_seconds)
+            or (train.max_examples is not None and self.trainer.process.examples_seen >= train.max_examples)
+        )
+
+    def _is_due(self, every: int) -> bool:
+        """What is due every so many steps, and at the end."""
+        return self.progress.step % every == 0 or self._is_over()
 
     def _timed_step(self, display: StepDisplay) -> StepReport:
         started = time.perf_counter()
@@ -173,7 +185,7 @@ class Run:
         """Whether one is due after this step, and has not been made."""
         step = self.progress.step
         is_new = step not in (0, self.progress.evaluated_step)
-        return is_new and _is_due(step, self.config.eval.every, self.trainer.num_steps)
+        return is_new and self._is_due(self.config.eval.every)
 
     def _evaluate_if_owed(self) -> bool:
         """Returns whether this is the best so far. A stop that is requested meanwhile leaves it to the resumed run."""
@@ -261,7 +273,3 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _is_due(step: int, every: int, last: int) -> bool:
-    return step % every == 0 or step == last

@@ -1,0 +1,168 @@
+"""`unmask compare`."""
+
+import json
+import os
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from unmask import durable, recipes
+from unmask.cli import options
+from unmask.errors import UserError
+from unmask.progress import console, warn
+from unmask.report.comparison import FEWEST_SEEDS, Comparison, SpeedUp
+from unmask.report.curves import AXES, Curve, read_curve
+from unmask.report.trainings import Training, train_all
+from unmask.training.folder import RunFolder
+
+_AXIS_NAMES = {"step": "steps", "seconds": "seconds", "examples_seen": "examples"}
+
+
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE.. [key=value]..",
+            help="The baseline's recipe, then those to hold beside it; and settings over all of them.",
+            show_default=False,
+        ),
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each recipe; their seeds are 0, 1, ..")] = 3,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Budget of each training; the recipe's unless given.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Budget: seconds of training, if that is sooner.")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Budget: examples drawn, if that is sooner.")] = None,
+    measure: Annotated[str, typer.Option(help="The name in metrics.jsonl.")] = "eval/accuracy",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at once, sharing the cores; as many as cores unless given.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of the trainings and of comparison.json.")] = Path("comparison"),
+    as_json: options.AsJson = False,
+) -> None:
+    """Train recipes on the same budget, several seeds each, and say how much sooner one is than the first.
+
+    What is there in --out is resumed, so that more seeds or steps can be added later, and a stopped comparison goes on.
+
+    Examples:
+
+    * `unmask compare sudoku/uniform sudoku/puma --seeds 3`
+
+    * `unmask compare sudoku/uniform sudoku/puma process.num_stages=12 --steps 800 --out k12`
+    """
+    chosen, overrides = _split(names)
+    budget = {"train.steps": steps, "train.max_seconds": seconds, "train.max_examples": examples}
+    settings = [*overrides, *(f"{key}={value}" for key, value in budget.items() if value is not None)]
+    trainings = {
+        _method(recipe): [
+            Training(
+                recipe, (*settings, f"train.seed={seed}"), out / _method(recipe).replace("/", "-") / f"seed_{seed}"
+            )
+            for seed in range(seeds)
+        ]
+        for recipe in chosen
+    }
+    in_turn = [training for of_one_seed in zip(*trainings.values(), strict=True) for training in of_one_seed]
+    for training in in_turn:
+        RunFolder(training.folder).check(recipes.load(training.recipe, training.settings), resume=True)
+    with Live(console=console, refresh_per_second=2, transient=True) as live:
+        count = min(jobs or os.cpu_count() or 1, len(in_turn))
+        train_all(in_turn, count, lambda: live.update(_progress_table(in_turn)))
+    methods = {
+        method: [read_curve(training.folder, measure, warn) for training in of_one]
+        for method, of_one in trainings.items()
+    }
+    comparison = Comparison(methods)
+    result = {"measure": measure, "settings": settings, "seeds": seeds} | comparison.as_dict()
+    durable.write(out / "comparison.json", json.dumps(result, indent=1) + "\n")
+    if as_json:
+        options.print_json(result)
+    else:
+        _print(comparison, measure)
+        console.print(f"{out / 'comparison.json'} holds all of it")
+
+
+def _split(names: list[str]) -> tuple[list[str], list[str]]:
+    chosen = [name for name in names if "=" not in name]
+    if len(chosen) < 2 or len(set(map(_method, chosen))) < len(chosen):
+        raise UserError(f"compare {' '.join(chosen)}: give two recipes or more, each once and of another name")
+    return chosen, [name for name in names if "=" in name]
+
+
+def _method(recipe: str) -> str:
+    """What a recipe is called in the tables: `sudoku/puma`; `mine` for path/to/mine.yaml."""
+    return recipe if recipe in recipes.names() else Path(recipe).stem
+
+
+def _progress_table(trainings: list[Training]) -> Table:
+    table = Table(box=None)
+    for column in ("training", "step", "last line"):
+        table.add_column(column, no_wrap=True)
+    for training in trainings:
+        lines = training.log.read_text(errors="replace").splitlines() if training.log.exists() else []
+        folder = f"{training.folder.parent.name}/{training.folder.name}"
+        table.add_row(folder, "", lines[-1][:90] if lines else "waiting")
+    return table
+
+
+def _print(comparison: Comparison, measure: str) -> None:
+    out = options.results()
+    out.print(_curves_table(comparison, measure))
+    out.print(_cost_table(comparison))
+    if comparison.num_seeds < FEWEST_SEEDS:
+        out.print("With three seeds or more, there would be 95 % intervals.")
+
+
+def _curves_table(comparison: Comparison, measure: str) -> Table:
+    table = Table(title=f"{measure}, mean and standard deviation over seeds", title_justify="left")
+    table.add_column("step", justify="right")
+    for method in comparison.methods:
+        table.add_column(method, justify="right")
+    steps = sorted({step for curves in comparison.methods.values() for curve in curves for step in curve.spent["step"]})
+    for step in steps:
+        table.add_row(f"{step:.0f}", *(_at(curves, step) for curves in comparison.methods.values()))
+    return table
+
+
+def _at(curves: list[Curve], step: float) -> str:
+    values = [value for c in curves for value, own in zip(c.values, c.spent["step"], strict=True) if own == step]
+    if not values:
+        return ""
+    return f"{mean(values):.1%}" + (f" ± {stdev(values):.1%}" if len(values) > 1 else "")
+
+
+def _cost_table(comparison: Comparison) -> Table:
+    table = Table(title="what it cost to get there: mean (least to most of the seeds)", title_justify="left")
+    table.add_column("to")
+    table.add_column("in")
+    others = [method for method in comparison.methods if method != comparison.baseline]
+    for method in comparison.methods:
+        table.add_column(method, justify="right")
+    for method in others:
+        table.add_column(f"{method}: times fewer", justify="right")
+    for level in comparison.levels():
+        for axis in AXES:
+            costs = [_spread(own[axis]) for own in level.costs.values()]
+            ratios = [_ratio(level.speed_ups[method][axis]) for method in others]
+            table.add_row(level.name if axis == AXES[0] else "", _AXIS_NAMES[axis], *costs, *ratios)
+        table.add_section()
+    return table
+
+
+def _spread(costs: list[float | None]) -> str:
+    reached = [cost for cost in costs if cost is not None]
+    if not reached:
+        return "not reached"
+    text = f"{mean(reached):,.0f}" + (f" ({min(reached):,.0f} to {max(reached):,.0f})" if len(reached) > 1 else "")
+    return text if len(reached) == len(costs) else f"{text}, {len(reached)} of {len(costs)}"
+
+
+def _ratio(faster: SpeedUp | None) -> str:
+    if faster is None:
+        return "-"
+    interval = "" if faster.interval is None else f" [{faster.interval[0]:.2f}, {faster.interval[1]:.2f}]"
+    return f"{faster.ratio:.2f}{interval}"

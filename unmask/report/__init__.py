@@ -1,0 +1,1 @@
+"""What runs show when they are held beside each other."""

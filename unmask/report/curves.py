@@ -1,0 +1,68 @@
+"""A run's evaluations over training, read from its folder."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import UserError
+
+AXES = ("step", "seconds", "examples_seen")
+"""What a run may cost."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The values of one measure at each evaluation, and what had been spent by then, by axis."""
+
+    values: tuple[float, ...]
+    spent: dict[str, tuple[float, ...]]
+
+    def cost(self, level: float, axis: str) -> float | None:
+        """What was spent on `axis` when the measure first reached `level`, between evaluations on a straight line."""
+        at = self.spent[axis]
+        for i, value in enumerate(self.values):
+            if value >= level:
+                if i == 0 or value == self.values[i - 1]:
+                    return at[i]
+                share = (level - self.values[i - 1]) / (value - self.values[i - 1])
+                return at[i - 1] + share * (at[i] - at[i - 1])
+        return None
+
+
+def read_curve(run: Path, measure: str, warn: Callable[[str], None]) -> Curve:
+    """The evaluations of the folder `run`. `warn` is told of every line that is no JSON object, which is skipped.
+
+    Raises:
+        UserError: there are no metrics, or none of `measure`.
+    """
+    rows = [row for row in _rows(run / "metrics.jsonl", warn) if measure in row]
+    if not rows:
+        raise UserError(
+            f"{run}: no evaluation has written {measure}; is it a run, and trained to its first evaluation?"
+        )
+    return Curve(
+        values=tuple(float(row[measure]) for row in rows),
+        spent={axis: tuple(float(row[axis]) for row in rows) for axis in AXES},
+    )
+
+
+def _rows(path: Path, warn: Callable[[str], None]) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and all(axis in row for axis in AXES):
+            rows.append(row)
+        else:
+            warn(f"{path}, line {number}: not a line of metrics; skipped")
+    return rows
