@@ -57,15 +57,7 @@ def compare(
     chosen, overrides = _split(names)
     budget = {"train.steps": steps, "train.max_seconds": seconds, "train.max_examples": examples}
     settings = [*overrides, *(f"{key}={value}" for key, value in budget.items() if value is not None)]
-    trainings = {
-        _method(recipe): [
-            Training(
-                recipe, (*settings, f"train.seed={seed}"), out / _method(recipe).replace("/", "-") / f"seed_{seed}"
-            )
-            for seed in range(seeds)
-        ]
-        for recipe in chosen
-    }
+    trainings = {_method(recipe): _of_one(recipe, settings, seeds, out) for recipe in chosen}
     in_turn = [training for of_one_seed in zip(*trainings.values(), strict=True) for training in of_one_seed]
     for training in in_turn:
         RunFolder(training.folder).check(recipes.load(training.recipe, training.settings), resume=True)
@@ -93,6 +85,11 @@ def _split(names: list[str]) -> tuple[list[str], list[str]]:
     return chosen, [name for name in names if "=" in name]
 
 
+def _of_one(recipe: str, settings: list[str], seeds: int, out: Path) -> list[Training]:
+    folder = out / _method(recipe).replace("/", "-")
+    return [Training(recipe, (*settings, f"train.seed={seed}"), folder / f"seed_{seed}") for seed in range(seeds)]
+
+
 def _method(recipe: str) -> str:
     """What a recipe is called in the tables: `sudoku/puma`; `mine` for path/to/mine.yaml."""
     return recipe if recipe in recipes.names() else Path(recipe).stem
@@ -100,12 +97,12 @@ def _method(recipe: str) -> str:
 
 def _progress_table(trainings: list[Training]) -> Table:
     table = Table(box=None)
-    for column in ("training", "step", "last line"):
+    for column in ("training", "last line"):
         table.add_column(column, no_wrap=True)
     for training in trainings:
         lines = training.log.read_text(errors="replace").splitlines() if training.log.exists() else []
         folder = f"{training.folder.parent.name}/{training.folder.name}"
-        table.add_row(folder, "", lines[-1][:90] if lines else "waiting")
+        table.add_row(folder, lines[-1][:90] if lines else "waiting")
     return table
 
 
