@@ -62,6 +62,11 @@ def test_levels_are_held_against_the_baseline() -> None:
     json.dumps(comparison.as_dict())
 
 
+def test_a_baseline_that_solves_nothing_is_no_level() -> None:
+    nothing = [curve([0.0, 0.0], [10, 20])]
+    assert [level.level for level in Comparison({"one": nothing, "other": nothing}).levels()] == [0.5, 0.9]
+
+
 def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
     rows = [{"step": s, "seconds": s, "examples_seen": s, "eval/accuracy": s / 10} for s in (1, 2)]
     text = "\n".join(

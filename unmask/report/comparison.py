@@ -56,7 +56,7 @@ class Comparison:
         """The levels `at`, and the baseline's own final rate (the mean over its seeds)."""
         final = float(np.mean([curve.values[-1] for curve in self.methods[self.baseline]]))
         named = [(f"{level:.0%}", level) for level in at] + [(f"{self.baseline}'s final {final:.1%}", final)]
-        return [self._level(name, level) for name, level in named]
+        return [self._level(name, level) for name, level in named if level > 0]  # 0 is reached before the start
 
     def _level(self, name: str, level: float) -> Level:
         costs = {
