@@ -54,6 +54,7 @@ def step(config: RunConfig, *, count: int) -> Result:
         "compile_seconds": max(0.0, first_step - seconds),
         "steps": count,
         "dtype": trainer.dtype,
+        "compiled": trainer.is_compiled,
         "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }

@@ -95,6 +95,7 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
     dtype: DTypeName = Field("auto", description="auto: bfloat16 autocast where the hardware has it, else float32")
     device: str = Field("auto", description="auto: cuda if there is one, else cpu")
+    compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: where a compiler works")
     threads: int | None = Field(None, ge=1, description="CPU threads; null = PyTorch's choice")
     init: str | None = Field(None, description="a RUN (or export) whose weights to start from")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")

@@ -13,7 +13,14 @@ from unmask.registry import resolve
 from unmask.training.trainer import Trainer
 
 FILE = Path(__file__).with_name("losses.json")
-SMALL = ["train.dtype=float32", "train.batch_size=4", "data.puzzles=64", "data.givens=[40, 45]", "optim.warmup_steps=2"]
+SMALL = [
+    "train.dtype=float32",
+    "train.compile=false",
+    "train.batch_size=4",
+    "data.puzzles=64",
+    "data.givens=[40, 45]",
+    "optim.warmup_steps=2",
+]
 STEPS = 4
 
 

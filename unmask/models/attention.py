@@ -3,15 +3,45 @@
 Dimensions: B rows, L positions, D width, H heads, G key-value heads, E width of a head, P = E / 2 pairs of channels.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask.types import at_least_fp32
 
-def rotate(
-    x: Float[Tensor, "B H L E"], cos: Float[Tensor, "L P"], sin: Float[Tensor, "L P"]
-) -> Float[Tensor, "B H L E"]:
+Heads = Float[Tensor, "B H L E"]
+
+
+def sdpa(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
+    """PyTorch's fused kernel."""
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
+def matmul(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
+    """`softmax(q k^T / sqrt(E)) v`, written out; the softmax in fp32 at least."""
+    scores = at_least_fp32(q @ k.mT) * q.shape[-1] ** -0.5
+    return F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout) @ v
+
+
+BACKENDS: dict[str, Callable[[Heads, Heads, Heads, float], Heads]] = {"sdpa": sdpa, "matmul": matmul}
+
+_LONGEST_MATMUL = 192
+
+
+def fastest(*, device: str, dtype: torch.dtype, length: int, with_gradient: bool) -> str:
+    """The backend that measured fastest: a fixed rule, so that a run does not depend on how busy its machine was.
+
+    The fused kernel wins but in one case: on CPUs its backward pass in bfloat16 takes several times as long as plain
+    products at Sudoku's lengths (4.2 times at L = 81, 2.0 at 162, 0.6 at 256; docs/LOG.md).
+    """
+    is_slow = device == "cpu" and dtype == torch.bfloat16 and with_gradient and length <= _LONGEST_MATMUL
+    return "matmul" if is_slow else "sdpa"
+
+
+def rotate(x: Heads, cos: Float[Tensor, "L P"], sin: Float[Tensor, "L P"]) -> Heads:
     """Rotates the channel pairs (e, e + E/2) by the position's angles: the half-split layout of Llama and Qwen.
 
     Each pair turns by one angle, so that a product of rotated queries and keys depends on their distance alone
@@ -29,10 +59,16 @@ def rotary_angles(length: int, head_dim: int, theta: float) -> tuple[Float[Tenso
 
 
 class Attention(nn.Module):
-    """Full (bidirectional) attention; `num_kv_heads` < `num_heads` shares keys and values among groups of heads."""
+    """Full (bidirectional) attention; `num_kv_heads` < `num_heads` shares keys and values among groups of heads.
 
-    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, *, qkv_bias: bool, dropout: float) -> None:
+    `backend` is a key of `BACKENDS`, or `auto`: the fastest.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, num_kv_heads: int, *, qkv_bias: bool, dropout: float, backend: str = "auto"
+    ) -> None:
         super().__init__()
+        self.backend = backend
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = dim // num_heads
         self.dropout = dropout
@@ -50,8 +86,13 @@ class Attention(nn.Module):
         groups = self.num_heads // self.num_kv_heads
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        mixed = BACKENDS[self._backend_for(q)](q, k, v, self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def _heads(self, x: Float[Tensor, "B L HE"]) -> Float[Tensor, "B H L E"]:
+    def _backend_for(self, q: Heads) -> str:
+        if self.backend != "auto":
+            return self.backend
+        return fastest(device=q.device.type, dtype=q.dtype, length=q.shape[2], with_gradient=q.requires_grad)
+
+    def _heads(self, x: Float[Tensor, "B L HE"]) -> Heads:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -4,6 +4,7 @@ Everything that touches parameters happens in `forward` or `predict`, and only t
 Dimensions: B rows, L positions, M positions asked for, V vocabulary, D width.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -40,10 +41,16 @@ class Denoiser(nn.Module):
         self.backbone = backbone
         self.mask_id = mask_id
         self.confidence = confidence
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+
+    def compile_training(self) -> None:
+        """Has `forward` run a compiled backbone while training; evaluation, whose shapes vary, stays as it is."""
+        self._compiled = torch.compile(self.backbone.forward, dynamic=False)
 
     def forward(self, batch: MaskedBatch) -> TokenStats:
         """NLL and confidence at the batch's scored positions."""
-        logits = self._logits(batch.gather(self.backbone(batch.xt)))
+        run = self._compiled if self._compiled is not None and self.training else self.backbone
+        logits = self._logits(batch.gather(run(batch.xt)))
         return TokenStats.from_logits(logits, batch.gather(batch.x0), confidence=self.confidence)
 
     def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask import noise
 from unmask.config import Section
-from unmask.models.attention import Attention, rotary_angles
+from unmask.models.attention import BACKENDS, Attention, rotary_angles
 from unmask.models.presets import PRESETS
 from unmask.noise import Purpose
 from unmask.types import TokenSpec
@@ -39,6 +39,7 @@ class TransformerConfig(Section):
     learned_positions: bool = Field(False, description="a learned embedding per absolute position")
     tied_head: bool = Field(False, description="the output matrix is the embedding's")
     norm_eps: float = Field(1e-6, gt=0)
+    attention: str = Field("auto", description=f"auto = the fastest; or {', '.join(BACKENDS)}")
 
     @model_validator(mode="before")
     @classmethod
@@ -55,6 +56,13 @@ class TransformerConfig(Section):
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(f"model.preset={preset}: unknown; {hint}Presets: {', '.join(PRESETS)}")
         return {**PRESETS[preset], **given}
+
+    @field_validator("attention")
+    @classmethod
+    def _is_backend(cls, value: str) -> str:
+        if value not in ("auto", *BACKENDS):
+            raise ValueError(f"unknown; use auto, {', '.join(BACKENDS)}")
+        return value
 
     @model_validator(mode="after")
     def _check_heads(self) -> "TransformerConfig":
@@ -144,6 +152,7 @@ class Block(nn.Module):
             config.num_kv_heads or config.num_heads,
             qkv_bias=config.qkv_bias,
             dropout=config.dropout,
+            backend=config.attention,
         )
         self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGlu(config.dim, config.ff_dim)

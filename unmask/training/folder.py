@@ -25,7 +25,7 @@ _MAY_CHANGE = tuple(
     )
 )
 _SECTIONS_MAY_CHANGE = ("decode", "eval", "log")
-_BITS_DEPEND_ON = ("torch", "cpu", "threads", "device", "dtype")
+_BITS_DEPEND_ON = ("torch", "cpu", "threads", "device", "dtype", "compiled")
 
 
 _LOCK = ".lock"
@@ -142,7 +142,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     return tree
 
 
-def describe_environment(device: torch.device, dtype: str) -> dict[str, Any]:
+def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool) -> dict[str, Any]:
     """Versions, hardware and revision: what someone who repeats the run needs to know."""
     return {
         "unmask": metadata.version("unmask"),
@@ -155,6 +155,7 @@ def describe_environment(device: torch.device, dtype: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": dtype,
+        "compiled": is_compiled,
         "git_revision": _git_revision(),
     }
 

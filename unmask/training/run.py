@@ -14,14 +14,13 @@ import torch
 from unmask.config import RunConfig
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation, evaluate
-from unmask.models.precision import resolve_dtype
 from unmask.progress import console, warn
 from unmask.registry import resolve
 from unmask.tasks.task import Task
 from unmask.training import checkpoint, loading
 from unmask.training.folder import RunFolder, describe_environment
 from unmask.training.logger import Board, MetricsFile, StepDisplay
-from unmask.training.trainer import StepReport, Trainer, resolve_device
+from unmask.training.trainer import StepReport, Trainer
 
 
 class Interrupted(Exception):
@@ -71,19 +70,29 @@ class Run:
         """
         if self.config.train.threads is not None:
             torch.set_num_threads(self.config.train.threads)
-        device = resolve_device(self.config.train.device)
-        environment = describe_environment(device, resolve_dtype(self.config.train.dtype, device))
         self.folder.check(self.config, resume=resume)
         self.trainer = Trainer(self.config, self.task.tokens, self.task.train_stream(self.config.train.seed))
+        environment = describe_environment(
+            self.trainer.device, dtype=self.trainer.dtype, is_compiled=self.trainer.is_compiled
+        )
         self.examples = self.task.validation(self.config.eval.examples)
         if not (resume and checkpoint.steps(self.folder.checkpoints)):
             self._start_warm()
         try:
             self.folder.open(self.config, environment, warn, resume=resume)
             self.progress = self._restore(resume)
+            self._compile()
             self._loop()
         finally:
             self.folder.close()
+
+    def _compile(self) -> None:
+        """Before the first step, so that no step's time holds it."""
+        if self.trainer.is_compiled:
+            started = time.perf_counter()
+            with console.status(f"{self.title}  compiling the training step .."):
+                self.trainer.warm_up()
+            console.print(f"{self.title}  compiled in {time.perf_counter() - started:.0f} s")
 
     def _restore(self, resume: bool) -> Progress:
         """From the newest whole checkpoint if there is one; else from the start."""

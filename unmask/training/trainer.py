@@ -15,8 +15,9 @@ from unmask import noise
 from unmask.config import RunConfig, name_of
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
-from unmask.masking.process import MaskingProcess, ProcessContext, RowShard
+from unmask.masking.process import MaskingProcess, ProcessContext, RowShard, score_masked
 from unmask.models.build import build_denoiser
+from unmask.models.compiling import should_compile
 from unmask.models.ema import Ema
 from unmask.models.precision import autocast, resolve_dtype
 from unmask.noise import Purpose
@@ -81,6 +82,7 @@ class Trainer:
     def __init__(self, config: RunConfig, tokens: TokenSpec, stream: EpochStream) -> None:
         train = config.train
         self.config = config
+        self.tokens = tokens
         self.stream = stream
         self.device = resolve_device(train.device)
         self.dtype = resolve_dtype(train.dtype, self.device)
@@ -98,6 +100,9 @@ class Trainer:
             dtype=self.dtype,
             device=self.device,
         )
+        self.is_compiled = should_compile(train.compile, self.device)
+        if self.is_compiled:
+            self.model.compile_training()
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
         self.step_number = 0
@@ -105,6 +110,15 @@ class Trainer:
         self.has_dropout = any(isinstance(module, nn.Dropout) and module.p for module in self.model.modules())
         if self.has_dropout:
             torch.manual_seed(noise.integer(train.seed, Purpose.DROPOUT))  # nothing else draws from global state
+
+    def warm_up(self) -> None:
+        """Compiles what a step runs, where it is to be compiled, and leaves no trace in the state."""
+        shape = (self.shard.size // self.config.train.accumulate, self.tokens.length)
+        xt = torch.full(shape, self.tokens.mask_id, device=self.device)
+        on_cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(on_cuda):
+            self._backward(score_masked(xt, xt, self.tokens.mask_id, torch.zeros(shape[0], device=self.device)))
+        self.optimizer.zero_grad()
 
     def step(self) -> StepReport:
         """One optimizer step."""
@@ -119,13 +133,17 @@ class Trainer:
         """Gradients of the weighted sum of NLLs over the global number of rows, in micro-batches."""
         losses, parts = [], []
         for micro in batch.split(self.config.train.accumulate):
-            with autocast(self.dtype, self.device):
-                stats = self.model(micro)
-            loss = (stats.nll * micro.weight.to(stats.nll.dtype)).sum() / self.shard.total
-            loss.backward()
-            losses.append(loss.detach())
+            loss, stats = self._backward(micro)
+            losses.append(loss)
             parts.append(stats)
         return torch.stack(losses).sum(), TokenStats.concatenate(parts)
+
+    def _backward(self, micro: MaskedBatch) -> tuple[Tensor, TokenStats]:
+        with autocast(self.dtype, self.device):
+            stats = self.model(micro)
+        loss = (stats.nll * micro.weight.to(stats.nll.dtype)).sum() / self.shard.total
+        loss.backward()
+        return loss.detach(), stats
 
     def _update(self) -> tuple[Tensor, float]:
         """Clip, step, average; returns the gradient norm before clipping and the learning rate."""

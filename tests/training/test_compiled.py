@@ -1,0 +1,37 @@
+"""The compiled training step: the same results, compiled once, and never without saying so."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unmask.models import compiling
+
+CPU = torch.device("cpu")
+
+
+def test_compiled_cases() -> None:
+    cases = Path(__file__).with_name("compiled_cases.py")
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--show-capture=no", str(cases)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+    if "skipped" in done.stdout:
+        pytest.skip("no compiler")
+
+
+def test_without_a_compiler_training_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no C++ compiler\nand many more lines")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert not compiling.should_compile("auto", CPU)
+    said = capsys.readouterr().err
+    assert "no C++ compiler" in said
+    assert "more lines" not in said
+    assert len(said.splitlines()) == 1
+    assert compiling.should_compile(True, CPU)
+    assert not compiling.should_compile(False, CPU)
