@@ -1,14 +1,12 @@
 """What a comparison says, against values worked out by hand."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from unmask.errors import UserError
 from unmask.report.comparison import Comparison, speed_up
-from unmask.report.curves import Curve, read_curve
+from unmask.report.curves import Curve
 
 
 def curve(values: list[float], steps: list[int], factor: float = 1.0) -> Curve:
@@ -67,16 +65,12 @@ def test_a_baseline_that_solves_nothing_is_no_level() -> None:
     assert [level.level for level in Comparison({"one": nothing, "other": nothing}).levels()] == [0.5, 0.9]
 
 
-def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
-    rows = [{"step": s, "seconds": s, "examples_seen": s, "eval/accuracy": s / 10} for s in (1, 2)]
-    text = "\n".join(
-        ["{", json.dumps(rows[0]), "[1]", json.dumps({"step": 3}), json.dumps(rows[1]), '{"step": 4, "sec']
-    )
-    (tmp_path / "metrics.jsonl").write_text(text)
-    warnings: list[str] = []
-    assert read_curve(tmp_path, "eval/accuracy", warnings.append).values == (0.1, 0.2)
-    assert [w.split(", ")[1].split(":")[0] for w in warnings] == ["line 1", "line 3", "line 4", "line 6"]
-    with pytest.raises(UserError, match="no evaluation has written eval/nelbo"):
-        read_curve(tmp_path, "eval/nelbo", warnings.append)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_curve(tmp_path / "nowhere", "eval/nelbo", warnings.append)
+def test_costs_and_ratios_in_words() -> None:
+    slow = [curve([0.0, 0.5], [0, 100]), curve([0.0, 0.5], [0, 300]), curve([0.0, 0.4], [0, 100])]
+    fast = [curve([0.0, 1.0], [0, 100 + seed]) for seed in range(3)]
+    half, _, final = Comparison({"slow": slow, "fast": fast}).levels()
+    assert half.cost_text("slow", "step") == "200 (100 to 300), 2 of 3"
+    assert half.cost_text("fast", "examples_seen") == "505 (500 to 510)"
+    assert half.speed_up_text("fast", "step") == "-"  # one seed never got there
+    assert final.cost_text("slow", "seconds").endswith("2 of 3")
+    assert Comparison({"one": slow[:1], "other": fast[:1]}).levels()[0].speed_up_text("other", "step") == "2.00"

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from unmask import recipes
-from unmask.cli import bench, compare, decode, evaluate, export, grade, train
+from unmask.cli import bench, compare, decode, evaluate, export, grade, report, train
 from unmask.errors import UserError
 from unmask.progress import console
 from unmask.report.trainings import TrainingFailed
@@ -47,6 +47,7 @@ app.command("train", epilog=f"Shipped recipes: {', '.join(recipes.names())}")(tr
 app.command("eval")(evaluate.evaluate)
 app.command("decode")(decode.decode)
 app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("grade")(grade.grade)
 app.command("export")(export.export)
 app.add_typer(bench.app, name="bench")

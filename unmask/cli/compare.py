@@ -11,15 +11,14 @@ from rich.live import Live
 from rich.table import Table
 
 from unmask import durable, recipes
-from unmask.cli import options
+from unmask.cli import options, report
 from unmask.errors import UserError
 from unmask.progress import console, warn
-from unmask.report.comparison import FEWEST_SEEDS, Comparison, SpeedUp
-from unmask.report.curves import AXES, Curve, read_curve
+from unmask.report.comparison import AXIS_NAMES, FEWEST_SEEDS, Comparison
+from unmask.report.curves import AXES, Curve
+from unmask.report.runs import read_run
 from unmask.report.trainings import Training, train_all
-from unmask.training.folder import RunFolder
-
-_AXIS_NAMES = {"step": "steps", "seconds": "seconds", "examples_seen": "examples"}
+from unmask.training.folder import RunFolder, command_line
 
 
 def compare(
@@ -41,12 +40,15 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trainings at once, sharing the cores; as many as cores unless given.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder of the trainings and of comparison.json.")] = Path("comparison"),
+    out: Annotated[Path, typer.Option(help="The folder of the trainings, of comparison.json and report.html.")] = Path(
+        "comparison"
+    ),
     as_json: options.AsJson = False,
 ) -> None:
     """Train recipes on the same budget, several seeds each, and say how much sooner one is than the first.
 
     What is there in --out is resumed, so that more seeds or steps can be added later, and a stopped comparison goes on.
+    Its comparison.json and report.html (see `unmask report`) are made anew each time.
 
     Examples:
 
@@ -64,18 +66,16 @@ def compare(
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         count = min(jobs or os.cpu_count() or 1, len(in_turn))
         train_all(in_turn, count, lambda: live.update(_progress_table(in_turn)))
-    methods = {
-        method: [read_curve(training.folder, measure, warn) for training in of_one]
-        for method, of_one in trainings.items()
-    }
-    comparison = Comparison(methods)
+    methods = {method: [read_run(training.folder, warn) for training in of_one] for method, of_one in trainings.items()}
+    comparison = Comparison({method: [run.curve(measure) for run in runs] for method, runs in methods.items()})
     result = {"measure": measure, "settings": settings, "seeds": seeds} | comparison.as_dict()
     durable.write(out / "comparison.json", json.dumps(result, indent=1) + "\n")
+    report.write(methods, out / "report.html", measure=measure, commands=[command_line()])
     if as_json:
         options.print_json(result)
     else:
         _print(comparison, measure)
-        console.print(f"{out / 'comparison.json'} holds all of it")
+    console.print(f"{out / 'comparison.json'} holds all of it; open {out / 'report.html'} in a browser to see it")
 
 
 def _split(names: list[str]) -> tuple[list[str], list[str]]:
@@ -136,30 +136,14 @@ def _cost_table(comparison: Comparison) -> Table:
     table = Table(title="what it cost to get there: mean (least to most of the seeds)", title_justify="left")
     table.add_column("to")
     table.add_column("in")
-    others = [method for method in comparison.methods if method != comparison.baseline]
     for method in comparison.methods:
         table.add_column(method, justify="right")
-    for method in others:
+    for method in comparison.others:
         table.add_column(f"{method}: times fewer", justify="right")
     for level in comparison.levels():
         for axis in AXES:
-            costs = [_spread(own[axis]) for own in level.costs.values()]
-            ratios = [_ratio(level.speed_ups[method][axis]) for method in others]
-            table.add_row(level.name if axis == AXES[0] else "", _AXIS_NAMES[axis], *costs, *ratios)
+            costs = [level.cost_text(method, axis) for method in comparison.methods]
+            ratios = [level.speed_up_text(method, axis) for method in comparison.others]
+            table.add_row(level.name if axis == AXES[0] else "", AXIS_NAMES[axis], *costs, *ratios)
         table.add_section()
     return table
-
-
-def _spread(costs: list[float | None]) -> str:
-    reached = [cost for cost in costs if cost is not None]
-    if not reached:
-        return "not reached"
-    text = f"{mean(reached):,.0f}" + (f" ({min(reached):,.0f} to {max(reached):,.0f})" if len(reached) > 1 else "")
-    return text if len(reached) == len(costs) else f"{text}, {len(reached)} of {len(costs)}"
-
-
-def _ratio(faster: SpeedUp | None) -> str:
-    if faster is None:
-        return "-"
-    interval = "" if faster.interval is None else f" [{faster.interval[0]:.2f}, {faster.interval[1]:.2f}]"
-    return f"{faster.ratio:.2f}{interval}"

@@ -5,6 +5,7 @@ Dimensions: n seeds of a method.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from unmask.report.curves import AXES, Curve
 
+AXIS_NAMES = {"step": "steps", "seconds": "seconds", "examples_seen": "examples"}
 _RESAMPLES = 10_000
 FEWEST_SEEDS = 3
 """For an interval."""
@@ -36,6 +38,25 @@ class Level:
     speed_ups: dict[str, dict[str, SpeedUp | None]]
     """Over the baseline, by method, then axis; None where a seed of either did not get there."""
 
+    def cost_text(self, method: str, axis: str) -> str:
+        """Mean (least to most) of the seeds that got there."""
+        costs = self.costs[method][axis]
+        reached = [cost for cost in costs if cost is not None]
+        if not reached:
+            return "not reached"
+        spread = f" ({min(reached):,.0f} to {max(reached):,.0f})" if len(reached) > 1 else ""
+        return f"{mean(reached):,.0f}{spread}" + (
+            "" if len(reached) == len(costs) else f", {len(reached)} of {len(costs)}"
+        )
+
+    def speed_up_text(self, method: str, axis: str) -> str:
+        faster = self.speed_ups[method][axis]
+        if faster is None:
+            return "-"
+        return f"{faster.ratio:.2f}" + (
+            "" if faster.interval is None else f" [{faster.interval[0]:.2f}, {faster.interval[1]:.2f}]"
+        )
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -46,6 +67,10 @@ class Comparison:
     @property
     def baseline(self) -> str:
         return next(iter(self.methods))
+
+    @property
+    def others(self) -> list[str]:
+        return list(self.methods)[1:]
 
     @property
     def num_seeds(self) -> int:

@@ -1,7 +1,7 @@
-"""A run's evaluations over training, read from its folder."""
+"""A run's evaluations over training."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from unmask.errors import UserError
 AXES = ("step", "seconds", "examples_seen")
 """What a run may cost."""
 
+Row = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -18,6 +20,15 @@ class Curve:
 
     values: tuple[float, ...]
     spent: dict[str, tuple[float, ...]]
+
+    @staticmethod
+    def of(rows: Iterable[Row], measure: str) -> "Curve":
+        """From the lines of metrics that have `measure`."""
+        rows = [row for row in rows if measure in row]
+        return Curve(
+            values=tuple(float(row[measure]) for row in rows),
+            spent={axis: tuple(float(row[axis]) for row in rows) for axis in AXES},
+        )
 
     def cost(self, level: float, axis: str) -> float | None:
         """What was spent on `axis` when the measure first reached `level`, between evaluations on a straight line."""
@@ -31,24 +42,13 @@ class Curve:
         return None
 
 
-def read_curve(run: Path, measure: str, warn: Callable[[str], None]) -> Curve:
-    """The evaluations of the folder `run`. `warn` is told of every line that is no JSON object, which is skipped.
+def read_metrics(run: Path, warn: Callable[[str], None]) -> list[Row]:
+    """The lines of `metrics.jsonl`. `warn` is told of every one that is no JSON object of metrics, which is skipped.
 
     Raises:
-        UserError: there are no metrics, or none of `measure`.
+        UserError: the file cannot be read.
     """
-    rows = [row for row in _rows(run / "metrics.jsonl", warn) if measure in row]
-    if not rows:
-        raise UserError(
-            f"{run}: no evaluation has written {measure}; is it a run, and trained to its first evaluation?"
-        )
-    return Curve(
-        values=tuple(float(row[measure]) for row in rows),
-        spent={axis: tuple(float(row[axis]) for row in rows) for axis in AXES},
-    )
-
-
-def _rows(path: Path, warn: Callable[[str], None]) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:

@@ -1,6 +1,7 @@
 """The contract between a task and the rest. Dimensions: B rows, L positions."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +13,15 @@ from unmask.data.stream import EpochStream
 from unmask.types import CleanBatch, TokenSpec
 
 
+@dataclass(frozen=True)
+class Canvas:
+    """How the positions from `start` on are laid out for a reader: rows of `columns`, ruled every `box` (0: not)."""
+
+    columns: int
+    start: int = 0
+    box: int = 0
+
+
 @runtime_checkable
 class Task(Protocol):
     """Data, and what counts as solved.
@@ -21,6 +31,7 @@ class Task(Protocol):
     """
 
     tokens: TokenSpec
+    canvas: Canvas
 
     def train_stream(self, seed: int) -> EpochStream:
         """The training examples, shuffled and, where the task can, augmented by `seed`."""
@@ -48,6 +59,10 @@ class Task(Protocol):
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         """One decoded prompt as a JSON object."""
+        ...
+
+    def symbol(self, token: int) -> str:
+        """A token for a reader."""
         ...
 
     def render(

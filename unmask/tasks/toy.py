@@ -18,6 +18,7 @@ from unmask import noise
 from unmask.config import Section
 from unmask.errors import UserError
 from unmask.noise import Purpose
+from unmask.tasks.task import Canvas
 from unmask.types import CleanBatch, TokenSpec
 
 
@@ -37,6 +38,7 @@ class Toy:
     def __init__(self, config: ToyData) -> None:
         self.config = config
         self.tokens = TokenSpec(vocab_size=config.values + 1, length=config.length, mask_id=config.values)
+        self.canvas = Canvas(columns=config.length)
         self.sequences = torch.tensor(list(product(range(config.values), repeat=config.length)))  # (S, L)
         self.probabilities = self._joint()  # (S,), fp64
 
@@ -90,6 +92,9 @@ class Toy:
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         return {"prompt": prompt.tolist(), "answer": tokens.tolist()}
+
+    def symbol(self, token: int) -> str:
+        return str(token)
 
     def render(self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]) -> Text:
         return Text(" ".join("·" if token == self.tokens.mask_id else str(token) for token in tokens.tolist()))

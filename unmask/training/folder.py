@@ -4,7 +4,9 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -80,6 +82,17 @@ class RunFolder:
         self._compare_environment(environment, warn)
         durable.write(self.path / "config.yaml", to_yaml(config))
         durable.write(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+    def is_held(self) -> bool:
+        """Whether a process is training here now."""
+        try:
+            with (self.path / _LOCK).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no such file: never trained here, or copied from elsewhere
+            return False
+        return False
 
     def close(self) -> None:
         if self._lock is not None:
@@ -157,7 +170,15 @@ def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool)
         "dtype": dtype,
         "compiled": is_compiled,
         "git_revision": _git_revision(),
+        "command": command_line(),
     }
+
+
+def command_line() -> str:
+    """What was typed to start this process, as one would type it again."""
+    program, *arguments = sys.argv
+    name = "unmask" if Path(program).name in ("unmask", "__main__.py") else program
+    return shlex.join([name, *arguments])
 
 
 def _cpu_name() -> str:

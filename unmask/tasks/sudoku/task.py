@@ -28,6 +28,7 @@ from unmask.tasks.sudoku.generator import Difficulty, check_givens
 from unmask.tasks.sudoku.puzzles import PuzzleSet
 from unmask.tasks.sudoku.solver import solve
 from unmask.tasks.sudoku.symmetry import augment
+from unmask.tasks.task import Canvas
 from unmask.types import CleanBatch, TokenSpec
 
 Layout = Literal["in_place", "two_grid"]
@@ -68,6 +69,7 @@ class Sudoku:
         self.config = config
         length = 81 if config.layout == "in_place" else 162
         self.tokens = TokenSpec(vocab_size=MASK_ID + 1, length=length, mask_id=MASK_ID)
+        self.canvas = Canvas(columns=9, start=length - 81, box=3)
 
     @classmethod
     def from_config(cls, config: SudokuData) -> "Sudoku":
@@ -128,6 +130,9 @@ class Sudoku:
         """The clues (B, 81) of canvases at t = 1: the first 81 cells in both layouts."""
         clues = prompts[:, :81].cpu()
         return torch.where(clues == MASK_ID, 0, clues).numpy().astype(np.uint8)
+
+    def symbol(self, token: int) -> str:
+        return "" if token == 0 else str(token)
 
     def render(self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]) -> Text:
         """Clues bold, answers green, those of the last step highlighted, and a clue that was changed red."""

@@ -1,0 +1,148 @@
+"use strict";
+(() => {
+  const find = (id) => document.getElementById(id);
+  const measure = find("measure");
+  if (measure) {
+    const show = () => document.querySelectorAll(".measure").forEach((each) => {
+      each.style.display = each.dataset.measure === measure.value ? "" : "none";
+    });
+    measure.addEventListener("change", show);
+    show();
+  }
+
+  const holder = find("replay-data");
+  if (!holder) return;
+  const { canvas, symbols, mask_id: maskId, methods, puzzles } = JSON.parse(holder.textContent);
+  const slider = find("step"), puzzle = find("puzzle"), play = find("play");
+  let timer = null;
+
+  puzzles.forEach((each, number) => {
+    const solved = each.traces.map((trace, m) => `${methods[m]}: ${trace.is_solved ? "solved" : "not"}`).join(", ");
+    puzzle.append(new Option(`${number + 1} (${solved})`, number));
+  });
+
+  const make = (tag, kind, text) => {
+    const element = document.createElement(tag);
+    if (kind) element.className = kind;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  };
+
+  const boards = methods.map((name, number) => {
+    const board = make("div", "board"), title = make("h4"), status = make("p", "dim"), cells = make("div", "cells");
+    const mark = document.querySelectorAll(".legend .key")[number];
+    if (mark) title.append(mark.cloneNode(true));
+    title.append(name);
+    cells.style.gridTemplateColumns = `repeat(${canvas.columns}, 1fr)`;
+    cells.setAttribute("role", "img");
+    board.append(title, cells, status);
+    find("boards").append(board);
+    return { cells, status, name };
+  });
+
+  const longest = (p) => Math.max(...puzzles[p].traces.map((trace) => trace.steps.length));
+
+  function cellAt(position, index, shown) {
+    const cell = make("div", "cell");
+    const column = index % canvas.columns, row = Math.floor(index / canvas.columns);
+    if (canvas.box && column % canvas.box === canvas.box - 1 && column < canvas.columns - 1) cell.classList.add("box-right");
+    if (canvas.box && row % canvas.box === canvas.box - 1 && row < canvas.columns - 1) cell.classList.add("box-below");
+    const { given, step, masked, trace, truth, prompt } = shown;
+    if (given[position]) {
+      cell.classList.add("given");
+      cell.append(symbols[prompt[position]]);
+    } else if (masked.has(position)) {
+      const [guess, sure] = masked.get(position);
+      cell.classList.add("masked");
+      cell.style.setProperty("--p", sure);
+      cell.title = `${symbols[guess]}: ${sure} %`;
+      cell.append(symbols[guess]);
+    } else {
+      const own = trace.tokens[position], when = shown.when.get(position);
+      cell.classList.add("filled");
+      if (when.step === step - 1) cell.classList.add("fresh");
+      if (!trace.is_solved && own !== truth[position]) cell.classList.add("wrong");
+      cell.title = `step ${when.step + 1}, ${when.sure} % sure`;
+      cell.append(make("small", "", when.step + 1), symbols[own]);
+    }
+    return cell;
+  }
+
+  function draw() {
+    const at = Number(slider.value), { prompt, truth, traces } = puzzles[puzzle.value];
+    const given = prompt.map((token) => token !== maskId);
+    find("at").textContent = `step ${at} of ${slider.max}`;
+    boards.forEach(({ cells, status, name }, m) => {
+      const trace = traces[m], step = Math.min(at, trace.steps.length);
+      const masked = new Map(), when = new Map();
+      const now = trace.steps[step];
+      if (now) now.at.forEach((position, i) => masked.set(position, [now.guess[i], now.sure[i]]));
+      trace.steps.slice(0, step).forEach((each, number) => each.revealed.forEach((position) => {
+        when.set(position, { step: number, sure: each.sure[each.at.indexOf(position)] });
+      }));
+      const shown = { given, step, masked, when, trace, truth, prompt };
+      cells.replaceChildren();
+      for (let position = canvas.start; position < prompt.length; position++) {
+        cells.append(cellAt(position, position - canvas.start, shown));
+      }
+      const last = [...when.values()].filter((each) => each.step === step - 1);
+      const sure = last.length ? `, the last with ${Math.min(...last.map((each) => each.sure))} %` : "";
+      const wrong = [...when.keys()].filter((position) => trace.tokens[position] !== truth[position]).length;
+      const end = step < trace.steps.length ? "" : trace.is_solved ? "; solved" : `; not solved, ${wrong} wrong`;
+      status.textContent = `${when.size} of ${when.size + masked.size} filled${sure}${end}`;
+      cells.setAttribute("aria-label", `${name}: ${status.textContent}`);
+    });
+  }
+
+  function stop() {
+    clearInterval(timer);
+    timer = null;
+    play.textContent = "▶ Play";
+    play.setAttribute("aria-pressed", "false");
+  }
+  function go(to) {
+    slider.value = to;
+    draw();
+  }
+  function toggle() {
+    if (timer !== null) return stop();
+    if (slider.value === slider.max) go(0);
+    play.textContent = "❚❚ Pause";
+    play.setAttribute("aria-pressed", "true");
+    timer = setInterval(() => {
+      if (slider.value === slider.max) stop();
+      else go(Number(slider.value) + 1);
+    }, 250);
+  }
+  function choose(number) {
+    stop();
+    puzzle.value = (number + puzzles.length) % puzzles.length;
+    slider.max = longest(puzzle.value);
+    go(0);
+  }
+
+  slider.addEventListener("input", () => { stop(); draw(); });
+  puzzle.addEventListener("change", () => choose(Number(puzzle.value)));
+  play.addEventListener("click", toggle);
+  const keys = {
+    " ": toggle,
+    ArrowLeft: () => { stop(); go(Number(slider.value) - 1); },
+    ArrowRight: () => { stop(); go(Number(slider.value) + 1); },
+    Home: () => { stop(); go(0); },
+    End: () => { stop(); go(slider.max); },
+    ArrowUp: () => choose(Number(puzzle.value) - 1),
+    ArrowDown: () => choose(Number(puzzle.value) + 1),
+  };
+  const isInView = () => {  // elsewhere on the page, keys scroll as they always do
+    const { top, bottom } = find("boards").getBoundingClientRect();
+    return top < 0.7 * window.innerHeight && bottom > 0.3 * window.innerHeight;
+  };
+  document.addEventListener("keydown", (event) => {
+    const isElsewhere = event.target.closest("select, button, a") || event.ctrlKey || event.metaKey || event.altKey;
+    if (isElsewhere || !(event.key in keys) || !(isInView() || event.target === slider)) return;
+    event.preventDefault();
+    keys[event.key]();
+  });
+  window.addEventListener("beforeprint", () => { stop(); go(slider.max); });
+  choose(0);
+})();

@@ -1,0 +1,84 @@
+"""What a method trains on, and what its model meets when it decodes: how much is masked, and how sure the model is.
+
+Dimensions: B rows, L positions, M scored positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.config import DecodeConfig
+from unmask.decoding.decoder import Decoder, Predictor
+from unmask.models.precision import autocast
+from unmask.report.chart import Points
+from unmask.reveal import CONFIDENCES
+from unmask.training.trainer import Trainer
+from unmask.types import CleanBatch
+
+_BINS = 10
+
+
+@dataclass(frozen=True)
+class Masks:
+    """One entry for each canvas that a model was shown: the masked share of all its positions, and the largest
+    probability, on average over the masked ones."""
+
+    share: Float[Tensor, "B"]
+    top1: Float[Tensor, "B"]
+
+    def histogram(self) -> Points:
+        """Middle of each bin of the masked share, and the share of canvases in it."""
+        count = torch.bincount(self._bin(), minlength=_BINS).double()
+        return [((i + 0.5) / _BINS, value) for i, value in enumerate((count / count.sum()).tolist())]
+
+    def confidence(self) -> Points:
+        """Middle of each bin of the masked share that holds any canvas, and their mean confidence."""
+        own = self._bin()
+        return [((i + 0.5) / _BINS, self.top1[own == i].mean().item()) for i in range(_BINS) if (own == i).any()]
+
+    def _bin(self) -> Int[Tensor, "B"]:
+        return (self.share * _BINS).ceil().long().clamp(1, _BINS) - 1
+
+
+def trained_on(trainer: Trainer, num_batches: int = 8) -> Masks:
+    """The batches that come next in a run, without training on them. Moves the process on."""
+    seen = []
+    trainer.model.eval()
+    for _ in range(num_batches):
+        batch = trainer.process.next_batch(trainer.stream)
+        with torch.no_grad(), autocast(trainer.dtype, trainer.device):
+            stats = trainer.model(batch)
+        trainer.process.observe(batch, stats)
+        is_masked = batch.scatter(batch.weight, 0.0) > 0
+        seen.append(_masks(is_masked, batch.scatter(stats.top1, 0.0)))
+    return _joined(seen)
+
+
+def met_when_decoding(
+    predict: Predictor, mask_id: int, examples: CleanBatch, config: DecodeConfig, *, dtype: str, device: torch.device
+) -> Masks:
+    """The canvases of every decoding step of `examples`."""
+    seen = []
+
+    def watched(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
+        logits = predict(xt, at)
+        is_masked = xt == mask_id
+        top1 = CONFIDENCES["prob"](logits.log_softmax(dim=-1))
+        seen.append(_masks(is_masked, top1.new_zeros(xt.shape).masked_scatter(is_masked, top1)))
+        return logits
+
+    with autocast(dtype, device):
+        Decoder.from_config(config, watched, mask_id).decode(examples.masked(mask_id).to(device))
+    return _joined(seen)
+
+
+def _masks(is_masked: Bool[Tensor, "B L"], top1: Float[Tensor, "B L"]) -> Masks:
+    """`top1` is 0 where nothing is masked."""
+    count = is_masked.sum(dim=-1)
+    return Masks(share=(count / is_masked.shape[1]).cpu(), top1=(top1.sum(dim=-1) / count).cpu())
+
+
+def _joined(parts: list[Masks]) -> Masks:
+    return Masks(torch.cat([part.share for part in parts]), torch.cat([part.top1 for part in parts]))

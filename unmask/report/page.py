@@ -1,0 +1,239 @@
+"""One self-contained HTML page that holds runs beside each other."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from statistics import mean
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from unmask.report.chart import Chart, Line, Points, legend_mark
+from unmask.report.comparison import AXIS_NAMES, Comparison
+from unmask.report.curves import AXES
+from unmask.report.models import Study
+from unmask.report.runs import Methods, Recorded, common_measures, differences
+
+_X_LABELS = {"step": "training steps", "seconds": "seconds of training", "examples_seen": "examples drawn"}
+
+
+def render(methods: Methods, study: Study, *, title: str, first_measure: str | None, commands: Sequence[str]) -> str:
+    """The page. `first_measure` is shown before the others that all runs have.
+
+    Raises:
+        UserError: the runs have no evaluation in common.
+    """
+    measures = common_measures(methods)
+    if first_measure in measures:
+        measures = [first_measure, *(measure for measure in measures if measure != first_measure)]
+    environment = Environment(
+        loader=PackageLoader("unmask.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        title=title,
+        css=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        summary=_summary(methods),
+        warnings=_warnings(methods),
+        methods=[_method(name, number, runs) for number, (name, runs) in enumerate(methods.items())],
+        others=list(methods)[1:],
+        measures=[_measure(methods, measure) for measure in measures],
+        curves_note=_curves_note(methods),
+        replay=None if study.replay is None else _inline_json(study.replay),
+        no_replay=study.no_replay,
+        num_puzzles=0 if study.replay is None else len(study.replay["puzzles"]),
+        decoder=study.decoder,
+        mask_charts=_mask_charts(methods, study),
+        masks_note=_masks_note(study),
+        differences=differences(methods),
+        runs=[_run(run) for runs in methods.values() for run in runs],
+        commands=[*dict.fromkeys(_command(run) for runs in methods.values() for run in runs), *commands],
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("unmask.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _inline_json(value: dict[str, Any]) -> Markup:
+    """JSON that cannot end the script element that holds it."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _summary(methods: Methods) -> str:
+    task = next(iter(methods.values()))[0].config.task.name
+    fewest, most = (pick(len(runs) for runs in methods.values()) for pick in (min, max))
+    seeds = f"{fewest} to {most} seeds each" if fewest < most else f"{most} seeds each" if most > 1 else "one seed each"
+    return f"{' and '.join(methods)} on the task {task}, {seeds}."
+
+
+def _method(name: str, number: int, runs: Sequence[Recorded]) -> dict[str, Any]:
+    process = runs[0].config.process.model_dump(exclude_none=True)
+    settings = ", ".join(f"{key} {value}" for key, value in process.items() if key != "name" and value != [])
+    return {
+        "name": name,
+        "mark": legend_mark(number),
+        "note": f"process {process['name']}" + (f" ({settings})" if settings else ""),
+    }
+
+
+def _warnings(methods: Methods) -> list[str]:
+    """What a reader must know before comparing."""
+    runs = [run for same in methods.values() for run in same]
+    found = [f"{run.folder} was still training, at step {run.last_step}." for run in runs if run.is_running]
+    lengths = {name: max(run.last_step for run in same) for name, same in methods.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} {steps:,}" for name, steps in lengths.items())
+        found.append(f"The methods were not trained for the same number of steps: {said}.")
+    if any(key.startswith("data.") for key in differences(methods)):
+        found.append("The settings of the data differ, so that held-out examples may differ too.")
+    if min(len(same) for same in methods.values()) < 3 and len(methods) > 1:
+        found.append("Fewer than three seeds of a method: a difference may be chance.")
+    return found
+
+
+def _curves_note(methods: Methods) -> str:
+    has_seeds = any(len(runs) > 1 for runs in methods.values())
+    return (
+        ("Thick lines are means over seeds, thin ones the seeds. " if has_seeds else "")
+        + "Held-out examples, the same for all; seconds are of training, without evaluations, on the machines below. "
+        "A NELBO is taken under uniform masks, whatever a method trains on."
+    )
+
+
+def _masks_note(study: Study) -> str:
+    missing = "".join(f" No batches of {name}: {reason}." for name, reason in study.no_batches.items())
+    return (
+        "A model trained on uniformly random masks meets patterns that decoding never produces; PUMA's pool is made to "
+        "meet those that it does. Solid markers are the batches that a method trains on next, open ones what its "
+        "model meets while it decodes held-out examples: where the two lie together, training looks like decoding."
+        + missing
+    )
+
+
+def _command(run: Recorded) -> str:
+    return str(run.environment.get("command") or f"# {run.folder}: its command was not recorded")
+
+
+def _run(run: Recorded) -> dict[str, str]:
+    last, at = run.rows[-1], run.environment
+    parts = [at.get("cpu") if at.get("device") == "cpu" else at.get("device")]
+    parts += [f"{at['threads']} threads"] if "threads" in at else []
+    parts += [at.get("dtype"), "compiled" if at.get("compiled") else None]
+    parts += [f"torch {at['torch']}"] if "torch" in at else []
+    return {
+        "folder": str(run.folder),
+        "seed": str(run.seed),
+        "steps": f"{last['step']:,}",
+        "seconds": f"{last['seconds']:,.0f}",
+        "examples": f"{last['examples_seen']:,}",
+        "machine": ", ".join(str(part) for part in parts if part),
+    }
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measure:
+    name: str
+    charts: list[Chart]
+    costs: list[dict[str, Any]]
+
+
+def _measure(methods: Methods, measure: str) -> _Measure:
+    name, is_share = _title(measure)
+    charts = [
+        Chart(
+            title=f"{name} against {_X_LABELS[axis]}",
+            x_label=_X_LABELS[axis],
+            y_label="solved" if is_share else "nats",
+            lines=[_line(label, number, runs, measure, axis) for number, (label, runs) in enumerate(methods.items())],
+            is_share=is_share,
+        )
+        for axis in AXES
+    ]
+    return _Measure(name, charts, _costs(methods, measure) if is_share and len(methods) > 1 else [])
+
+
+def _title(measure: str) -> tuple[str, bool]:
+    """`eval/accuracy/ema/prob/3` for a reader, and whether it is a share."""
+    kind, *details = measure.removeprefix("eval/").split("/")
+    if kind != "accuracy":
+        return ("NELBO (nats)" if kind == "nelbo" else measure.removeprefix("eval/")), False
+    if len(details) < 3:
+        return "Share solved", True
+    weights, order, amount, *rest = details
+    pace = f"{amount} at a step" if amount.isdigit() else amount
+    more = "".join(f", {each}" for each in rest)
+    return f"Share solved, order {order}, {pace}{more}, {weights} weights", True
+
+
+def _line(name: str, style: int, runs: Sequence[Recorded], measure: str, axis: str) -> Line:
+    """The mean over seeds, at the steps at which all of them were evaluated."""
+    curves = [run.curve(measure) for run in runs]
+    at_step = [
+        {step: (spent, value) for step, spent, value in zip(c.spent["step"], c.spent[axis], c.values, strict=True)}
+        for c in curves
+    ]
+    common = sorted(set.intersection(*(set(own) for own in at_step)))
+    means = [tuple(mean(own[step][i] for own in at_step) for i in (0, 1)) for step in common]
+    seeds: list[Points] = [list(own.values()) for own in at_step] if len(runs) > 1 else []
+    return Line(name, style, [(x, y) for x, y in means], seeds)
+
+
+def _costs(methods: Methods, measure: str) -> list[dict[str, Any]]:
+    """A row for each axis of each level that any run has reached."""
+    comparison = Comparison({name: [run.curve(measure) for run in runs] for name, runs in methods.items()})
+    return [
+        {
+            "level": level.name if axis == AXES[0] else "",
+            "axis": AXIS_NAMES[axis],
+            "costs": [level.cost_text(name, axis) for name in methods],
+            "ratios": [level.speed_up_text(name, axis) for name in comparison.others],
+        }
+        for level in comparison.levels()
+        if any(cost is not None for by_axis in level.costs.values() for cost in by_axis["step"])
+        for axis in AXES
+    ]
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def _mask_charts(methods: Methods, study: Study) -> list[Chart]:
+    def lines(kind: str) -> list[Line]:
+        found = []
+        for number, name in enumerate(methods):
+            if name in study.trained_on:
+                found.append(Line(f"{name}, training", number, getattr(study.trained_on[name], kind)()))
+            if name in study.decoded:
+                points = getattr(study.decoded[name], kind)()
+                found.append(Line(f"{name}, decoding", number, points, is_reference=True))
+        return found
+
+    over_training = [
+        Line(
+            name,
+            number,
+            [(float(row["step"]), float(row["train/top1"])) for row in runs[0].rows if "train/top1" in row],
+        )
+        for number, (name, runs) in enumerate(methods.items())
+    ]
+    masked = "masked share of all positions"
+    return [
+        Chart("How much is masked", masked, "share of canvases", lines("histogram"), is_share=True, is_x_share=True),
+        Chart("How sure the model is, by how much is masked", masked, "mean top-1 probability", lines("confidence"),
+              is_share=True, is_x_share=True),
+        Chart("How sure it is of what it trains on, over training", "training steps", "mean top-1 probability",
+              over_training, is_share=True),
+    ]  # fmt: skip

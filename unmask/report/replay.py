@@ -1,0 +1,64 @@
+"""Held-out puzzles being solved: what was believed at every step, and what was revealed.
+
+Dimensions: L positions, M masked positions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unmask.config import DecodeConfig
+from unmask.decoding.decoder import Decoder, Predictor
+from unmask.models.precision import autocast
+from unmask.reveal import CONFIDENCES
+from unmask.tasks.task import Task
+from unmask.types import CleanBatch
+
+
+@dataclass
+class Witness:
+    """A predictor that keeps what it said: of each pass, positions, likeliest tokens and their probabilities."""
+
+    predict: Predictor
+    said: list[tuple[Int[Tensor, "M"], Int[Tensor, "M"], Float[Tensor, "M"]]] = field(default_factory=list)
+
+    def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
+        logits = self.predict(xt, at)
+        top1 = CONFIDENCES["prob"](logits.log_softmax(dim=-1))
+        self.said.append((at.cpu(), logits.argmax(dim=-1).cpu(), top1.cpu()))
+        return logits
+
+
+def traces(
+    predict: Predictor, task: Task, examples: CleanBatch, config: DecodeConfig, *, dtype: str, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """For each example: `tokens`, the finished canvas, whether it `is_solved`, and its `steps`.
+
+    A step holds the masked positions (`at`), the likeliest token of each (`guess`) with its probability in percent
+    (`sure`), and what was `revealed`.
+    """
+    for number in range(len(examples)):
+        example = examples[number : number + 1]
+        witness = Witness(predict)
+        decoder = Decoder.from_config(config, witness, task.tokens.mask_id)
+        with autocast(dtype, device):
+            prompt = torch.tensor([number], device=device)
+            decoded = decoder.decode(example.masked(task.tokens.mask_id).to(device), prompt)
+        tokens, reveal_step = decoded.tokens.cpu(), decoded.reveal_step[0].cpu()
+        yield {
+            "tokens": tokens[0].tolist(),
+            "is_solved": bool(task.grade(example, tokens)["accuracy"][0]),
+            "steps": [
+                {
+                    "at": at.tolist(),
+                    "guess": guess.tolist(),
+                    "sure": (100 * top1).round().int().tolist(),
+                    "revealed": (reveal_step == step).nonzero().squeeze(1).tolist(),
+                }
+                for step, (at, guess, top1) in enumerate(witness.said)
+            ],
+        }
