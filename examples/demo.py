@@ -2,7 +2,8 @@
 
     python examples/demo.py        (or `make demo`, which sets everything up)
 
-Stop it with Ctrl-C whenever you like: both runs save, and the same command goes on. Everything goes into `demo/`.
+It is `unmask compare` with a table to watch. Stop it with Ctrl-C whenever you like: both runs save, and the same command
+goes on. Everything goes into `demo/`.
 """
 
 import json
@@ -24,8 +25,12 @@ from unmask.training.run import Interrupted
 
 METHODS = ("uniform", "puma")
 FOLDER = Path("demo")
+RUNS = {name: FOLDER / f"sudoku-{name}" / "seed_0" for name in METHODS}  # where `unmask compare` has them
 PUZZLES = FOLDER / "puzzles.txt"
 NUM_PUZZLES = 100
+MAX_SECONDS = 660.0  # of training, for machines that do not get through the recipe's steps in that time
+SETTINGS = (f"train.max_seconds={MAX_SECONDS}",)
+MORE_TRAINING = ""
 console = Console(highlight=False)
 
 
@@ -42,15 +47,17 @@ def main() -> int:
         return 130
     console.print()
     solve_fresh_puzzles(threads)
+    compare()
     console.print(f"\nThis took {(time.monotonic() - started) / 60:.1f} minutes. What you can do next:")
-    console.print(f"  {unmask_name()} eval {FOLDER}/puma --decoder margin --decoder random")
-    console.print(f"  {unmask_name()} decode {FOLDER}/puma {PUZZLES} --watch")
+    console.print(f"  open {FOLDER}/report.html in a browser: the curves, puzzles being solved, what each trained on")
+    console.print(f"  {unmask_name()} eval {RUNS['puma']} --decoder margin --decoder random")
+    console.print(f"  {unmask_name()} decode {RUNS['puma']} {PUZZLES} --watch")
     return 0
 
 
 def train_both() -> bool:
     """Trains in two processes, with a live table; False if it was interrupted."""
-    trainings = [Training(f"sudoku/{name}", (), FOLDER / name) for name in METHODS]
+    trainings = [Training(f"sudoku/{name}", (*SETTINGS, "train.seed=0"), folder) for name, folder in RUNS.items()]
     try:
         with Live(console=console, refresh_per_second=2) as live:
             train_all(trainings, len(METHODS), lambda: live.update(progress_table()))
@@ -60,6 +67,14 @@ def train_both() -> bool:
     except TrainingFailed as error:
         sys.exit(str(error))
     return True
+
+
+def compare() -> None:
+    """Finds both runs trained, and writes `comparison.json` and `report.html`."""
+    recipes = [f"sudoku/{name}" for name in METHODS]
+    budget = ["--seconds", str(MAX_SECONDS), "--seeds", "1"]
+    console.print(f"\n$ unmask compare {' '.join([*recipes, *budget])} --out {FOLDER}")
+    subprocess.run([*unmask(), "compare", *recipes, *budget, "--out", str(FOLDER)], check=True)
 
 
 def unmask() -> list[str]:
@@ -74,7 +89,7 @@ def unmask_name() -> str:
 
 def read_metrics(name: str) -> list[dict[str, float]]:
     try:
-        lines = (FOLDER / name / "metrics.jsonl").read_text().splitlines(keepends=True)
+        lines = (RUNS[name] / "metrics.jsonl").read_text().splitlines(keepends=True)
     except OSError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -121,7 +136,7 @@ def solve_fresh_puzzles(threads: int) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": str(2 * threads)}
     console.print(f"[bold]puma[/] solves one of {NUM_PUZZLES} new puzzles, the cells that it is surest of first:\n")
     first = PUZZLES.read_text().splitlines()[0]
-    watch = [*unmask(), "decode", str(FOLDER / "puma"), "--watch", "--decoder", "prob,tokens_per_step=1"]
+    watch = [*unmask(), "decode", str(RUNS["puma"]), "--watch", "--decoder", "prob,tokens_per_step=1"]
     subprocess.run(watch, input=f"{first}\n", text=True, stdout=subprocess.DEVNULL, check=True, env=environment)
     table = Table(title=f"{NUM_PUZZLES} new puzzles", title_justify="left")
     for column in ("model", "one cell a step", "three cells a step", "examples drawn", "seconds of training"):
@@ -138,7 +153,7 @@ def decode_and_grade(name: str, tokens_per_step: int, environment: dict[str, str
     answers = FOLDER / f"{name}_{tokens_per_step}.jsonl"
     answers.unlink(missing_ok=True)  # this script's own, of an earlier run
     decoder = f"prob,tokens_per_step={tokens_per_step}"
-    decode = [*unmask(), "decode", str(FOLDER / name), str(PUZZLES), "--out", str(answers), "--decoder", decoder]
+    decode = [*unmask(), "decode", str(RUNS[name]), str(PUZZLES), "--out", str(answers), "--decoder", decoder]
     subprocess.run(decode, check=True, env=environment)
     grade = [*unmask(), "grade", str(answers), "--task", "sudoku", "--json"]
     result = json.loads(subprocess.run(grade, check=True, capture_output=True, text=True).stdout)
