@@ -2,8 +2,8 @@
 
     python examples/demo.py        (or `make demo`, which sets everything up)
 
-It is `unmask compare` with a table to watch. Stop it with Ctrl-C whenever you like: both runs save, and the same command
-goes on. Everything goes into `demo/`.
+It is `unmask compare` with a table to watch. Stop it with Ctrl-C whenever you like: both runs save, and the same
+command goes on. Everything goes into `demo/`.
 """
 
 import json

@@ -206,16 +206,20 @@ def _section_class(key: str, tree: dict[str, Any], annotation: Any) -> type[Sect
     return resolve(kind, str(name)).Config
 
 
+class WrongSettings(UserError):
+    """A `UserError` that names every wrong key."""
+
+
 def check_section(section: type[SectionT], value: Any, prefix: str) -> SectionT:
     """Checks one section.
 
     Raises:
-        UserError: names every wrong key, under `prefix`.
+        WrongSettings: with the keys under `prefix`.
     """
     try:
         return section.model_validate(value)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(section, detail, prefix) for detail in error.errors())) from None
+        raise WrongSettings("\n".join(_explain(section, detail, prefix) for detail in error.errors())) from None
 
 
 def _check(section: type[Section], value: Any, prefix: str, problems: list[str]) -> Section | None:
@@ -232,6 +236,9 @@ def _explain(section: type[Section], detail: Any, prefix: str) -> str:
         return _unknown(key, [f"{prefix}.{name}" for name in section.model_fields])
     if detail["type"] == "missing":
         return f"{key} is missing"
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, WrongSettings):  # of a section within this one
+        return str(cause)
     message = detail["msg"].removeprefix("Value error, ")
     return f"{key}={detail['input']!r}: {message}" if detail["loc"] else f"{prefix}: {message}"
 

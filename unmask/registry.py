@@ -17,6 +17,7 @@ COMPONENTS = {
     "process": {
         "uniform": "unmask.masking.random:RandomMasking",
         "puma": "unmask.masking.puma:PumaPool",
+        "in_turn": "unmask.masking.in_turn:InTurn",
     },
 }
 

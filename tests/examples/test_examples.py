@@ -57,3 +57,12 @@ def test_the_guide_to_a_process_of_ones_own(tmp_path: Path) -> None:
     wrong = subprocess.run([*command, "process.cup=0.2", "--out", "x"], cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "did you mean process.cap?" in wrong.stderr
+
+
+def test_the_reference_lists_the_public_names() -> None:
+    import unmask
+
+    public = {name for name in vars(unmask) if name[0] != "_" and hasattr(getattr(unmask, name), "__module__")}
+    rows = re.findall(r"^\| (.+?) \|", (ROOT / "docs" / "reference.md").read_text(), re.M)
+    listed = {name for row in rows for name in re.findall(r"`(\w+)", row)}
+    assert listed == public

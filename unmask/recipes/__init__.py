@@ -108,12 +108,17 @@ def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
     if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
         base.pop("data", None)
     for key, value in update.items():
-        section = base.get(key)
-        if isinstance(section, dict) and isinstance(value, dict) and value.get("name") in (None, section.get("name")):
-            field = RunConfig.model_fields.get(key)
-            merge(section, value, getattr(field and field.annotation, "alternatives", ()))
-        else:
-            base[key] = value  # another component starts its section afresh
+        field = RunConfig.model_fields.get(key)
+        _write(base, key, value, getattr(field and field.annotation, "alternatives", ()))
+
+
+def _write(tree: dict[str, Any], key: str, value: Any, alternatives: Sequence[str] = ()) -> None:
+    """A section merges with the one that is there; one that names another component takes its place."""
+    old = tree.get(key)
+    if isinstance(old, dict) and isinstance(value, dict) and value.get("name") in (None, old.get("name")):
+        merge(old, value, alternatives)
+    else:
+        tree[key] = value
 
 
 def merge(base: dict[str, Any], update: dict[str, Any], alternatives: Sequence[str] = ()) -> None:
@@ -121,4 +126,5 @@ def merge(base: dict[str, Any], update: dict[str, Any], alternatives: Sequence[s
     if any(update.get(key) is not None for key in alternatives):
         for key in alternatives:
             base.pop(key, None)
-    base.update(update)
+    for key, value in update.items():
+        _write(base, key, value)
