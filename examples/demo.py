@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from unmask.errors import UserError
+from unmask.report.curves import read_metrics
 from unmask.report.trainings import Training, TrainingFailed, train_all
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.generator import generate
@@ -30,7 +32,6 @@ PUZZLES = FOLDER / "puzzles.txt"
 NUM_PUZZLES = 100
 MAX_SECONDS = 660.0  # of training, for machines that do not get through the recipe's steps in that time
 SETTINGS = (f"train.max_seconds={MAX_SECONDS}",)
-MORE_TRAINING = ""
 console = Console(highlight=False)
 
 
@@ -87,17 +88,17 @@ def unmask_name() -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "unmask"
 
 
-def read_metrics(name: str) -> list[dict[str, float]]:
+def metrics_of(name: str) -> list[dict[str, float]]:
+    """As far as they are written."""
     try:
-        lines = (RUNS[name] / "metrics.jsonl").read_text().splitlines(keepends=True)
-    except OSError:
+        return read_metrics(RUNS[name], warn=lambda line: None)
+    except UserError:  # not begun
         return []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def progress_table() -> Table:
     """Both runs, evaluation by evaluation, and where they are now."""
-    metrics = {name: read_metrics(name) for name in METHODS}
+    metrics = {name: metrics_of(name) for name in METHODS}
     solved = {
         name: {int(row["step"]): row["eval/accuracy"] for row in rows if "eval/accuracy" in row}
         for name, rows in metrics.items()
@@ -142,7 +143,7 @@ def solve_fresh_puzzles(threads: int) -> None:
     for column in ("model", "one cell a step", "three cells a step", "examples drawn", "seconds of training"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name in METHODS:
-        last = read_metrics(name)[-1]
+        last = metrics_of(name)[-1]
         shares = [decode_and_grade(name, tokens, environment) for tokens in (1, 3)]
         table.add_row(name, *shares, f"{last['examples_seen']:,.0f}", f"{last['seconds']:.0f}")
     console.print()

@@ -57,7 +57,7 @@ HELP = """
 const slider = document.getElementById('step'), boards = [...document.querySelectorAll('.board')];
 const count = (kind) => boards.map((board) => board.querySelectorAll('.cell.' + kind).length);
 const options = {bubbles: true, cancelable: true};
-const press = (key) => document.body.dispatchEvent(new KeyboardEvent('keydown', {key, ...options}));
+const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key, ...options}));
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 """
 
@@ -108,17 +108,22 @@ def test_keys_and_buttons(page: str, tmp_path: Path) -> None:
         page,
         HELP
         + """
-        document.getElementById('replay').scrollIntoView();
+        press('ArrowRight');
+        const away = slider.value;
+        document.getElementById('boards').scrollIntoView();
         await wait(300);
         const steps = [];
         for (const key of ['ArrowRight', 'ArrowRight', 'ArrowLeft', 'End', 'Home']) {
+            if (key === 'End') document.getElementById('boards').focus();
             press(key);
             steps.push(slider.value);
         }
         const max = slider.max, play = document.getElementById('play');
         play.click();
         await wait(1100);
-        const while_playing = [Number(slider.value), play.getAttribute('aria-pressed')];
+        const while_playing = [Number(slider.value), play.textContent];
+        play.blur();
+        document.getElementById('boards').focus();
         press(' ');
         const paused = slider.value;
         await wait(600);
@@ -129,13 +134,14 @@ def test_keys_and_buttons(page: str, tmp_path: Path) -> None:
         measure.value = 1;
         measure.dispatchEvent(new Event('change'));
         const shown = [...document.querySelectorAll('.measure')].map((each) => each.style.display !== 'none');
-        return {steps, max, while_playing, still, puzzle, shown, pressed: play.getAttribute('aria-pressed')};""",
+        return {away, steps, max, while_playing, still, puzzle, shown, label: play.textContent};""",
         tmp_path,
     )
+    assert seen["away"] == "0"  # the boards are below the window: the keys are the page's
     assert seen["steps"] == ["1", "2", "1", seen["max"], "0"]
     assert 2 <= seen["while_playing"][0] <= 5  # four steps a second
-    assert seen["while_playing"][1] == "true"
-    assert seen["pressed"] == "false"
+    assert seen["while_playing"][1].endswith("Pause")
+    assert seen["label"].endswith("Play")
     assert seen["still"]
     assert seen["puzzle"] == "1"
     assert seen["shown"] == [False, True, False]

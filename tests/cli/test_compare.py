@@ -73,12 +73,17 @@ BAD = {
     "one recipe": (["debug"], "give two recipes or more"),
     "the same twice": (["debug", "debug"], "give two recipes or more"),
     "unknown recipe": (["debug", "sudoku/pumma"], "did you mean sudoku/puma?"),
+    "two tasks": (["debug", "TOY"], "of different tasks (sudoku, toy)"),
+    "a loss": (["debug", "sudoku/puma", "--measure", "eval/nelbo"], "give one of eval/accuracy/ema/prob/3"),
     "wrong setting": (["debug", "sudoku/puma", "train.batch_size=0"], "train.batch_size=0"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_input(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = tmp_path / "toy.yaml"
+    toy.write_text("extends: debug\ntask: {name: toy}\neval: {tokens_per_step: [1]}\n")
+    arguments = [str(toy) if argument == "TOY" else argument for argument in arguments]
     assert run_cli("compare", *arguments, "--out", tmp_path / "out") == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()

@@ -48,10 +48,10 @@ def test_a_run_without_checkpoints_loses_the_replay_alone(
         (bare / name).write_bytes((runs / "puma" / name).read_bytes())
     assert run_cli("report", bare, "--out", tmp_path / "page.html") == 0
     said = capsys.readouterr().err
-    assert "no replay" in said
+    assert "The replay of bare: " in said
     assert "checkpoint" in said
     page = (tmp_path / "page.html").read_text()
-    assert "Not shown: " in page
+    assert page.count("Not shown.") == 2
     assert "its command was not recorded" in page
 
 

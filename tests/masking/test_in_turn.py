@@ -59,6 +59,16 @@ def test_it_resumes(stop: int, stream: RandomStream) -> None:
             process.observe(batch, random_stats(batch, step))
 
 
+def test_both_must_ask_for_one_confidence() -> None:
+    shard = RowShard.whole(BATCH)
+    random = RandomMasking(mask_id=MASK, shard=shard)
+    prob, margin = (PumaPool(mask_id=MASK, shard=shard, confidence=confidence) for confidence in ("prob", "margin"))
+    assert InTurn(margin, random, SWITCH, BATCH).requirements.confidence == "margin"
+    assert InTurn(random, margin, SWITCH, BATCH).requirements.confidence == "margin"
+    with pytest.raises(UserError, match="different confidences"):
+        InTurn(prob, margin, SWITCH, BATCH)
+
+
 def test_from_a_recipe() -> None:
     own = ["process.name=in_turn", "process.switch_at=5", "process.first.name=uniform", "process.then.name=puma"]
     config = recipes.load("debug", [*own, "process.then.num_stages=3"]).process

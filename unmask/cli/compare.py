@@ -12,13 +12,15 @@ from rich.table import Table
 
 from unmask import durable, recipes
 from unmask.cli import options, report
+from unmask.config import RunConfig
 from unmask.errors import UserError
 from unmask.progress import console, warn
-from unmask.report.comparison import AXIS_NAMES, FEWEST_SEEDS, Comparison
-from unmask.report.curves import AXES, Curve
+from unmask.report.comparison import FEWEST_SEEDS, Comparison
+from unmask.report.curves import Curve
 from unmask.report.runs import read_run
 from unmask.report.trainings import Training, train_all
 from unmask.training.folder import RunFolder, command_line
+from unmask.training.run import rates
 
 
 def compare(
@@ -36,7 +38,9 @@ def compare(
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Budget: seconds of training, if that is sooner.")] = None,
     examples: Annotated[int | None, typer.Option(min=1, help="Budget: examples drawn, if that is sooner.")] = None,
-    measure: Annotated[str, typer.Option(help="The name in metrics.jsonl.")] = "eval/accuracy",
+    measure: Annotated[
+        str | None, typer.Option(help="The rate to compare by, as in metrics.jsonl; the first decoder's unless given.")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trainings at once, sharing the cores; as many as cores unless given.")
     ] = None,
@@ -61,8 +65,12 @@ def compare(
     settings = [*overrides, *(f"{key}={value}" for key, value in budget.items() if value is not None)]
     trainings = {_method(recipe): _of_one(recipe, settings, seeds, out) for recipe in chosen}
     in_turn = [training for of_one_seed in zip(*trainings.values(), strict=True) for training in of_one_seed]
-    for training in in_turn:
-        RunFolder(training.folder).check(recipes.load(training.recipe, training.settings), resume=True)
+    configs = {training: recipes.load(training.recipe, training.settings) for training in in_turn}
+    if len(tasks := {config.task.name for config in configs.values()}) > 1:
+        raise UserError(f"compare {' '.join(chosen)}: of different tasks ({', '.join(sorted(tasks))}); give one task's")
+    measure = _check_measure(measure, list(configs.values()))
+    for training, config in configs.items():
+        RunFolder(training.folder).check(config, resume=True)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         count = min(jobs or os.cpu_count() or 1, len(in_turn))
         train_all(in_turn, count, lambda: live.update(_progress_table(in_turn)))
@@ -76,6 +84,15 @@ def compare(
     else:
         _print(comparison, measure)
     console.print(f"{out / 'comparison.json'} holds all of it; open {out / 'report.html'} in a browser to see it")
+
+
+def _check_measure(measure: str | None, configs: list[RunConfig]) -> str:
+    """Before anything is trained: a share that every training will evaluate."""
+    common = [rate for rate in rates(configs[0]) if all(rate in rates(config) for config in configs)]
+    if not common or measure not in (None, *common):
+        said = f"give one of {', '.join(common)}" if common else "set eval.* alike for all"
+        raise UserError(f"--measure {measure or ''}: not what all of these recipes evaluate; {said}")
+    return measure or common[0]
 
 
 def _split(names: list[str]) -> tuple[list[str], list[str]]:
@@ -140,10 +157,8 @@ def _cost_table(comparison: Comparison) -> Table:
         table.add_column(method, justify="right")
     for method in comparison.others:
         table.add_column(f"{method}: times fewer", justify="right")
-    for level in comparison.levels():
-        for axis in AXES:
-            costs = [level.cost_text(method, axis) for method in comparison.methods]
-            ratios = [level.speed_up_text(method, axis) for method in comparison.others]
-            table.add_row(level.name if axis == AXES[0] else "", AXIS_NAMES[axis], *costs, *ratios)
-        table.add_section()
+    for row in comparison.rows():
+        if row.level and table.row_count:
+            table.add_section()
+        table.add_row(row.level, row.axis, *row.costs, *row.ratios)
     return table

@@ -37,14 +37,16 @@ def report(
 
     * `unmask report runs/sudoku-uniform runs/sudoku-puma --out puma.html`
 
-    * `unmask report comparison/*/seed_*`
+    * `unmask report comparison/*/seed_*/`
     """
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; name a file")
     if out.exists() and not force:
         raise UserError(f"--out {out}: exists already; name another file, or write over it with --force")
     methods = group([read_run(run, warn) for run in runs])
     if measure is not None and measure not in common_measures(methods):
         raise UserError(f"--measure {measure}: not in all runs; they share {', '.join(common_measures(methods))}")
-    write(methods, out, title=title, measure=measure, decoder=decoder, num_puzzles=examples, commands=[command_line()])
+    write(methods, out, title=title, measure=measure, decoder=decoder, num_examples=examples, commands=[command_line()])
     console.print(f"{out} is written: open it in a browser")
 
 
@@ -55,15 +57,15 @@ def write(
     title: str | None = None,
     measure: str | None = None,
     decoder: str | None = None,
-    num_puzzles: int = 6,
+    num_examples: int = 6,
     commands: Sequence[str] = (),
 ) -> None:
     """Makes the page of `methods`, over one that is there."""
     common_measures(methods)  # before any decoding
     config = next(iter(methods.values()))[0].config.decode
     chosen = config if decoder is None else options.parse_decoder(decoder, config)
-    with progress("Decoding for the replay", num_puzzles * len(methods)) as update:
-        studied = study(methods, chosen, num_puzzles=num_puzzles, warn=warn, on_example=update)
+    with progress("Decoding for the replay", num_examples * len(methods)) as update:
+        studied = study(methods, chosen, num_examples=num_examples, warn=warn, on_example=update)
     html = page.render(
         methods,
         studied,

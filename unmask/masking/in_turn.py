@@ -9,7 +9,8 @@ from torch import Tensor
 
 from unmask.config import Section, check_section, name_of
 from unmask.data.stream import ExampleStream
-from unmask.masking.process import MaskingProcess, ProcessContext
+from unmask.errors import UserError
+from unmask.masking.process import MaskingProcess, ProcessContext, Requirements
 from unmask.registry import resolve
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
@@ -26,7 +27,7 @@ class ShiftedStream:
 
 
 class InTurn:
-    """`first` for `switch_at` steps, then `then`, which goes on in the stream where `first` had come to.
+    """`first` for `switch_at` steps, then `then`, whose examples come after all that `first` might have drawn.
 
     For a method that needs a model which knows something already, as PUMA does: its first confidences mean nothing.
     Until they do, every step on uniform masks takes new examples, where the pool would keep old ones and reveal them in
@@ -50,7 +51,10 @@ class InTurn:
     def __init__(self, first: MaskingProcess, then: MaskingProcess, switch_at: int, batch_size: int) -> None:
         self.first, self.then, self.switch_at = first, then, switch_at
         self.batch_size = batch_size
-        self.requirements = then.requirements
+        asked = {part.requirements for part in (first, then)} - {Requirements()}
+        if len(asked) > 1:
+            raise UserError("process.first and process.then ask the model for different confidences; make them one")
+        self.requirements = asked.pop() if asked else Requirements()
         self.step = 0
 
     @classmethod

@@ -20,8 +20,8 @@ PAD_MULTIPLE = 128  # scored positions are padded to a multiple of this, so that
 class Requirements:
     """What a process needs of the model; asked once, when the model is built."""
 
-    confidence: str = "prob"
-    """The statistic that `TokenStats.confidence` must hold: a key of `reveal.CONFIDENCES`."""
+    confidence: str | None = None
+    """The statistic that `TokenStats.confidence` must hold, a key of `reveal.CONFIDENCES`; None = any."""
 
 
 @dataclass(frozen=True, kw_only=True)

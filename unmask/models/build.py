@@ -25,5 +25,5 @@ def build_denoiser(
     backbone: Any = resolve("model", name_of(config)).from_config(config, tokens)
     backbone.init_weights(seed)
     requirements = requirements or Requirements()
-    model = Denoiser(backbone, mask_id=tokens.mask_id, confidence=requirements.confidence)
+    model = Denoiser(backbone, mask_id=tokens.mask_id, confidence=requirements.confidence or "prob")
     return model.to(device=device, dtype=parameter_dtype(dtype))

@@ -13,7 +13,7 @@ from markupsafe import Markup
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 420, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 12, 44
 NUM_STYLES = 6
 """Classes `s0` .. that the page's style sheet knows."""
 
@@ -111,8 +111,8 @@ class _Frame:
 
 def _thinned(points: Points, most: int = 24) -> Points:
     """Where to put markers: not so many that they hide the line."""
-    every = math.ceil(len(points) / most) if points else 1
-    return points[:: max(1, every)]
+    every = max(1, math.ceil(len(points) / most))
+    return points[::-every][::-1]  # with the last one
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:

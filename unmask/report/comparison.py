@@ -59,6 +59,20 @@ class Level:
 
 
 @dataclass(frozen=True)
+class CostRow:
+    """What a level cost on one axis, in words; `level` is named in its first row alone."""
+
+    level: str
+    axis: str
+    costs: list[str]
+    """By method."""
+    ratios: list[str]
+    """By method but the baseline."""
+    is_reached: bool
+    """By any seed of any method."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """`methods`: the curves of each method's seeds; the first method is the baseline."""
 
@@ -98,6 +112,20 @@ class Comparison:
                 if method != self.baseline
             },
         )
+
+    def rows(self) -> list["CostRow"]:
+        """Levels, axis by axis, for a table."""
+        return [
+            CostRow(
+                level=level.name if axis == AXES[0] else "",
+                axis=AXIS_NAMES[axis],
+                costs=[level.cost_text(method, axis) for method in self.methods],
+                ratios=[level.speed_up_text(method, axis) for method in self.others],
+                is_reached=any(cost is not None for own in level.costs.values() for cost in own[axis]),
+            )
+            for level in self.levels()
+            for axis in AXES
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

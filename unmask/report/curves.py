@@ -1,6 +1,7 @@
 """A run's evaluations over training."""
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ class Curve:
 
     @staticmethod
     def of(rows: Iterable[Row], measure: str) -> "Curve":
-        """From the lines of metrics that have `measure`."""
-        rows = [row for row in rows if measure in row]
+        """From the lines of metrics that have a finite `measure`."""
+        rows = [row for row in rows if is_finite(row.get(measure))]
         return Curve(
             values=tuple(float(row[measure]) for row in rows),
             spent={axis: tuple(float(row[axis]) for row in rows) for axis in AXES},
@@ -40,6 +41,11 @@ class Curve:
                 share = (level - self.values[i - 1]) / (value - self.values[i - 1])
                 return at[i - 1] + share * (at[i] - at[i - 1])
         return None
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it can be drawn: a run that diverged has written NaN."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_metrics(run: Path, warn: Callable[[str], None]) -> list[Row]:
@@ -61,7 +67,7 @@ def read_metrics(run: Path, warn: Callable[[str], None]) -> list[Row]:
             row = json.loads(line)
         except ValueError:
             row = None
-        if isinstance(row, dict) and all(axis in row for axis in AXES):
+        if isinstance(row, dict) and all(is_finite(row.get(axis)) for axis in AXES):
             rows.append(row)
         else:
             warn(f"{path}, line {number}: not a line of metrics; skipped")

@@ -13,7 +13,7 @@ from unmask.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, Predictor
 from unmask.models.precision import autocast
 from unmask.report.chart import Points
-from unmask.reveal import CONFIDENCES
+from unmask.report.replay import Witness
 from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
 
@@ -43,16 +43,15 @@ class Masks:
 
 
 def trained_on(trainer: Trainer, num_batches: int = 8) -> Masks:
-    """The batches that come next in a run, without training on them. Moves the process on."""
+    """The batches that come next in a run, as its averaged weights see them. Moves the process on; trains nothing."""
     seen = []
     trainer.model.eval()
     for _ in range(num_batches):
         batch = trainer.process.next_batch(trainer.stream)
-        with torch.no_grad(), autocast(trainer.dtype, trainer.device):
+        with torch.no_grad(), trainer.weights("ema"), autocast(trainer.dtype, trainer.device):
             stats = trainer.model(batch)
         trainer.process.observe(batch, stats)
-        is_masked = batch.scatter(batch.weight, 0.0) > 0
-        seen.append(_masks(is_masked, batch.scatter(stats.top1, 0.0)))
+        seen.append(_masks(batch.xt == trainer.tokens.mask_id, batch.scatter(stats.top1, 0.0)))
     return _joined(seen)
 
 
@@ -60,24 +59,20 @@ def met_when_decoding(
     predict: Predictor, mask_id: int, examples: CleanBatch, config: DecodeConfig, *, dtype: str, device: torch.device
 ) -> Masks:
     """The canvases of every decoding step of `examples`."""
-    seen = []
-
-    def watched(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
-        logits = predict(xt, at)
-        is_masked = xt == mask_id
-        top1 = CONFIDENCES["prob"](logits.log_softmax(dim=-1))
-        seen.append(_masks(is_masked, top1.new_zeros(xt.shape).masked_scatter(is_masked, top1)))
-        return logits
-
+    witness = Witness(predict)
     with autocast(dtype, device):
-        Decoder.from_config(config, watched, mask_id).decode(examples.masked(mask_id).to(device))
+        Decoder.from_config(config, witness, mask_id).decode(examples.masked(mask_id).to(device))
+    seen = []
+    for said in witness.said:
+        is_masked = said.xt == mask_id
+        seen.append(_masks(is_masked, said.top1.new_zeros(said.xt.shape).masked_scatter(is_masked, said.top1)))
     return _joined(seen)
 
 
 def _masks(is_masked: Bool[Tensor, "B L"], top1: Float[Tensor, "B L"]) -> Masks:
-    """`top1` is 0 where nothing is masked."""
+    """`top1` at the masked positions; what else it holds is not looked at."""
     count = is_masked.sum(dim=-1)
-    return Masks(share=(count / is_masked.shape[1]).cpu(), top1=(top1.sum(dim=-1) / count).cpu())
+    return Masks(share=(count / is_masked.shape[1]).cpu(), top1=((top1 * is_masked).sum(dim=-1) / count).cpu())
 
 
 def _joined(parts: list[Masks]) -> Masks:

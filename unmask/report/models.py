@@ -1,9 +1,11 @@
-"""What a report needs the trained models for: puzzles being solved, and the masks that are met."""
+"""What a report needs the trained models for: examples being solved, and the masks that are met."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+import torch
 
 from unmask.config import DecodeConfig
 from unmask.errors import UserError
@@ -24,109 +26,149 @@ _NUM_DECODED = 32
 
 @dataclass
 class Study:
-    """By method, of its first run; what could not be had is missing, with the reason."""
+    """By method, of its first run; what could not be had is missing, and `missing` says why."""
 
+    decoder: str
     replay: dict[str, Any] | None = None
-    no_replay: str = ""
-    decoder: str = ""
     trained_on: dict[str, Masks] = field(default_factory=dict)
     decoded: dict[str, Masks] = field(default_factory=dict)
-    no_batches: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
 
 
 def study(
     methods: Methods,
     decoder: DecodeConfig,
     *,
-    num_puzzles: int,
+    num_examples: int,
     warn: Callable[[str], None],
     on_example: Callable[[int], None],
 ) -> Study:
-    """Decodes with each method's first run, from its last checkpoint; all take the same examples and decoder.
+    """Decodes with each method's first run, from its last checkpoint; all take the same decoder.
 
-    A run without a checkpoint, or whose data are gone, costs its part of the report alone, and `warn` is told.
+    A run without a checkpoint, or whose data are gone, costs its own part of the report alone, and `warn` is told.
     """
-    result = Study(decoder=decoder.label)
-    try:
-        _decode(result, methods, decoder, num_puzzles, warn, on_example)
-    except UserError as error:
-        result.no_replay = _one_line(error)
-        warn(f"no replay: {error}")
+    result, replay = Study(decoder.label), _Replay()
     for name, runs in methods.items():
-        try:
-            result.trained_on[name] = _next_batches(runs[0], warn)
-        except UserError as error:
-            result.no_batches[name] = _one_line(error)
-            warn(f"{runs[0].folder}: no batches: {error}")
+        with _spared(result, f"The replay of {name}", warn):
+            _decode(result, replay, name, runs[0], decoder, num_examples, on_example)
+        with _spared(result, f"The batches of {name}", warn):
+            result.trained_on[name] = trained_on(_trainer(runs[0]))
+    result.replay = replay.as_dict(list(methods)) if replay.traces else None
     return result
 
 
-def _one_line(error: UserError) -> str:
-    return str(error).partition("\n")[0]
+@contextmanager
+def _spared(result: Study, part: str, warn: Callable[[str], None]) -> Iterator[None]:
+    """What fails inside is missing from the report, which goes on."""
+    try:
+        yield
+    except UserError as error:
+        result.missing.append(f"{part}: {str(error).splitlines()[0]}")
+        warn(result.missing[-1])
 
 
 def _decode(
     result: Study,
-    methods: Methods,
+    replay: "_Replay",
+    name: str,
+    run: Recorded,
     decoder: DecodeConfig,
-    num_puzzles: int,
-    warn: Callable[[str], None],
+    num_examples: int,
     on_example: Callable[[int], None],
 ) -> None:
-    first = next(iter(methods.values()))[0]
-    task = _task(first)
-    examples = task.validation(max(num_puzzles, _NUM_DECODED))
-    found, done = [], 0
-    for name, runs in methods.items():
-        model, dtype = _model(runs[0])
-        device = next(model.parameters()).device
-        result.decoded[name] = met_when_decoding(
-            model.predict, task.tokens.mask_id, examples[:_NUM_DECODED], decoder, dtype=dtype, device=device
-        )
-        own = []
-        for trace in traces(model.predict, task, examples[:num_puzzles], decoder, dtype=dtype, device=device):
-            own.append(trace)
-            done += 1
-            on_example(done)
-        found.append(own)
-    result.replay = _replay(task, list(methods), examples[:num_puzzles], found)
+    task = _task(run)
+    examples = task.validation(max(num_examples, _NUM_DECODED))
+    model, dtype, device = _model(run)
+    result.decoded[name] = met_when_decoding(
+        model.predict, task.tokens.mask_id, examples[:_NUM_DECODED], decoder, dtype=dtype, device=device
+    )
+    shown = examples[:num_examples]
+    replay.check(task, shown)
+    for trace in traces(model.predict, task, shown, decoder, dtype=dtype, device=device):
+        replay.add(name, trace)
+        on_example(replay.num_traces)
 
 
 def _task(run: Recorded) -> Task:
-    task: Task = resolve("task", run.config.task.name).from_config(run.config.data)
+    task = resolve("task", run.config.task.name).from_config(run.config.data)
+    if not isinstance(task, Task):
+        raise UserError(f"{run.folder}: task.name={run.config.task.name} lacks part of the protocol `Task`")
     return task
 
 
-def _model(run: Recorded) -> tuple[Denoiser, str]:
-    """In eval mode, on the device that the run was trained on where there is one."""
+def _device(run: Recorded) -> torch.device:
+    """Where the run was trained, if this machine has such a device."""
+    return resolve_device("cpu" if run.config.train.device == "cpu" else "auto")
+
+
+def _model(run: Recorded) -> tuple[Denoiser, str, torch.device]:
+    """In eval mode, with the averaged weights where there are any."""
     source = loading.read(run.folder)
-    device = resolve_device("auto" if run.config.train.device != "cpu" else "cpu")
+    device = _device(run)
     dtype = resolve_dtype(run.config.decode.dtype or run.config.train.dtype, device)
-    return source.model().to(device, parameter_dtype(dtype)), dtype
+    return source.model().to(device, parameter_dtype(dtype)), dtype, device
 
 
-def _next_batches(run: Recorded, warn: Callable[[str], None]) -> Masks:
-    settings = run.config.train.model_copy(update={"compile": False, "device": "auto"})
+def _trainer(run: Recorded) -> Trainer:
+    """With the model, average and process of the last checkpoint: what its next batches depend on."""
+    settings = run.config.train.model_copy(update={"compile": False, "device": _device(run).type})
     config = run.config.model_copy(update={"train": settings})
     task = _task(run)
-    path = checkpoint.newest(Path(run.folder) / "checkpoints", warn)
-    if path is None:
-        raise UserError(f"{run.folder}: holds no complete checkpoint")
+    state = checkpoint.load(checkpoint.find(run.folder, "last", lambda line: None))
     trainer = Trainer(config, task.tokens, task.train_stream(config.train.seed))
-    trainer.load_state_dict(checkpoint.load(path))
-    return trained_on(trainer)
+    trainer.model.load_state_dict(state["model"])
+    trainer.process.load_state_dict(state["process"])
+    if trainer.ema is not None:
+        trainer.ema.load_state_dict(state["ema"])
+    return trainer
 
 
-def _replay(task: Task, methods: list[str], examples: CleanBatch, found: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """What the page's script draws from."""
-    prompts = examples.masked(task.tokens.mask_id)
-    return {
-        "canvas": vars(task.canvas),
-        "symbols": [task.symbol(token) for token in range(task.tokens.vocab_size)],
-        "mask_id": task.tokens.mask_id,
-        "methods": methods,
-        "puzzles": [
-            {"prompt": prompt, "truth": truth, "traces": list(own)}
-            for prompt, truth, own in zip(prompts.tolist(), examples.x0.tolist(), zip(*found, strict=True), strict=True)
-        ],
-    }
+class _Replay:
+    """Traces of methods on the same examples, for the page's script."""
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+        self.examples: CleanBatch | None = None
+        self.traces: dict[str, list[dict[str, Any]]] = {}
+
+    def check(self, task: Task, examples: CleanBatch) -> None:
+        """The first task and examples are everyone's.
+
+        Raises:
+            UserError: these are others.
+        """
+        if self.task is None or self.examples is None:
+            self.task, self.examples = task, examples
+        elif not (
+            task.tokens == self.task.tokens
+            and torch.equal(examples.x0, self.examples.x0)
+            and torch.equal(examples.prompt_mask, self.examples.prompt_mask)
+        ):
+            raise UserError(f"held-out examples differ from those of {next(iter(self.traces))}")
+
+    def add(self, name: str, trace: dict[str, Any]) -> None:
+        self.traces.setdefault(name, []).append(trace)
+
+    @property
+    def num_traces(self) -> int:
+        return sum(map(len, self.traces.values()))
+
+    def as_dict(self, methods: list[str]) -> dict[str, Any]:
+        """`styles` are the shown methods' numbers among all."""
+        task, examples = self.task, self.examples
+        assert task is not None
+        assert examples is not None
+        prompts = examples.masked(task.tokens.mask_id).tolist()
+        return {
+            "canvas": vars(task.canvas),
+            "symbols": [task.symbol(token) for token in range(task.tokens.vocab_size)],
+            "mask_id": task.tokens.mask_id,
+            "methods": list(self.traces),
+            "styles": [methods.index(name) for name in self.traces],
+            "puzzles": [
+                {"prompt": prompt, "truth": truth, "traces": list(own)}
+                for prompt, truth, own in zip(
+                    prompts, examples.x0.tolist(), zip(*self.traces.values(), strict=True), strict=True
+                )
+            ],
+        }

@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from unmask.config import flatten
 from unmask.report.chart import Chart, Line, Points, legend_mark
-from unmask.report.comparison import AXIS_NAMES, Comparison
-from unmask.report.curves import AXES
+from unmask.report.comparison import Comparison, CostRow
+from unmask.report.curves import AXES, is_finite
 from unmask.report.models import Study
 from unmask.report.runs import Methods, Recorded, common_measures, differences
 
@@ -26,8 +27,7 @@ def render(methods: Methods, study: Study, *, title: str, first_measure: str | N
         UserError: the runs have no evaluation in common.
     """
     measures = common_measures(methods)
-    if first_measure in measures:
-        measures = [first_measure, *(measure for measure in measures if measure != first_measure)]
+    measures.sort(key=lambda measure: measure != first_measure)  # a stable sort
     environment = Environment(
         loader=PackageLoader("unmask.report", "assets"),
         autoescape=True,
@@ -46,11 +46,10 @@ def render(methods: Methods, study: Study, *, title: str, first_measure: str | N
         measures=[_measure(methods, measure) for measure in measures],
         curves_note=_curves_note(methods),
         replay=None if study.replay is None else _inline_json(study.replay),
-        no_replay=study.no_replay,
         num_puzzles=0 if study.replay is None else len(study.replay["puzzles"]),
+        missing=study.missing,
         decoder=study.decoder,
         mask_charts=_mask_charts(methods, study),
-        masks_note=_masks_note(study),
         differences=differences(methods),
         runs=[_run(run) for runs in methods.values() for run in runs],
         commands=[*dict.fromkeys(_command(run) for runs in methods.values() for run in runs), *commands],
@@ -77,7 +76,7 @@ def _summary(methods: Methods) -> str:
 
 
 def _method(name: str, number: int, runs: Sequence[Recorded]) -> dict[str, Any]:
-    process = runs[0].config.process.model_dump(exclude_none=True)
+    process = dict(flatten(runs[0].config.process.model_dump(exclude_none=True)))
     settings = ", ".join(f"{key} {value}" for key, value in process.items() if key != "name" and value != [])
     return {
         "name": name,
@@ -90,10 +89,11 @@ def _warnings(methods: Methods) -> list[str]:
     """What a reader must know before comparing."""
     runs = [run for same in methods.values() for run in same]
     found = [f"{run.folder} was still training, at step {run.last_step}." for run in runs if run.is_running]
-    lengths = {name: max(run.last_step for run in same) for name, same in methods.items()}
-    if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{name} {steps:,}" for name, steps in lengths.items())
-        found.append(f"The methods were not trained for the same number of steps: {said}.")
+    if len({run.last_step for run in runs}) > 1:
+        said = ", ".join(f"{run.folder} {run.last_step:,}" for run in runs)
+        found.append(f"The runs were not trained for the same number of steps: {said}.")
+    if any(len({run.settings[key] for run in runs}) > 1 for key in ("eval.examples", "eval.nelbo_draws")):
+        found.append("The runs were evaluated on different numbers of examples or masks.")
     if any(key.startswith("data.") for key in differences(methods)):
         found.append("The settings of the data differ, so that held-out examples may differ too.")
     if min(len(same) for same in methods.values()) < 3 and len(methods) > 1:
@@ -105,18 +105,8 @@ def _curves_note(methods: Methods) -> str:
     has_seeds = any(len(runs) > 1 for runs in methods.values())
     return (
         ("Thick lines are means over seeds, thin ones the seeds. " if has_seeds else "")
-        + "Held-out examples, the same for all; seconds are of training, without evaluations, on the machines below. "
+        + "Of held-out examples. Seconds are of training, without evaluations, on the machines below. "
         "A NELBO is taken under uniform masks, whatever a method trains on."
-    )
-
-
-def _masks_note(study: Study) -> str:
-    missing = "".join(f" No batches of {name}: {reason}." for name, reason in study.no_batches.items())
-    return (
-        "A model trained on uniformly random masks meets patterns that decoding never produces; PUMA's pool is made to "
-        "meet those that it does. Solid markers are the batches that a method trains on next, open ones what its "
-        "model meets while it decodes held-out examples: where the two lie together, training looks like decoding."
-        + missing
     )
 
 
@@ -127,7 +117,7 @@ def _command(run: Recorded) -> str:
 def _run(run: Recorded) -> dict[str, str]:
     last, at = run.rows[-1], run.environment
     parts = [at.get("cpu") if at.get("device") == "cpu" else at.get("device")]
-    parts += [f"{at['threads']} threads"] if "threads" in at else []
+    parts += [f"{at['threads']} thread{'s' * (at['threads'] != 1)}"] if "threads" in at else []
     parts += [at.get("dtype"), "compiled" if at.get("compiled") else None]
     parts += [f"torch {at['torch']}"] if "torch" in at else []
     return {
@@ -147,7 +137,7 @@ def _run(run: Recorded) -> dict[str, str]:
 class _Measure:
     name: str
     charts: list[Chart]
-    costs: list[dict[str, Any]]
+    costs: list[CostRow]
 
 
 def _measure(methods: Methods, measure: str) -> _Measure:
@@ -191,20 +181,9 @@ def _line(name: str, style: int, runs: Sequence[Recorded], measure: str, axis: s
     return Line(name, style, [(x, y) for x, y in means], seeds)
 
 
-def _costs(methods: Methods, measure: str) -> list[dict[str, Any]]:
-    """A row for each axis of each level that any run has reached."""
+def _costs(methods: Methods, measure: str) -> list[CostRow]:
     comparison = Comparison({name: [run.curve(measure) for run in runs] for name, runs in methods.items()})
-    return [
-        {
-            "level": level.name if axis == AXES[0] else "",
-            "axis": AXIS_NAMES[axis],
-            "costs": [level.cost_text(name, axis) for name in methods],
-            "ratios": [level.speed_up_text(name, axis) for name in comparison.others],
-        }
-        for level in comparison.levels()
-        if any(cost is not None for by_axis in level.costs.values() for cost in by_axis["step"])
-        for axis in AXES
-    ]
+    return [row for row in comparison.rows() if row.is_reached]
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
@@ -225,7 +204,11 @@ def _mask_charts(methods: Methods, study: Study) -> list[Chart]:
         Line(
             name,
             number,
-            [(float(row["step"]), float(row["train/top1"])) for row in runs[0].rows if "train/top1" in row],
+            [
+                (float(row["step"]), float(row["train/top1"]))
+                for row in runs[0].rows
+                if is_finite(row.get("train/top1"))
+            ],
         )
         for number, (name, runs) in enumerate(methods.items())
     ]

@@ -1,6 +1,6 @@
-"""Held-out puzzles being solved: what was believed at every step, and what was revealed.
+"""Held-out examples being solved: what was believed at every step, and what was revealed.
 
-Dimensions: L positions, M masked positions.
+Dimensions: B rows, L positions, M masked positions.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,27 @@ from unmask.tasks.task import Task
 from unmask.types import CleanBatch
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a model says of canvases, at their masked positions: the likeliest tokens, and their probabilities."""
+
+    xt: Int[Tensor, "B L"]
+    at: Int[Tensor, "M"]
+    guess: Int[Tensor, "M"]
+    top1: Float[Tensor, "M"]
+
+
 @dataclass
 class Witness:
-    """A predictor that keeps what it said: of each pass, positions, likeliest tokens and their probabilities."""
+    """A predictor that keeps what it said, pass by pass."""
 
     predict: Predictor
-    said: list[tuple[Int[Tensor, "M"], Int[Tensor, "M"], Float[Tensor, "M"]]] = field(default_factory=list)
+    said: list[Said] = field(default_factory=list)
 
     def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
         logits = self.predict(xt, at)
         top1 = CONFIDENCES["prob"](logits.log_softmax(dim=-1))
-        self.said.append((at.cpu(), logits.argmax(dim=-1).cpu(), top1.cpu()))
+        self.said.append(Said(xt.cpu(), at.cpu(), logits.argmax(dim=-1).cpu(), top1.cpu()))
         return logits
 
 
@@ -54,11 +64,11 @@ def traces(
             "is_solved": bool(task.grade(example, tokens)["accuracy"][0]),
             "steps": [
                 {
-                    "at": at.tolist(),
-                    "guess": guess.tolist(),
-                    "sure": (100 * top1).round().int().tolist(),
+                    "at": said.at.tolist(),
+                    "guess": said.guess.tolist(),
+                    "sure": (100 * said.top1).round().int().tolist(),
                     "revealed": (reveal_step == step).nonzero().squeeze(1).tolist(),
                 }
-                for step, (at, guess, top1) in enumerate(witness.said)
+                for step, said in enumerate(witness.said)
             ],
         }

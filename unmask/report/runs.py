@@ -11,9 +11,14 @@ from typing import Any
 from unmask.config import RunConfig, flatten
 from unmask.errors import UserError
 from unmask.report.curves import Curve, Row, read_metrics
-from unmask.training.folder import RunFolder, read_tree
+from unmask.training.folder import RunFolder, read_environment, read_tree
 
-_NOT_THE_METHOD = ("train.seed", "train.threads", "train.compile", "train.checkpoint_every", "train.keep_last")
+_NOT_THE_METHOD = (
+    *("train.seed", "train.threads", "train.compile", "train.device", "data.cache_dir", "log"),
+    *("train.checkpoint_every", "train.keep_last", "train.keep_every"),
+)
+MOST_METHODS = 6
+"""That a page can tell apart by colour, dash and marker."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,10 @@ class Recorded:
     def last_step(self) -> int:
         return int(self.rows[-1]["step"])
 
-    def measures(self) -> set[str]:
-        """What its evaluations measured."""
-        return {key for row in self.rows for key in row if key.startswith("eval/") and not key.endswith("_stderr")}
+    def measures(self) -> list[str]:
+        """What its evaluations measured, in the order in which they wrote it."""
+        keys = dict.fromkeys(key for row in self.rows for key in row if key.startswith("eval/"))
+        return [key for key in keys if not key.endswith("_stderr")]
 
     def curve(self, measure: str) -> Curve:
         """Its evaluations of `measure`.
@@ -51,7 +57,7 @@ class Recorded:
         """
         curve = Curve.of(self.rows, measure)
         if not curve.values:
-            said = ", ".join(sorted(self.measures())) or "nothing yet"
+            said = ", ".join(self.measures()) or "nothing yet"
             raise UserError(f"{self.folder}: no evaluation has written {measure}; there is {said}")
         return curve
 
@@ -66,8 +72,9 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Recorded:
     Raises:
         UserError: it is no run folder, or has no metrics yet.
     """
+    tree = read_tree(folder)
     try:
-        config = RunConfig.from_tree(read_tree(folder))
+        config = RunConfig.from_tree(tree)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     is_running = RunFolder(folder).is_held()
@@ -76,15 +83,7 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Recorded:
         raise UserError(f"{folder}: its metrics.jsonl holds nothing yet; let it train to its first evaluation")
     if is_running:
         warn(f"{folder}: still training; the report shows it up to step {rows[-1]['step']}")
-    return Recorded(folder, config, _environment(folder), rows, is_running)
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    try:
-        environment = json.loads((folder / "environment.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return environment if isinstance(environment, dict) else {}
+    return Recorded(folder, config, read_environment(folder), rows, is_running)
 
 
 def group(runs: Sequence[Recorded]) -> Methods:
@@ -102,11 +101,17 @@ def group(runs: Sequence[Recorded]) -> Methods:
         if len({run.seed for run in same}) < len(same):
             folders = " and ".join(str(run.folder) for run in same)
             raise UserError(f"{folders}: the same settings and seed; give one of them")
+    if len(groups) > MOST_METHODS:
+        raise UserError(f"{len(groups)} methods are more than a page can tell apart; give {MOST_METHODS} at most")
     return dict(zip(_names(groups), groups, strict=True))
 
 
+def _is_of_the_method(key: str) -> bool:
+    return key not in _NOT_THE_METHOD and key.split(".")[0] not in _NOT_THE_METHOD
+
+
 def _method_key(run: Recorded) -> str:
-    return json.dumps({key: value for key, value in run.settings.items() if key not in _NOT_THE_METHOD}, sort_keys=True)
+    return json.dumps({key: value for key, value in run.settings.items() if _is_of_the_method(key)}, sort_keys=True)
 
 
 def _names(groups: Sequence[Sequence[Recorded]]) -> list[str]:
@@ -128,23 +133,25 @@ def _check_comparable(runs: Iterable[Recorded]) -> None:
 
 
 def common_measures(methods: Methods) -> list[str]:
-    """What the evaluations of all runs measured, in a reader's order: rates by decoder, then the NELBO.
+    """What the evaluations of all runs measured: rates by decoder, in the first run's order, then the NELBO.
+
+    `eval/accuracy`, the rate of each run's own first decoder, is none of them: decoders may differ.
 
     Raises:
         UserError: there is none.
     """
     runs = [run for same in methods.values() for run in same]
-    common = set.intersection(*(run.measures() for run in runs))
-    if not common:
-        said = "; ".join(f"{run.folder}: {', '.join(sorted(run.measures())) or 'no evaluation yet'}" for run in runs)
+    common = [key for key in runs[0].measures() if all(key in run.measures() for run in runs)]
+    shown = [key for key in common if key.startswith("eval/accuracy/")] + [key for key in common if key == "eval/nelbo"]
+    if not shown:
+        said = "; ".join(f"{run.folder}: {', '.join(run.measures()) or 'no evaluation yet'}" for run in runs)
         raise UserError(f"these runs have no evaluation in common ({said}); evaluate them alike, with eval.*")
-    rates = sorted(key for key in common if key.startswith("eval/accuracy/")) or sorted(common & {"eval/accuracy"})
-    return rates + sorted(common & {"eval/nelbo"}) or sorted(common)
+    return shown
 
 
 def differences(methods: Methods) -> dict[str, list[Any]]:
     """The settings in which methods differ, each with every method's value (None where it has no such key)."""
     settings = [runs[0].settings for runs in methods.values()]
-    keys = dict.fromkeys(key for own in settings for key in own if key not in _NOT_THE_METHOD)
+    keys = dict.fromkeys(key for own in settings for key in own if _is_of_the_method(key))
     values = {key: [own.get(key) for own in settings] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}

@@ -15,11 +15,16 @@ from unmask.types import CleanBatch, TokenSpec
 
 @dataclass(frozen=True)
 class Canvas:
-    """How the positions from `start` on are laid out for a reader: rows of `columns`, ruled every `box` (0: not)."""
+    """How the positions from `start` on are laid out for a reader: rows of `columns`, ruled every `box` (0: not).
+
+    `clue_start` is where the clues of these cells begin, if those are positions of their own; a blank clue has the
+    symbol "".
+    """
 
     columns: int
     start: int = 0
     box: int = 0
+    clue_start: int | None = None
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ from unmask.errors import UserError
 _MAY_CHANGE = tuple(
     f"train.{key}"
     for key in (
-        *("steps", "epochs", "max_seconds", "max_examples", "threads"),
+        *("steps", "epochs", "max_seconds", "max_examples", "threads", "compile"),
         *("checkpoint_every", "keep_last", "keep_every"),
     )
 )
@@ -110,7 +110,8 @@ class RunFolder:
             ) from None
 
     def _check_same(self, config: RunConfig) -> None:
-        old, new = dict(flatten(read_tree(self.path))), dict(flatten(config.model_dump(mode="json")))
+        held = RunConfig.from_tree(read_tree(self.path))  # with the defaults of keys that are newer than the run
+        old, new = (dict(flatten(each.model_dump(mode="json"))) for each in (held, config))
         changed = [
             f"  {key}: {old.get(key)!r} in {self.path}, now {new.get(key)!r}"
             for key in sorted({*old, *new})
@@ -123,11 +124,8 @@ class RunFolder:
             )
 
     def _compare_environment(self, environment: dict[str, Any], warn: Callable[[str], None]) -> None:
-        try:
-            old = json.loads((self.path / "environment.json").read_text())
-        except (OSError, ValueError):
-            return
-        for key in _BITS_DEPEND_ON:
+        old = read_environment(self.path)
+        for key in _BITS_DEPEND_ON if old else ():
             if old.get(key) != environment.get(key):
                 warn(f"{key} was {old.get(key)!r}, is {environment.get(key)!r}: results may differ in their last bits")
 
@@ -153,6 +151,15 @@ def read_tree(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a run folder: config.yaml holds no settings")
     return tree
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """What a run folder says of where it was made; empty where that cannot be read."""
+    try:
+        environment = json.loads((path / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return environment if isinstance(environment, dict) else {}
 
 
 def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool) -> dict[str, Any]:

@@ -50,6 +50,22 @@ class Progress:
         return (score, -nelbo) > (self.best_score, -self.best_nelbo)
 
 
+def evaluated_weights(config: RunConfig) -> list[str]:
+    """`ema` counts only where there is an average."""
+    return [name for name in config.eval.weights if name == "raw" or config.ema.decay] or ["raw"]
+
+
+def rate(weights: str, decoder: str) -> str:
+    """What the share of examples solved is called in `metrics.jsonl`, by weights and `DecodeConfig.label`."""
+    return f"eval/accuracy/{weights}/{decoder}"
+
+
+def rates(config: RunConfig) -> list[str]:
+    """All that the evaluations of a run will write; `eval/accuracy` repeats the first."""
+    labels = [decoder.label for decoder in config.eval.decoders(config.decode)]
+    return [rate(weights, label) for weights in evaluated_weights(config) for label in labels]
+
+
 class Run:
     """Trains as `config` says, into `folder`."""
 
@@ -135,6 +151,8 @@ class Run:
                 report = self._timed_step(display)
                 if self._is_due(config.log.every):
                     self._log_step(report, display)
+                if self._owes_evaluation():
+                    self._check_finite(report)
                 is_best = self._evaluate_if_owed()
                 if is_best or self.stop_requested or self._is_due(config.train.checkpoint_every):
                     self._save(report)
@@ -215,7 +233,7 @@ class Run:
 
     def _evaluate(self) -> bool:
         """Evaluates all weights asked for, and logs; returns whether this is the best so far."""
-        results = {name: self._evaluate_weights(name) for name in self._weights()}
+        results = {name: self._evaluate_weights(name) for name in evaluated_weights(self.config)}
         headline = next(iter(results.values()))
         first = next(iter(headline.accuracy.values()))
         values = {
@@ -226,7 +244,7 @@ class Run:
         for name, result in results.items():
             values[f"eval/nelbo/{name}"] = result.nelbo.value
             for label, measured in result.accuracy.items():
-                values[f"eval/accuracy/{name}/{label}"] = measured.accuracy
+                values[rate(name, label)] = measured.accuracy
         self._log(values)
         shown = ", ".join(f"{label} {measured.accuracy:.1%}" for label, measured in headline.accuracy.items())
         console.print(
@@ -239,11 +257,6 @@ class Run:
         progress.best_step = progress.step
         progress.best_score, progress.best_nelbo = first.accuracy, headline.nelbo.value
         return True
-
-    def _weights(self) -> list[str]:
-        """The weights to evaluate: `ema` counts only where there is an average."""
-        has_ema = self.trainer.ema is not None
-        return [name for name in self.config.eval.weights if name == "raw" or has_ema] or ["raw"]
 
     def _evaluate_weights(self, name: str) -> Evaluation:
         with self.trainer.weights(name):

@@ -12,7 +12,7 @@
 
   const holder = find("replay-data");
   if (!holder) return;
-  const { canvas, symbols, mask_id: maskId, methods, puzzles } = JSON.parse(holder.textContent);
+  const { canvas, symbols, mask_id: maskId, methods, styles, puzzles } = JSON.parse(holder.textContent);
   const slider = find("step"), puzzle = find("puzzle"), play = find("play");
   let timer = null;
 
@@ -30,7 +30,7 @@
 
   const boards = methods.map((name, number) => {
     const board = make("div", "board"), title = make("h4"), status = make("p", "dim"), cells = make("div", "cells");
-    const mark = document.querySelectorAll(".legend .key")[number];
+    const mark = document.querySelectorAll(".legend .key")[styles[number]];
     if (mark) title.append(mark.cloneNode(true));
     title.append(name);
     cells.style.gridTemplateColumns = `repeat(${canvas.columns}, 1fr)`;
@@ -48,9 +48,10 @@
     if (canvas.box && column % canvas.box === canvas.box - 1 && column < canvas.columns - 1) cell.classList.add("box-right");
     if (canvas.box && row % canvas.box === canvas.box - 1 && row < canvas.columns - 1) cell.classList.add("box-below");
     const { given, step, masked, trace, truth, prompt } = shown;
-    if (given[position]) {
+    const clue = canvas.clue_start === null ? "" : symbols[prompt[canvas.clue_start + index]];
+    if (given[position] || (clue && masked.has(position))) {
       cell.classList.add("given");
-      cell.append(symbols[prompt[position]]);
+      cell.append(clue || symbols[prompt[position]]);
     } else if (masked.has(position)) {
       const [guess, sure] = masked.get(position);
       cell.classList.add("masked");
@@ -60,6 +61,7 @@
     } else {
       const own = trace.tokens[position], when = shown.when.get(position);
       cell.classList.add("filled");
+      if (clue) cell.classList.add("given");
       if (when.step === step - 1) cell.classList.add("fresh");
       if (!trace.is_solved && own !== truth[position]) cell.classList.add("wrong");
       cell.title = `step ${when.step + 1}, ${when.sure} % sure`;
@@ -72,6 +74,7 @@
     const at = Number(slider.value), { prompt, truth, traces } = puzzles[puzzle.value];
     const given = prompt.map((token) => token !== maskId);
     find("at").textContent = `step ${at} of ${slider.max}`;
+    slider.setAttribute("aria-valuetext", find("at").textContent);
     boards.forEach(({ cells, status, name }, m) => {
       const trace = traces[m], step = Math.min(at, trace.steps.length);
       const masked = new Map(), when = new Map();
@@ -98,7 +101,6 @@
     clearInterval(timer);
     timer = null;
     play.textContent = "▶ Play";
-    play.setAttribute("aria-pressed", "false");
   }
   function go(to) {
     slider.value = to;
@@ -108,7 +110,6 @@
     if (timer !== null) return stop();
     if (slider.value === slider.max) go(0);
     play.textContent = "❚❚ Pause";
-    play.setAttribute("aria-pressed", "true");
     timer = setInterval(() => {
       if (slider.value === slider.max) stop();
       else go(Number(slider.value) + 1);
@@ -133,16 +134,20 @@
     ArrowUp: () => choose(Number(puzzle.value) - 1),
     ArrowDown: () => choose(Number(puzzle.value) + 1),
   };
-  const isInView = () => {  // elsewhere on the page, keys scroll as they always do
+  const isInView = () => {
     const { top, bottom } = find("boards").getBoundingClientRect();
-    return top < 0.7 * window.innerHeight && bottom > 0.3 * window.innerHeight;
+    return top < 0.8 * window.innerHeight && bottom > 0.2 * window.innerHeight;
   };
   document.addEventListener("keydown", (event) => {
-    const isElsewhere = event.target.closest("select, button, a") || event.ctrlKey || event.metaKey || event.altKey;
-    if (isElsewhere || !(event.key in keys) || !(isInView() || event.target === slider)) return;
+    if (!(event.key in keys) || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+    if (event.target.closest("select") || (event.key === " " && event.target.closest("button"))) return;
+    // Where the page would scroll, it still does, but for the arrows that it has no use for.
+    const isSideways = event.key === "ArrowLeft" || event.key === "ArrowRight";
+    if (!event.target.closest("#replay") && !(isSideways && isInView())) return;
     event.preventDefault();
     keys[event.key]();
   });
+  find("boards").addEventListener("click", () => find("boards").focus());
   window.addEventListener("beforeprint", () => { stop(); go(slider.max); });
   choose(0);
 })();

@@ -69,7 +69,7 @@ class Sudoku:
         self.config = config
         length = 81 if config.layout == "in_place" else 162
         self.tokens = TokenSpec(vocab_size=MASK_ID + 1, length=length, mask_id=MASK_ID)
-        self.canvas = Canvas(columns=9, start=length - 81, box=3)
+        self.canvas = Canvas(columns=9, start=length - 81, box=3, clue_start=None if length == 81 else 0)
 
     @classmethod
     def from_config(cls, config: SudokuData) -> "Sudoku":
