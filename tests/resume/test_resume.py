@@ -19,6 +19,7 @@ PROCESSES = {
     "puma": ["process={name: puma, num_stages: 4}"],
     "puma_threshold": ["process={name: puma, num_stages: 4, threshold: 0.15, confidence: margin}"],
     "puma_schedule": ["process={name: puma, num_stages: 3, stage_schedule: [[7, 6], [15, 2]], threshold: 0.2}"],
+    "in_turn": ["process={name: in_turn, switch_at: 7, first: {name: uniform}, then: {name: puma, threshold: 0.2}}"],
     "puma_random": [
         "process={name: puma, num_stages: 4, confidence: random}",
         "model.dropout=0.1",
