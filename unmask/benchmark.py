@@ -49,7 +49,7 @@ def step(config: RunConfig, *, count: int) -> Result:
     return {
         "seconds_per_step": seconds,
         "examples_per_second": config.train.batch_size / seconds,
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "process_share": statistics.median(shares),
         "compile_seconds": max(0.0, first_step - seconds),
         "steps": count,
@@ -80,7 +80,7 @@ def decode(config: RunConfig, *, rows: int) -> Result:
         "nfe": decoded.nfe.double().mean().item(),
         "tokens_per_second": (~clean.prompt_mask).sum().item() / seconds,
         "tokens_sha256": hashlib.sha256(decoded.tokens.cpu().numpy().tobytes()).hexdigest(),
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "dtype": dtype,
         "threads": torch.get_num_threads(),
     }
@@ -94,8 +94,8 @@ def memory(config: RunConfig, *, count: int) -> Result:
     early = 0
     for number in range(count):
         trainer.step()
-        early = _peak_rss_bytes() if number <= count // 10 else early
-    late = _peak_rss_bytes()
+        early = peak_rss_bytes() if number <= count // 10 else early
+    late = peak_rss_bytes()
     return {"steps": count, "early_peak_bytes": early, "peak_rss_bytes": late, "growth_bytes": late - early}
 
 
@@ -133,7 +133,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_rss_bytes() -> int:
+def peak_rss_bytes() -> int:
     """Of this process. (On Linux, `ru_maxrss` would start at the peak of the process that called this one.)"""
     try:
         status = Path("/proc/self/status").read_text()
