@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 .PHONY: help demo test test-slow test-gpu check docs bench clean
 
 help:
-	@echo "make demo       train on Sudoku twice, uniform masks beside PUMA, then solve puzzles (about 15 minutes on 2 cores)"
+	@echo "make demo       train on Sudoku twice, uniform masks beside PUMA, then solve puzzles (5 to 15 minutes on 2 cores)"
 	@echo "make test       all tests that need neither minutes each nor a GPU"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-gpu   the tests that need a CUDA device"
