@@ -33,8 +33,8 @@ NUM_PUZZLES = 100
 MAX_SECONDS = 660.0  # of training, for machines that do not get through the recipe's steps in that time
 SETTINGS = (f"train.max_seconds={MAX_SECONDS}",)
 MORE_TRAINING = (
-    "Boards this easy hardly tell the methods apart, but for the examples drawn. With 17 givens and more training, PUMA\n"
-    "pulls ahead: 28.6 against 18.8 % solved after 4,800 steps (one seed; benchmarks/results/hard_boards_*.md)."
+    "Boards this easy hardly tell the methods apart, but for the examples drawn. With 17 givens and more training,\n"
+    "PUMA pulls ahead: 28.6 against 18.8 % solved after 4,800 steps (one seed; benchmarks/results/hard_boards_*.md)."
 )
 console = Console(highlight=False)
 
