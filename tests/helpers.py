@@ -60,8 +60,8 @@ class TabularBackbone(nn.Module):
     def code(self, xt: Tensor) -> Tensor:
         return (xt * self.place).sum(dim=-1)
 
-    def forward(self, xt: Tensor) -> Tensor:
-        return self.table[self.code(xt)]
+    def forward(self, xt: Tensor, at: Tensor) -> Tensor:
+        return self.table[self.code(xt)].flatten(0, 1)[at]
 
 
 def toy(**settings: float) -> Toy:

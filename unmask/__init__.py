@@ -13,8 +13,10 @@ from unmask.reveal import Fixed as Fixed
 from unmask.reveal import Steps as Steps
 from unmask.training.loading import export as export
 from unmask.training.loading import load as load
+from unmask.types import Ask as Ask
 from unmask.types import CleanBatch as CleanBatch
 from unmask.types import Decoded as Decoded
 from unmask.types import MaskedBatch as MaskedBatch
+from unmask.types import Prediction as Prediction
 from unmask.types import TokenSpec as TokenSpec
 from unmask.types import TokenStats as TokenStats

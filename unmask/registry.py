@@ -9,6 +9,7 @@ from unmask.errors import UserError
 COMPONENTS = {
     "task": {
         "sudoku": "unmask.tasks.sudoku.task:Sudoku",
+        "tokens": "unmask.tasks.tokens:Tokens",
         "toy": "unmask.tasks.toy:Toy",
     },
     "model": {

@@ -3,6 +3,7 @@
 Dimensions: B rows, L positions, M scored positions, V vocabulary. Tokens: `x0` clean, `xt` masked.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +57,14 @@ class MaskedBatch:
     weight: Float[Tensor, "M"]
     """Multiplies the NLL; 0 on padding."""
 
+    @property
+    def at(self) -> Int[Tensor, "M"]:
+        """`scored`, inside the batch: padding repeats the last position."""
+        return self.scored.clamp(max=self.x0.numel() - 1)
+
     def gather(self, values: Tensor) -> Tensor:
-        """(B, L, *rest) -> (M, *rest), the scored positions; padding repeats the last position."""
-        return values.flatten(0, 1).index_select(0, self.scored.clamp(max=self.x0.numel() - 1))
+        """(B, L, *rest) -> (M, *rest), the positions `at`."""
+        return values.flatten(0, 1).index_select(0, self.at)
 
     def scatter(self, values: Float[Tensor, "M"], fill: float) -> Float[Tensor, "B L"]:
         """(M,) -> (B, L): `values` at the scored positions, `fill` elsewhere."""
@@ -114,6 +120,42 @@ class TokenStats:
             confidence=torch.cat([part.confidence for part in parts]),
             top1=torch.cat([part.top1 for part in parts]),
         )
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a decoder wants to know of every position that it asks for."""
+
+    confidence: str = "prob"
+    """A key of `reveal.CONFIDENCES`."""
+    perturb: Callable[[Float[Tensor, "M C"], Int[Tensor, "C"]], Float[Tensor, "M C"]] | None = None
+    """`(logits, tokens) -> scores`, of some tokens or all: the value of the largest score is chosen. None: of logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A model's answer to an `Ask`, one entry per position."""
+
+    likeliest: Int[Tensor, "M"]
+    values: Int[Tensor, "M"]
+    """The chosen ones: the likeliest, unless the logits were perturbed."""
+    confidence: Float[Tensor, "M"]
+    top1: Float[Tensor, "M"]
+    """The largest probability, of the model's own distribution as the confidence is."""
+
+    @staticmethod
+    def from_logits(logits: Float[Tensor, "M V"], ask: Ask) -> "Prediction":
+        """Of `logits`, computed in fp32 at least. The mask token's logit must be -inf."""
+        logits = at_least_fp32(logits)
+        log_probs = logits.log_softmax(dim=-1)
+        likeliest = logits.argmax(dim=-1)
+        if ask.perturb is None:
+            values = likeliest
+        else:
+            values = ask.perturb(logits, torch.arange(logits.shape[-1], device=logits.device)).argmax(dim=-1)
+        top1 = CONFIDENCES["prob"](log_probs)
+        confidence = top1 if ask.confidence == "prob" else CONFIDENCES[ask.confidence](log_probs)
+        return Prediction(likeliest=likeliest, values=values, confidence=confidence, top1=top1)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

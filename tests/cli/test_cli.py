@@ -134,7 +134,7 @@ def test_export_and_load(run: Path, tmp_path: Path, weights: str, capsys: pytest
     for (name, one), other in zip(exported.named_parameters(), original.parameters(), strict=True):
         assert torch.equal(one, other), name
     xt = torch.full((1, 81), 10)
-    assert torch.equal(exported.predict(xt, torch.arange(81)), original.predict(xt, torch.arange(81)))
+    assert torch.equal(exported.logits(xt, torch.arange(81)), original.logits(xt, torch.arange(81)))
     capsys.readouterr()
     assert run_cli("eval", target, "--examples", "2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["protocol"]["weights"] == weights

@@ -10,7 +10,7 @@ from unmask.decoding.decoder import Decoder, predictor_from_logits
 from unmask.models.build import build_denoiser
 from unmask.models.transformer import TransformerConfig
 from unmask.reveal import ORDERS, Fixed, Steps
-from unmask.types import TokenSpec
+from unmask.types import Ask, Prediction, TokenSpec
 
 TOKENS = TokenSpec(vocab_size=8, length=14, mask_id=7)
 
@@ -56,7 +56,7 @@ def test_one_step_at_a_time_is_the_plain_algorithm(model, order: str) -> None:  
     decoded = Decoder(model.predict, 7, order=order).decode(xt)
     for step in range(14):
         masked = (xt[0] == 7).nonzero().flatten()
-        p = model.predict(xt, masked).softmax(-1)
+        p = model.logits(xt, masked).softmax(-1)
         top = p.sort(descending=True).values
         score = {"prob": top[:, 0], "margin": top[:, 0] - top[:, 1], "neg_entropy": torch.xlogy(p, p).sum(1)}[order]
         best = score.argmax()
@@ -113,7 +113,9 @@ def test_temperature_sharpens() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -torch.inf], dtype=torch.float64)
     xt = torch.full((4000, 1), 3)
     for temperature in (0.5, 1.0, 2.0):
-        decoder = Decoder(lambda xt, at: logits.expand(len(at), 4), 3, temperature=temperature)
+        decoder = Decoder(
+            lambda xt, at, ask: Prediction.from_logits(logits.expand(len(at), 4), ask), 3, temperature=temperature
+        )
         counts = torch.bincount(decoder.decode(xt).tokens.flatten(), minlength=3).double()
         assert abs(chi_square(counts, (logits[:3] / temperature).softmax(0) * 4000)) < 5
 
@@ -122,8 +124,8 @@ def test_confidence_noise_changes_the_order_but_not_the_values() -> None:
     table = torch.zeros(6, 4).index_fill(1, torch.tensor([3]), -torch.inf)
     table[torch.arange(6), torch.arange(6) % 3] = torch.linspace(1, 2, 6)
 
-    def predict(xt: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        return table[at % 6]
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+        return Prediction.from_logits(table[at % 6], ask)
 
     xt = torch.full((200, 6), 3)
     plain = Decoder(predict, 3).decode(xt)

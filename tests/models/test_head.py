@@ -12,13 +12,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from unmask import noise
 from unmask.masking.process import score_masked
 from unmask.models import denoiser, head
 from unmask.models.build import build_denoiser
-from unmask.models.head import STREAMED, token_stats
+from unmask.models.head import STREAMED, prediction, token_stats
 from unmask.models.transformer import TransformerConfig
+from unmask.noise import Purpose
 from unmask.reveal import CONFIDENCES
-from unmask.types import TokenSpec, TokenStats, at_least_fp32
+from unmask.types import Ask, Prediction, TokenSpec, TokenStats, at_least_fp32
 
 M, D, V = 13, 8, 30
 MASK_ID = 29
@@ -196,6 +198,33 @@ def test_all_logits_never_exist_at_once(confidence: str) -> None:
             assert largest.elements <= max(rows * 100, values * width)
         else:
             assert largest.elements >= rows * values  # the instrument works
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("confidence", CONFIDENCES)
+def test_predictions_are_those_of_the_plain_logits(confidence: str, chunk: int) -> None:
+    """The likeliest values, drawn ones, and what orders them."""
+    hidden, weight, _ = case(torch.float64)
+    logits = F.linear(hidden, weight).index_fill(1, torch.tensor([MASK_ID]), -torch.inf)
+
+    def perturb(logits: Tensor, token: Tensor) -> Tensor:
+        return logits / 2 + noise.gumbel(3, Purpose.VALUE, torch.arange(M)[:, None], token)
+
+    for ask in (Ask(confidence), Ask(confidence, perturb)):
+        ours = prediction(hidden, weight, ask, mask_id=MASK_ID, chunk=chunk)
+        expected = Prediction.from_logits(logits, ask)
+        assert torch.equal(ours.likeliest, expected.likeliest)
+        assert torch.equal(ours.values, expected.values)
+        assert torch.allclose(ours.confidence, expected.confidence, rtol=1e-13, atol=1e-13)
+        assert torch.allclose(ours.top1, expected.top1, rtol=1e-13, atol=1e-13)
+    assert (ours.values != ours.likeliest).any()  # the noise does something
+
+
+def test_equal_logits_are_decided_alike() -> None:
+    """For the lowest value, in one chunk or many."""
+    hidden, weight = torch.ones(2, D), torch.ones(V, D)
+    for chunk in CHUNKS:
+        assert prediction(hidden, weight, Ask(), mask_id=0, chunk=chunk).values.tolist() == [1, 1]
 
 
 TOKENS = TokenSpec(vocab_size=101, length=12, mask_id=100)

@@ -8,7 +8,7 @@ from unmask.models.build import build_denoiser
 from unmask.models.presets import PRESETS
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.reveal import CONFIDENCES
-from unmask.types import TokenSpec
+from unmask.types import Ask, TokenSpec
 
 TOKENS = TokenSpec(vocab_size=11, length=20, mask_id=10)
 VARIANTS = [
@@ -22,6 +22,26 @@ VARIANTS = [
 
 def denoiser(seed: int = 0, **settings: object):  # type: ignore[no-untyped-def]
     return build_denoiser(TransformerConfig(**settings), TOKENS, seed=seed, dtype="float64").eval()
+
+
+def hidden_states(model, xt: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """Of all positions, (B, L, D)."""
+    return model.backbone(xt, torch.arange(xt.numel())).unflatten(0, xt.shape)
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_only_what_is_asked_for_is_computed_and_it_is_the_same(settings: dict) -> None:
+    """In any order, and repeatedly; the gradients too."""
+    model = denoiser(**settings)
+    xt, at = torch.randint(11, (3, 20)), torch.tensor([59, 3, 3, 0, 21])
+    found = []
+    for hidden in (model.backbone(xt, at), hidden_states(model, xt).flatten(0, 1)[at]):
+        model.zero_grad()
+        (hidden * torch.arange(5.0)[:, None]).sum().backward()
+        found.append([hidden, *(p.grad.to_dense() for p in model.backbone.parameters() if p.grad is not None)])
+    assert len(found[0]) > 10
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_what_else_a_model_has_does_not_change_the_start_of_a_parameter() -> None:
@@ -83,18 +103,18 @@ def test_attention_is_the_plain_formula() -> None:
 def test_every_position_sees_every_other(settings: dict) -> None:
     model = denoiser(**settings)
     xt = torch.randint(11, (1, 20))
-    base = model.backbone(xt)
+    base = hidden_states(model, xt)
     for position in (0, 19):
         other = xt.clone()
         other[0, position] = (other[0, position] + 1) % 11
-        assert ((model.backbone(other) - base).abs().amax(-1) > 0).all()
+        assert ((hidden_states(model, other) - base).abs().amax(-1) > 0).all()
 
 
 @pytest.mark.parametrize("settings", VARIANTS)
 def test_positions_matter(settings: dict) -> None:
     model = denoiser(**settings)
-    hidden = model.backbone(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]))
-    swapped = model.backbone(torch.tensor([[2, 1, 3, 4, 5, 6, 7, 8, 9, 10]]))
+    hidden = hidden_states(model, torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]))
+    swapped = hidden_states(model, torch.tensor([[2, 1, 3, 4, 5, 6, 7, 8, 9, 10]]))
     assert not torch.allclose(hidden[0, 5], swapped[0, 5])
 
 
@@ -106,17 +126,20 @@ def test_forward_and_predict_agree(settings: dict) -> None:
     xt = torch.where(torch.rand(4, 20) < 0.5, 10, x0)
     batch = score_masked(x0, xt, 10, torch.ones(4))
     count = int((xt == 10).sum())
-    log_probs = model.predict(xt, batch.scored[:count]).log_softmax(-1)
+    log_probs = model.logits(xt, batch.scored[:count]).log_softmax(-1)
     for confidence in CONFIDENCES:
         model.confidence = confidence
-        stats = model(batch)
-        assert torch.allclose(stats.confidence[:count], CONFIDENCES[confidence](log_probs), rtol=1e-12, atol=1e-12)
+        stats, answer = model(batch), model.predict(xt, batch.scored[:count], Ask(confidence))
+        for found in (stats.confidence[:count], answer.confidence):
+            assert torch.allclose(found, CONFIDENCES[confidence](log_probs), rtol=1e-12, atol=1e-12)
+        assert torch.allclose(stats.top1[:count], answer.top1, rtol=1e-12)
+        assert torch.equal(answer.values, log_probs.argmax(-1))
         assert torch.allclose(stats.nll[:count], -log_probs.gather(1, batch.gather(x0)[:count, None]).squeeze(1))
 
 
 @pytest.mark.parametrize("settings", VARIANTS)
 def test_the_mask_token_has_no_probability(settings: dict) -> None:
-    logits = denoiser(**settings).predict(torch.full((2, 20), 10), torch.arange(40))
+    logits = denoiser(**settings).logits(torch.full((2, 20), 10), torch.arange(40))
     assert (logits[:, 10] == -torch.inf).all()
     assert logits[:, :10].isfinite().all()
 

@@ -26,7 +26,7 @@ def brute_force(model: Denoiser, examples: CleanBatch) -> float:
             for chosen in combinations(maskable, size):
                 xt = x0.clone()
                 xt[list(chosen)] = model.mask_id
-                log_probs = model.predict(xt[None], torch.tensor(chosen)).log_softmax(-1)
+                log_probs = model.logits(xt[None], torch.tensor(chosen)).log_softmax(-1)
                 nll = -log_probs.gather(1, x0[list(chosen), None]).sum().item()
                 total += nll / (length * math.comb(length - 1, size - 1))
         num_tokens += length

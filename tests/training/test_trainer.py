@@ -41,7 +41,7 @@ def test_the_loss_is_the_mean_over_rows_of_the_mean_over_masked_tokens() -> None
     loss, _ = trainer._forward_backward(batch)
     is_masked = batch.xt == 3
     at = is_masked.flatten().nonzero().squeeze(1)
-    nll = -trainer.model.predict(batch.xt, at).log_softmax(-1).gather(1, batch.x0.flatten()[at, None]).squeeze(1)
+    nll = -trainer.model.logits(batch.xt, at).log_softmax(-1).gather(1, batch.x0.flatten()[at, None]).squeeze(1)
     dense = torch.zeros(is_masked.shape, dtype=nll.dtype).masked_scatter(is_masked, nll)
     assert loss.item() == pytest.approx((dense.sum(1) / is_masked.sum(1)).mean().item(), rel=1e-12)
 

@@ -15,23 +15,24 @@ from torch import Tensor
 from unmask import noise
 from unmask.config import DecodeConfig
 from unmask.noise import Purpose
-from unmask.reveal import CONFIDENCES, ORDERS, Fixed, RevealRule, RevealState, Steps
-from unmask.types import Decoded
+from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState, Steps
+from unmask.types import Ask, Decoded, Prediction
 
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Logits (M, V) at the flat positions `at` (M,) of `xt` (B, L); -inf for the mask token. As `Denoiser.predict`."""
+    """What is asked of the flat positions `at` (M,) of `xt` (B, L). As `Denoiser.predict`."""
 
-    def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]: ...
+    def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask) -> Prediction: ...
 
 
 def predictor_from_logits(model: Callable[[Tensor], Tensor], mask_id: int) -> Predictor:
     """A predictor around any callable from tokens (B, L) to logits (B, L, V), such as a module of your own."""
 
-    def predict(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
+    def predict(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask) -> Prediction:
         logits = model(xt).flatten(0, 1).index_select(0, at)
-        return logits.index_fill(-1, torch.tensor([mask_id], device=logits.device), -torch.inf)
+        is_mask_token = torch.arange(logits.shape[-1], device=logits.device) == mask_id
+        return Prediction.from_logits(logits.masked_fill(is_mask_token, -torch.inf), ask)
 
     return predict
 
@@ -104,40 +105,37 @@ class Decoder:
         """One forward pass for rows that all have something masked."""
         is_masked = xt == self.mask_id
         at = is_masked.flatten().nonzero().squeeze(1)
-        logits = self.predict(xt, at)
         keys = (prompt.unsqueeze(1), step.unsqueeze(1), torch.arange(xt.shape[1], device=xt.device))
+        answer = self.predict(xt, at, Ask(ORDERS[self.order].confidence, self._perturbation(at, *keys)))
         state = RevealState(
-            score=self._scores(logits, is_masked, *keys),
+            score=self._scores(answer.confidence, is_masked, *keys),
             eligible=is_masked,
             step=step,
             num_eligible_at_start=num_at_start,
         )
         is_revealed = self.rule(state)
-        values = xt.masked_scatter(is_masked, self._values(logits, at, *keys))
+        values = xt.masked_scatter(is_masked, answer.values)
         return torch.where(is_revealed, values, xt), is_revealed
 
     def _scores(
-        self, logits: Float[Tensor, "M V"], is_masked: Bool[Tensor, "B L"], *keys: Int[Tensor, "..."]
+        self, confidence: Float[Tensor, "M"], is_masked: Bool[Tensor, "B L"], *keys: Int[Tensor, "..."]
     ) -> Float[Tensor, "B L"]:
-        order = ORDERS[self.order]
-        confidence = CONFIDENCES[order.confidence](logits.log_softmax(dim=-1))
         dense = confidence.new_full(is_masked.shape, -torch.inf).masked_scatter(is_masked, confidence)
-        score = order.score(dense, lambda: noise.uniform(self.seed, Purpose.ORDER, *keys))
+        score = ORDERS[self.order].score(dense, lambda: noise.uniform(self.seed, Purpose.ORDER, *keys))
         if self.confidence_noise:
             score = score + self.confidence_noise * noise.gumbel(self.seed, Purpose.CONFIDENCE, *keys)
         return score
 
-    def _values(
-        self,
-        logits: Float[Tensor, "M V"],
-        at: Int[Tensor, "M"],
-        prompt: Int[Tensor, "B 1"],
-        step: Int[Tensor, "B 1"],
-        position: Int[Tensor, "L"],
-    ) -> Int[Tensor, "M"]:
+    def _perturbation(
+        self, at: Int[Tensor, "M"], prompt: Int[Tensor, "B 1"], step: Int[Tensor, "B 1"], position: Int[Tensor, "L"]
+    ) -> Callable[[Float[Tensor, "M C"], Int[Tensor, "C"]], Float[Tensor, "M C"]] | None:
+        """Gumbel noise keyed by row, step, position and token: the largest sum is a draw from the softmax."""
         if self.temperature == 0:
-            return logits.argmax(dim=-1)
+            return None
         row, column = at // len(position), at % len(position)
-        token = torch.arange(logits.shape[-1], device=logits.device)
-        keys = (prompt[row], step[row], column.unsqueeze(1), token)
-        return (logits.double() / self.temperature + noise.gumbel(self.seed, Purpose.VALUE, *keys)).argmax(dim=-1)
+        keys = prompt[row], step[row], column.unsqueeze(1)
+
+        def perturb(logits: Float[Tensor, "M C"], token: Int[Tensor, "C"]) -> Float[Tensor, "M C"]:
+            return logits.double() / self.temperature + noise.gumbel(self.seed, Purpose.VALUE, *keys, token)
+
+        return perturb

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unmask.models.head import token_stats
-from unmask.types import MaskedBatch, TokenStats, at_least_fp32
+from unmask.models.head import prediction, token_stats
+from unmask.types import Ask, MaskedBatch, Prediction, TokenStats, at_least_fp32
 
 LARGE_VOCABULARY = 8192
 """From here on `forward` never holds all logits (`models/head.py`). On a CPU in bfloat16 that is faster from about 4000
@@ -22,12 +22,12 @@ values on; in fp32, where computing the logits twice costs more, it saves memory
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A network from tokens to hidden states, with the matrix that turns those into logits."""
+    """A network from tokens to hidden states at the flat positions `at`, with the matrix that turns those into logits."""
 
     @property
     def head_weight(self) -> Float[Tensor, "V D"]: ...
 
-    def __call__(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]: ...
+    def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]: ...
 
 
 class Denoiser(nn.Module):
@@ -46,26 +46,44 @@ class Denoiser(nn.Module):
         self.backbone = backbone
         self.mask_id = mask_id
         self.confidence = confidence
-        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def compile_training(self) -> None:
         """Has `forward` run a compiled backbone while training; evaluation, whose shapes vary, stays as it is."""
-        self._compiled = torch.compile(self.backbone.forward, dynamic=False)
+        self._compiled = torch.compile(self.backbone.forward)
 
     def forward(self, batch: MaskedBatch) -> TokenStats:
         """NLL and confidence at the batch's scored positions."""
-        run = self._compiled if self._compiled is not None and self.training else self.backbone
-        hidden, x0 = batch.gather(run(batch.xt)), batch.gather(batch.x0)
-        weight = self.backbone.head_weight
-        if len(weight) >= LARGE_VOCABULARY:
-            return token_stats(hidden, weight, x0, mask_id=self.mask_id, confidence=self.confidence)
-        return TokenStats.from_logits(self._logits(hidden), x0, confidence=self.confidence)
+        hidden, x0 = self._hidden(batch.xt, batch.at), batch.gather(batch.x0)
+        if not self._is_large:
+            return TokenStats.from_logits(self._head(hidden), x0, confidence=self.confidence)
+        weight, is_compiled = self.backbone.head_weight, self._compiled is not None
+        return token_stats(
+            hidden, weight, x0, mask_id=self.mask_id, confidence=self.confidence, is_compiled=is_compiled
+        )
 
-    def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
-        """Logits, fp32 at least, at the flat positions `at` of `xt`."""
-        return self._logits(self.backbone(xt).flatten(0, 1).index_select(0, at))
+    def _hidden(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:
+        if self._compiled is None or not self.training:
+            return self.backbone(xt, at)
+        torch._dynamo.mark_dynamic(at, 0)  # how many are scored changes with every step
+        return self._compiled(xt, at)
 
-    def _logits(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+    @property
+    def _is_large(self) -> bool:
+        return len(self.backbone.head_weight) >= LARGE_VOCABULARY
+
+    def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask | None = None) -> Prediction:
+        """Values and confidences at the flat positions `at` of `xt`: the likeliest ones, unless asked otherwise."""
+        ask = ask or Ask()
+        if self._is_large:
+            return prediction(self.backbone(xt, at), self.backbone.head_weight, ask, mask_id=self.mask_id)
+        return Prediction.from_logits(self.logits(xt, at), ask)
+
+    def logits(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
+        """Logits, fp32 at least, at the flat positions `at` of `xt`; -inf for the mask token."""
+        return self._head(self.backbone(xt, at))
+
+    def _head(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         logits = at_least_fp32(F.linear(hidden, self.backbone.head_weight))
         is_mask_token = torch.arange(logits.shape[-1], device=logits.device) == self.mask_id
         return logits.masked_fill(is_mask_token, -torch.inf)

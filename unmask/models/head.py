@@ -1,21 +1,22 @@
 """The output head for large vocabularies: what is asked of a prediction, without all of its logits at once.
 
 The vocabulary is cut into chunks c, and a chunk is a distribution of its own: `p(v) = w_c p_c(v)`, with `w_c` the
-chunk's probability. Statistics of every `p_c` and their log-sum-exp are enough to tell those of p.
+chunk's probability. Statistics of every `p_c` and their log-sum-exp are enough to tell those of p. A chunk's logits lie
+with a row for each value, so that both products of the backward pass take the errors as they are.
 Dimensions: M positions, D width, V vocabulary, C values in a chunk, N chunks.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from unmask.types import TokenStats, at_least_fp32
+from unmask.types import Ask, Prediction, TokenStats, at_least_fp32
 
 CHUNK = 1024
 """Values at a time. Fewer add to the gradient of the hidden states more often, more leave a CPU's caches."""
@@ -27,16 +28,16 @@ CHUNK = 1024
 class Streamed:
     """A confidence of `reveal.CONFIDENCES`, chunk by chunk.
 
-    `share(shifted, exps, total)` may overwrite its first two arguments: the chunk's logits minus the largest of them,
-    and `exps = exp(shifted)`, whose sums are `total`. `join(weights, best, shares)` takes the chunks' probabilities
-    `w_c`, their largest probabilities `max_v p_c(v)` and what `share` returned.
+    `share(shifted, exps, total)` takes the chunk's logits minus the largest of them, and `exps = exp(shifted)`, whose
+    sums over the chunk are `total`. `join(weights, best, shares)` takes the chunks' probabilities `w_c`, their largest
+    probabilities `max_v p_c(v)` and what `share` returned.
     """
 
     share: Callable[[Tensor, Tensor, Tensor], Tensor]
     join: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _best(shifted: Float[Tensor, "M C"], exps: Float[Tensor, "M C"], total: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
+def _best(shifted: Float[Tensor, "C M"], exps: Float[Tensor, "C M"], total: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
     """`max_v p_c(v)`: the largest logit was shifted to 0."""
     return total.reciprocal()
 
@@ -48,10 +49,11 @@ def _join_best(
     return (weights * best).amax(dim=0)
 
 
-def _second(shifted: Float[Tensor, "M C"], exps: Float[Tensor, "M C"], total: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
+def _second(shifted: Float[Tensor, "C M"], exps: Float[Tensor, "C M"], total: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
     """The second largest `p_c(v)`; 0 in a chunk of one value."""
-    largest = exps.max(dim=-1, keepdim=True).indices  # on CPUs `argmax` and `topk` take more than twice the time
-    return exps.scatter_(-1, largest, 0.0).amax(dim=-1) / total
+    largest = exps.max(dim=0).indices
+    value = torch.arange(len(exps), device=exps.device).unsqueeze(1)
+    return torch.where(value == largest, 0.0, exps).amax(dim=0) / total
 
 
 def _join_second(
@@ -63,10 +65,10 @@ def _join_second(
 
 
 def _neg_entropy(
-    shifted: Float[Tensor, "M C"], exps: Float[Tensor, "M C"], total: Float[Tensor, "M"]
+    shifted: Float[Tensor, "C M"], exps: Float[Tensor, "C M"], total: Float[Tensor, "M"]
 ) -> Float[Tensor, "M"]:
     """`sum_v p_c(v) log p_c(v)`."""
-    return shifted.mul_(exps).sum(dim=-1) / total - total.log()
+    return (shifted * exps).sum(dim=0) / total - total.log()
 
 
 def _join_neg_entropy(
@@ -82,6 +84,40 @@ STREAMED: dict[str, Streamed] = {
     "neg_entropy": Streamed(share=_neg_entropy, join=_join_neg_entropy),
 }
 
+# --- what is computed of a chunk: one pass each over its logits, where they are compiled -----------------------------
+
+
+def _summarise(logits: Float[Tensor, "C M"], target: Int[Tensor, "M"], confidence: str) -> Float[Tensor, "4 M"]:
+    """Log-sum-exp, largest probability, a confidence's share; the logit of the value `target`, or 0 if it is not here."""
+    x = at_least_fp32(logits)
+    largest = x.amax(dim=0)
+    shifted = x - largest
+    exps = shifted.exp()
+    total = exps.sum(dim=0)
+    of_target = torch.where(_is_target(logits, target), x, 0.0).sum(dim=0)
+    return torch.stack(
+        [largest + total.log(), total.reciprocal(), STREAMED[confidence].share(shifted, exps, total), of_target]
+    )
+
+
+def _errors(
+    logits: Float[Tensor, "C M"], target: Int[Tensor, "M"], log_total: Float[Tensor, "M"]
+) -> Float[Tensor, "C M"]:
+    """`p - onehot(target)`, subtracted before it is rounded: p may be close to 1."""
+    p = (at_least_fp32(logits) - log_total).exp()
+    return torch.where(_is_target(logits, target), p - 1, p).to(logits.dtype)
+
+
+def _is_target(logits: Float[Tensor, "C M"], target: Int[Tensor, "M"]) -> Tensor:
+    return torch.arange(len(logits), device=logits.device).unsqueeze(1) == target
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For any number of positions and values: these change with every step, and in the last chunk."""
+    return torch.compile(function, dynamic=True)
+
+
 # --- the head --------------------------------------------------------------------------------------------------------
 
 
@@ -93,11 +129,51 @@ def token_stats(
     mask_id: int,
     confidence: str = "prob",
     chunk: int = CHUNK,
+    is_compiled: bool = False,
 ) -> TokenStats:
     """`TokenStats.from_logits` of `hidden @ weight.T`, the mask token's logit being -inf, in M x `chunk` of memory."""
-    head = _Head(dtype=_product_dtype(hidden), mask_id=mask_id, chunk=chunk, confidence=STREAMED[confidence])
+    head = _Head(
+        dtype=_product_dtype(hidden), mask_id=mask_id, chunk=chunk, confidence=confidence, is_compiled=is_compiled
+    )
     nll, surety, top1 = _statistics(hidden, weight, x0, head)
     return TokenStats(nll=nll, confidence=surety, top1=top1)
+
+
+@torch.no_grad()
+def prediction(
+    hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], ask: Ask, *, mask_id: int, chunk: int = CHUNK
+) -> Prediction:
+    """`Prediction.from_logits` of `hidden @ weight.T`, the mask token's logit being -inf, in M x `chunk` of memory."""
+    head = _Head(dtype=_product_dtype(hidden), mask_id=mask_id, chunk=chunk, confidence=ask.confidence)
+    nowhere = torch.full_like(hidden[:, 0], -1, dtype=torch.long)
+    summaries, likeliest, chosen = [], _Largest(), _Largest()
+    for part in head.chunks(hidden.to(head.dtype), weight):
+        logits = at_least_fp32(part.logits)
+        summaries.append(_summarise(logits, nowhere, ask.confidence))
+        likeliest.add(logits.T, part.start)
+        if ask.perturb is not None:
+            token = torch.arange(part.start, part.start + len(logits), device=logits.device)
+            chosen.add(ask.perturb(logits.T, token), part.start)
+    confidence, top1, _, _ = _joined(torch.stack(summaries, dim=1), STREAMED[ask.confidence])
+    guess = likeliest.value()
+    return Prediction(
+        likeliest=guess, values=guess if ask.perturb is None else chosen.value(), confidence=confidence, top1=top1
+    )
+
+
+class _Largest:
+    """The value of the largest score so far, the first among equals."""
+
+    def __init__(self) -> None:
+        self._best: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, scores: Float[Tensor, "M C"], start: int) -> None:
+        score, column = scores.max(dim=-1)
+        self._best.append((score, column + start))
+
+    def value(self) -> Int[Tensor, "M"]:
+        scores, values = (torch.stack(part) for part in zip(*self._best, strict=True))
+        return values.gather(0, scores.argmax(dim=0, keepdim=True)).squeeze(0)
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
@@ -109,57 +185,46 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """The values `start` to `start + C`."""
+
+    start: int
+    weight: Float[Tensor, "C D"]
+    logits: Float[Tensor, "C M"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Head:
     """What the forward and the backward pass have in common."""
 
     dtype: torch.dtype
     mask_id: int
     chunk: int
-    confidence: Streamed
+    confidence: str
+    is_compiled: bool = False
 
-    def chunks(self, hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"]) -> Iterator["_Chunk"]:
+    def chunks(self, hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"]) -> Iterator[_Chunk]:
         """Each in turn, in the same memory: a fresh piece for each would be handed to us by the system page by page."""
-        size = len(hidden) * min(self.chunk, len(weight))
-        memory = torch.empty(size, dtype=torch.promote_types(self.dtype, torch.float32), device=hidden.device)
+        memory = hidden.new_empty(min(self.chunk, len(weight)) * len(hidden))
         for start in range(0, len(weight), self.chunk):
             part = weight[start : start + self.chunk].to(self.dtype)
-            logits = memory[: len(hidden) * len(part)].view(len(hidden), len(part)).copy_(F.linear(hidden, part))
+            logits = memory[: len(part) * len(hidden)].view(len(part), len(hidden))
+            torch.mm(part, hidden.T, out=logits)
             if start <= self.mask_id < start + len(part):
                 # -inf would make a chunk of the mask token alone NaN
-                logits[:, self.mask_id - start] = torch.finfo(logits.dtype).min
+                logits[self.mask_id - start] = torch.finfo(logits.dtype).min
             yield _Chunk(start=start, weight=part, logits=logits)
 
+    def run(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        return (_compiled(function) if self.is_compiled else function)(*arguments)
 
-@dataclass(frozen=True, kw_only=True)
-class _Chunk:
-    """The values `start` to `start + C`."""
 
-    start: int
-    weight: Float[Tensor, "C D"]
-    logits: Float[Tensor, "M C"]
-
-    def find(self, x0: Int[Tensor, "M"]) -> tuple[Int[Tensor, "M 1"], Float[Tensor, "M 1"]]:
-        """The column of `x0`, and 1 where it is one of ours, else 0: as many of them as positions, wherever x0 is."""
-        column = (x0 - self.start).unsqueeze(-1)
-        inside = column.clamp(0, len(self.weight) - 1)
-        return inside, (column == inside).to(self.logits.dtype)
-
-    def summary(self, x0: Int[Tensor, "M"], share: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Float[Tensor, "4 M"]:
-        """Log-sum-exp, largest probability, a confidence's share; the logit of x0, or 0. Overwrites the logits."""
-        column, is_inside = self.find(x0)
-        target = self.logits.gather(-1, column) * is_inside
-        largest = self.logits.amax(dim=-1, keepdim=True)
-        shifted = self.logits.sub_(largest)
-        exps = shifted.exp()
-        total = exps.sum(dim=-1)
-        log_total, best = largest.squeeze(-1) + total.log(), total.reciprocal()
-        return torch.stack([log_total, best, share(shifted, exps, total), target.squeeze(-1)])
-
-    def error(self, x0: Int[Tensor, "M"], log_total: Float[Tensor, "M"]) -> Float[Tensor, "M C"]:
-        """`p - onehot(x0)`, subtracted before it is rounded: p may be close to 1. Overwrites the logits."""
-        column, is_inside = self.find(x0)
-        p = self.logits.sub_(log_total.unsqueeze(-1)).exp_()
-        return p.scatter_add_(-1, column, -is_inside).to(self.weight.dtype)
+def _joined(summaries: Float[Tensor, "4 N M"], confidence: Streamed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Confidence, largest probability, log-sum-exp and the target's logit, each (M,), of the chunks together."""
+    log_totals, best, shares, targets = summaries
+    log_total = log_totals.logsumexp(dim=0)
+    weights = (log_totals - log_total).exp()
+    return confidence.join(weights, best, shares), _join_best(weights, best, best), log_total, targets.sum(dim=0)
 
 
 class _Statistics(torch.autograd.Function):
@@ -175,16 +240,15 @@ class _Statistics(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], x0: Int[Tensor, "M"], head: _Head
     ) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"], Float[Tensor, "M"]]:
-        chunks = head.chunks(hidden.to(head.dtype), weight)
-        summaries = [chunk.summary(x0, head.confidence.share) for chunk in chunks]
-        log_totals, best, shares, targets = torch.stack(summaries, dim=1)
-        log_total = log_totals.logsumexp(dim=0)
-        weights = (log_totals - log_total).exp()
+        summaries = [
+            head.run(_summarise, part.logits, x0 - part.start, head.confidence)
+            for part in head.chunks(hidden.to(head.dtype), weight)
+        ]
+        confidence, top1, log_total, target = _joined(torch.stack(summaries, dim=1), STREAMED[head.confidence])
         ctx.head = head
         ctx.save_for_backward(hidden, weight, x0, log_total)
-        confidence, top1 = head.confidence.join(weights, best, shares), _join_best(weights, best, best)
         ctx.mark_non_differentiable(confidence, top1)
-        return log_total - targets.sum(dim=0), confidence, top1
+        return log_total - target, confidence, top1
 
     @staticmethod
     @once_differentiable
@@ -192,18 +256,18 @@ class _Statistics(torch.autograd.Function):
         ctx: Any, grad: Float[Tensor, "M"], *_: Tensor
     ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"] | None, None, None]:
         hidden, weight, x0, log_total = ctx.saved_tensors
-        g = grad.unsqueeze(-1)
-        scaled = (hidden * g).to(ctx.head.dtype)  # M x D to multiply, where the errors are M x V
-        d_hidden = at_least_fp32(torch.zeros_like(hidden))
+        head, g = ctx.head, grad.unsqueeze(-1)
+        scaled = (hidden * g).to(head.dtype)  # M x D to multiply, where the errors are V x M
+        d_hidden = at_least_fp32(torch.zeros_like(hidden.T))
         d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        for chunk in ctx.head.chunks(hidden.to(ctx.head.dtype), weight):
-            error = chunk.error(x0, log_total)
-            d_hidden += error @ chunk.weight
+        for part in head.chunks(hidden.to(head.dtype), weight):
+            error = head.run(_errors, part.logits, x0 - part.start, log_total)
+            # some CPUs take longer for the product of a transposed view than for this small copy and the plain product
+            d_hidden += part.weight.T.contiguous() @ error
             if d_weight is not None:
-                # on CPUs the product of a transposed view takes longer in bfloat16 than this copy and the plain one
-                d_weight[chunk.start : chunk.start + len(chunk.weight)] = error.T.contiguous() @ scaled
-        return (d_hidden * g).to(hidden.dtype), d_weight, None, None
+                d_weight[part.start : part.start + len(error)] = error @ scaled
+        return (d_hidden.T * g).to(hidden.dtype), d_weight, None, None
 
 
 # A compiler would unroll the chunks: thousands of operations at 150 000 values. Compiled callers pause here instead.
-_statistics: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.compiler.disable(_Statistics.apply)
+_statistics: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.compiler.disable(_Statistics.apply, recursive=False)

@@ -16,4 +16,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The PUMA paper's Sudoku model: 6.8M parameters.
     "sudoku-6m": {"dim": 256, "ff_dim": 768, "num_layers": 8, "num_heads": 8},
+    # The PUMA paper's TinyGSM model, in the manner of Qwen2: 125.4M parameters, 77.6M of them the embedding.
+    "tinygsm-125m": {
+        "dim": 512,
+        "ff_dim": 1536,
+        "num_layers": 14,
+        "num_heads": 8,
+        "qkv_bias": True,
+        "tied_head": True,
+    },
 }

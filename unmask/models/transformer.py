@@ -1,7 +1,7 @@
 """The native backbone: a bidirectional pre-norm transformer, without a time embedding.
 
 (What is masked says all about t that the optimal prediction needs: Ou et al. 2024, 2406.03736.)
-Dimensions: B rows, L positions, D width.
+Dimensions: B rows, L positions, M positions asked for, D width.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from unmask import noise
 from unmask.config import Section
-from unmask.models.attention import BACKENDS, Attention, rotary_angles
+from unmask.models.attention import BACKENDS, Attention, rotary_angles, rows_at
 from unmask.models.presets import PRESETS
 from unmask.noise import Purpose
 from unmask.types import TokenSpec
@@ -80,7 +80,7 @@ class TransformerConfig(Section):
 
 
 class Transformer(nn.Module):
-    """Tokens (B, L) -> hidden states (B, L, D), normalised; `head_weight` turns those into logits."""
+    """Tokens (B, L) -> hidden states (M, D) of the positions asked for, normalised; `head_weight` makes them logits."""
 
     Config = TransformerConfig
     cos: Tensor
@@ -108,16 +108,25 @@ class Transformer(nn.Module):
     def head_weight(self) -> Float[Tensor, "V D"]:
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def forward(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+    def forward(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:
         length = xt.shape[1]
-        x = self.embedding(xt)
+        x = self._embed(xt)
         if self.positions is not None:
             x = x + self.positions.weight[:length]
         x = self.dropout(x)
         angles = (self.cos[:length], self.sin[:length]) if self.config.rotary else None
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, angles)
-        return self.norm(x)
+        return self.norm(self.blocks[-1](x, angles, at))  # what the last block adds elsewhere, nobody reads
+
+    def _embed(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """Where the head has the embedding's matrix, the gradient of the few rows looked up is added into the head's.
+
+        A dense one, of all V rows, would cost more than the rest of the step's memory traffic.
+        """
+        if self.head is None:
+            return _sparse_embedding(xt, self.embedding.weight)
+        return self.embedding(xt)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -158,9 +167,18 @@ class Block(nn.Module):
         self.mlp = SwiGlu(config.dim, config.ff_dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "B L D"], angles: tuple[Tensor, Tensor] | None) -> Float[Tensor, "B L D"]:
-        x = x + self.dropout(self.attention(self.attention_norm(x), angles))
+    def forward(
+        self, x: Float[Tensor, "B L D"], angles: tuple[Tensor, Tensor] | None, at: Int[Tensor, "M"] | None = None
+    ) -> Float[Tensor, "B L D"] | Float[Tensor, "M D"]:
+        """With `at`, of these flat positions alone: what they attend to, and nothing else, is computed for all."""
+        x = rows_at(x, at) + self.dropout(self.attention(self.attention_norm(x), angles, at))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+@torch.compiler.disable
+def _sparse_embedding(xt: Int[Tensor, "B L"], weight: Float[Tensor, "V D"]) -> Float[Tensor, "B L D"]:
+    """Compiled graphs know no sparse gradients. Autograd adds this one into the head's dense one, in place."""
+    return F.embedding(xt, weight, sparse=True)
 
 
 class SwiGlu(nn.Module):
@@ -172,5 +190,5 @@ class SwiGlu(nn.Module):
         self.up = nn.Linear(dim, ff_dim, bias=False)
         self.down = nn.Linear(ff_dim, dim, bias=False)
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         return self.down(F.silu(self.gate(x)) * self.up(x))

@@ -14,9 +14,8 @@ from torch import Tensor
 from unmask.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, Predictor
 from unmask.models.precision import autocast
-from unmask.reveal import CONFIDENCES
 from unmask.tasks.task import Task
-from unmask.types import CleanBatch
+from unmask.types import Ask, CleanBatch, Prediction
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,10 @@ class Witness:
     predict: Predictor
     said: list[Said] = field(default_factory=list)
 
-    def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
-        logits = self.predict(xt, at)
-        top1 = CONFIDENCES["prob"](logits.log_softmax(dim=-1))
-        self.said.append(Said(xt.cpu(), at.cpu(), logits.argmax(dim=-1).cpu(), top1.cpu()))
-        return logits
+    def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask) -> Prediction:
+        answer = self.predict(xt, at, ask)
+        self.said.append(Said(xt.cpu(), at.cpu(), answer.likeliest.cpu(), answer.top1.cpu()))
+        return answer
 
 
 def traces(

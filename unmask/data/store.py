@@ -1,0 +1,80 @@
+"""Rows of token ids with a prompt each, memory-mapped.
+
+A store is a folder of three files, the layout that PUMA's reference implementation writes for TinyGSM:
+
+* `labels.bin`: N x L token ids, uint32;
+* `prompt_mask.bin`: N x L / 8 bytes, a bit for each position of the prompt, lowest bit first;
+* `meta.json`: an object with at least `num_examples` (N) and `max_len` (L).
+
+Dimensions: N rows of the store, n rows asked for, L positions.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unmask.errors import UserError
+from unmask.types import CleanBatch
+
+_META = "meta.json"
+
+
+class RowStore:
+    """The rows of the store in `folder`; nothing is read before it is asked for.
+
+    Raises:
+        UserError: a file is missing, unreadable, or of another size than `meta.json` says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        meta = _read_meta(folder / _META)
+        self.num_rows, self.length = (_positive(meta, key, folder) for key in ("num_examples", "max_len"))
+        if self.length % 8:
+            raise UserError(f"{folder / _META}: max_len={self.length}: must be a multiple of 8, eight positions a byte")
+        self._labels = _map(folder / "labels.bin", np.dtype(np.uint32), (self.num_rows, self.length))
+        self._prompts = _map(folder / "prompt_mask.bin", np.dtype(np.uint8), (self.num_rows, self.length // 8))
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, row: Int[Tensor, "n"]) -> CleanBatch:
+        index = row.numpy()
+        prompt_mask = np.unpackbits(self._prompts[index], axis=-1, bitorder="little").astype(np.bool_)
+        return CleanBatch(
+            x0=torch.from_numpy(self._labels[index].astype(np.int64)), prompt_mask=torch.from_numpy(prompt_mask)
+        )
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; data.path is a folder with labels.bin in it") from error
+    if not isinstance(meta, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return meta
+
+
+def _positive(meta: dict[str, Any], key: str, folder: Path) -> int:
+    value = meta.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{folder / _META}: {key}={value!r}: must be a positive whole number")
+    return value
+
+
+def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    expected = shape[0] * shape[1] * dtype.itemsize
+    try:
+        size = path.stat().st_size
+        if size != expected:
+            raise UserError(f"{path}: holds {size} bytes, where {_META} says {expected} ({shape[0]} rows)")
+        return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error

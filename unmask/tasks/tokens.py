@@ -1,0 +1,187 @@
+"""Rows of token ids, each a prompt and its answer, from a store on disk (`data/store.py`).
+
+It knows no text: prompts and answers are ids, and an answer is right if it is the stored one, up to the first end token.
+Dimensions: B rows, L positions, n examples asked for.
+"""
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from pydantic import Field, model_validator
+from rich.text import Text
+from torch import Tensor
+
+from unmask import noise
+from unmask.config import Section
+from unmask.data.store import RowStore
+from unmask.data.stream import shuffled_index
+from unmask.errors import UserError
+from unmask.noise import Purpose
+from unmask.tasks.task import Canvas
+from unmask.types import CleanBatch, TokenSpec
+
+
+class TokensData(Section):
+    path: str | None = Field(None, description="folder of labels.bin, prompt_mask.bin and meta.json")
+    length: int = Field(512, ge=1, description="positions of a row")
+    vocab_size: int = Field(ge=2, description="ids that the model knows, the mask among them")
+    mask_id: int = Field(ge=0, description="an id that no row holds")
+    eos_id: int | None = Field(None, ge=0, description="ends an answer, and pads it")
+    validation_ratio: float = Field(0.02, gt=0, lt=1)
+    seed: int = Field(0, ge=0, description="of the split")
+    prompt_length: int = Field(100, ge=0, description="of the random rows that `unmask bench` takes")
+
+    @model_validator(mode="after")
+    def _check(self) -> "TokensData":
+        for key, value in (("mask_id", self.mask_id), ("eos_id", self.eos_id)):
+            if value is not None and value >= self.vocab_size:
+                raise ValueError(f"data.{key}={value}: must be below data.vocab_size={self.vocab_size}")
+        if self.mask_id == self.eos_id:
+            raise ValueError(f"data.mask_id={self.mask_id} is data.eos_id too; the mask is an id that no row holds")
+        if self.prompt_length >= self.length:
+            raise ValueError(f"data.prompt_length={self.prompt_length} leaves nothing of data.length={self.length}")
+        return self
+
+
+class Tokens:
+    Config = TokensData
+
+    def __init__(self, config: TokensData) -> None:
+        self.config = config
+        self.tokens = TokenSpec(
+            vocab_size=config.vocab_size,
+            length=config.length,
+            mask_id=config.mask_id,
+            eos_id=config.eos_id,
+            pad_id=config.eos_id,
+        )
+        self.canvas = Canvas(columns=16)
+
+    @classmethod
+    def from_config(cls, config: TokensData) -> "Tokens":
+        return cls(config)
+
+    @cached_property
+    def _store(self) -> RowStore:
+        if self.config.path is None:
+            raise UserError("data.path is missing; give the folder that holds labels.bin, prompt_mask.bin and meta.json")
+        store = RowStore(Path(self.config.path).expanduser())
+        if store.length != self.config.length:
+            raise UserError(f"{store.folder}: its rows have {store.length} tokens; set data.length={store.length}")
+        if self._num_held_out(store) in (0, len(store)):
+            ratio = self.config.validation_ratio
+            raise UserError(f"{store.folder}: data.validation_ratio={ratio} of {len(store)} rows leaves a part empty")
+        return store
+
+    def _num_held_out(self, store: RowStore) -> int:
+        return round(self.config.validation_ratio * len(store))
+
+    def _rows(self, place: Int[Tensor, "n"]) -> CleanBatch:
+        """The rows at `place` of a permutation, of which the first are held out."""
+        store = self._store
+        row = noise.permute(place, len(store), self.config.seed, Purpose.SPLIT)
+        return self._checked(store[row], row)
+
+    def _checked(self, batch: CleanBatch, row: Int[Tensor, "n"]) -> CleanBatch:
+        is_wrong = ((batch.x0 >= self.config.vocab_size) | (batch.x0 == self.config.mask_id)).any(dim=-1)
+        is_empty = batch.prompt_mask.all(dim=-1)
+        for problem, rows in (("holds the mask or an id out of data.vocab_size", is_wrong), ("is all prompt", is_empty)):
+            if rows.any():
+                raise UserError(f"{self._store.folder}: row {int(row[rows][0])} {problem}")
+        return batch
+
+    def train_stream(self, seed: int) -> "TokensStream":
+        held_out = self._num_held_out(self._store)
+        return TokensStream(self, held_out, len(self._store) - held_out, seed)
+
+    def synthetic_stream(self, seed: int) -> "RandomTokens":
+        return RandomTokens(self.config, seed)
+
+    def validation(self, limit: int) -> CleanBatch:
+        return self._rows(torch.arange(min(limit, self._num_held_out(self._store))))
+
+    def examples_from_file(self, path: Path) -> CleanBatch:
+        store = RowStore(path)
+        if store.length != self.config.length:
+            raise UserError(f"{path}: its rows have {store.length} tokens, the model's {self.config.length}")
+        row = torch.arange(len(store))
+        return self._checked(store[row], row)
+
+    def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
+        """Each line a JSON list of ids, which the answer follows."""
+        canvases = [self._canvas(line, f"{source}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+        if not canvases:
+            raise UserError(f"{source}: holds no prompt; give a JSON list of token ids on each line")
+        return torch.stack(canvases)
+
+    def _canvas(self, line: str, where: str) -> Int[Tensor, "L"]:
+        try:
+            ids = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not a JSON list of token ids: {error}") from error
+        wrong = [i for i in ids if type(i) is not int or not 0 <= i < self.config.vocab_size] if type(ids) is list else ids
+        if wrong or type(ids) is not list:
+            raise UserError(f"{where}: not a list of token ids below {self.config.vocab_size}: {str(wrong)[:60]}")
+        if len(ids) >= self.config.length:
+            raise UserError(f"{where}: {len(ids)} ids leave no room for an answer in {self.config.length} positions")
+        canvas = torch.full((self.config.length,), self.config.mask_id)
+        canvas[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+        return canvas
+
+    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> dict[str, Bool[Tensor, "B"]]:
+        """`accuracy`: the stored answer, up to its first end token; `exact_match`: to the last position."""
+        x0 = examples.x0
+        is_answer = ~examples.prompt_mask
+        is_end = is_answer & (x0 == (-1 if self.config.eos_id is None else self.config.eos_id))
+        is_after_end = is_end.cumsum(dim=-1) - is_end.long() > 0
+        is_same = (tokens.cpu() == x0) | ~is_answer
+        return {"accuracy": (is_same | is_after_end).all(dim=-1), "exact_match": is_same.all(dim=-1)}
+
+    def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
+        is_answer = prompt == self.config.mask_id
+        return {"prompt": prompt[~is_answer].tolist(), "answer": tokens[is_answer].tolist()}
+
+    def symbol(self, token: int) -> str:
+        return str(token)
+
+    def render(self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]) -> Text:
+        text = Text()
+        for token, given, new in zip(tokens.tolist(), is_given.tolist(), is_new.tolist(), strict=True):
+            style = "bold" if given else "black on green" if new else "green"
+            text.append("· " if token == self.config.mask_id else f"{token} ", style=style)
+        return text
+
+
+class TokensStream:
+    """The training rows, shuffled anew in every epoch."""
+
+    def __init__(self, task: Tokens, start: int, size: int, seed: int) -> None:
+        self._task, self._start, self._size, self._seed = task, start, size, seed
+
+    @property
+    def epoch_size(self) -> int:
+        return self._size
+
+    def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
+        return self._task._rows(self._start + shuffled_index(number, self._size, self._seed))
+
+
+class RandomTokens:
+    """Rows of random ids below the end and mask tokens, `data.prompt_length` of them the prompt."""
+
+    epoch_size = 1024
+
+    def __init__(self, config: TokensData, seed: int) -> None:
+        self._config, self._seed = config, seed
+        self._num_values = min([config.mask_id, *([] if config.eos_id is None else [config.eos_id])])
+
+    def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
+        position = torch.arange(self._config.length)
+        u = noise.uniform(self._seed, Purpose.BENCHMARK, number.unsqueeze(1), position)
+        x0 = (u * max(1, self._num_values)).long()
+        return CleanBatch(x0=x0, prompt_mask=(position < self._config.prompt_length).expand(x0.shape).clone())
