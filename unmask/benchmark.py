@@ -33,6 +33,7 @@ def step(config: RunConfig, *, count: int) -> Result:
     trainer = Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
     timed = _TimedProcess(trainer.process, trainer.device)
     trainer.process = cast(MaskingProcess, timed)  # all of a process that a step needs
+    trainer.choose_attention()
     totals, shares = [], []
     first_step = 0.0
     for number in range(_WARM_UP + count):
@@ -55,6 +56,7 @@ def step(config: RunConfig, *, count: int) -> Result:
         "steps": count,
         "dtype": trainer.dtype,
         "compiled": trainer.is_compiled,
+        "attention": trainer.attention or "auto",
         "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }

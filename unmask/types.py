@@ -38,7 +38,7 @@ class CleanBatch:
         return CleanBatch(x0=self.x0[rows], prompt_mask=self.prompt_mask[rows])
 
     def to(self, device: torch.device) -> "CleanBatch":
-        return CleanBatch(x0=self.x0.to(device), prompt_mask=self.prompt_mask.to(device))
+        return CleanBatch(x0=send(self.x0, device), prompt_mask=send(self.prompt_mask, device))
 
     def masked(self, mask_id: int) -> Int[Tensor, "B L"]:
         """The canvas at t = 1: the prompt, and `mask_id` everywhere else."""
@@ -57,6 +57,9 @@ class MaskedBatch:
     weight: Float[Tensor, "M"]
     """Multiplies the NLL; 0 on padding."""
 
+    def to(self, device: torch.device) -> "MaskedBatch":
+        return MaskedBatch(**{name: send(value, device) for name, value in vars(self).items()})
+
     @property
     def at(self) -> Int[Tensor, "M"]:
         """`scored`, inside the batch: padding repeats the last position."""
@@ -72,7 +75,12 @@ class MaskedBatch:
         return flat.scatter(0, self.scored, values)[:-1].view(self.x0.shape)
 
     def split(self, parts: int) -> list["MaskedBatch"]:
-        """Equal groups of rows, their scored positions following each other as here; the last takes the padding."""
+        """Equal groups of rows, their scored positions following each other as here; the last takes the padding.
+
+        Waits for the device once, unless there is only one part.
+        """
+        if parts == 1:
+            return [self]
         rows, length = self.x0.shape
         size = rows // parts
         edges = torch.arange(1, parts, device=self.scored.device) * size * length
@@ -120,6 +128,13 @@ class TokenStats:
             confidence=torch.cat([part.confidence for part in parts]),
             top1=torch.cat([part.top1 for part in parts]),
         )
+
+
+def send(value: Tensor, device: torch.device) -> Tensor:
+    """`value` on `device`; from the CPU to a GPU without waiting for it."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 @dataclass(frozen=True)

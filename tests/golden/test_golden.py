@@ -1,6 +1,7 @@
 """The first steps of every recipe, beside the tests of truths: a change of these numbers is a change of results.
 
-Made by `python -m tests.golden.test_golden`, with torch 2.13.0 on an x86 CPU. Small batches of generated puzzles, fp32.
+Made by `python -m tests.golden.test_golden`, with torch 2.13.0 on an x86 CPU. Small batches in fp32: generated puzzles,
+or random tokens with a small model.
 """
 
 import json
@@ -13,21 +14,23 @@ from unmask.registry import resolve
 from unmask.training.trainer import Trainer
 
 FILE = Path(__file__).with_name("losses.json")
-SMALL = [
-    "train.dtype=float32",
-    "train.compile=false",
-    "train.batch_size=4",
-    "data.puzzles=64",
-    "data.givens=[40, 45]",
-    "optim.warmup_steps=2",
-]
+SMALL = ["train.dtype=float32", "train.compile=false", "train.batch_size=4", "optim.warmup_steps=2"]
+SMALL_TASK = {
+    "sudoku": ["data.puzzles=64", "data.givens=[40, 45]"],
+    "tinygsm": [
+        "data={length: 24, vocab_size: 50, mask_id: 49, eos_id: 48, prompt_length: 6}",
+        "model={preset: tinygsm-125m, dim: 32, ff_dim: 48, num_layers: 2, num_heads: 4}",
+    ],
+}
 STEPS = 4
 
 
 def losses(recipe: str) -> list[float]:
-    config = recipes.load(recipe, SMALL)
+    family = recipe.split("/")[0]
+    config = recipes.load(recipe, [*SMALL, *SMALL_TASK.get(family, SMALL_TASK["sudoku"])])
     task = resolve("task", config.task.name).from_config(config.data)
-    trainer = Trainer(config, task.tokens, task.train_stream(config.train.seed))
+    stream = (task.synthetic_stream if family == "tinygsm" else task.train_stream)(config.train.seed)
+    trainer = Trainer(config, task.tokens, stream)
     return [trainer.step().loss.item() for _ in range(STEPS)]
 
 

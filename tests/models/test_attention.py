@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from unmask.models.attention import BACKENDS, fastest
+from unmask.errors import UserError
+from unmask.models import attention
+from unmask.models.attention import BACKENDS, Attention, _block_mask, fastest, measured, train_with
 
 
 def heads(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -13,7 +15,7 @@ def heads(dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
 )
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "sdpa"])
+@pytest.mark.parametrize("backend", ["matmul"])
 def test_backends_agree_in_values_and_gradients(backend: str, dtype: torch.dtype, tolerance: float) -> None:
     weight = torch.randn(3, 2, 21, 8, dtype=dtype)
     results = []
@@ -26,7 +28,26 @@ def test_backends_agree_in_values_and_gradients(backend: str, dtype: torch.dtype
         assert torch.allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_flex_attention_agrees_in_values(dtype: torch.dtype) -> None:
+    """On CPUs it has no backward pass; `tests/test_gpu.py` compares the gradients."""
+    qkv = [x.detach() for x in heads(dtype)]
+    assert torch.allclose(BACKENDS["flex"](*qkv, 0.0), BACKENDS["sdpa"](*qkv, 0.0), atol=1e-6)
+    assert _block_mask(21, "cpu") is _block_mask(21, "cpu")
+    with pytest.raises(UserError, match="dropout"):
+        BACKENDS["flex"](*qkv, 0.1)
+
+
+def test_equal_and_extreme_scores() -> None:
+    """Where all scores are equal, the mean of the values; where one towers, its value, without overflow."""
+    q, k, v = (x.detach() for x in heads(torch.float32))
+    assert torch.allclose(BACKENDS["matmul"](0 * q, k, v, 0.0), v.mean(2, keepdim=True).expand_as(v), atol=1e-6)
+    best = (q @ k.mT).argmax(-1, keepdim=True).expand(-1, -1, -1, 8)
+    assert torch.allclose(BACKENDS["matmul"](1e6 * q, k, v, 0.0), v.gather(2, best))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
 def test_dropout_keeps_the_mean(backend: str) -> None:
     q, k, v = heads(torch.float64)
     torch.manual_seed(1)
@@ -40,3 +61,37 @@ def test_plain_products_are_for_short_training_in_bfloat16_on_a_cpu() -> None:
     assert fastest(**case) == "matmul"
     for change in ({"device": "cuda"}, {"dtype": torch.float32}, {"length": 512}, {"with_gradient": False}):
         assert fastest(**{**case, **change}) == "sdpa"
+
+
+def layer(backend: str = "auto") -> Attention:
+    return Attention(16, 2, 2, qkv_bias=False, dropout=0.0, backend=backend)
+
+
+def test_the_faster_one_is_measured_at_the_sizes_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def seconds(run: object, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+        asked.append((run, shape, dtype))
+        return {"sdpa": 2.0, "matmul": 1.0}[str(run)]
+
+    monkeypatch.setattr(attention, "_seconds", seconds)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function.__name__)
+    case = {"rows": 3, "length": 7, "dtype": torch.bfloat16}
+    assert measured(layer(), **case) == "matmul"
+    assert asked == [(name, (3, 2, 7, 8), torch.bfloat16) for name in ("sdpa", "matmul")]
+    assert measured(layer("sdpa"), **case) is None
+    assert measured(torch.nn.Linear(2, 2), **case) is None
+    assert measured(layer(), **{**case, "length": 5000}) is None
+
+
+def test_what_was_measured_is_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    for name in ("sdpa", "matmul"):
+        monkeypatch.setitem(BACKENDS, name, lambda q, k, v, dropout, name=name: used.append(name) or v)
+    free, told = layer(), layer("sdpa")
+    for module in (free, told):
+        train_with(module, "matmul")
+        module(torch.randn(1, 4, 16), None)
+        with torch.no_grad():
+            module(torch.randn(1, 4, 16), None)
+    assert used == ["matmul", "sdpa", "sdpa", "sdpa"]

@@ -54,11 +54,11 @@ class RowStore:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(path.read_text())
+        meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}; data.path is a folder with labels.bin in it") from error
     if not isinstance(meta, dict):
-        raise UserError(f"{path}: holds no JSON object")
+        raise UserError(f"{path}: holds no JSON object; it needs num_examples and max_len")
     return meta
 
 
@@ -74,7 +74,10 @@ def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> NDArray[An
     try:
         size = path.stat().st_size
         if size != expected:
-            raise UserError(f"{path}: holds {size} bytes, where {_META} says {expected} ({shape[0]} rows)")
+            raise UserError(
+                f"{path}: holds {size} bytes, where {_META} says {expected} ({shape[0]} rows); "
+                "it is cut short, or not of this store: make the store again"
+            )
         return np.memmap(path, dtype=dtype, mode="r", shape=shape)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error

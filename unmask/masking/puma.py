@@ -26,9 +26,10 @@ from unmask.data.stream import ExampleStream
 from unmask.masking import weights
 from unmask.masking.process import ProcessContext, Requirements, RowShard, score_masked
 from unmask.masking.random import mask_exactly
+from unmask.masking.upcoming import Upcoming
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, above, surest
-from unmask.types import MaskedBatch, TokenStats
+from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
 
 def _check_schedule(schedule: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -72,8 +73,14 @@ class PoolRows:
         xt = torch.where(self.is_masked, mask_id, self.x0)
         return score_masked(self.x0, xt, mask_id, weights.per_masked(self.is_masked))
 
-    def replace_rows(self, rows: Int[Tensor, "n"], fresh: "PoolRows") -> "PoolRows":
-        return PoolRows(**{name: value.index_copy(0, rows, getattr(fresh, name)) for name, value in vars(self).items()})
+    def replaced_where_done(self, fresh: "PoolRows") -> "PoolRows":
+        row, position = self.is_done, self.is_done.unsqueeze(1)
+        return PoolRows(
+            **{
+                name: torch.where(row if value.ndim == 1 else position, getattr(fresh, name), value)
+                for name, value in vars(self).items()
+            }
+        )
 
 
 class PumaPool:
@@ -82,6 +89,9 @@ class PumaPool:
     Row r (of the global batch) holds, one after the other, the examples `stream[r + j B]`; its noise is keyed by the
     example and by the number of steps that the example has been visited. Pools are therefore the same however many
     processes share the batch.
+
+    All is done on `device`, in shapes that do not depend on what the model says, and nothing waits for the device but
+    the count of masked positions, once a step (`score_masked`).
 
     Args:
         num_stages: K. A row passes through about K masks, from all masked to almost none.
@@ -123,7 +133,8 @@ class PumaPool:
         self.seed = seed
         self.device = device or torch.device("cpu")
         self.step = 0
-        self.num_refills = 0
+        self._num_refills = torch.zeros((), dtype=torch.long, device=self.device)
+        self._upcoming: Upcoming | None = None
         self.pool: PoolRows | None = None
 
     @classmethod
@@ -138,6 +149,11 @@ class PumaPool:
             threshold=config.threshold,
             confidence=config.confidence,
         )
+
+    @property
+    def num_refills(self) -> int:
+        """Examples that have entered the pool. Waits for the device."""
+        return int(self._num_refills)
 
     @property
     def examples_seen(self) -> int:
@@ -194,22 +210,24 @@ class PumaPool:
         """All rows new, their stages spread evenly over K (also where K > B)."""
         rows = self.shard.index(self.device)
         order = noise.permute(rows, self.shard.total, self.seed, Purpose.STAGE)
-        self.num_refills = len(rows)
-        return self._new_rows(stream, rows, order * self.num_stages // self.shard.total)
+        self._num_refills = torch.full_like(self._num_refills, len(rows))
+        clean = stream[rows.cpu()].to(self.device)
+        return self._new_rows(clean, rows, order * self.num_stages // self.shard.total)
 
     def _refilled(self, pool: PoolRows, stream: ExampleStream) -> PoolRows:
-        """The pool with new examples where a row is done. Waits for the device once."""
-        rows = pool.is_done.nonzero().squeeze(1)
-        if not len(rows):
-            return pool
-        self.num_refills += len(rows)
-        return pool.replace_rows(
-            rows, self._new_rows(stream, pool.example[rows] + self.shard.total, torch.zeros_like(rows))
-        )
+        """The pool with new examples where a row is done."""
+        number = pool.example + self.shard.total
+        if self._upcoming is None:
+            self._upcoming = Upcoming(stream, number.cpu(), stride=self.shard.total, device=self.device)
+        else:
+            self._upcoming.restock(stream)
+        fresh = self._new_rows(self._upcoming.clean, number, torch.zeros_like(number))
+        self._upcoming.take(pool.is_done)
+        self._num_refills = self._num_refills + pool.is_done.sum()
+        return pool.replaced_where_done(fresh)
 
-    def _new_rows(self, stream: ExampleStream, example: Int[Tensor, "b"], stage: Int[Tensor, "b"]) -> PoolRows:
+    def _new_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], stage: Int[Tensor, "b"]) -> PoolRows:
         """Examples that enter the pool at `stage`, positions revealed at random: the model has not seen them yet."""
-        clean = stream[example.cpu()].to(self.device)
         eligible = ~clean.prompt_mask
         num_maskable = eligible.sum(dim=-1)
         num_revealed = self._draw_num_revealed(num_maskable, stage, Purpose.REFILL, example)
@@ -247,7 +265,8 @@ class PumaPool:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
-        self.num_refills = state["num_refills"]
+        self._num_refills = torch.full_like(self._num_refills, state["num_refills"])
+        self._upcoming = None  # a function of the pool's examples
         self.num_stages = state["num_stages"]
         self.pool = (
             None

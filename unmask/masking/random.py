@@ -3,6 +3,7 @@
 Dimensions: b rows of this process, L positions.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ class RandomMasking:
     """Every step takes new examples and masks n = ceil(t L_eff) of each, chosen uniformly; weight 1/n per masked token.
 
     With uniform t this is the NELBO per maskable token (see `weights.per_masked`).
+
+    Batches are made on the CPU, the next one in a background thread where `device` is another: they depend on nothing
+    that the model says, so that no step waits for its data, and none for the device.
     """
 
     requirements = Requirements()
@@ -46,6 +50,9 @@ class RandomMasking:
         self.seed = seed
         self.device = device or torch.device("cpu")
         self.step = 0
+        is_idle = self.device.type != "cpu"  # else a thread would only take cores from the step
+        self._reader = ThreadPoolExecutor(1, "batches") if is_idle else None
+        self._ahead: tuple[ExampleStream, int, Future[MaskedBatch]] | None = None
 
     @classmethod
     def from_config(cls, config: Config, context: ProcessContext) -> "RandomMasking":
@@ -56,14 +63,25 @@ class RandomMasking:
         return self.step * self.shard.size
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
+        batch = self._read(stream)
+        if self._reader is not None:
+            self._ahead = stream, self.step + 1, self._reader.submit(self._make, stream, self.step + 1)
+        return batch.to(self.device)
+
+    def _read(self, stream: ExampleStream) -> MaskedBatch:
+        """The batch of this step: the one made ahead, unless this is the first step here, or another stream."""
+        if self._ahead is not None and self._ahead[:2] == (stream, self.step):
+            return self._ahead[2].result()
+        return self._make(stream, self.step)
+
+    def _make(self, stream: ExampleStream, step: int) -> MaskedBatch:
         rows = self.shard.index(torch.device("cpu"))
-        example = self.step * self.shard.total + rows
-        clean = stream[example].to(self.device)
-        t = stratified(self.time, rows, self.shard.total, self.seed, self.step).to(self.device)
+        example = step * self.shard.total + rows
+        clean = stream[example]
+        t = stratified(self.time, rows, self.shard.total, self.seed, step)
         eligible = ~clean.prompt_mask
-        is_masked = mask_exactly(
-            eligible, masked_count(t, eligible.sum(dim=-1)), example.to(self.device), self.seed, Purpose.MASK
-        )
+        count = masked_count(t, eligible.sum(dim=-1))
+        is_masked = mask_exactly(eligible, count, example, self.seed, Purpose.MASK)
         xt = torch.where(is_masked, self.mask_id, clean.x0)
         return score_masked(clean.x0, xt, self.mask_id, weights.per_masked(is_masked))
 

@@ -4,13 +4,19 @@ Dimensions: B rows, L positions, M positions asked for, D width, H heads, G key-
 pairs of channels, J = H + 2 G.
 """
 
+import math
+import time
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from unmask.errors import UserError
 from unmask.types import at_least_fp32
 
 Heads = Float[Tensor, "B H L E"]
@@ -22,24 +28,92 @@ def sdpa(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
 
 
 def matmul(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
-    """`softmax(q k^T / sqrt(E)) v`, written out; the softmax in fp32 at least."""
-    scores = at_least_fp32(q @ k.mT) * q.shape[-1] ** -0.5
-    return F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout) @ v
+    """`softmax(q k^T / sqrt(E)) v`, written out; exponents and sums in fp32 at least.
+
+    The sum divides the product rather than its L x L factor: less to compute.
+    """
+    scores = at_least_fp32((q * q.shape[-1] ** -0.5) @ k.mT)
+    exps = _RoundedExp.apply(scores - scores.amax(dim=-1, keepdim=True).detach(), v.dtype)
+    total = exps.sum(dim=-1, keepdim=True, dtype=scores.dtype)
+    return (F.dropout(exps, dropout) @ v / total).to(v.dtype)
 
 
-BACKENDS: dict[str, Callable[[Heads, Heads, Heads, float], Heads]] = {"sdpa": sdpa, "matmul": matmul}
+class _RoundedExp(torch.autograd.Function):
+    """`exp(x)` in the format `dtype`. The backward pass is left with these rounded values, L x L of them, and no others."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "B H L L2"], dtype: torch.dtype) -> Float[Tensor, "B H L L2"]:
+        exps = x.exp().to(dtype)
+        ctx.save_for_backward(exps)
+        ctx.dtype = x.dtype
+        return exps
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, "B H L L2"]) -> tuple[Float[Tensor, "B H L L2"], None]:
+        (exps,) = ctx.saved_tensors
+        return grad.to(ctx.dtype) * exps, None
+
+
+def flex(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
+    """FlexAttention, for GPUs: it skips what a mask hides. Its CPU kernel has no backward pass."""
+    if dropout:
+        raise UserError("model.attention=flex has no dropout; use sdpa, or model.dropout=0")
+    mask = _block_mask(q.shape[2], str(q.device))
+    return flex_attention(q, k, v, block_mask=mask)  # a tensor: nothing else is asked for
+
+
+@cache
+def _block_mask(length: int, device: str) -> BlockMask:
+    """Made once: the search for empty tiles costs more than a layer."""
+    return create_block_mask(lambda b, h, q, kv: q >= 0, None, None, length, length, device=device)
+
+
+BACKENDS: dict[str, Callable[[Heads, Heads, Heads, float], Heads]] = {"sdpa": sdpa, "matmul": matmul, "flex": flex}
 
 _LONGEST_MATMUL = 192
+_LONGEST_MEASURED = 1024  # the L x L factors that plain products keep would fill the memory of longer rows
 
 
 def fastest(*, device: str, dtype: torch.dtype, length: int, with_gradient: bool) -> str:
-    """The backend that measured fastest: a fixed rule, so that a run does not depend on how busy its machine was.
+    """The backend that is likely the fastest where none was measured: a rule from measurements.
 
     The fused kernel wins but in one case: on CPUs its backward pass in bfloat16 takes several times as long as plain
     products at Sudoku's lengths (4.2 times at L = 81, 2.0 at 162, 0.6 at 256; docs/LOG.md).
     """
     is_slow = device == "cpu" and dtype == torch.bfloat16 and with_gradient and length <= _LONGEST_MATMUL
     return "matmul" if is_slow else "sdpa"
+
+
+def measured(model: nn.Module, *, rows: int, length: int, dtype: torch.dtype) -> str | None:
+    """The backend whose compiled forward and backward pass takes the least time on this CPU, at the model's sizes.
+
+    None where there is nothing to choose: no attention of ours, one that was told which, or rows too long for `matmul`.
+    """
+    own = [module for module in model.modules() if isinstance(module, Attention)]
+    if not own or own[0].backend != "auto" or length > _LONGEST_MEASURED:
+        return None
+    shape = rows, own[0].num_heads, length, own[0].head_dim
+    seconds = {name: _seconds(torch.compile(BACKENDS[name], dynamic=False), shape, dtype) for name in ("sdpa", "matmul")}
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def _seconds(run: Callable[[Heads, Heads, Heads, float], Heads], shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    """The least of a few forward and backward passes."""
+    x = torch.zeros(3, *shape, dtype=dtype, requires_grad=True)
+    gradient = torch.zeros(shape, dtype=dtype)
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        run(*x, 0.0).backward(gradient)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def train_with(model: nn.Module, backend: str | None) -> None:
+    """Has every attention of `model` that may choose use `backend` where there are gradients."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.training_backend = backend
 
 
 def rotate(x: Heads, cos: Float[Tensor, "L P"], sin: Float[Tensor, "L P"]) -> Heads:
@@ -62,7 +136,8 @@ def rotary_angles(length: int, head_dim: int, theta: float) -> tuple[Float[Tenso
 class Attention(nn.Module):
     """Full (bidirectional) attention; `num_kv_heads` < `num_heads` shares keys and values among groups of heads.
 
-    `backend` is a key of `BACKENDS`, or `auto`: the fastest.
+    `backend` is a key of `BACKENDS`, or `auto`: with gradients `training_backend` if that was set (`train_with`), else
+    what `fastest` says.
     """
 
     def __init__(
@@ -70,6 +145,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.backend = backend
+        self.training_backend: str | None = None
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = dim // num_heads
         self.dropout = dropout
@@ -107,6 +183,8 @@ class Attention(nn.Module):
     def _backend_for(self, q: Heads) -> str:
         if self.backend != "auto":
             return self.backend
+        if self.training_backend is not None and q.requires_grad:
+            return self.training_backend
         return fastest(device=q.device.type, dtype=q.dtype, length=q.shape[2], with_gradient=q.requires_grad)
 
 

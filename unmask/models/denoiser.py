@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.models.head import prediction, token_stats
+from unmask.models.tied import TiedGradient
 from unmask.types import Ask, MaskedBatch, Prediction, TokenStats, at_least_fp32
 
 LARGE_VOCABULARY = 8192
@@ -54,12 +55,19 @@ class Denoiser(nn.Module):
 
     def forward(self, batch: MaskedBatch) -> TokenStats:
         """NLL and confidence at the batch's scored positions."""
-        hidden, x0 = self._hidden(batch.xt, batch.at), batch.gather(batch.x0)
+        x0 = batch.gather(batch.x0)
         if not self._is_large:
-            return TokenStats.from_logits(self._head(hidden), x0, confidence=self.confidence)
-        weight, is_compiled = self.backbone.head_weight, self._compiled is not None
+            logits = self._head(self._hidden(batch.xt, batch.at))
+            return TokenStats.from_logits(logits, x0, confidence=self.confidence)
+        tied = self.backbone.tied = TiedGradient()
         return token_stats(
-            hidden, weight, x0, mask_id=self.mask_id, confidence=self.confidence, is_compiled=is_compiled
+            self._hidden(batch.xt, batch.at),
+            self.backbone.head_weight,
+            x0,
+            mask_id=self.mask_id,
+            confidence=self.confidence,
+            is_compiled=self._compiled is not None,
+            tied=tied,
         )
 
     def _hidden(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:

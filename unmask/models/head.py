@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from unmask.models.tied import TiedGradient
 from unmask.types import Ask, Prediction, TokenStats, at_least_fp32
 
 CHUNK = 1024
@@ -130,10 +131,19 @@ def token_stats(
     confidence: str = "prob",
     chunk: int = CHUNK,
     is_compiled: bool = False,
+    tied: TiedGradient | None = None,
 ) -> TokenStats:
-    """`TokenStats.from_logits` of `hidden @ weight.T`, the mask token's logit being -inf, in M x `chunk` of memory."""
+    """`TokenStats.from_logits` of `hidden @ weight.T`, the mask token's logit being -inf, in M x `chunk` of memory.
+
+    The gradient of `weight` is also left in `tied`.
+    """
     head = _Head(
-        dtype=_product_dtype(hidden), mask_id=mask_id, chunk=chunk, confidence=confidence, is_compiled=is_compiled
+        dtype=_product_dtype(hidden),
+        mask_id=mask_id,
+        chunk=chunk,
+        confidence=confidence,
+        is_compiled=is_compiled,
+        tied=tied,
     )
     nll, surety, top1 = _statistics(hidden, weight, x0, head)
     return TokenStats(nll=nll, confidence=surety, top1=top1)
@@ -202,6 +212,7 @@ class _Head:
     chunk: int
     confidence: str
     is_compiled: bool = False
+    tied: TiedGradient | None = None
 
     def chunks(self, hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"]) -> Iterator[_Chunk]:
         """Each in turn, in the same memory: a fresh piece for each would be handed to us by the system page by page."""
@@ -266,6 +277,8 @@ class _Statistics(torch.autograd.Function):
             d_hidden += part.weight.T.contiguous() @ error
             if d_weight is not None:
                 d_weight[part.start : part.start + len(error)] = error @ scaled
+        if head.tied is not None:
+            head.tied.of_head = d_weight
         return (d_hidden.T * g).to(hidden.dtype), d_weight, None, None
 
 

@@ -13,11 +13,13 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from unmask import noise
 from unmask.config import Section
 from unmask.models.attention import BACKENDS, Attention, rotary_angles, rows_at
 from unmask.models.presets import PRESETS
+from unmask.models.tied import TiedGradient, lookup
 from unmask.noise import Purpose
 from unmask.types import TokenSpec
 
@@ -39,6 +41,9 @@ class TransformerConfig(Section):
     learned_positions: bool = Field(False, description="a learned embedding per absolute position")
     tied_head: bool = Field(False, description="the output matrix is the embedding's")
     norm_eps: float = Field(1e-6, gt=0)
+    checkpointing: bool = Field(
+        False, description="compute every block again in the backward pass: less memory for a third more time"
+    )
     attention: str = Field("auto", description=f"auto = the fastest; or {', '.join(BACKENDS)}")
 
     @model_validator(mode="before")
@@ -85,6 +90,8 @@ class Transformer(nn.Module):
     Config = TransformerConfig
     cos: Tensor
     sin: Tensor
+    tied: TiedGradient | None = None
+    """Set by who will ask for gradients of a tied head, before every forward pass."""
 
     def __init__(self, config: TransformerConfig, tokens: TokenSpec) -> None:
         super().__init__()
@@ -116,17 +123,20 @@ class Transformer(nn.Module):
         x = self.dropout(x)
         angles = (self.cos[:length], self.sin[:length]) if self.config.rotary else None
         for block in self.blocks[:-1]:
-            x = block(x, angles)
-        return self.norm(self.blocks[-1](x, angles, at))  # what the last block adds elsewhere, nobody reads
+            x = self._run(block, x, angles)
+        return self.norm(self._run(self.blocks[-1], x, angles, at))  # what it would add elsewhere, nobody reads
+
+    def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
+        if self.config.checkpointing and self.training:
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
 
     def _embed(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """Where the head has the embedding's matrix, the gradient of the few rows looked up is added into the head's.
+        return self.embedding(xt) if self.head is not None else self._embed_tied(xt)
 
-        A dense one, of all V rows, would cost more than the rest of the step's memory traffic.
-        """
-        if self.head is None:
-            return _sparse_embedding(xt, self.embedding.weight)
-        return self.embedding(xt)
+    @torch.compiler.disable
+    def _embed_tied(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        return lookup(xt, self.embedding.weight, self.tied)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -173,12 +183,6 @@ class Block(nn.Module):
         """With `at`, of these flat positions alone: what they attend to, and nothing else, is computed for all."""
         x = rows_at(x, at) + self.dropout(self.attention(self.attention_norm(x), angles, at))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
-
-
-@torch.compiler.disable
-def _sparse_embedding(xt: Int[Tensor, "B L"], weight: Float[Tensor, "V D"]) -> Float[Tensor, "B L D"]:
-    """Compiled graphs know no sparse gradients. Autograd adds this one into the head's dense one, in place."""
-    return F.embedding(xt, weight, sparse=True)
 
 
 class SwiGlu(nn.Module):

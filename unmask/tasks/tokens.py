@@ -1,6 +1,6 @@
 """Rows of token ids, each a prompt and its answer, from a store on disk (`data/store.py`).
 
-It knows no text: prompts and answers are ids, and an answer is right if it is the stored one, up to the first end token.
+It knows no text: prompts and answers are ids. An answer is right if it is the stored one, up to the first end token.
 Dimensions: B rows, L positions, n examples asked for.
 """
 
@@ -43,9 +43,14 @@ class TokensData(Section):
                 raise ValueError(f"data.{key}={value}: must be below data.vocab_size={self.vocab_size}")
         if self.mask_id == self.eos_id:
             raise ValueError(f"data.mask_id={self.mask_id} is data.eos_id too; the mask is an id that no row holds")
-        if self.prompt_length >= self.length:
-            raise ValueError(f"data.prompt_length={self.prompt_length} leaves nothing of data.length={self.length}")
+        if self.vocab_size <= len(self.special_ids):
+            raise ValueError(f"data.vocab_size={self.vocab_size} leaves no id beside data.mask_id and data.eos_id")
         return self
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The mask and the end token, ascending."""
+        return sorted([self.mask_id] if self.eos_id is None else [self.mask_id, self.eos_id])
 
 
 class Tokens:
@@ -69,7 +74,9 @@ class Tokens:
     @cached_property
     def _store(self) -> RowStore:
         if self.config.path is None:
-            raise UserError("data.path is missing; give the folder that holds labels.bin, prompt_mask.bin and meta.json")
+            raise UserError(
+                "data.path is missing; give the folder that holds labels.bin, prompt_mask.bin and meta.json"
+            )
         store = RowStore(Path(self.config.path).expanduser())
         if store.length != self.config.length:
             raise UserError(f"{store.folder}: its rows have {store.length} tokens; set data.length={store.length}")
@@ -85,14 +92,18 @@ class Tokens:
         """The rows at `place` of a permutation, of which the first are held out."""
         store = self._store
         row = noise.permute(place, len(store), self.config.seed, Purpose.SPLIT)
-        return self._checked(store[row], row)
+        return self._checked(store, row)
 
-    def _checked(self, batch: CleanBatch, row: Int[Tensor, "n"]) -> CleanBatch:
+    def _checked(self, store: RowStore, row: Int[Tensor, "n"]) -> CleanBatch:
+        batch = store[row]
         is_wrong = ((batch.x0 >= self.config.vocab_size) | (batch.x0 == self.config.mask_id)).any(dim=-1)
         is_empty = batch.prompt_mask.all(dim=-1)
-        for problem, rows in (("holds the mask or an id out of data.vocab_size", is_wrong), ("is all prompt", is_empty)):
+        for problem, rows in (
+            ("holds the mask or an id out of data.vocab_size", is_wrong),
+            ("is all prompt", is_empty),
+        ):
             if rows.any():
-                raise UserError(f"{self._store.folder}: row {int(row[rows][0])} {problem}")
+                raise UserError(f"{store.folder}: row {int(row[rows][0])} {problem}")
         return batch
 
     def train_stream(self, seed: int) -> "TokensStream":
@@ -100,7 +111,10 @@ class Tokens:
         return TokensStream(self, held_out, len(self._store) - held_out, seed)
 
     def synthetic_stream(self, seed: int) -> "RandomTokens":
-        return RandomTokens(self.config, seed)
+        config = self.config
+        if config.prompt_length >= config.length:
+            raise UserError(f"data.prompt_length={config.prompt_length}: leaves nothing of data.length={config.length}")
+        return RandomTokens(config, seed)
 
     def validation(self, limit: int) -> CleanBatch:
         return self._rows(torch.arange(min(limit, self._num_held_out(self._store))))
@@ -109,8 +123,7 @@ class Tokens:
         store = RowStore(path)
         if store.length != self.config.length:
             raise UserError(f"{path}: its rows have {store.length} tokens, the model's {self.config.length}")
-        row = torch.arange(len(store))
-        return self._checked(store[row], row)
+        return self._checked(store, torch.arange(len(store)))
 
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
         """Each line a JSON list of ids, which the answer follows."""
@@ -124,7 +137,9 @@ class Tokens:
             ids = json.loads(line)
         except ValueError as error:
             raise UserError(f"{where}: not a JSON list of token ids: {error}") from error
-        wrong = [i for i in ids if type(i) is not int or not 0 <= i < self.config.vocab_size] if type(ids) is list else ids
+        wrong = (
+            [i for i in ids if type(i) is not int or not 0 <= i < self.config.vocab_size] if type(ids) is list else ids
+        )
         if wrong or type(ids) is not list:
             raise UserError(f"{where}: not a list of token ids below {self.config.vocab_size}: {str(wrong)[:60]}")
         if len(ids) >= self.config.length:
@@ -172,16 +187,17 @@ class TokensStream:
 
 
 class RandomTokens:
-    """Rows of random ids below the end and mask tokens, `data.prompt_length` of them the prompt."""
+    """Rows of random ids, neither the mask nor the end token, `data.prompt_length` of them the prompt."""
 
     epoch_size = 1024
 
     def __init__(self, config: TokensData, seed: int) -> None:
         self._config, self._seed = config, seed
-        self._num_values = min([config.mask_id, *([] if config.eos_id is None else [config.eos_id])])
 
     def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
         position = torch.arange(self._config.length)
         u = noise.uniform(self._seed, Purpose.BENCHMARK, number.unsqueeze(1), position)
-        x0 = (u * max(1, self._num_values)).long()
+        x0 = (u * (self._config.vocab_size - len(self._config.special_ids))).long()
+        for special in self._config.special_ids:
+            x0 += x0 >= special
         return CleanBatch(x0=x0, prompt_mask=(position < self._config.prompt_length).expand(x0.shape).clone())

@@ -18,7 +18,7 @@ from unmask.progress import console, warn
 from unmask.registry import resolve
 from unmask.tasks.task import Task
 from unmask.training import checkpoint, loading
-from unmask.training.folder import RunFolder, describe_environment
+from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.logger import Board, MetricsFile, StepDisplay
 from unmask.training.trainer import StepReport, Trainer
 
@@ -91,22 +91,25 @@ class Run:
         environment = describe_environment(
             self.trainer.device, dtype=self.trainer.dtype, is_compiled=self.trainer.is_compiled
         )
+        known = read_environment(self.folder.path).get("attention") if resume else None
         self.examples = self.task.validation(self.config.eval.examples)
         if not (resume and checkpoint.steps(self.folder.checkpoints)):
             self._start_warm()
         try:
             self.folder.open(self.config, environment, warn, resume=resume)
             self.progress = self._restore(resume)
-            self._compile()
+            self._compile(known)
+            self.folder.note(environment | {"attention": self.trainer.attention})
             self._loop()
         finally:
             self.folder.close()
 
-    def _compile(self) -> None:
-        """Before the first step, so that no step's time holds it."""
+    def _compile(self, attention: str | None) -> None:
+        """Before the first step, so that no step's time holds it. `attention`: what the run had chosen."""
         if self.trainer.is_compiled:
             started = time.perf_counter()
             with console.status(f"{self.title}  compiling the training step .."):
+                self.trainer.choose_attention(attention)
                 self.trainer.warm_up()
             console.print(f"{self.title}  compiled in {time.perf_counter() - started:.0f} s")
 

@@ -16,10 +16,11 @@ from unmask.config import RunConfig, name_of
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess, ProcessContext, RowShard, score_masked
+from unmask.models.attention import measured, train_with
 from unmask.models.build import build_denoiser
 from unmask.models.compiling import should_compile
 from unmask.models.ema import Ema
-from unmask.models.precision import autocast, resolve_dtype
+from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
 from unmask.noise import Purpose
 from unmask.registry import resolve
 from unmask.training.optim import (
@@ -100,6 +101,7 @@ class Trainer:
             dtype=self.dtype,
             device=self.device,
         )
+        self.attention: str | None = None
         self.is_compiled = should_compile(train.compile, self.device)
         if self.is_compiled:
             self.model.compile_training()
@@ -110,6 +112,15 @@ class Trainer:
         self.has_dropout = any(isinstance(module, nn.Dropout) and module.p for module in self.model.modules())
         if self.has_dropout:
             torch.manual_seed(noise.integer(train.seed, Purpose.DROPOUT))  # nothing else draws from global state
+
+    def choose_attention(self, known: str | None = None) -> None:
+        """Measures which attention trains fastest on this CPU, unless that is `known`: runs go on with what they had."""
+        if known is None and self.is_compiled and self.device.type == "cpu":
+            rows = self.shard.size // self.config.train.accumulate
+            dtype = torch.bfloat16 if self.dtype == "bfloat16" else parameter_dtype(self.dtype)
+            known = measured(self.model, rows=rows, length=self.tokens.length, dtype=dtype)
+        self.attention = known
+        train_with(self.model, known)
 
     def warm_up(self) -> None:
         """Compiles what a step runs, where it is to be compiled, and leaves no trace in the state."""

@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from unmask.data.store import RowStore
+from unmask.errors import UserError
+
+
+def write_store(folder: Path, labels: NDArray[Any], prompt_mask: NDArray[np.bool_], **meta: object) -> Path:
+    """A store (N, L) written by hand; `meta` over what `meta.json` should say."""
+    folder.mkdir(exist_ok=True)
+    labels.astype("<u4").tofile(folder / "labels.bin")
+    np.packbits(prompt_mask, axis=-1, bitorder="little").tofile(folder / "prompt_mask.bin")
+    (folder / "meta.json").write_text(json.dumps({"num_examples": len(labels), "max_len": labels.shape[1]} | meta))
+    return folder
+
+
+def random_rows(num_rows: int, length: int, high: int = 2**32, seed: int = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, high, (num_rows, length)), rng.random((num_rows, length)) < 0.5
+
+
+@pytest.mark.parametrize(("num_rows", "length"), [(1, 8), (7, 16), (50, 24), (20, 512)])
+def test_rows_are_read_exactly_in_any_order_and_repeatedly(tmp_path: Path, num_rows: int, length: int) -> None:
+    labels, prompt_mask = random_rows(num_rows, length)
+    store = RowStore(write_store(tmp_path, labels, prompt_mask))
+    assert (len(store), store.length) == (num_rows, length)
+    rng = np.random.default_rng(1)
+    for index in (
+        np.arange(num_rows),
+        rng.permutation(num_rows),
+        rng.integers(0, num_rows, 3 * num_rows),
+        np.arange(0),
+    ):
+        for _ in range(2):
+            batch = store[torch.from_numpy(index)]
+            assert batch.x0.dtype == torch.int64
+            assert batch.prompt_mask.dtype == torch.bool
+            assert (batch.x0.numpy() == labels[index]).all()
+            assert (batch.prompt_mask.numpy() == prompt_mask[index]).all()
+
+
+def test_the_lowest_bit_is_the_first_position(tmp_path: Path) -> None:
+    write_store(tmp_path, np.zeros((1, 16)), np.zeros((1, 16), bool))
+    (tmp_path / "prompt_mask.bin").write_bytes(bytes([0b00000111, 0b10000000]))
+    assert RowStore(tmp_path)[torch.tensor([0])].prompt_mask[0].nonzero().flatten().tolist() == [0, 1, 2, 15]
+
+
+def test_what_is_read_can_be_changed_and_the_files_stay(tmp_path: Path) -> None:
+    labels, prompt_mask = random_rows(4, 8)
+    store = RowStore(write_store(tmp_path, labels, prompt_mask))
+    before = (tmp_path / "labels.bin").read_bytes()
+    store[torch.arange(4)].x0.zero_()
+    assert (store[torch.arange(4)].x0.numpy() == labels).all()
+    assert (tmp_path / "labels.bin").read_bytes() == before
+
+
+def test_other_keys_of_the_meta_do_not_matter(tmp_path: Path) -> None:
+    folder = write_store(tmp_path, *random_rows(4, 8), tokenizer="Qwen/Qwen2-0.5B", mask="<|mask|>")
+    assert len(RowStore(folder)) == 4
+
+
+BAD_META = {
+    "no rows": ({"num_examples": 0}, "num_examples=0: must be a positive whole number"),
+    "half a row": ({"num_examples": 1.5}, "num_examples=1.5: must be a positive whole number"),
+    "text": ({"num_examples": "4"}, "num_examples='4': must be a positive whole number"),
+    "true": ({"num_examples": True}, "num_examples=True: must be a positive whole number"),
+    "null": ({"max_len": None}, "max_len=None: must be a positive whole number"),
+    "negative": ({"max_len": -8}, "max_len=-8: must be a positive whole number"),
+    "half a byte": ({"max_len": 12}, "max_len=12: must be a multiple of 8"),
+}
+
+
+@pytest.mark.parametrize(("meta", "message"), BAD_META.values(), ids=BAD_META.keys())
+def test_bad_meta_names_file_key_and_value(tmp_path: Path, meta: dict[str, Any], message: str) -> None:
+    write_store(tmp_path, *random_rows(4, 8), **meta)
+    with pytest.raises(UserError) as caught:
+        RowStore(tmp_path)
+    assert f"{tmp_path / 'meta.json'}: {message}" in str(caught.value)
+
+
+BAD_JSON = {
+    "no JSON": (b"{", "cannot be read"),
+    "no text": (b"\xff\xfe\xfa", "cannot be read"),
+    "empty": (b"", "cannot be read"),
+    "a list": (b"[4, 8]", "holds no JSON object; it needs num_examples and max_len"),
+    "no keys": (b"{}", "num_examples=None: must be a positive whole number"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_JSON.values(), ids=BAD_JSON.keys())
+def test_unreadable_meta_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    write_store(tmp_path, *random_rows(4, 8))
+    (tmp_path / "meta.json").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        RowStore(tmp_path)
+    assert f"{tmp_path / 'meta.json'}: {message}" in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+@pytest.mark.parametrize(("name", "size"), [("labels.bin", 4 * 8 * 4), ("prompt_mask.bin", 4)])
+def test_a_file_of_another_size_is_named_with_both_sizes(tmp_path: Path, name: str, size: int, change: int) -> None:
+    write_store(tmp_path, *random_rows(4, 8))
+    (tmp_path / name).write_bytes(bytes(size + change))
+    with pytest.raises(UserError) as caught:
+        RowStore(tmp_path)
+    expected = f"{tmp_path / name}: holds {size + change} bytes, where meta.json says {size} (4 rows); "
+    assert str(caught.value) == f"{expected}it is cut short, or not of this store: make the store again"
+
+
+@pytest.mark.parametrize("name", ["labels.bin", "prompt_mask.bin", "meta.json"])
+def test_an_absent_file_is_named(tmp_path: Path, name: str) -> None:
+    write_store(tmp_path, *random_rows(4, 8))
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError) as caught:
+        RowStore(tmp_path)
+    assert f"{tmp_path / name}: cannot be read" in str(caught.value)
+
+
+def test_what_is_no_store_says_what_one_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    for path in (tmp_path, tmp_path / "absent", tmp_path / "file"):
+        with pytest.raises(UserError, match=r"data\.path is a folder with labels\.bin in it") as caught:
+            RowStore(path)
+        assert str(path / "meta.json") in str(caught.value)

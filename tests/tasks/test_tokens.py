@@ -1,0 +1,404 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tests.data.test_store import random_rows, write_store
+from tests.helpers import lines, run_cli
+from unmask.config import WrongSettings, check_section
+from unmask.data.stream import EpochStream
+from unmask.errors import UserError
+from unmask.tasks.task import Task
+from unmask.tasks.tokens import Tokens, TokensData
+from unmask.types import CleanBatch
+
+ROWS, LENGTH, VOCAB, MASK, EOS = 64, 16, 20, 19, 18
+
+
+def make_task(**settings: Any) -> Tokens:
+    defaults = {"length": LENGTH, "vocab_size": VOCAB, "mask_id": MASK, "eos_id": EOS, "prompt_length": 4}
+    return Tokens.from_config(TokensData(**(defaults | settings)))
+
+
+def rows_with_prompts() -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Rows (N, L) whose first two ids tell them apart, with prompts of 2 to 9."""
+    labels, _ = random_rows(ROWS, LENGTH, high=MASK)
+    labels[:, 0], labels[:, 1] = np.divmod(np.arange(ROWS), EOS)
+    return labels, np.arange(LENGTH) < np.random.default_rng(1).integers(2, 10, (ROWS, 1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("data") / "store", *rows_with_prompts())
+
+
+def row_numbers(batch: CleanBatch) -> list[int]:
+    return (batch.x0[:, 0] * EOS + batch.x0[:, 1]).tolist()
+
+
+def assert_rows_of_the_store(batch: CleanBatch) -> None:
+    labels, prompt_mask = rows_with_prompts()
+    index = row_numbers(batch)
+    assert (batch.x0.numpy() == labels[index]).all()
+    assert (batch.prompt_mask.numpy() == prompt_mask[index]).all()
+
+
+def test_it_is_a_task_and_its_streams_are_streams(folder: Path) -> None:
+    task = make_task(path=str(folder))
+    assert isinstance(task, Task)
+    assert isinstance(task.train_stream(0), EpochStream)
+    assert isinstance(task.synthetic_stream(0), EpochStream)
+    tokens = task.tokens
+    assert (tokens.vocab_size, tokens.length, tokens.mask_id, tokens.eos_id) == (VOCAB, LENGTH, MASK, EOS)
+
+
+@pytest.mark.parametrize(("ratio", "held_out"), [(0.02, 1), (0.25, 16), (0.98, 63)])
+def test_every_row_is_trained_on_or_held_out(folder: Path, ratio: float, held_out: int) -> None:
+    task = make_task(path=str(folder), validation_ratio=ratio)
+    stream, validation = task.train_stream(0), task.validation(1000)
+    training = stream[torch.arange(stream.epoch_size)]
+    assert len(validation) == held_out
+    assert sorted(row_numbers(training) + row_numbers(validation)) == list(range(ROWS))
+    assert_rows_of_the_store(training)
+    assert_rows_of_the_store(validation)
+
+
+def test_the_split_is_that_of_its_seed(folder: Path) -> None:
+    held_out = [
+        row_numbers(make_task(path=str(folder), validation_ratio=0.25, seed=seed).validation(16)) for seed in (0, 0, 1)
+    ]
+    assert held_out[0] == held_out[1]
+    assert set(held_out[0]) != set(held_out[2])
+    assert held_out[0] != sorted(held_out[0])
+    assert row_numbers(make_task(path=str(folder), validation_ratio=0.25).validation(5)) == held_out[0][:5]
+
+
+def test_every_epoch_visits_each_row_once_in_a_new_order(folder: Path) -> None:
+    stream = make_task(path=str(folder), validation_ratio=0.25).train_stream(3)
+    assert stream.epoch_size == 48
+    epochs = [row_numbers(stream[torch.arange(48) + 48 * epoch]) for epoch in range(4)]
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1
+    assert len(set(epochs[0])) == 48
+
+
+def test_a_stream_is_a_function_of_seed_and_number(folder: Path) -> None:
+    task = make_task(path=str(folder))
+    number = torch.tensor([100, 3, 3, 7])
+    first, again, other = (task.train_stream(seed)[number] for seed in (5, 5, 6))
+    assert torch.equal(first.x0, again.x0)
+    assert torch.equal(first.prompt_mask, again.prompt_mask)
+    assert not torch.equal(first.x0, other.x0)
+    for i in range(4):
+        assert torch.equal(task.train_stream(5)[number[i : i + 1]].x0[0], first.x0[i])
+
+
+OUT = "holds the mask or an id out of data.vocab_size"
+BAD_ROWS = {
+    "the mask": ({"labels": MASK}, OUT),
+    "out of the vocabulary": ({"labels": VOCAB}, OUT),
+    "far out": ({"labels": 2**32 - 1}, OUT),
+    "all prompt": ({"prompt_mask": True}, "is all prompt"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
+@pytest.mark.parametrize("row", [0, 37, ROWS - 1])
+def test_a_bad_row_is_named_with_its_folder(tmp_path: Path, change: dict[str, Any], message: str, row: int) -> None:
+    labels, prompt_mask = rows_with_prompts()
+    if "labels" in change:
+        labels[row, 5] = change["labels"]
+    else:
+        prompt_mask[row] = True
+    folder = write_store(tmp_path / "bad", labels, prompt_mask)
+    task = make_task(path=str(folder), validation_ratio=0.5)
+    stream = task.train_stream(0)
+    with pytest.raises(UserError) as caught:
+        task.validation(ROWS), stream[torch.arange(stream.epoch_size)]
+    assert str(caught.value) == f"{folder}: row {row} {message}"
+    for other in (make_task(), make_task(path=str(tmp_path / "absent"))):
+        with pytest.raises(UserError) as caught:
+            other.examples_from_file(folder)
+        assert str(caught.value) == f"{folder}: row {row} {message}"
+
+
+def test_examples_from_another_store_are_all_of_it_in_order(folder: Path) -> None:
+    examples = make_task().examples_from_file(folder)
+    assert row_numbers(examples) == list(range(ROWS))
+    assert_rows_of_the_store(examples)
+    with pytest.raises(UserError, match="its rows have 16 tokens, the model's 24"):
+        make_task(length=24).examples_from_file(folder)
+
+
+def test_another_length_is_named_and_what_to_set(folder: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        make_task(path=str(folder), length=24).train_stream(0)
+    assert str(caught.value) == f"{folder}: its rows have 16 tokens; set data.length=16"
+
+
+def test_without_a_path_only_data_is_missing() -> None:
+    task = make_task()
+    for read in (lambda: task.train_stream(0), lambda: task.validation(1)):
+        with pytest.raises(UserError, match=r"data\.path is missing; give the folder"):
+            read()
+    assert len(task.synthetic_stream(0)[torch.arange(3)]) == 3
+    assert task.prompts(["[1]"], "stdin").shape == (1, LENGTH)
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.999])
+def test_a_split_with_an_empty_part_is_refused(folder: Path, ratio: float) -> None:
+    with pytest.raises(UserError, match=rf"data\.validation_ratio={ratio} of 64 rows leaves a part empty"):
+        make_task(path=str(folder), validation_ratio=ratio).validation(1)
+
+
+BAD_SETTINGS = {
+    "mask out": ({"mask_id": VOCAB}, f"data.mask_id={VOCAB}: must be below data.vocab_size={VOCAB}"),
+    "end out": ({"eos_id": 99}, f"data.eos_id=99: must be below data.vocab_size={VOCAB}"),
+    "mask is end": ({"eos_id": MASK}, f"data.mask_id={MASK} is data.eos_id too"),
+    "nothing else": ({"vocab_size": 2, "mask_id": 1, "eos_id": 0}, "data.vocab_size=2 leaves no id beside"),
+    "all held out": ({"validation_ratio": 1}, "data.validation_ratio=1: Input should be less than 1"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD_SETTINGS.values(), ids=BAD_SETTINGS.keys())
+def test_bad_settings_name_key_and_value(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(WrongSettings) as caught:
+        check_section(TokensData, {"vocab_size": VOCAB, "mask_id": MASK, "eos_id": EOS} | settings, "data")
+    assert message in str(caught.value)
+
+
+def example(x0: list[int], prompt_length: int) -> CleanBatch:
+    return CleanBatch(x0=torch.tensor([x0]), prompt_mask=(torch.arange(len(x0)) < prompt_length)[None])
+
+
+ROW = [EOS, 2, 3, 4, EOS, EOS, 5, EOS]  # a prompt of 2, the answer 3 4 and its end; what follows does not count
+GRADED = {
+    "the same": ([], True, True),
+    "first id": ([2], False, False),
+    "last id before the end": ([3], False, False),
+    "the end": ([4], False, False),
+    "right after the end": ([5], True, False),
+    "an id after the end": ([6], True, False),
+    "all after the end": ([5, 6, 7], True, False),
+    "before and after": ([3, 7], False, False),
+}
+
+
+@pytest.mark.parametrize(("wrong", "accuracy", "exact_match"), GRADED.values(), ids=GRADED.keys())
+def test_an_answer_counts_up_to_its_first_end(wrong: list[int], accuracy: bool, exact_match: bool) -> None:
+    tokens = torch.tensor([ROW])
+    tokens[:, wrong] = 9
+    grades = make_task(length=8).grade(example(ROW, 2), tokens)
+    assert {name: grade.tolist() for name, grade in grades.items()} == {
+        "accuracy": [accuracy],
+        "exact_match": [exact_match],
+    }
+
+
+def test_an_end_that_is_not_stored_ends_nothing() -> None:
+    stored, said = [1, 2, 3, 4, 5, 6, 7, 8], [1, 2, EOS, EOS, EOS, EOS, EOS, EOS]
+    grades = make_task(length=8).grade(example(stored, 2), torch.tensor([said]))
+    assert not grades["accuracy"].any()
+
+
+@pytest.mark.parametrize("wrong", range(8))
+def test_without_an_end_token_every_position_of_the_answer_counts(wrong: int) -> None:
+    tokens = torch.tensor([ROW])
+    tokens[:, wrong] = 9
+    grades = make_task(length=8, eos_id=None).grade(example(ROW, 2), tokens)
+    assert grades["accuracy"].tolist() == grades["exact_match"].tolist() == [wrong < 2]
+
+
+def test_grading_is_what_it_says_row_by_row(folder: Path) -> None:
+    examples = make_task().examples_from_file(folder)
+    rng = np.random.default_rng(2)
+    is_changed = torch.from_numpy(rng.random((ROWS, LENGTH)) < 0.05)
+    tokens = torch.where(is_changed, (examples.x0 + 1) % MASK, examples.x0)
+    grades = make_task().grade(examples, tokens)
+    for x0, prompt_mask, row, accuracy, exact in zip(
+        examples.x0, examples.prompt_mask, tokens, grades["accuracy"], grades["exact_match"], strict=True
+    ):
+        stored, said = x0[~prompt_mask].tolist(), row[~prompt_mask].tolist()
+        end = stored.index(EOS) + 1 if EOS in stored else len(stored)
+        assert accuracy == (stored[:end] == said[:end])
+        assert exact == (stored == said)
+    assert 0 < grades["exact_match"].sum() < grades["accuracy"].sum() < ROWS
+
+
+def test_prompts_and_their_answers_there_and_back() -> None:
+    task = make_task()
+    prompts = [[], [0], [3, 1, EOS, 2], list(range(LENGTH - 1))]
+    canvases = task.prompts([f"  {json.dumps(prompt)}\n" for prompt in prompts], "stdin")
+    assert canvases.dtype == torch.int64
+    for prompt, canvas in zip(prompts, canvases, strict=True):
+        assert canvas.tolist() == prompt + [MASK] * (LENGTH - len(prompt))
+        answer = list(range(LENGTH - len(prompt)))
+        tokens = torch.tensor(prompt + answer)
+        assert json.loads(json.dumps(task.record(canvas, tokens))) == {"prompt": prompt, "answer": answer}
+
+
+BAD_PROMPTS = {
+    "no JSON": ("1 2 3", "not a JSON list of token ids"),
+    "cut short": ("[1, 2", "not a JSON list of token ids"),
+    "a number": ("0", "not a list of token ids below 20: 0"),
+    "an object": ("{}", "not a list of token ids below 20: {}"),
+    "null": ("null", "not a list of token ids below 20: None"),
+    "text": ('"12"', "not a list of token ids below 20: 12"),
+    "out of the vocabulary": ("[1, 20, 2, 99]", "not a list of token ids below 20: [20, 99]"),
+    "negative": ("[-1]", "not a list of token ids below 20: [-1]"),
+    "a fraction": ("[1.0]", "not a list of token ids below 20: [1.0]"),
+    "true": ("[true]", "not a list of token ids below 20: [True]"),
+    "a list within": ("[[1]]", "not a list of token ids below 20: [[1]]"),
+    "no room": (json.dumps([1] * LENGTH), "16 ids leave no room for an answer in 16 positions"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_PROMPTS.values(), ids=BAD_PROMPTS.keys())
+def test_a_bad_prompt_is_named_with_its_line(line: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_task().prompts(["[1]", "", line, "[2]"], "prompts.jsonl")
+    assert f"prompts.jsonl, line 3: {message}" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [[], ["", "  \n"]])
+def test_no_prompt_at_all(content: list[str]) -> None:
+    with pytest.raises(UserError, match="stdin: holds no prompt; give a JSON list of token ids on each line"):
+        make_task().prompts(content, "stdin")
+
+
+def test_a_canvas_for_the_terminal() -> None:
+    tokens = torch.tensor([3, 4, 5, MASK])
+    is_given, is_new = torch.tensor([True, False, False, False]), torch.tensor([False, False, True, False])
+    text = make_task(length=4, prompt_length=0).render(tokens, is_given, is_new)
+    assert text.plain.split() == ["3", "4", "5", "·"]
+    assert [span.style for span in text.spans] == ["bold", "green", "black on green", "green"]
+
+
+@pytest.mark.parametrize(("mask_id", "eos_id"), [(MASK, EOS), (MASK, None), (0, 1), (0, None), (7, 3), (3, 19)])
+def test_random_rows_are_all_ids_but_mask_and_end(mask_id: int, eos_id: int | None) -> None:
+    rows = make_task(mask_id=mask_id, eos_id=eos_id, prompt_length=5).synthetic_stream(0)[torch.arange(200)]
+    assert rows.x0.shape == rows.prompt_mask.shape == (200, LENGTH)
+    assert set(rows.x0.unique().tolist()) == set(range(VOCAB)) - {mask_id, eos_id}
+    assert torch.equal(rows.prompt_mask, (torch.arange(LENGTH) < 5).expand(200, LENGTH))
+
+
+def test_a_random_row_is_a_function_of_seed_and_number() -> None:
+    def draw(seed: int, *numbers: int) -> Tensor:
+        return make_task().synthetic_stream(seed)[torch.tensor(numbers)].x0
+
+    assert torch.equal(draw(0, 5, 9), draw(0, 9, 5).flip(0))
+    assert torch.equal(draw(0, 2, 2)[0], draw(0, 2, 2)[1])
+    assert len(draw(0, *range(50)).unique(dim=0)) == 50
+    assert not torch.equal(draw(0, 5), draw(1, 5))
+
+
+def test_random_rows_need_room_for_an_answer_but_training_does_not_ask(folder: Path) -> None:
+    task = make_task(path=str(folder), prompt_length=LENGTH)
+    with pytest.raises(UserError, match=r"data\.prompt_length=16: leaves nothing of data\.length=16"):
+        task.synthetic_stream(0)
+    assert len(task.train_stream(0)[torch.arange(3)]) == 3
+
+
+RECIPE = """
+extends: tinygsm/puma
+data: {length: 16, vocab_size: 20, mask_id: 19, eos_id: 18, validation_ratio: 0.25}
+model: {preset: tiny}
+process: {num_stages: 4}
+optim: {lr: 3.0e-3, warmup_steps: 2}
+ema: {decay: 0.9}
+train: {steps: 6, batch_size: 8, dtype: float32, threads: 1, compile: false, checkpoint_every: 6}
+eval: {every: 6, examples: 4}
+log: {every: 1, tensorboard: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path, folder: Path) -> Path:
+    """A finished run on the store."""
+    out = recipe.parent / "run"
+    assert run_cli("train", recipe, f"data.path={folder}", "--out", out) == 0
+    return out
+
+
+def test_training_logs_and_evaluates(run: Path) -> None:
+    rows = lines(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
+    assert all(np.isfinite(row["train/loss"]) for row in rows[:-1])
+    assert {"eval/nelbo", "eval/accuracy/ema/prob/2", "eval/accuracy/ema/prob/3"} <= rows[-1].keys()
+
+
+def test_eval_on_held_out_rows_and_on_a_store(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, examples in (([], 4), (["--data", folder], ROWS), (["--data", folder, "--examples", 5], 5)):
+        assert run_cli("eval", run, *arguments, "--json") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["protocol"]["examples"] == examples
+        assert 0 < result["nelbo"] < 2 * np.log(VOCAB)  # a model of no idea has log(19)
+        assert list(result["accuracy"]) == ["prob/2", "prob/3"]
+        for shares in result["shares"].values():
+            assert set(shares) == {"accuracy", "exact_match"}
+            assert 0 <= shares["exact_match"] <= shares["accuracy"] <= 1
+
+
+def test_decode_answers_every_prompt(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = [[1, 2, 3], [], [4] * 15]
+    (tmp_path / "prompts.jsonl").write_text("".join(f"{prompt}\n\n" for prompt in prompts))
+    assert run_cli("decode", run, tmp_path / "prompts.jsonl", "--out", tmp_path / "answers.jsonl") == 0
+    records = lines(tmp_path / "answers.jsonl")
+    assert [record["prompt"] for record in records] == prompts
+    assert [record["nfe"] for record in records] == [7, 8, 1]  # two positions a step
+    for record in records:
+        assert len(record["prompt"]) + len(record["answer"]) == LENGTH
+        assert set(record["answer"]) <= set(range(VOCAB)) - {MASK}
+    (tmp_path / "bad.jsonl").write_text("[1]\n[19, 20]\n")
+    assert run_cli("decode", run, tmp_path / "bad.jsonl") == 2
+    assert "bad.jsonl, line 2: not a list of token ids below 20: [20]" in capsys.readouterr().err
+
+
+BAD_TRAINING = {
+    "no path": ([], ["data.path is missing", "labels.bin, prompt_mask.bin and meta.json"]),
+    "absent": (["data.path=nowhere"], ["nowhere/meta.json: cannot be read", "data.path is a folder"]),
+    "length": (["data.path=STORE", "data.length=24"], ["its rows have 16 tokens; set data.length=16"]),
+    "vocabulary": (
+        ["data.path=STORE", "data.vocab_size=10", "data.mask_id=9", "data.eos_id=8"],
+        ["STORE: row ", "holds the mask or an id out of data.vocab_size"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), BAD_TRAINING.values(), ids=BAD_TRAINING.keys())
+def test_bad_training_input(
+    arguments: list[str],
+    parts: list[str],
+    recipe: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    overrides = [argument.replace("STORE", str(folder)) for argument in arguments]
+    assert run_cli("train", recipe, *overrides, "--out", tmp_path / "run") == 2
+    message = " ".join(capsys.readouterr().err.split())
+    for part in parts:
+        assert part.replace("STORE", str(folder)) in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["step", "decode"])
+def test_bench_needs_no_data(verb: str, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--count", "1"] if verb == "step" else ["--rows", "2"]
+    assert run_cli("bench", verb, recipe, "data.prompt_length=4", *size, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["peak_rss_bytes"] > 0
+    assert run_cli("bench", verb, recipe, *size) == 2
+    assert "data.prompt_length=100: leaves nothing of data.length=16" in capsys.readouterr().err
