@@ -84,6 +84,7 @@ data: {mask_id: 10}
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
+    sys.path.insert(0, str(SCRIPT.parent))  # as it is for a program
     spec = importlib.util.spec_from_file_location("against_reference", SCRIPT)
     module = sys.modules["against_reference"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

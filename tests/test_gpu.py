@@ -1,13 +1,21 @@
 """The same training on a CUDA device as on the CPU."""
 
+import warnings
+
 import pytest
 import torch
 
 from unmask import recipes
+from unmask.models.attention import BACKENDS
 from unmask.registry import resolve
 from unmask.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+SMALL_TINYGSM = [
+    "data={length: 24, vocab_size: 50, mask_id: 49, eos_id: 48, prompt_length: 6}",
+    "model={preset: tinygsm-125m, dim: 32, ff_dim: 48, num_layers: 2, num_heads: 4}",
+]
 
 
 def make(device: str, *overrides: str) -> Trainer:
@@ -32,3 +40,39 @@ def test_bf16_trains_and_resumes() -> None:
     other.load_state_dict(trainer.state_dict())
     assert other.step_number == 5
     assert other.step().loss.isfinite()
+
+
+def heads(dtype: torch.dtype) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(2, 4, 200, 64, dtype=dtype, device=CUDA, requires_grad=True) for _ in range(3)]
+
+
+# bfloat16 has steps of 2^-8, and values here are about 1
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-2), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("backend", ["matmul", "flex"])
+def test_attention_backends_agree(backend: str, dtype: torch.dtype, tolerance: float) -> None:
+    results = []
+    for name in ("sdpa", backend):
+        qkv = heads(dtype)
+        run = torch.compile(BACKENDS[name]) if name == "flex" else BACKENDS[name]
+        mixed = run(*qkv, 0.0)
+        results.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), qkv)])
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("process", ["uniform", "puma"])
+def test_a_step_waits_for_the_device_once_at_most(process: str) -> None:
+    """For the number of masked positions, and on uniform masks not at all."""
+    config = recipes.load(f"tinygsm/{process}", ["train.batch_size=4", "train.compile=false", *SMALL_TINYGSM])
+    task = resolve("task", "tokens").from_config(config.data)
+    trainer = Trainer(config, task.tokens, task.synthetic_stream(0))
+    for _ in range(3):
+        trainer.step()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        trainer.step()
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+    assert len(waits) <= (process == "puma"), waits

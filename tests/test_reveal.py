@@ -9,7 +9,7 @@ from unmask.decoding.decoder import Decoder
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
 from unmask.reveal import CONFIDENCES, ORDERS, Fixed, RevealState, Steps, above, surest
-from unmask.types import CleanBatch, TokenStats
+from unmask.types import Ask, CleanBatch, Prediction, TokenStats
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,12 @@ def test_training_and_decoding_reveal_the_same_positions(order: str) -> None:
     is_revealed = (batch.xt == mask_id) & ~puma.pool.is_masked
     assert is_revealed.any(dim=1).all()
     assert real.sum() == (batch.xt == mask_id).sum()
+
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+        return Prediction.from_logits(table[at % length], ask)
+
     for row, count in enumerate(is_revealed.sum(dim=1).tolist()):
-        decoder = Decoder(lambda xt, at: table[at % length], mask_id, order=order, rule=Fixed(count))
+        decoder = Decoder(predict, mask_id, order=order, rule=Fixed(count))
         canvases = decoder.steps(batch.xt[row : row + 1])
         next(canvases)
         assert torch.equal(next(canvases).reveal_step[0] == 0, is_revealed[row])

@@ -72,7 +72,10 @@ def decode(config: RunConfig, *, rows: int) -> Result:
     decoder = Decoder.from_config(config.decode, model.predict, task.tokens.mask_id)
     clean = task.synthetic_stream(config.train.seed)[torch.arange(rows)]
     xt = clean.masked(task.tokens.mask_id).to(device)
+    if config.decode.compile:
+        model.compile_decoding()
     with autocast(dtype, device):
+        decoder.decode(xt[:, -2:])  # warms up
         started = time.perf_counter()
         decoded = decoder.decode(xt)
         _synchronize(device)

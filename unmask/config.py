@@ -124,6 +124,7 @@ class DecodeConfig(Section):
     seed: int = Field(0, ge=0)
     dtype: DTypeName | None = Field(None, description="null = train.dtype, which evaluation during training also uses")
     batch_size: int = Field(256, ge=1)
+    compile: bool = Field(False, description="torch.compile, but in training: half a minute, for much to decode")
 
     @property
     def label(self) -> str:

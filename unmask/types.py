@@ -144,7 +144,7 @@ class Ask:
     confidence: str = "prob"
     """A key of `reveal.CONFIDENCES`."""
     perturb: Callable[[Float[Tensor, "M C"], Int[Tensor, "C"]], Float[Tensor, "M C"]] | None = None
-    """`(logits, tokens) -> scores`, of some tokens or all: the value of the largest score is chosen. None: of logits."""
+    """`(logits, tokens) -> scores`, of some tokens or all: the token of the largest score is chosen; None: logits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,9 @@ def test_no_example_is_met_twice() -> None:
         batch = process.next_batch(stream)
         process.observe(batch, random_stats(batch, step))
     assert len(stream.fetched) == len(set(stream.fetched))
-    assert process.examples_seen <= len(stream.fetched) <= process.examples_seen + BATCH  # a pool has the next ones ready
+    assert (
+        process.examples_seen <= len(stream.fetched) <= process.examples_seen + BATCH
+    )  # a pool has the next ones ready
 
 
 @pytest.mark.parametrize("stop", [1, SWITCH, 6])

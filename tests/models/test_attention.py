@@ -1,9 +1,15 @@
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from unmask.errors import UserError
-from unmask.models import attention
-from unmask.models.attention import BACKENDS, Attention, _block_mask, fastest, measured, train_with
+from unmask.models import measuring
+from unmask.models.attention import BACKENDS, Attention, _block_mask, fastest, train_with
+from unmask.models.measuring import fastest_here
 
 
 def heads(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -67,21 +73,38 @@ def layer(backend: str = "auto") -> Attention:
     return Attention(16, 2, 2, qkv_bias=False, dropout=0.0, backend=backend)
 
 
-def test_the_faster_one_is_measured_at_the_sizes_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+CASE = {"rows": 3, "length": 7, "dtype": torch.bfloat16}
+
+
+def test_the_fastest_is_the_one_that_took_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    took = {BACKENDS["sdpa"]: 2.0, BACKENDS["matmul"]: 1.0}
+    monkeypatch.setattr(measuring, "_seconds", lambda run, case: took[run])
+    case = measuring.Case(3, 2, 7, 8, "bfloat16", torch.get_num_threads())
+    assert measuring.measure(case) == "matmul"
+    took[BACKENDS["sdpa"]] = 0.5
+    assert measuring.measure(case) == "sdpa"
+
+
+def test_it_is_measured_at_the_sizes_of_the_model_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def seconds(run: object, shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        asked.append((run, shape, dtype))
-        return {"sdpa": 2.0, "matmul": 1.0}[str(run)]
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        asked.append(measuring.Case(**json.loads(command[-1])))
+        return SimpleNamespace(stdout="some notice\nmatmul\n")
 
-    monkeypatch.setattr(attention, "_seconds", seconds)
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function.__name__)
-    case = {"rows": 3, "length": 7, "dtype": torch.bfloat16}
-    assert measured(layer(), **case) == "matmul"
-    assert asked == [(name, (3, 2, 7, 8), torch.bfloat16) for name in ("sdpa", "matmul")]
-    assert measured(layer("sdpa"), **case) is None
-    assert measured(torch.nn.Linear(2, 2), **case) is None
-    assert measured(layer(), **{**case, "length": 5000}) is None
+    monkeypatch.setattr(subprocess, "run", run)
+    assert fastest_here(layer(), **CASE) == "matmul"
+    assert asked == [measuring.Case(3, 2, 7, 8, "bfloat16", torch.get_num_threads())]
+    assert fastest_here(layer("sdpa"), **CASE) is None
+    assert fastest_here(torch.nn.Linear(2, 2), **CASE) is None
+    assert fastest_here(layer(), **{**CASE, "length": 5000}) is None
+    assert len(asked) == 1
+
+
+def test_a_measurement_that_fails_leaves_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert fastest_here(layer(), **CASE) is None
 
 
 def test_what_was_measured_is_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ from torch._dynamo.utils import counters
 
 from tests.helpers import SHORT
 from unmask import recipes
-from unmask.models import compiling
+from unmask.decoding.decoder import Decoder
+from unmask.models import compiling, denoiser, head
 from unmask.registry import resolve
 from unmask.training.trainer import Trainer
 
@@ -40,6 +41,40 @@ def test_compiled_steps_are_the_plain_ones_and_compile_once() -> None:
     graphs = counters["stats"]["unique_graphs"]
     for _ in range(6):
         assert compiled.step().loss.item() == pytest.approx(plain.step().loss.item(), rel=1e-4)  # fp32, fused
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
+@pytest.mark.usefixtures("needs_compiler")
+@pytest.mark.parametrize("tied", [True, False])
+def test_so_are_those_of_a_large_vocabulary(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its head is compiled too, for any number of positions; with activation checkpointing as well."""
+    monkeypatch.setattr(denoiser, "LARGE_VOCABULARY", 8)
+    monkeypatch.setattr(head, "CHUNK", 4)
+    monkeypatch.setattr(head.token_stats, "__kwdefaults__", {**head.token_stats.__kwdefaults__, "chunk": 4})
+    settings = [f"model.tied_head={str(tied).lower()}", "model.checkpointing=true"]
+    plain, compiled = trainer(*settings), warmed_up(*settings)
+    for _ in range(2):  # the last chunk's size, and another number of positions
+        assert compiled.step().loss.item() == pytest.approx(plain.step().loss.item(), rel=1e-4)
+    graphs = counters["stats"]["unique_graphs"]
+    for _ in range(6):
+        assert compiled.step().loss.item() == pytest.approx(plain.step().loss.item(), rel=1e-4)
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
+@pytest.mark.usefixtures("needs_compiler")
+@pytest.mark.parametrize("vocabulary", [8, 8192])
+def test_compiled_decoding_is_the_plain_one_and_compiles_once(vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoiser, "LARGE_VOCABULARY", vocabulary)
+    torch._dynamo.reset()
+    model = trainer().model.eval()
+    canvases = torch.randint(11, (5, 81), generator=torch.Generator().manual_seed(0))
+    plain = Decoder(model.predict, 10).decode(canvases)
+    model.compile_decoding()
+    Decoder(model.predict, 10).decode(canvases[:3])
+    graphs = counters["stats"]["unique_graphs"]
+    compiled = Decoder(model.predict, 10).decode(canvases)
+    assert torch.equal(plain.tokens, compiled.tokens)
+    assert torch.equal(plain.nfe, compiled.nfe)
     assert counters["stats"]["unique_graphs"] == graphs > 0
 
 

@@ -53,6 +53,8 @@ def decode(
     place = resolve_device(device or source.config.train.device)
     dtype = resolve_dtype(config.dtype or source.config.train.dtype, place)
     model = source.model().to(place, parameter_dtype(dtype))
+    if config.compile:
+        model.compile_decoding()
     engine = Decoder.from_config(config, model.predict, source.tokens.mask_id)
     with nullcontext(sys.stdout) if out is None else options.new_file(out) as target:
         with autocast(dtype, place):

@@ -55,6 +55,8 @@ def evaluate(
     place = resolve_device(device or config.train.device)
     dtype = resolve_dtype(_check_decoders(decoders) or config.train.dtype, place)
     model = source.model().to(place, parameter_dtype(dtype))
+    if any(decoder.compile for decoder in decoders):
+        model.compile_decoding()
     with console.status(f"Evaluating {run} on {len(chosen)} examples"):
         result = evaluate_model(model, task, chosen, decoders, nelbo_draws=config.eval.nelbo_draws, dtype=dtype)
     protocol = {

@@ -1,11 +1,9 @@
 """Multi-head self-attention with rotary positions.
 
-Dimensions: B rows, L positions, M positions asked for, D width, H heads, G key-value heads, E width of a head, P = E / 2
-pairs of channels, J = H + 2 G.
+Dimensions: B rows, L positions, M positions asked for, D width, H heads, G key-value heads, J = H + 2 G, E width of a
+head, P = E / 2 pairs of channels.
 """
 
-import math
-import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -33,13 +31,13 @@ def matmul(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
     The sum divides the product rather than its L x L factor: less to compute.
     """
     scores = at_least_fp32((q * q.shape[-1] ** -0.5) @ k.mT)
-    exps = _RoundedExp.apply(scores - scores.amax(dim=-1, keepdim=True).detach(), v.dtype)
+    exps = _ROUNDED_EXP(scores - scores.amax(dim=-1, keepdim=True).detach(), v.dtype)
     total = exps.sum(dim=-1, keepdim=True, dtype=scores.dtype)
     return (F.dropout(exps, dropout) @ v / total).to(v.dtype)
 
 
 class _RoundedExp(torch.autograd.Function):
-    """`exp(x)` in the format `dtype`. The backward pass is left with these rounded values, L x L of them, and no others."""
+    """`exp(x)` in the format `dtype`. The backward pass is left with these rounded L x L values, and no others."""
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "B H L L2"], dtype: torch.dtype) -> Float[Tensor, "B H L L2"]:
@@ -52,6 +50,9 @@ class _RoundedExp(torch.autograd.Function):
     def backward(ctx: Any, grad: Float[Tensor, "B H L L2"]) -> tuple[Float[Tensor, "B H L L2"], None]:
         (exps,) = ctx.saved_tensors
         return grad.to(ctx.dtype) * exps, None
+
+
+_ROUNDED_EXP: Callable[[Tensor, torch.dtype], Tensor] = _RoundedExp.apply
 
 
 def flex(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
@@ -71,7 +72,6 @@ def _block_mask(length: int, device: str) -> BlockMask:
 BACKENDS: dict[str, Callable[[Heads, Heads, Heads, float], Heads]] = {"sdpa": sdpa, "matmul": matmul, "flex": flex}
 
 _LONGEST_MATMUL = 192
-_LONGEST_MEASURED = 1024  # the L x L factors that plain products keep would fill the memory of longer rows
 
 
 def fastest(*, device: str, dtype: torch.dtype, length: int, with_gradient: bool) -> str:
@@ -82,31 +82,6 @@ def fastest(*, device: str, dtype: torch.dtype, length: int, with_gradient: bool
     """
     is_slow = device == "cpu" and dtype == torch.bfloat16 and with_gradient and length <= _LONGEST_MATMUL
     return "matmul" if is_slow else "sdpa"
-
-
-def measured(model: nn.Module, *, rows: int, length: int, dtype: torch.dtype) -> str | None:
-    """The backend whose compiled forward and backward pass takes the least time on this CPU, at the model's sizes.
-
-    None where there is nothing to choose: no attention of ours, one that was told which, or rows too long for `matmul`.
-    """
-    own = [module for module in model.modules() if isinstance(module, Attention)]
-    if not own or own[0].backend != "auto" or length > _LONGEST_MEASURED:
-        return None
-    shape = rows, own[0].num_heads, length, own[0].head_dim
-    seconds = {name: _seconds(torch.compile(BACKENDS[name], dynamic=False), shape, dtype) for name in ("sdpa", "matmul")}
-    return min(seconds, key=lambda name: seconds[name])
-
-
-def _seconds(run: Callable[[Heads, Heads, Heads, float], Heads], shape: tuple[int, ...], dtype: torch.dtype) -> float:
-    """The least of a few forward and backward passes."""
-    x = torch.zeros(3, *shape, dtype=dtype, requires_grad=True)
-    gradient = torch.zeros(shape, dtype=dtype)
-    best = math.inf
-    for _ in range(5):
-        started = time.perf_counter()
-        run(*x, 0.0).backward(gradient)
-        best = min(best, time.perf_counter() - started)
-    return best
 
 
 def train_with(model: nn.Module, backend: str | None) -> None:
@@ -170,9 +145,7 @@ class Attention(nn.Module):
         mixed = BACKENDS[self._backend_for(q)](q, k, v, self.dropout if self.training else 0.0)
         return self.out(rows_at(mixed.transpose(1, 2).flatten(2), at))
 
-    def _project(
-        self, x: Float[Tensor, "B L D"]
-    ) -> tuple[Heads, Float[Tensor, "B G L E"], Float[Tensor, "B G L E"]]:
+    def _project(self, x: Float[Tensor, "B L D"]) -> tuple[Heads, Float[Tensor, "B G L E"], Float[Tensor, "B G L E"]]:
         """Queries, keys and values from one product: it is faster than three narrow ones, and so is its backward."""
         weight = torch.cat([self.q.weight, self.k.weight, self.v.weight])
         bias = None if self.q.bias is None else torch.cat([self.q.bias, self.k.bias, self.v.bias])

@@ -23,7 +23,7 @@ values on; in fp32, where computing the logits twice costs more, it saves memory
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A network from tokens to hidden states at the flat positions `at`, with the matrix that turns those into logits."""
+    """A network from tokens to hidden states at the flat positions `at`, and the matrix that makes those logits."""
 
     @property
     def head_weight(self) -> Float[Tensor, "V D"]: ...
@@ -48,10 +48,15 @@ class Denoiser(nn.Module):
         self.mask_id = mask_id
         self.confidence = confidence
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._compiled_prediction: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def compile_training(self) -> None:
         """Has `forward` run a compiled backbone while training; evaluation, whose shapes vary, stays as it is."""
         self._compiled = torch.compile(self.backbone.forward)
+
+    def compile_decoding(self) -> None:
+        """Has `predict` run a compiled backbone, for any shape: worth its half minute where much is to be decoded."""
+        self._compiled_prediction = torch.compile(self.backbone.forward, dynamic=True)
 
     def forward(self, batch: MaskedBatch) -> TokenStats:
         """NLL and confidence at the batch's scored positions."""
@@ -82,10 +87,11 @@ class Denoiser(nn.Module):
 
     def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask | None = None) -> Prediction:
         """Values and confidences at the flat positions `at` of `xt`: the likeliest ones, unless asked otherwise."""
-        ask = ask or Ask()
-        if self._is_large:
-            return prediction(self.backbone(xt, at), self.backbone.head_weight, ask, mask_id=self.mask_id)
-        return Prediction.from_logits(self.logits(xt, at), ask)
+        ask, is_compiled = ask or Ask(), self._compiled_prediction is not None
+        hidden = (self._compiled_prediction or self.backbone)(xt, at)
+        if not self._is_large:
+            return Prediction.from_logits(self._head(hidden), ask)
+        return prediction(hidden, self.backbone.head_weight, ask, mask_id=self.mask_id, is_compiled=is_compiled)
 
     def logits(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
         """Logits, fp32 at least, at the flat positions `at` of `xt`; -inf for the mask token."""

@@ -88,17 +88,30 @@ STREAMED: dict[str, Streamed] = {
 # --- what is computed of a chunk: one pass each over its logits, where they are compiled -----------------------------
 
 
-def _summarise(logits: Float[Tensor, "C M"], target: Int[Tensor, "M"], confidence: str) -> Float[Tensor, "4 M"]:
-    """Log-sum-exp, largest probability, a confidence's share; the logit of the value `target`, or 0 if it is not here."""
+def _summarise(logits: Float[Tensor, "C M"], confidence: str) -> Float[Tensor, "3 M"]:
+    """Log-sum-exp, largest probability, and a confidence's share."""
     x = at_least_fp32(logits)
     largest = x.amax(dim=0)
     shifted = x - largest
     exps = shifted.exp()
     total = exps.sum(dim=0)
-    of_target = torch.where(_is_target(logits, target), x, 0.0).sum(dim=0)
-    return torch.stack(
-        [largest + total.log(), total.reciprocal(), STREAMED[confidence].share(shifted, exps, total), of_target]
-    )
+    share = STREAMED[confidence].share(shifted, exps, total)
+    return torch.stack([largest + total.log(), total.reciprocal(), share])
+
+
+def _summarise_with_target(
+    logits: Float[Tensor, "C M"], target: Int[Tensor, "M"], confidence: str
+) -> Float[Tensor, "4 M"]:
+    """`_summarise`, and the logit of the value `target`, or 0 where that is elsewhere."""
+    of_target = torch.where(_is_target(logits, target), at_least_fp32(logits), 0.0).sum(dim=0)
+    return torch.cat([_summarise(logits, confidence), of_target.unsqueeze(0)])
+
+
+def _largest(scores: Float[Tensor, "C M"]) -> tuple[Float[Tensor, "M"], Int[Tensor, "M"]]:
+    """The largest score and its value, the lowest among equals. (`max` with indices takes a CPU twice as long.)"""
+    best = scores.amax(dim=0)
+    value = torch.arange(len(scores), device=scores.device).unsqueeze(1)
+    return best, torch.where(scores == best, value, len(scores) - 1).amin(dim=0)
 
 
 def _errors(
@@ -114,7 +127,7 @@ def _is_target(logits: Float[Tensor, "C M"], target: Int[Tensor, "M"]) -> Tensor
 
 
 @cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """For any number of positions and values: these change with every step, and in the last chunk."""
     return torch.compile(function, dynamic=True)
 
@@ -151,39 +164,35 @@ def token_stats(
 
 @torch.no_grad()
 def prediction(
-    hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], ask: Ask, *, mask_id: int, chunk: int = CHUNK
+    hidden: Float[Tensor, "M D"],
+    weight: Float[Tensor, "V D"],
+    ask: Ask,
+    *,
+    mask_id: int,
+    chunk: int = CHUNK,
+    is_compiled: bool = False,
 ) -> Prediction:
     """`Prediction.from_logits` of `hidden @ weight.T`, the mask token's logit being -inf, in M x `chunk` of memory."""
-    head = _Head(dtype=_product_dtype(hidden), mask_id=mask_id, chunk=chunk, confidence=ask.confidence)
-    nowhere = torch.full_like(hidden[:, 0], -1, dtype=torch.long)
-    summaries, likeliest, chosen = [], _Largest(), _Largest()
-    for part in head.chunks(hidden.to(head.dtype), weight):
-        logits = at_least_fp32(part.logits)
-        summaries.append(_summarise(logits, nowhere, ask.confidence))
-        likeliest.add(logits.T, part.start)
-        if ask.perturb is not None:
-            token = torch.arange(part.start, part.start + len(logits), device=logits.device)
-            chosen.add(ask.perturb(logits.T, token), part.start)
-    confidence, top1, _, _ = _joined(torch.stack(summaries, dim=1), STREAMED[ask.confidence])
-    guess = likeliest.value()
-    return Prediction(
-        likeliest=guess, values=guess if ask.perturb is None else chosen.value(), confidence=confidence, top1=top1
+    head = _Head(
+        dtype=_product_dtype(hidden), mask_id=mask_id, chunk=chunk, confidence=ask.confidence, is_compiled=is_compiled
     )
+    summaries, guesses, choices = [], [], []
+    for part in head.chunks(hidden.to(head.dtype), weight):
+        summaries.append(head.run(_summarise, part.logits, ask.confidence))
+        guesses.append(part.largest(head.run(_largest, part.logits)))
+        if ask.perturb is not None:
+            token = torch.arange(part.start, part.start + len(part.logits), device=hidden.device)
+            choices.append(part.largest(_largest(ask.perturb(at_least_fp32(part.logits).T, token).T)))
+    confidence, top1, _ = _joined(torch.stack(summaries, dim=1), STREAMED[ask.confidence])
+    likeliest = _first_of_largest(guesses)
+    values = likeliest if ask.perturb is None else _first_of_largest(choices)
+    return Prediction(likeliest=likeliest, values=values, confidence=confidence, top1=top1)
 
 
-class _Largest:
-    """The value of the largest score so far, the first among equals."""
-
-    def __init__(self) -> None:
-        self._best: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, scores: Float[Tensor, "M C"], start: int) -> None:
-        score, column = scores.max(dim=-1)
-        self._best.append((score, column + start))
-
-    def value(self) -> Int[Tensor, "M"]:
-        scores, values = (torch.stack(part) for part in zip(*self._best, strict=True))
-        return values.gather(0, scores.argmax(dim=0, keepdim=True)).squeeze(0)
+def _first_of_largest(found: list[tuple[Tensor, Tensor]]) -> Int[Tensor, "M"]:
+    """The value of the largest of the chunks' largest scores, the first among equals."""
+    scores, values = (torch.stack(part) for part in zip(*found, strict=True))
+    return values.gather(0, _largest(scores)[1].unsqueeze(0)).squeeze(0)
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
@@ -201,6 +210,10 @@ class _Chunk:
     start: int
     weight: Float[Tensor, "C D"]
     logits: Float[Tensor, "C M"]
+
+    def largest(self, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """A score, and the value that a row of this chunk stands for."""
+        return found[0], found[1] + self.start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,16 +239,16 @@ class _Head:
                 logits[self.mask_id - start] = torch.finfo(logits.dtype).min
             yield _Chunk(start=start, weight=part, logits=logits)
 
-    def run(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return (_compiled(function) if self.is_compiled else function)(*arguments)
 
 
-def _joined(summaries: Float[Tensor, "4 N M"], confidence: Streamed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Confidence, largest probability, log-sum-exp and the target's logit, each (M,), of the chunks together."""
-    log_totals, best, shares, targets = summaries
+def _joined(summaries: Float[Tensor, "3 N M"], confidence: Streamed) -> tuple[Tensor, Tensor, Tensor]:
+    """Confidence, largest probability and log-sum-exp, each (M,), of the chunks together."""
+    log_totals, best, shares = summaries
     log_total = log_totals.logsumexp(dim=0)
     weights = (log_totals - log_total).exp()
-    return confidence.join(weights, best, shares), _join_best(weights, best, best), log_total, targets.sum(dim=0)
+    return confidence.join(weights, best, shares), _join_best(weights, best, best), log_total
 
 
 class _Statistics(torch.autograd.Function):
@@ -252,14 +265,15 @@ class _Statistics(torch.autograd.Function):
         ctx: Any, hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], x0: Int[Tensor, "M"], head: _Head
     ) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"], Float[Tensor, "M"]]:
         summaries = [
-            head.run(_summarise, part.logits, x0 - part.start, head.confidence)
+            head.run(_summarise_with_target, part.logits, x0 - part.start, head.confidence)
             for part in head.chunks(hidden.to(head.dtype), weight)
         ]
-        confidence, top1, log_total, target = _joined(torch.stack(summaries, dim=1), STREAMED[head.confidence])
+        *shares, targets = torch.stack(summaries, dim=1)
+        confidence, top1, log_total = _joined(torch.stack(shares), STREAMED[head.confidence])
         ctx.head = head
         ctx.save_for_backward(hidden, weight, x0, log_total)
         ctx.mark_non_differentiable(confidence, top1)
-        return log_total - target, confidence, top1
+        return log_total - targets.sum(dim=0), confidence, top1
 
     @staticmethod
     @once_differentiable

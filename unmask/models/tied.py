@@ -1,10 +1,11 @@
 """The gradient of a matrix that is both embedding and head.
 
-Of the embedding's V x D gradient a step fills a few rows, the head's is dense. Autograd would make both and add them: with
-150 000 values, that is hundreds of megabytes for each. Here the few rows are added into the head's gradient, in place.
+Of the embedding's V x D gradient a step fills a few rows, the head's is dense. Autograd would make both and add them:
+hundreds of megabytes each, with 150 000 values. Here the few rows are added into the head's gradient, in place.
 Dimensions: B rows, L positions, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,9 @@ class _Lookup(torch.autograd.Function):
         return None, total if of_head is None else None, None
 
 
+_LOOKUP: Callable[[Tensor, Tensor, TiedGradient], Tensor] = _Lookup.apply
+
+
 def lookup(xt: Int[Tensor, "B L"], weight: Float[Tensor, "V D"], tied: TiedGradient | None) -> Float[Tensor, "B L D"]:
     """`weight[xt]`; with `tied`, its gradient goes where the head has left its own."""
-    return F.embedding(xt, weight) if tied is None else _Lookup.apply(xt, weight, tied)
+    return F.embedding(xt, weight) if tied is None else _LOOKUP(xt, weight, tied)

@@ -134,7 +134,7 @@ class Transformer(nn.Module):
     def _embed(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         return self.embedding(xt) if self.head is not None else self._embed_tied(xt)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _embed_tied(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         return lookup(xt, self.embedding.weight, self.tied)
 

@@ -16,10 +16,11 @@ from unmask.config import RunConfig, name_of
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess, ProcessContext, RowShard, score_masked
-from unmask.models.attention import measured, train_with
+from unmask.models.attention import train_with
 from unmask.models.build import build_denoiser
 from unmask.models.compiling import should_compile
 from unmask.models.ema import Ema
+from unmask.models.measuring import fastest_here
 from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
 from unmask.noise import Purpose
 from unmask.registry import resolve
@@ -114,11 +115,11 @@ class Trainer:
             torch.manual_seed(noise.integer(train.seed, Purpose.DROPOUT))  # nothing else draws from global state
 
     def choose_attention(self, known: str | None = None) -> None:
-        """Measures which attention trains fastest on this CPU, unless that is `known`: runs go on with what they had."""
+        """Measures which attention trains fastest on this CPU, unless it is `known`: runs go on with what they had."""
         if known is None and self.is_compiled and self.device.type == "cpu":
             rows = self.shard.size // self.config.train.accumulate
             dtype = torch.bfloat16 if self.dtype == "bfloat16" else parameter_dtype(self.dtype)
-            known = measured(self.model, rows=rows, length=self.tokens.length, dtype=dtype)
+            known = fastest_here(self.model, rows=rows, length=self.tokens.length, dtype=dtype)
         self.attention = known
         train_with(self.model, known)
 

@@ -1,0 +1,77 @@
+"""Which attention trains fastest on this CPU: a measurement, in a process of its own.
+
+What compiling leaves in memory would otherwise count towards the run's. As a program (`python -m
+unmask.models.measuring`), it takes a `Case` as JSON and prints the name of the fastest.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unmask.models.attention import BACKENDS, Attention
+
+_CANDIDATES = ("sdpa", "matmul")
+_LONGEST = 1024  # the L x L factors that plain products keep would fill the memory of longer rows
+_TIMEOUT = 300.0  # seconds; a compiler may take one of these minutes
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of queries, keys and values, and how they are computed."""
+
+    rows: int
+    heads: int
+    length: int
+    width: int
+    dtype: str
+    threads: int
+
+
+def fastest_here(model: nn.Module, *, rows: int, length: int, dtype: torch.dtype) -> str | None:
+    """The backend whose compiled forward and backward pass takes the least time, at the sizes of `model`.
+
+    None where there is nothing to choose (no attention of ours, one that was told which, rows too long for `matmul`),
+    or where the measurement failed.
+    """
+    own = [module for module in model.modules() if isinstance(module, Attention)]
+    if not own or own[0].backend != "auto" or length > _LONGEST:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    case = Case(rows, own[0].num_heads, length, own[0].head_dim, name, torch.get_num_threads())
+    command = [sys.executable, "-m", "unmask.models.measuring", json.dumps(asdict(case))]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.split()[-1]
+
+
+def measure(case: Case) -> str:
+    """The name of the fastest backend."""
+    torch.set_num_threads(case.threads)
+    seconds = {name: _seconds(torch.compile(BACKENDS[name], dynamic=False), case) for name in _CANDIDATES}
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def _seconds(run: Callable[[Tensor, Tensor, Tensor, float], Tensor], case: Case) -> float:
+    """The least of a few forward and backward passes."""
+    shape, dtype = (case.rows, case.heads, case.length, case.width), getattr(torch, case.dtype)
+    x = torch.zeros(3, *shape, dtype=dtype, requires_grad=True)
+    gradient = torch.zeros(shape, dtype=dtype)
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        run(x[0], x[1], x[2], 0.0).backward(gradient)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+if __name__ == "__main__":
+    print(measure(Case(**json.loads(sys.argv[1]))))
