@@ -253,6 +253,33 @@ def test_a_denoiser_with_many_values_is_the_plain_one(
     assert_equal(found[1], found[0], 1e-12)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_gradient_of_the_matrix_is_made_once(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autograd is handed the only reference to it, and keeps it as it is; the embedding's rows are added to it."""
+    monkeypatch.setattr(denoiser, "LARGE_VOCABULARY", 101)
+    monkeypatch.setattr(denoiser, "token_stats", lambda *a, **k: token_stats(*a, **k, chunk=30))
+    model = build_denoiser(TransformerConfig(preset="tiny", tied_head=tied), TOKENS, seed=0)
+    x0 = torch.randint(100, (4, 12), generator=torch.Generator().manual_seed(0))
+    batch = score_masked(x0, torch.where(x0 % 2 == 0, 100, x0), 100, torch.ones(4))
+    loss = (model(batch).nll * batch.weight).sum()
+    made = []
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if torch.is_tensor(out) and out.shape == model.backbone.head_weight.shape:
+                made.append(out.data_ptr())
+            return out
+
+    with Made():
+        loss.backward()
+    weight = model.backbone.head_weight
+    assert weight.grad is not None
+    embeddings = {weight.grad.data_ptr(), model.backbone.embedding.weight.grad.data_ptr()}
+    assert set(made) == embeddings
+    assert len(embeddings) == (1 if tied else 2)
+
+
 def test_compiled_cases() -> None:
     cases = Path(__file__).with_name("compiled_cases.py")
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--show-capture=no", str(cases)]

@@ -184,6 +184,7 @@ def test_the_papers_model_has_its_size() -> None:
         ({"preset": "tiny", "num_heads": 3}, "does not divide model.dim"),
         ({"preset": "tiny", "num_heads": 4, "num_kv_heads": 3}, "does not divide model.num_heads"),
         ({"preset": "tiny", "rotary": False, "learned_positions": False}, "would not know its positions"),
+        ({"preset": "tiny", "attention": "flex", "dropout": 0.1}, "flex has no dropout"),
         ({}, "give model.preset"),
         ({"dim": 4}, "or model.ff_dim, model.num_layers, model.num_heads"),
     ],

@@ -5,14 +5,12 @@ head, P = E / 2 pairs of channels.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from unmask.errors import UserError
 from unmask.types import at_least_fp32
@@ -56,17 +54,12 @@ _ROUNDED_EXP: Callable[[Tensor, torch.dtype], Tensor] = _RoundedExp.apply
 
 
 def flex(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
-    """FlexAttention, for GPUs: it skips what a mask hides. Its CPU kernel has no backward pass."""
-    if dropout:
-        raise UserError("model.attention=flex has no dropout; use sdpa, or model.dropout=0")
-    mask = _block_mask(q.shape[2], str(q.device))
-    return flex_attention(q, k, v, block_mask=mask)  # a tensor: nothing else is asked for
+    """FlexAttention, for GPUs, where it is compiled: on CPUs it has no backward pass. Knows no dropout."""
+    from torch.nn.attention.flex_attention import flex_attention  # here, as it takes a second to import
 
-
-@cache
-def _block_mask(length: int, device: str) -> BlockMask:
-    """Made once: the search for empty tiles costs more than a layer."""
-    return create_block_mask(lambda b, h, q, kv: q >= 0, None, None, length, length, device=device)
+    if q.device.type == "cpu" and q.requires_grad:
+        raise UserError("model.attention=flex cannot be trained on a CPU; use auto, sdpa or matmul")
+    return flex_attention(q, k, v)  # a tensor: nothing else is asked for
 
 
 BACKENDS: dict[str, Callable[[Heads, Heads, Heads, float], Heads]] = {"sdpa": sdpa, "matmul": matmul, "flex": flex}

@@ -64,7 +64,9 @@ class Denoiser(nn.Module):
         if not self._is_large:
             logits = self._head(self._hidden(batch.xt, batch.at))
             return TokenStats.from_logits(logits, x0, confidence=self.confidence)
-        tied = self.backbone.tied = TiedGradient()
+        tied = None
+        if getattr(self.backbone, "is_tied", False):
+            tied = self.backbone.tied = TiedGradient()
         return token_stats(
             self._hidden(batch.xt, batch.at),
             self.backbone.head_weight,

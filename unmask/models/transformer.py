@@ -79,6 +79,8 @@ class TransformerConfig(Section):
             raise ValueError(
                 f"model.rotary needs an even head width, not {self.dim // self.num_heads}; change num_heads"
             )
+        if self.attention == "flex" and self.dropout:
+            raise ValueError(f"model.attention=flex has no dropout; use sdpa, or 0 instead of {self.dropout}")
         if not (self.rotary or self.learned_positions):
             raise ValueError("the model would not know its positions; set model.rotary or model.learned_positions")
         return self
@@ -91,7 +93,7 @@ class Transformer(nn.Module):
     cos: Tensor
     sin: Tensor
     tied: TiedGradient | None = None
-    """Set by who will ask for gradients of a tied head, before every forward pass."""
+    """Where the gradient of a head that `is_tied` will be; set before every forward pass by who computes the head."""
 
     def __init__(self, config: TransformerConfig, tokens: TokenSpec) -> None:
         super().__init__()
@@ -110,6 +112,10 @@ class Transformer(nn.Module):
     @classmethod
     def from_config(cls, config: TransformerConfig, tokens: TokenSpec) -> "Transformer":
         return cls(config, tokens)
+
+    @property
+    def is_tied(self) -> bool:
+        return self.head is None
 
     @property
     def head_weight(self) -> Float[Tensor, "V D"]:
