@@ -6,7 +6,10 @@ import torch
 
 from unmask import recipes
 from unmask.config import OptimConfig
+from unmask.models.attention import Attention
+from unmask.registry import resolve
 from unmask.tasks.toy import Toy
+from unmask.training import trainer as trainer_module
 from unmask.training.optim import build_optimizer, learning_rate
 from unmask.training.trainer import Trainer
 
@@ -109,3 +112,25 @@ def test_weight_decay_is_on_matrices_only() -> None:
     optimizer = build_optimizer(torch.nn.Linear(3, 3), OptimConfig(weight_decay=0.3))
     decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {2: 0.3, 1: 0.0}
+
+
+def test_attention_is_measured_once_and_then_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run goes on with what it had, whatever would be the fastest now."""
+    config = recipes.load("debug", ["train.batch_size=8", "train.accumulate=2"])
+    task = resolve("task", config.task.name).from_config(config.data)
+    made = Trainer(config, task.tokens, task.synthetic_stream(0))
+    asked = []
+    monkeypatch.setattr(trainer_module, "fastest_here", lambda model, **case: asked.append(case) or "matmul")
+
+    def chosen() -> set[str | None]:
+        return {module.training_backend for module in made.model.modules() if isinstance(module, Attention)}
+
+    made.choose_attention()  # not compiled: the rule
+    assert (made.attention, chosen(), asked) == (None, {None}, [])
+    made.is_compiled = True
+    made.choose_attention()
+    assert (made.attention, chosen()) == ("matmul", {"matmul"})
+    assert asked == [{"rows": 4, "length": 81, "dtype": torch.float32}]
+    made.choose_attention("sdpa")
+    assert (made.attention, chosen()) == ("sdpa", {"sdpa"})
+    assert len(asked) == 1

@@ -81,7 +81,7 @@ class RunFolder:
         self.check(config, resume=resume)  # again: another process may have come and gone since
         self._compare_environment(environment, warn)
         durable.write(self.path / "config.yaml", to_yaml(config))
-        self.note(read_environment(self.path) | environment)
+        self.note(environment)
 
     def note(self, environment: dict[str, Any]) -> None:
         """Writes what a run says of where it is made."""

@@ -88,10 +88,10 @@ class Run:
             torch.set_num_threads(self.config.train.threads)
         self.folder.check(self.config, resume=resume)
         self.trainer = Trainer(self.config, self.task.tokens, self.task.train_stream(self.config.train.seed))
+        known = read_environment(self.folder.path).get("attention") if resume else None
         environment = describe_environment(
             self.trainer.device, dtype=self.trainer.dtype, is_compiled=self.trainer.is_compiled
-        )
-        known = read_environment(self.folder.path).get("attention") if resume else None
+        ) | {"attention": known}
         self.examples = self.task.validation(self.config.eval.examples)
         if not (resume and checkpoint.steps(self.folder.checkpoints)):
             self._start_warm()
