@@ -130,6 +130,12 @@ class TokenStats:
         )
 
 
+def without_mask_token(logits: Float[Tensor, "M V"], mask_id: int) -> Float[Tensor, "M V"]:
+    """`logits` in which nothing is ever the mask: its logit is -inf."""
+    is_mask_token = torch.arange(logits.shape[-1], device=logits.device) == mask_id
+    return logits.masked_fill(is_mask_token, -torch.inf)
+
+
 def send(value: Tensor, device: torch.device) -> Tensor:
     """`value` on `device`; from the CPU to a GPU without waiting for it."""
     if device.type == "cuda" and value.device.type == "cpu":

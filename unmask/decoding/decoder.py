@@ -16,7 +16,7 @@ from unmask import noise
 from unmask.config import DecodeConfig
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState, Steps
-from unmask.types import Ask, Decoded, Prediction
+from unmask.types import Ask, Decoded, Prediction, without_mask_token
 
 
 @runtime_checkable
@@ -31,8 +31,7 @@ def predictor_from_logits(model: Callable[[Tensor], Tensor], mask_id: int) -> Pr
 
     def predict(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask) -> Prediction:
         logits = model(xt).flatten(0, 1).index_select(0, at)
-        is_mask_token = torch.arange(logits.shape[-1], device=logits.device) == mask_id
-        return Prediction.from_logits(logits.masked_fill(is_mask_token, -torch.inf), ask)
+        return Prediction.from_logits(without_mask_token(logits, mask_id), ask)
 
     return predict
 

@@ -133,20 +133,26 @@ class Tokens:
         return torch.stack(canvases)
 
     def _canvas(self, line: str, where: str) -> Int[Tensor, "L"]:
-        try:
-            ids = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not a JSON list of token ids: {error}") from error
-        wrong = (
-            [i for i in ids if type(i) is not int or not 0 <= i < self.config.vocab_size] if type(ids) is list else ids
-        )
-        if wrong or type(ids) is not list:
-            raise UserError(f"{where}: not a list of token ids below {self.config.vocab_size}: {str(wrong)[:60]}")
+        ids = self._ids(line, where)
         if len(ids) >= self.config.length:
             raise UserError(f"{where}: {len(ids)} ids leave no room for an answer in {self.config.length} positions")
         canvas = torch.full((self.config.length,), self.config.mask_id)
         canvas[: len(ids)] = torch.tensor(ids, dtype=torch.long)
         return canvas
+
+    def _ids(self, line: str, where: str) -> list[int]:
+        try:
+            ids = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not a JSON list of token ids: {error}") from error
+        wrong = [i for i in ids if not self._may_be_given(i)] if isinstance(ids, list) else ids
+        if wrong or not isinstance(ids, list):
+            known = f"token ids below {self.config.vocab_size} other than the mask"
+            raise UserError(f"{where}: not a list of {known}: {str(wrong)[:60]}")
+        return ids
+
+    def _may_be_given(self, value: Any) -> bool:
+        return type(value) is int and 0 <= value < self.config.vocab_size and value != self.config.mask_id
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> dict[str, Bool[Tensor, "B"]]:
         """`accuracy`: the stored answer, up to its first end token; `exact_match`: to the last position."""
