@@ -14,7 +14,7 @@ import torch
 
 from unmask.config import RunConfig
 from unmask.data.stream import ExampleStream
-from unmask.decoding.decoder import Decoder
+from unmask.decoding.build import build_decoder
 from unmask.masking.process import MaskingProcess
 from unmask.models.build import build_denoiser
 from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
@@ -69,13 +69,13 @@ def decode(config: RunConfig, *, rows: int) -> Result:
     device = resolve_device(config.train.device)
     dtype = resolve_dtype(config.decode.dtype or config.train.dtype, device)
     model = build_denoiser(config.model, task.tokens, seed=config.train.seed).to(device, parameter_dtype(dtype)).eval()
-    decoder = Decoder.from_config(config.decode, model.predict, task.tokens.mask_id)
+    decoder = build_decoder(config.decode, model, task.tokens)
     clean = task.synthetic_stream(config.train.seed)[torch.arange(rows)]
     xt = clean.masked(task.tokens.mask_id).to(device)
     if config.decode.compile:
         model.compile_decoding()
     with autocast(dtype, device):
-        decoder.decode(xt[:, -2:])  # warms up
+        decoder.decode(torch.cat([xt[:, :1], xt[:, -1:]], dim=1))  # warms up
         started = time.perf_counter()
         decoded = decoder.decode(xt)
         _synchronize(device)

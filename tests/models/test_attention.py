@@ -109,7 +109,7 @@ def test_a_measurement_that_fails_leaves_the_rule(monkeypatch: pytest.MonkeyPatc
 def test_what_was_measured_is_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     for name in ("sdpa", "matmul"):
-        monkeypatch.setitem(BACKENDS, name, lambda q, k, v, dropout, name=name: used.append(name) or v)
+        monkeypatch.setitem(BACKENDS, name, lambda q, k, v, dropout, is_causal, name=name: used.append(name) or v)
     free, told = layer(), layer("sdpa")
     for module in (free, told):
         train_with(module, "matmul")

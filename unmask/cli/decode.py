@@ -13,7 +13,7 @@ from rich.live import Live
 from torch import Tensor
 
 from unmask.cli import options
-from unmask.decoding.decoder import Decoder
+from unmask.decoding.build import AnyDecoder, build_decoder
 from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
 from unmask.progress import console, progress
 from unmask.registry import resolve
@@ -55,7 +55,7 @@ def decode(
     model = source.model().to(place, parameter_dtype(dtype))
     if config.compile:
         model.compile_decoding()
-    engine = Decoder.from_config(config, model.predict, source.tokens.mask_id)
+    engine = build_decoder(config, model, source.tokens)
     with nullcontext(sys.stdout) if out is None else options.new_file(out) as target:
         with autocast(dtype, place):
             if watch:
@@ -74,7 +74,7 @@ def _read_prompts(task: Task, file: str) -> Tensor:
 
 
 def _decode_all(
-    engine: Decoder, task: Task, prompts: Tensor, batch_size: int, device: torch.device
+    engine: AnyDecoder, task: Task, prompts: Tensor, batch_size: int, device: torch.device
 ) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     num_filled = 0
@@ -89,7 +89,7 @@ def _decode_all(
     return records
 
 
-def _watch(engine: Decoder, task: Task, prompt: Tensor) -> None:
+def _watch(engine: AnyDecoder, task: Task, prompt: Tensor) -> None:
     """One canvas, filling in step by step."""
     is_given = prompt[0] != engine.mask_id
     with Live(console=console, auto_refresh=False) as live:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.config import DecodeConfig
+from unmask.decoding.sampling import value_noise
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState, Steps
 from unmask.types import Ask, Decoded, Prediction, without_mask_token
@@ -105,7 +106,9 @@ class Decoder:
         is_masked = xt == self.mask_id
         at = is_masked.flatten().nonzero().squeeze(1)
         keys = (prompt.unsqueeze(1), step.unsqueeze(1), torch.arange(xt.shape[1], device=xt.device))
-        answer = self.predict(xt, at, Ask(ORDERS[self.order].confidence, self._perturbation(at, *keys)))
+        row, position = at // xt.shape[1], at % xt.shape[1]
+        perturb = value_noise(self.temperature, self.seed, prompt[row], step[row], position)
+        answer = self.predict(xt, at, Ask(ORDERS[self.order].confidence, perturb))
         state = RevealState(
             score=self._scores(answer.confidence, is_masked, *keys),
             eligible=is_masked,
@@ -124,17 +127,3 @@ class Decoder:
         if self.confidence_noise:
             score = score + self.confidence_noise * noise.gumbel(self.seed, Purpose.CONFIDENCE, *keys)
         return score
-
-    def _perturbation(
-        self, at: Int[Tensor, "M"], prompt: Int[Tensor, "B 1"], step: Int[Tensor, "B 1"], position: Int[Tensor, "L"]
-    ) -> Callable[[Float[Tensor, "M C"], Int[Tensor, "C"]], Float[Tensor, "M C"]] | None:
-        """Gumbel noise keyed by row, step, position and token: the largest sum is a draw from the softmax."""
-        if self.temperature == 0:
-            return None
-        row, column = at // len(position), at % len(position)
-        keys = prompt[row], step[row], column.unsqueeze(1)
-
-        def perturb(logits: Float[Tensor, "M C"], token: Int[Tensor, "C"]) -> Float[Tensor, "M C"]:
-            return logits.double() / self.temperature + noise.gumbel(self.seed, Purpose.VALUE, *keys, token)
-
-        return perturb

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from unmask.config import DecodeConfig
-from unmask.decoding.decoder import Decoder
+from unmask.decoding.build import build_decoder
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
 from unmask.tasks.task import Task
@@ -41,7 +41,7 @@ def accuracy(
 ) -> Accuracy:
     """Decodes `examples` from their prompts and grades them."""
     device = next(model.parameters()).device
-    decoder = Decoder.from_config(config, model.predict, task.tokens.mask_id)
+    decoder = build_decoder(config, model, task.tokens)
     right: dict[str, int] = {}
     nfe = 0
     for start in range(0, len(examples), config.batch_size):

@@ -1,4 +1,4 @@
-"""The NELBO of a masked diffusion model, under uniform masks whatever the training was.
+"""The likelihood of held-out examples: a bound under uniform masks, whatever the training was; exact if causal.
 
 Dimensions: R examples, D draws (masks) per example, B rows of a batch, L positions.
 """
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.masking import weights
-from unmask.masking.process import score_masked
+from unmask.masking.causal import is_answer
+from unmask.masking.process import score, score_masked
 from unmask.masking.random import mask_exactly
 from unmask.masking.time import UniformTime, masked_count, stratified
 from unmask.models.denoiser import Denoiser
@@ -56,6 +57,32 @@ def nelbo(
             t = (u[rows] + draw) / draws
             total[rows] += _mean_nll(model, examples[rows].to(device), t, number[rows], seed, draw, dtype).cpu()
     return _corpus_mean(total / draws, (~examples.prompt_mask).sum(dim=-1).double())
+
+
+@torch.no_grad()
+def nll(
+    model: Denoiser,
+    examples: CleanBatch,
+    *,
+    eos_id: int | None,
+    batch_size: int = 256,
+    dtype: str = "float32",
+) -> Estimate:
+    """The exact NLL of a causal model per maskable token, in nats: `sum(row NLL) / sum(L_eff)`, as `nelbo` counts.
+
+    A row's NLL is that of its answer up to the first end token: what follows it is certain.
+    """
+    device = next(model.parameters()).device
+    total = torch.zeros(len(examples), dtype=torch.float64)
+    for start in range(0, len(examples), batch_size):
+        rows = slice(start, start + batch_size)
+        clean = examples[rows].to(device)
+        batch = score(clean.x0, clean.x0, is_answer(clean, eos_id), torch.ones(len(clean), device=device))
+        with autocast(dtype, device):
+            stats = model(batch)
+        total[rows] = batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()
+    length = (~examples.prompt_mask).sum(dim=-1).double()
+    return _corpus_mean(total / length, length)
 
 
 def _mean_nll(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.data.stream import ExampleStream
@@ -22,6 +22,8 @@ class Requirements:
 
     confidence: str | None = None
     """The statistic that `TokenStats.confidence` must hold, a key of `reveal.CONFIDENCES`; None = any."""
+    is_causal: bool = False
+    """Whether a position may see only itself and those before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,14 @@ def score_masked(
     x0: Int[Tensor, "b L"], xt: Int[Tensor, "b L"], mask_id: int, row_weight: Float[Tensor, "b"]
 ) -> MaskedBatch:
     """A batch that scores exactly the masked positions, each with its row's weight. Waits for the device once."""
-    scored = (xt == mask_id).flatten().nonzero().squeeze(1)
+    return score(x0, xt, xt == mask_id, row_weight)
+
+
+def score(
+    x0: Int[Tensor, "b L"], xt: Int[Tensor, "b L"], is_scored: Bool[Tensor, "b L"], row_weight: Float[Tensor, "b"]
+) -> MaskedBatch:
+    """A batch that scores these positions, each with its row's weight. Waits for the device once."""
+    scored = is_scored.flatten().nonzero().squeeze(1)
     weight = row_weight.repeat_interleave(x0.shape[1])[scored]
     missing = -len(scored) % PAD_MULTIPLE
     return MaskedBatch(

@@ -1,10 +1,11 @@
-"""Multi-head self-attention with rotary positions.
+"""Multi-head self-attention with rotary positions, among all positions or causal.
 
 Dimensions: B rows, L positions, M positions asked for, D width, H heads, G key-value heads, J = H + 2 G, E width of a
-head, P = E / 2 pairs of channels.
+head, P = E / 2 pairs of channels; n positions that follow those of a cache, W positions known by then.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,22 +14,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.errors import UserError
+from unmask.models.cache import LayerCache
 from unmask.types import at_least_fp32
 
 Heads = Float[Tensor, "B H L E"]
 
 
-def sdpa(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
+def sdpa(q: Heads, k: Heads, v: Heads, dropout: float, is_causal: bool = False) -> Heads:
     """PyTorch's fused kernel."""
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=is_causal)
 
 
-def matmul(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
+def matmul(q: Heads, k: Heads, v: Heads, dropout: float, is_causal: bool = False) -> Heads:
     """`softmax(q k^T / sqrt(E)) v`, written out; exponents and sums in fp32 at least.
 
     The sum divides the product rather than its L x L factor: less to compute.
     """
     scores = at_least_fp32((q * q.shape[-1] ** -0.5) @ k.mT)
+    if is_causal:
+        position = torch.arange(q.shape[2], device=q.device)
+        scores = scores.masked_fill(position > position.unsqueeze(1), -torch.inf)
     exps = _ROUNDED_EXP(scores - scores.amax(dim=-1, keepdim=True).detach(), v.dtype)
     total = exps.sum(dim=-1, keepdim=True, dtype=scores.dtype)
     return (F.dropout(exps, dropout) @ v / total).to(v.dtype)
@@ -53,16 +58,32 @@ class _RoundedExp(torch.autograd.Function):
 _ROUNDED_EXP: Callable[[Tensor, torch.dtype], Tensor] = _RoundedExp.apply
 
 
-def flex(q: Heads, k: Heads, v: Heads, dropout: float) -> Heads:
+def flex(q: Heads, k: Heads, v: Heads, dropout: float, is_causal: bool = False) -> Heads:
     """FlexAttention, for GPUs, where it is compiled: on CPUs it has no backward pass. Knows no dropout."""
     from torch.nn.attention.flex_attention import flex_attention  # here, as it takes a second to import
 
     if q.device.type == "cpu" and q.requires_grad:
         raise UserError("model.attention=flex cannot be trained on a CPU; use auto, sdpa or matmul")
-    return flex_attention(q, k, v)  # a tensor: nothing else is asked for
+    mask = _causal_blocks(q.shape[2], q.device) if is_causal else None
+    return flex_attention(q, k, v, block_mask=mask)  # a tensor: nothing else is asked for
 
 
-BACKENDS: dict[str, Callable[[Heads, Heads, Heads, float], Heads]] = {"sdpa": sdpa, "matmul": matmul, "flex": flex}
+@cache
+def _causal_blocks(length: int, device: torch.device) -> Any:
+    """FlexAttention's mask of what is not in the future: made once for a length."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def is_visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return query >= key
+
+    return create_block_mask(is_visible, None, None, length, length, device=device)
+
+
+BACKENDS: dict[str, Callable[[Heads, Heads, Heads, float, bool], Heads]] = {
+    "sdpa": sdpa,
+    "matmul": matmul,
+    "flex": flex,
+}
 
 _LONGEST_MATMUL = 192
 
@@ -102,17 +123,28 @@ def rotary_angles(length: int, head_dim: int, theta: float) -> tuple[Float[Tenso
 
 
 class Attention(nn.Module):
-    """Full (bidirectional) attention; `num_kv_heads` < `num_heads` shares keys and values among groups of heads.
+    """Attention among all positions, or with `is_causal` to those up to one's own.
+
+    `num_kv_heads` < `num_heads` shares keys and values among groups of heads.
 
     `backend` is a key of `BACKENDS`, or `auto`: with gradients `training_backend` if that was set (`train_with`), else
     what `fastest` says.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, num_kv_heads: int, *, qkv_bias: bool, dropout: float, backend: str = "auto"
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        *,
+        qkv_bias: bool,
+        dropout: float,
+        backend: str = "auto",
+        is_causal: bool = False,
     ) -> None:
         super().__init__()
         self.backend = backend
+        self.is_causal = is_causal
         self.training_backend: str | None = None
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = dim // num_heads
@@ -128,15 +160,32 @@ class Attention(nn.Module):
         angles: tuple[Float[Tensor, "L P"], Float[Tensor, "L P"]] | None,
         at: Int[Tensor, "M"] | None = None,
     ) -> Float[Tensor, "B L D"] | Float[Tensor, "M D"]:
-        """Every position attends to all; `at`: only these flat positions are asked for."""
+        """`at`: only these flat positions are asked for."""
         q, k, v = self._project(x)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         groups = self.num_heads // self.num_kv_heads
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        mixed = BACKENDS[self._backend_for(q)](q, k, v, self.dropout if self.training else 0.0)
+        mixed = BACKENDS[self._backend_for(q)](q, k, v, self.dropout if self.training else 0.0, self.is_causal)
         return self.out(rows_at(mixed.transpose(1, 2).flatten(2), at))
+
+    def extend(
+        self,
+        x: Float[Tensor, "B n D"],
+        angles: tuple[Float[Tensor, "B 1 n P"], Float[Tensor, "B 1 n P"]] | None,
+        position: Int[Tensor, "B n"],
+        known: LayerCache,
+    ) -> Float[Tensor, "B n D"]:
+        """Causal attention of the vectors at `position` to what is `known`, and to each other, which is known then."""
+        q, k, v = self._project(x)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
+        keys, values = known.write(k, v, position)
+        is_visible = torch.arange(keys.shape[2], device=x.device) <= position.unsqueeze(-1)
+        is_shared = self.num_heads > self.num_kv_heads
+        mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=is_visible.unsqueeze(1), enable_gqa=is_shared)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _project(self, x: Float[Tensor, "B L D"]) -> tuple[Heads, Float[Tensor, "B G L E"], Float[Tensor, "B G L E"]]:
         """Queries, keys and values from one product: it is faster than three narrow ones, and so is its backward."""

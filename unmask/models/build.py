@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from unmask.config import Section, name_of
+from unmask.errors import UserError
 from unmask.masking.process import Requirements
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import parameter_dtype
@@ -24,6 +25,15 @@ def build_denoiser(
     """A freshly initialised denoiser for `tokens`, of the network that `config.name` stands for."""
     backbone: Any = resolve("model", name_of(config)).from_config(config, tokens)
     backbone.init_weights(seed)
-    requirements = requirements or Requirements()
-    model = Denoiser(backbone, mask_id=tokens.mask_id, confidence=requirements.confidence or "prob")
+    model = Denoiser(
+        backbone,
+        mask_id=tokens.mask_id,
+        confidence=(requirements or Requirements()).confidence or "prob",
+        alignment=getattr(config, "alignment", "same"),
+    )
+    if requirements is not None and requirements.is_causal != model.is_causal:
+        what, settings = ("a causal", "true") if requirements.is_causal else ("no causal", "false")
+        raise UserError(
+            f"model.causal={model.is_causal}: this process trains {what} model; set model.causal={settings}"
+        )
     return model.to(device=device, dtype=parameter_dtype(dtype))

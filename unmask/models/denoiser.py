@@ -1,7 +1,7 @@
 """The denoiser: a backbone and its head, answering what the loss, the pool and the decoder ask.
 
 Everything that touches parameters happens in `forward` or `predict`, and only the rows asked for reach the head.
-Dimensions: B rows, L positions, M positions asked for, V vocabulary, D width.
+Dimensions: B rows, L positions, M positions asked for, V vocabulary, D width; n positions that follow a cache's.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask.models.cache import KeyValueCache
 from unmask.models.head import prediction, token_stats
 from unmask.models.tied import TiedGradient
 from unmask.types import Ask, MaskedBatch, Prediction, TokenStats, at_least_fp32, without_mask_token
@@ -38,15 +39,19 @@ class Denoiser(nn.Module):
         backbone: the network.
         mask_id: the mask token.
         confidence: which statistic `forward` returns beside the NLL: a key of `reveal.CONFIDENCES`.
+        alignment: where the prediction of position i is read: `same`, at i, or `next`, at i - 1, as autoregressive
+            models (and what is made of them) learn it. Position 0 is then never predicted: it must be given. Nobody
+            else shifts: loss, pool and decoder ask for position i and get what is said of position i.
     """
 
     backbone: Any  # a `Backbone` that is an nn.Module: two types that cannot be written as one
 
-    def __init__(self, backbone: nn.Module, *, mask_id: int, confidence: str = "prob") -> None:
+    def __init__(self, backbone: nn.Module, *, mask_id: int, confidence: str = "prob", alignment: str = "same") -> None:
         super().__init__()
         self.backbone = backbone
         self.mask_id = mask_id
         self.confidence = confidence
+        self.alignment = alignment
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
         self._compiled_prediction: Callable[[Tensor, Tensor], Tensor] | None = None
 
@@ -77,7 +82,22 @@ class Denoiser(nn.Module):
             tied=tied,
         )
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether a prediction depends on what precedes the position alone."""
+        return getattr(self.backbone, "is_causal", False)
+
+    def _aligned(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
+        """Where the predictions of the flat positions `at` are read."""
+        if self.alignment == "same":
+            return at
+        torch._assert_async(
+            (at % xt.shape[1] != 0).all(), "alignment=next predicts from what is before: not position 0"
+        )
+        return at - 1
+
     def _hidden(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:
+        at = self._aligned(xt, at)
         if self._compiled is None or not self.training:
             return self.backbone(xt, at)
         torch._dynamo.mark_dynamic(at, 0)  # how many are scored changes with every step
@@ -89,15 +109,33 @@ class Denoiser(nn.Module):
 
     def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask | None = None) -> Prediction:
         """Values and confidences at the flat positions `at` of `xt`: the likeliest ones, unless asked otherwise."""
-        ask, is_compiled = ask or Ask(), self._compiled_prediction is not None
-        hidden = (self._compiled_prediction or self.backbone)(xt, at)
+        ask = ask or Ask()
+        return self._answer((self._compiled_prediction or self.backbone)(xt, self._aligned(xt, at)), ask)
+
+    def predict_next(
+        self,
+        tokens: Int[Tensor, "B n"],
+        start: Int[Tensor, "B"],
+        at: Int[Tensor, "M"],
+        cache: KeyValueCache,
+        ask: Ask | None = None,
+    ) -> Prediction:
+        """What follows the flat positions `at` of `tokens`, which stand from `start` on, after what is in `cache`.
+
+        For causal models: what `predict` says of the same canvas, without reading again what was read.
+        """
+        hidden = self.backbone.extend(tokens, start, cache).flatten(0, 1).index_select(0, at)
+        return self._answer(hidden, ask or Ask())
+
+    def _answer(self, hidden: Float[Tensor, "M D"], ask: Ask) -> Prediction:
+        is_compiled = self._compiled_prediction is not None
         if not self._is_large:
             return Prediction.from_logits(self._head(hidden), ask)
         return prediction(hidden, self.backbone.head_weight, ask, mask_id=self.mask_id, is_compiled=is_compiled)
 
     def logits(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
         """Logits, fp32 at least, at the flat positions `at` of `xt`; -inf for the mask token."""
-        return self._head(self.backbone(xt, at))
+        return self._head(self.backbone(xt, self._aligned(xt, at)))
 
     def _head(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         return without_mask_token(at_least_fp32(F.linear(hidden, self.backbone.head_weight)), self.mask_id)

@@ -32,6 +32,7 @@ class Case:
     width: int
     dtype: str
     threads: int
+    is_causal: bool = False
 
 
 def fastest_here(model: nn.Module, *, rows: int, length: int, dtype: torch.dtype) -> str | None:
@@ -44,7 +45,8 @@ def fastest_here(model: nn.Module, *, rows: int, length: int, dtype: torch.dtype
     if not own or own[0].backend != "auto" or length > _LONGEST:
         return None
     name = str(dtype).removeprefix("torch.")
-    case = Case(rows, own[0].num_heads, length, own[0].head_dim, name, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    case = Case(rows, own[0].num_heads, length, own[0].head_dim, name, threads, own[0].is_causal)
     command = [sys.executable, "-m", "unmask.models.measuring", json.dumps(asdict(case))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)
@@ -60,7 +62,7 @@ def measure(case: Case) -> str:
     return min(seconds, key=lambda name: seconds[name])
 
 
-def _seconds(run: Callable[[Tensor, Tensor, Tensor, float], Tensor], case: Case) -> float:
+def _seconds(run: Callable[[Tensor, Tensor, Tensor, float, bool], Tensor], case: Case) -> float:
     """The least of a few forward and backward passes."""
     shape, dtype = (case.rows, case.heads, case.length, case.width), getattr(torch, case.dtype)
     x = torch.zeros(3, *shape, dtype=dtype, requires_grad=True)
@@ -68,7 +70,7 @@ def _seconds(run: Callable[[Tensor, Tensor, Tensor, float], Tensor], case: Case)
     best = math.inf
     for _ in range(5):
         started = time.perf_counter()
-        run(x[0], x[1], x[2], 0.0).backward(gradient)
+        run(x[0], x[1], x[2], 0.0, case.is_causal).backward(gradient)
         best = min(best, time.perf_counter() - started)
     return best
 

@@ -1,12 +1,12 @@
-"""The native backbone: a bidirectional pre-norm transformer, without a time embedding.
+"""The native backbone: a pre-norm transformer, bidirectional or causal, without a time embedding.
 
 (What is masked says all about t that the optimal prediction needs: Ou et al. 2024, 2406.03736.)
-Dimensions: B rows, L positions, M positions asked for, D width.
+Dimensions: B rows, L positions, M positions asked for, n positions that follow those of a cache, D width.
 """
 
 import difflib
 import zlib
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from unmask import noise
 from unmask.config import Section
 from unmask.models.attention import BACKENDS, Attention, rotary_angles, rows_at
+from unmask.models.cache import KeyValueCache, LayerCache
 from unmask.models.presets import PRESETS
 from unmask.models.tied import TiedGradient, lookup
 from unmask.noise import Purpose
@@ -45,6 +46,10 @@ class TransformerConfig(Section):
         False, description="compute every block again in the backward pass: less memory for a third more time"
     )
     attention: str = Field("auto", description=f"auto = the fastest; or {', '.join(BACKENDS)}")
+    causal: bool = Field(False, description="a position sees itself and those before it; for process.name=ar")
+    alignment: Literal["same", "next"] = Field(
+        "same", description="next: position i is predicted by what is read at i - 1, as AR models learn it"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +86,8 @@ class TransformerConfig(Section):
             )
         if self.attention == "flex" and self.dropout:
             raise ValueError(f"model.attention=flex has no dropout; use sdpa, or 0 instead of {self.dropout}")
+        if self.causal and self.alignment != "next":
+            raise ValueError("model.causal=true sees the token that it predicts; set model.alignment=next")
         if not (self.rotary or self.learned_positions):
             raise ValueError("the model would not know its positions; set model.rotary or model.learned_positions")
         return self
@@ -114,6 +121,10 @@ class Transformer(nn.Module):
         return cls(config, tokens)
 
     @property
+    def is_causal(self) -> bool:
+        return self.config.causal
+
+    @property
     def is_tied(self) -> bool:
         return self.head is None
 
@@ -131,6 +142,23 @@ class Transformer(nn.Module):
         for block in self.blocks[:-1]:
             x = self._run(block, x, angles)
         return self.norm(self._run(self.blocks[-1], x, angles, at))  # what it would add elsewhere, nobody reads
+
+    def extend(
+        self, tokens: Int[Tensor, "B n"], start: Int[Tensor, "B"], cache: KeyValueCache
+    ) -> Float[Tensor, "B n D"]:
+        """Hidden states of `tokens` at the positions from `start` on, after what is in `cache`, which they join.
+
+        Only for a causal model. `cache.width` must count them.
+        """
+        position = start.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device)
+        x = self._embed(tokens)
+        if self.positions is not None:
+            x = x + self.positions.weight[position]
+        angles = (self.cos[position].unsqueeze(1), self.sin[position].unsqueeze(1)) if self.config.rotary else None
+        block: Any  # a Block
+        for number, block in enumerate(self.blocks):
+            x = block.extend(x, angles, position, cache.layer(number))
+        return self.norm(x)
 
     def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
         if self.config.checkpointing and self.training:
@@ -178,6 +206,7 @@ class Block(nn.Module):
             qkv_bias=config.qkv_bias,
             dropout=config.dropout,
             backend=config.attention,
+            is_causal=config.causal,
         )
         self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGlu(config.dim, config.ff_dim)
@@ -189,6 +218,17 @@ class Block(nn.Module):
         """With `at`, of these flat positions alone: what they attend to, and nothing else, is computed for all."""
         x = rows_at(x, at) + self.dropout(self.attention(self.attention_norm(x), angles, at))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+    def extend(
+        self,
+        x: Float[Tensor, "B n D"],
+        angles: tuple[Tensor, Tensor] | None,
+        position: Int[Tensor, "B n"],
+        known: LayerCache,
+    ) -> Float[Tensor, "B n D"]:
+        """As `forward`, of positions that follow what is `known`."""
+        x = x + self.attention.extend(self.attention_norm(x), angles, position, known)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class SwiGlu(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unmask.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, Predictor
+from unmask.errors import UserError
 from unmask.models.precision import autocast
 from unmask.report.chart import Points
 from unmask.report.replay import Witness
@@ -44,6 +45,8 @@ class Masks:
 
 def trained_on(trainer: Trainer, num_batches: int = 8) -> Masks:
     """The batches that come next in a run, as its averaged weights see them. Moves the process on; trains nothing."""
+    if trainer.model.is_causal:
+        raise UserError("a causal model is trained on no masks")
     seen = []
     trainer.model.eval()
     for _ in range(num_batches):

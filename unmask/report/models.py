@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from unmask.config import DecodeConfig
+from unmask.decoding.build import build_decoder
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import parameter_dtype, resolve_dtype
@@ -79,6 +80,7 @@ def _decode(
     task = _task(run)
     examples = task.validation(max(num_examples, _NUM_DECODED))
     model, dtype, device = _model(run)
+    build_decoder(decoder, model, task.tokens)  # refuses what the model cannot do
     result.decoded[name] = met_when_decoding(
         model.predict, task.tokens.mask_id, examples[:_NUM_DECODED], decoder, dtype=dtype, device=device
     )

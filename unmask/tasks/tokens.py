@@ -21,6 +21,7 @@ from unmask.config import Section
 from unmask.data.store import RowStore
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
+from unmask.masking.causal import is_answer
 from unmask.noise import Purpose
 from unmask.tasks.task import Canvas
 from unmask.types import CleanBatch, TokenSpec
@@ -156,12 +157,9 @@ class Tokens:
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> dict[str, Bool[Tensor, "B"]]:
         """`accuracy`: the stored answer, up to its first end token; `exact_match`: to the last position."""
-        x0 = examples.x0
-        is_answer = ~examples.prompt_mask
-        is_end = is_answer & (x0 == (-1 if self.config.eos_id is None else self.config.eos_id))
-        is_after_end = is_end.cumsum(dim=-1) - is_end.long() > 0
-        is_same = (tokens.cpu() == x0) | ~is_answer
-        return {"accuracy": (is_same | is_after_end).all(dim=-1), "exact_match": is_same.all(dim=-1)}
+        is_same = (tokens.cpu() == examples.x0) | examples.prompt_mask
+        is_ignored = ~is_answer(examples, self.config.eos_id)
+        return {"accuracy": (is_same | is_ignored).all(dim=-1), "exact_match": is_same.all(dim=-1)}
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         is_answer = prompt == self.config.mask_id
