@@ -18,7 +18,7 @@ from unmask.decoding.build import build_decoder
 from unmask.masking.process import MaskingProcess
 from unmask.models.build import build_denoiser
 from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
-from unmask.registry import resolve
+from unmask.tasks.build import build_task
 from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import MaskedBatch, TokenStats
 
@@ -29,7 +29,7 @@ Result = dict[str, float | int | str]
 def step(config: RunConfig, *, count: int) -> Result:
     """`seconds_per_step` is the median; `process_share` is the masking process's part, refills and reveals included."""
     _set_threads(config)
-    task = resolve("task", config.task.name).from_config(config.data)
+    task = build_task(config)
     trainer = Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
     timed = _TimedProcess(trainer.process, trainer.device)
     trainer.process = cast(MaskingProcess, timed)  # all of a process that a step needs
@@ -65,7 +65,7 @@ def step(config: RunConfig, *, count: int) -> Result:
 def decode(config: RunConfig, *, rows: int) -> Result:
     """Decodes `rows` canvases as the `decode` section says."""
     _set_threads(config)
-    task = resolve("task", config.task.name).from_config(config.data)
+    task = build_task(config)
     device = resolve_device(config.train.device)
     dtype = resolve_dtype(config.decode.dtype or config.train.dtype, device)
     model = build_denoiser(config.model, task.tokens, seed=config.train.seed).to(device, parameter_dtype(dtype)).eval()
@@ -94,7 +94,7 @@ def decode(config: RunConfig, *, rows: int) -> Result:
 def memory(config: RunConfig, *, count: int) -> Result:
     """Peak memory after a tenth of `count` steps and after all of them: what a run that leaks would show."""
     _set_threads(config)
-    task = resolve("task", config.task.name).from_config(config.data)
+    task = build_task(config)
     trainer = Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
     early = 0
     for number in range(count):

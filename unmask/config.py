@@ -7,6 +7,7 @@ tree that `RunConfig.from_tree` checks.
 
 import difflib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -53,6 +54,10 @@ class Section(BaseModel):
     alternatives: ClassVar[tuple[str, ...]] = ()
     """Keys of which a later one, in an override or an extending recipe, takes the place of an earlier one."""
 
+    def of_run(self, folder: Path) -> "Section":
+        """These settings where the run lies in `folder`: a section may prefer copies of its files kept there."""
+        return self
+
 
 def name_of(section: Section) -> str:
     """What a `data`, `model` or `process` section says its component is."""
@@ -97,7 +102,9 @@ class TrainConfig(Section):
     device: str = Field("auto", description="auto: cuda if there is one, else cpu")
     compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: where a compiler works")
     threads: int | None = Field(None, ge=1, description="CPU threads; null = PyTorch's choice")
-    init: str | None = Field(None, description="a RUN (or export) whose weights to start from")
+    init: str | None = Field(
+        None, description="weights to start from: a RUN, an export, or a Hugging Face folder of a Llama or Qwen2/3"
+    )
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="newest checkpoints to keep, beside the best")
     keep_every: int | None = Field(None, ge=1, description="also keep every checkpoint at a multiple of this step")
@@ -171,6 +178,10 @@ class RunConfig(Section):
     decode: DecodeConfig = DecodeConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+
+    def of_run(self, folder: Path) -> "RunConfig":
+        """These settings where the run lies in `folder`."""
+        return self.model_copy(update={"data": self.data.of_run(folder)})
 
     @staticmethod
     def from_tree(tree: dict[str, Any]) -> "RunConfig":

@@ -18,7 +18,9 @@ COMPONENTS = {
     "process": {
         "uniform": "unmask.masking.random:RandomMasking",
         "puma": "unmask.masking.puma:PumaPool",
+        "puma_variable": "unmask.masking.puma_variable:VariablePumaPool",
         "in_turn": "unmask.masking.in_turn:InTurn",
+        "ar": "unmask.masking.causal:NextToken",
     },
 }
 

@@ -5,6 +5,7 @@ Dimensions: B rows, L positions, M scored positions, V vocabulary. Tokens: `x0` 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +23,8 @@ class TokenSpec:
     mask_id: int
     eos_id: int | None = None
     pad_id: int | None = None
+    fingerprint: str | None = None
+    """Of a vocabulary of text: ids of equal fingerprints mean the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +32,24 @@ class CleanBatch:
     """Examples as the task gives them. True in `prompt_mask` means given: such a position is never masked."""
 
     x0: Int[Tensor, "B L"]
+    """Questions whose answer is not known as tokens hold `mask_id` in its place."""
     prompt_mask: Bool[Tensor, "B L"]
+    answers: tuple[Any, ...] | None = None
+    """What the task grades by, one for each row, where `x0` does not say it."""
 
     def __len__(self) -> int:
         return len(self.x0)
 
     def __getitem__(self, rows: slice) -> "CleanBatch":
-        return CleanBatch(x0=self.x0[rows], prompt_mask=self.prompt_mask[rows])
+        answers = None if self.answers is None else self.answers[rows]
+        return CleanBatch(x0=self.x0[rows], prompt_mask=self.prompt_mask[rows], answers=answers)
 
     def to(self, device: torch.device) -> "CleanBatch":
-        return CleanBatch(x0=send(self.x0, device), prompt_mask=send(self.prompt_mask, device))
+        return CleanBatch(x0=send(self.x0, device), prompt_mask=send(self.prompt_mask, device), answers=self.answers)
+
+    def is_known(self, mask_id: int) -> bool:
+        """Whether the answers are known as tokens, so that they have a likelihood."""
+        return not bool((self.x0 == mask_id).any())
 
     def masked(self, mask_id: int) -> Int[Tensor, "B L"]:
         """The canvas at t = 1: the prompt, and `mask_id` everywhere else."""

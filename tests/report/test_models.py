@@ -35,7 +35,7 @@ def test_a_trace_is_what_the_decoder_did() -> None:
             assert step["revealed"] == [surest]
             xt[surest] = step["guess"][step["at"].index(surest)]
         assert trace["tokens"] == xt.tolist()
-        assert trace["is_solved"] == TOY.grade(examples[:1], xt[None])["accuracy"].item()
+        assert trace["is_solved"] == TOY.grade(examples[:1], xt[None]).measures["accuracy"].item()
 
 
 def test_masks_met_when_decoding() -> None:

@@ -193,7 +193,7 @@ GRADED = {
 def test_an_answer_counts_up_to_its_first_end(wrong: list[int], accuracy: bool, exact_match: bool) -> None:
     tokens = torch.tensor([ROW])
     tokens[:, wrong] = 9
-    grades = make_task(length=8).grade(example(ROW, 2), tokens)
+    grades = make_task(length=8).grade(example(ROW, 2), tokens).measures
     assert {name: grade.tolist() for name, grade in grades.items()} == {
         "accuracy": [accuracy],
         "exact_match": [exact_match],
@@ -202,7 +202,7 @@ def test_an_answer_counts_up_to_its_first_end(wrong: list[int], accuracy: bool, 
 
 def test_an_end_that_is_not_stored_ends_nothing() -> None:
     stored, said = [1, 2, 3, 4, 5, 6, 7, 8], [1, 2, EOS, EOS, EOS, EOS, EOS, EOS]
-    grades = make_task(length=8).grade(example(stored, 2), torch.tensor([said]))
+    grades = make_task(length=8).grade(example(stored, 2), torch.tensor([said])).measures
     assert not grades["accuracy"].any()
 
 
@@ -210,7 +210,7 @@ def test_an_end_that_is_not_stored_ends_nothing() -> None:
 def test_without_an_end_token_every_position_of_the_answer_counts(wrong: int) -> None:
     tokens = torch.tensor([ROW])
     tokens[:, wrong] = 9
-    grades = make_task(length=8, eos_id=None).grade(example(ROW, 2), tokens)
+    grades = make_task(length=8, eos_id=None).grade(example(ROW, 2), tokens).measures
     assert grades["accuracy"].tolist() == grades["exact_match"].tolist() == [wrong < 2]
 
 
@@ -219,7 +219,7 @@ def test_grading_is_what_it_says_row_by_row(folder: Path) -> None:
     rng = np.random.default_rng(2)
     is_changed = torch.from_numpy(rng.random((ROWS, LENGTH)) < 0.05)
     tokens = torch.where(is_changed, (examples.x0 + 1) % MASK, examples.x0)
-    grades = make_task().grade(examples, tokens)
+    grades = make_task().grade(examples, tokens).measures
     for x0, prompt_mask, row, accuracy, exact in zip(
         examples.x0, examples.prompt_mask, tokens, grades["accuracy"], grades["exact_match"], strict=True
     ):

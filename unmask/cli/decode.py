@@ -16,7 +16,7 @@ from unmask.cli import options
 from unmask.decoding.build import AnyDecoder, build_decoder
 from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
 from unmask.progress import console, progress
-from unmask.registry import resolve
+from unmask.tasks.build import build_task
 from unmask.tasks.task import Task
 from unmask.training import loading
 from unmask.training.trainer import resolve_device
@@ -48,7 +48,7 @@ def decode(
     """
     source = loading.read(run, weights=options.check_weights(weights), step=step)
     config = source.config.decode if decoder is None else options.parse_decoder(decoder, source.config.decode)
-    task: Task = resolve("task", source.config.task.name).from_config(source.config.data)
+    task = build_task(source.config)
     prompts = _read_prompts(task, file)
     place = resolve_device(device or source.config.train.device)
     dtype = resolve_dtype(config.dtype or source.config.train.dtype, place)

@@ -1,5 +1,8 @@
 """`unmask eval`."""
 
+import hashlib
+import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,16 +10,17 @@ import typer
 from rich.table import Table
 
 from unmask.cli import options
-from unmask.config import DecodeConfig
+from unmask.config import DecodeConfig, RunConfig, check_section
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
 from unmask.models.precision import parameter_dtype, resolve_dtype
-from unmask.progress import console
+from unmask.progress import progress
 from unmask.registry import resolve
-from unmask.tasks.task import Task
+from unmask.tasks.build import build_task
 from unmask.training import loading
 from unmask.training.trainer import resolve_device
+from unmask.types import CleanBatch
 
 
 def evaluate(
@@ -24,16 +28,22 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Examples from a file; the run's held-out ones unless given.")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What the examples are, if not what the run was trained on: gsm8k.")
+    ] = None,
     decoder: Annotated[list[str] | None, typer.Option(help=options.DECODER_HELP + " May be repeated.")] = None,
     examples: Annotated[
         int | None, typer.Option(min=1, help="How many; all of a file, or eval.examples, unless given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new file of JSON lines: each example, its answer, and what is right about it.")
     ] = None,
     weights: options.Weights = None,
     step: options.Step = "last",
     device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Evaluate a run: NELBO under uniform masks, and accuracy for each decoder.
+    """Evaluate a run: NELBO under uniform masks (a causal model: NLL), and accuracy for each decoder.
 
     Examples:
 
@@ -42,37 +52,72 @@ def evaluate(
     * `unmask eval runs/sudoku-puma --decoder margin --decoder prob,tokens_per_step=3 --json`
 
     * `unmask eval runs/sudoku-puma --data hard.csv --step best`
+
+    * `unmask eval runs/tinygsm-puma --task gsm8k --data test.jsonl --out answers.jsonl`
     """
     source = loading.read(run, weights=options.check_weights(weights), step=step)
-    config = source.config
+    config = source.config if task is None else _with_task(source.config, task)
     decoders = [options.parse_decoder(text, config.decode) for text in decoder or []] or config.eval.decoders(
         config.decode
     )
-    task: Task = resolve("task", config.task.name).from_config(config.data)
+    judge = build_task(config)
     chosen = (
-        task.validation(examples or config.eval.examples) if data is None else task.examples_from_file(data)[:examples]
+        judge.validation(examples or config.eval.examples)
+        if data is None
+        else judge.examples_from_file(data)[:examples]
     )
     place = resolve_device(device or config.train.device)
     dtype = resolve_dtype(_check_decoders(decoders) or config.train.dtype, place)
     model = source.model().to(place, parameter_dtype(dtype))
     if any(decoder.compile for decoder in decoders):
         model.compile_decoding()
-    with console.status(f"Evaluating {run} on {len(chosen)} examples"):
-        result = evaluate_model(model, task, chosen, decoders, nelbo_draws=config.eval.nelbo_draws, dtype=dtype)
+    with nullcontext() if out is None else options.new_file(out) as answers:
+        with progress(f"Evaluating {run}", len(chosen) * len(decoders)) as update:
+            result = evaluate_model(
+                model, judge, chosen, decoders, nelbo_draws=config.eval.nelbo_draws, dtype=dtype, update=update
+            )
+        for label, measured in result.accuracy.items() if answers else ():
+            for number, record in enumerate(measured.records):
+                answers.write(json.dumps({"example": number, "decoder": label} | record) + "\n")
     protocol = {
         "run": str(run),
         "step": source.step,
         "weights": source.weights,
+        "task": config.task.name,
         "dtype": dtype,
         "data": "validation" if data is None else str(data),
+        "data_sha256": _sha256(chosen),
         "examples": len(chosen),
-        "nelbo": f"uniform masks, {config.eval.nelbo_draws} per example; nats per maskable token",
+        "nelbo": _how(result, config.eval.nelbo_draws),
         "decoders": {config.label: config.model_dump(mode="json") for config in decoders},
     }
     if as_json:
         options.print_json(_as_dict(result) | {"protocol": protocol})
     else:
         _print_table(result, protocol)
+
+
+def _with_task(config: RunConfig, task: str) -> RunConfig:
+    """The run's settings of the data, read as those of `task`."""
+    section = resolve("task", task).Config
+    given = {key: value for key, value in config.data.model_dump().items() if key in section.model_fields}
+    choice = config.task.model_copy(update={"name": task})
+    return config.model_copy(update={"task": choice, "data": check_section(section, given, f"--task {task}: data")})
+
+
+def _sha256(examples: CleanBatch) -> str:
+    """Of the examples themselves: prompts, and answers as far as they are known."""
+    digest = hashlib.sha256(examples.x0.numpy().tobytes() + examples.prompt_mask.numpy().tobytes())
+    digest.update(json.dumps(examples.answers).encode())
+    return digest.hexdigest()
+
+
+def _how(result: Evaluation, draws: int) -> str:
+    if result.nelbo is None:
+        return "none: the answers are not known as tokens"
+    if result.is_exact:
+        return "exact NLL of a causal model; nats per maskable token"
+    return f"uniform masks, {draws} per example; nats per maskable token"
 
 
 def _check_decoders(decoders: list[DecodeConfig]) -> str | None:
@@ -89,11 +134,13 @@ def _check_decoders(decoders: list[DecodeConfig]) -> str | None:
 def _as_dict(result: Evaluation) -> dict[str, Any]:
     accuracy = result.accuracy
     return {
-        "nelbo": result.nelbo.value,
-        "nelbo_stderr": result.nelbo.stderr,
+        "nelbo": result.nelbo and result.nelbo.value,
+        "nelbo_stderr": result.nelbo and result.nelbo.stderr,
         "accuracy": {label: measured.accuracy for label, measured in accuracy.items()},
         "accuracy_stderr": {label: measured.stderr for label, measured in accuracy.items()},
+        "interval": {label: list(measured.interval) for label, measured in accuracy.items()},
         "shares": {label: measured.shares for label, measured in accuracy.items()},
+        "reasons": {label: measured.reasons for label, measured in accuracy.items() if measured.reasons},
         "nfe": {label: measured.nfe for label, measured in accuracy.items()},
     }
 
@@ -101,15 +148,20 @@ def _as_dict(result: Evaluation) -> dict[str, Any]:
 def _print_table(result: Evaluation, protocol: dict[str, Any]) -> None:
     measures = list(next(iter(result.accuracy.values())).shares)
     table = Table()
-    for column in ("decoder", *measures, "NFE"):
+    for column in ("decoder", measures[0], "95 % interval", *measures[1:], "NFE"):
         table.add_column(column, justify="left" if column == "decoder" else "right")
     for label, measured in result.accuracy.items():
-        shares = [f"{share:.1%}" for share in measured.shares.values()]
-        shares[0] += f" ± {measured.stderr:.1%}"
-        table.add_row(label, *shares, f"{measured.nfe:.1f}")
+        first, *others = (f"{share:.1%}" for share in measured.shares.values())
+        low, high = measured.interval
+        table.add_row(label, first, f"{low:.1%} to {high:.1%}", *others, f"{measured.nfe:.1f}")
     out = options.results()
     out.print(
         f"{protocol['run']}, step {protocol['step']}, {protocol['weights']} weights, {protocol['examples']} examples"
     )
     out.print(table)
-    out.print(f"NELBO {result.nelbo.value:.4f} ± {result.nelbo.stderr:.4f} nats per maskable token")
+    for label, measured in result.accuracy.items():
+        if measured.reasons:
+            out.print(f"{label}: " + ", ".join(f"{count} {reason}" for reason, count in measured.reasons.items()))
+    if result.nelbo is not None:
+        name = "NLL" if result.is_exact else "NELBO"
+        out.print(f"{name} {result.nelbo.value:.4f} ± {result.nelbo.stderr:.4f} nats per maskable token")

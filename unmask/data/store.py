@@ -22,7 +22,7 @@ from torch import Tensor
 from unmask.errors import UserError
 from unmask.types import CleanBatch
 
-_META = "meta.json"
+META = "meta.json"
 
 
 class RowStore:
@@ -34,10 +34,10 @@ class RowStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        meta = _read_meta(folder / _META)
+        meta = _read_meta(folder / META)
         self.num_rows, self.length = (_positive(meta, key, folder) for key in ("num_examples", "max_len"))
         if self.length % 8:
-            raise UserError(f"{folder / _META}: max_len={self.length}: must be a multiple of 8, eight positions a byte")
+            raise UserError(f"{folder / META}: max_len={self.length}: must be a multiple of 8, eight positions a byte")
         self._labels = _map(folder / "labels.bin", np.dtype(np.uint32), (self.num_rows, self.length))
         self._prompts = _map(folder / "prompt_mask.bin", np.dtype(np.uint8), (self.num_rows, self.length // 8))
 
@@ -65,7 +65,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
 def _positive(meta: dict[str, Any], key: str, folder: Path) -> int:
     value = meta.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{folder / _META}: {key}={value!r}: must be a positive whole number")
+        raise UserError(f"{folder / META}: {key}={value!r}: must be a positive whole number")
     return value
 
 
@@ -75,7 +75,7 @@ def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> NDArray[An
         size = path.stat().st_size
         if size != expected:
             raise UserError(
-                f"{path}: holds {size} bytes, where {_META} says {expected} ({shape[0]} rows); "
+                f"{path}: holds {size} bytes, where {META} says {expected} ({shape[0]} rows); "
                 "it is cut short, or not of this store: make the store again"
             )
         return np.memmap(path, dtype=dtype, mode="r", shape=shape)

@@ -1,11 +1,11 @@
 """The protocol of an evaluation: a NELBO, and the accuracy of every decoder asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from unmask.config import DecodeConfig
 from unmask.evaluation.accuracy import Accuracy, accuracy
-from unmask.evaluation.nelbo import Estimate, nelbo
+from unmask.evaluation.nelbo import Estimate, nelbo, nll
 from unmask.models.denoiser import Denoiser
 from unmask.tasks.task import Task
 from unmask.types import CleanBatch
@@ -15,7 +15,9 @@ from unmask.types import CleanBatch
 class Evaluation:
     """`accuracy` by decoder label (see `DecodeConfig.label`), in the order asked for."""
 
-    nelbo: Estimate
+    nelbo: Estimate | None
+    """Nats per maskable token; None where no answers are known. Of a causal model the NLL itself: `is_exact`."""
+    is_exact: bool
     accuracy: dict[str, Accuracy]
 
 
@@ -27,14 +29,34 @@ def evaluate(
     *,
     nelbo_draws: int,
     dtype: str,
+    update: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Evaluates in eval mode, and leaves the model in the mode that it had."""
+    """Evaluates in eval mode, and leaves the model in the mode that it had.
+
+    `update` is told how many of the `len(examples) x len(decoders)` answers are there.
+    """
+
+    def tell(number: int) -> Callable[[int], None] | None:
+        return None if update is None else lambda done: update(number * len(examples) + done)
+
     was_training = model.training
     model.eval()
     try:
         return Evaluation(
-            nelbo=nelbo(model, examples, draws=nelbo_draws, dtype=dtype),
-            accuracy={config.label: accuracy(model, task, examples, config, dtype=dtype) for config in decoders},
+            nelbo=_likelihood(model, task, examples, nelbo_draws, dtype),
+            is_exact=model.is_causal,
+            accuracy={
+                config.label: accuracy(model, task, examples, config, dtype=dtype, update=tell(number))
+                for number, config in enumerate(decoders)
+            },
         )
     finally:
         model.train(was_training)
+
+
+def _likelihood(model: Denoiser, task: Task, examples: CleanBatch, draws: int, dtype: str) -> Estimate | None:
+    if not examples.is_known(task.tokens.mask_id):
+        return None
+    if model.is_causal:
+        return nll(model, examples, eos_id=task.tokens.eos_id, dtype=dtype)
+    return nelbo(model, examples, draws=draws, dtype=dtype)

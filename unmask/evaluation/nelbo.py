@@ -77,7 +77,7 @@ def nll(
     for start in range(0, len(examples), batch_size):
         rows = slice(start, start + batch_size)
         clean = examples[rows].to(device)
-        batch = score(clean.x0, clean.x0, is_answer(clean, eos_id), torch.ones(len(clean), device=device))
+        batch = score(clean.x0, clean.x0, is_answer(clean, eos_id), torch.ones(clean.x0.shape, device=device))
         with autocast(dtype, device):
             stats = model(batch)
         total[rows] = batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()

@@ -40,8 +40,8 @@ class NextToken(IndependentBatches):
         own, total = self.shard, self.shard.total
         everyone = stream[step * total + torch.arange(total)]  # the number of tokens is the global batch's
         is_scored = is_answer(everyone, self.eos_id)
-        weight = torch.full((own.size,), total / is_scored.sum().item(), dtype=torch.float64)
         x0 = everyone.x0[own.start : own.stop]
+        weight = torch.full(x0.shape, total / is_scored.sum().item(), dtype=torch.float64)
         return score(x0, x0, is_scored[own.start : own.stop], weight)
 
 

@@ -94,15 +94,15 @@ def score_masked(
     x0: Int[Tensor, "b L"], xt: Int[Tensor, "b L"], mask_id: int, row_weight: Float[Tensor, "b"]
 ) -> MaskedBatch:
     """A batch that scores exactly the masked positions, each with its row's weight. Waits for the device once."""
-    return score(x0, xt, xt == mask_id, row_weight)
+    return score(x0, xt, xt == mask_id, row_weight.unsqueeze(1).expand(x0.shape))
 
 
 def score(
-    x0: Int[Tensor, "b L"], xt: Int[Tensor, "b L"], is_scored: Bool[Tensor, "b L"], row_weight: Float[Tensor, "b"]
+    x0: Int[Tensor, "b L"], xt: Int[Tensor, "b L"], is_scored: Bool[Tensor, "b L"], weights: Float[Tensor, "b L"]
 ) -> MaskedBatch:
-    """A batch that scores these positions, each with its row's weight. Waits for the device once."""
+    """A batch that scores these positions, with their weights. Waits for the device once."""
     scored = is_scored.flatten().nonzero().squeeze(1)
-    weight = row_weight.repeat_interleave(x0.shape[1])[scored]
+    weight = weights.flatten()[scored]
     missing = -len(scored) % PAD_MULTIPLE
     return MaskedBatch(
         x0=x0,

@@ -12,10 +12,10 @@ from unmask.decoding.build import build_decoder
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import parameter_dtype, resolve_dtype
-from unmask.registry import resolve
 from unmask.report.masks import Masks, met_when_decoding, trained_on
 from unmask.report.replay import traces
 from unmask.report.runs import Methods, Recorded
+from unmask.tasks.build import build_task
 from unmask.tasks.task import Task
 from unmask.training import checkpoint, loading
 from unmask.training.trainer import Trainer, resolve_device
@@ -92,10 +92,7 @@ def _decode(
 
 
 def _task(run: Recorded) -> Task:
-    task = resolve("task", run.config.task.name).from_config(run.config.data)
-    if not isinstance(task, Task):
-        raise UserError(f"{run.folder}: task.name={run.config.task.name} lacks part of the protocol `Task`")
-    return task
+    return build_task(run.config.of_run(run.folder))
 
 
 def _device(run: Recorded) -> torch.device:
@@ -155,6 +152,13 @@ class _Replay:
     def num_traces(self) -> int:
         return sum(map(len, self.traces.values()))
 
+    def _shown(self, *canvases: list[list[int]]) -> set[int]:
+        """The tokens that the page writes somewhere: of a large vocabulary, few."""
+        tokens = {token for canvas in canvases for row in canvas for token in row}
+        for trace in (trace for own in self.traces.values() for trace in own):
+            tokens.update(trace["tokens"], *(step["guess"] for step in trace["steps"]))
+        return tokens
+
     def as_dict(self, methods: list[str]) -> dict[str, Any]:
         """`styles` are the shown methods' numbers among all."""
         task, examples = self.task, self.examples
@@ -163,7 +167,7 @@ class _Replay:
         prompts = examples.masked(task.tokens.mask_id).tolist()
         return {
             "canvas": vars(task.canvas),
-            "symbols": [task.symbol(token) for token in range(task.tokens.vocab_size)],
+            "symbols": {token: task.symbol(token) for token in sorted(self._shown(prompts, examples.x0.tolist()))},
             "mask_id": task.tokens.mask_id,
             "methods": list(self.traces),
             "styles": [methods.index(name) for name in self.traces],

@@ -59,7 +59,7 @@ def traces(
         tokens, reveal_step = decoded.tokens.cpu(), decoded.reveal_step[0].cpu()
         yield {
             "tokens": tokens[0].tolist(),
-            "is_solved": bool(task.grade(example, tokens)["accuracy"][0]),
+            "is_solved": bool(task.grade(example, tokens).measures["accuracy"][0]),
             "steps": [
                 {
                     "at": said.at.tolist(),

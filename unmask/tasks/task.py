@@ -27,12 +27,25 @@ class Canvas:
     clue_start: int | None = None
 
 
+@dataclass(frozen=True)
+class Grades:
+    """Which of B examples are right."""
+
+    measures: dict[str, Bool[Tensor, "B"]]
+    """By name, on the CPU; `accuracy`, the first, is the one that counts."""
+    details: list[dict[str, Any]] | None = None
+    """What else there is to say of each, as JSON objects."""
+
+
 @runtime_checkable
 class Task(Protocol):
     """Data, and what counts as solved.
 
     A class that is named in `task.name` also has `Config`, a pydantic model of the `data` section, and
-    `from_config(config)`. Reading or making the data waits until it is asked for.
+    `from_config(config)`. Reading or making the data waits until it is asked for. It may have `keep_files(folder)`,
+    which copies files that decoding needs into the folder of a run, where `Config.of_run` finds them, and
+    `original_ids`, the ids that its tokens have in the tokenizer of a Hugging Face checkpoint (None: a new one), for
+    `train.init`.
     """
 
     tokens: TokenSpec
@@ -58,8 +71,8 @@ class Task(Protocol):
         """Canvases to decode, one per non-empty line, `mask_id` where something is to be filled in."""
         ...
 
-    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> dict[str, Bool[Tensor, "B"]]:
-        """What is right about finished canvases; `accuracy` is the measure that counts."""
+    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> "Grades":
+        """What is right about finished canvases."""
         ...
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:

@@ -18,24 +18,35 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.config import Section
-from unmask.data.store import RowStore
+from unmask.data.store import META, RowStore
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
 from unmask.masking.causal import is_answer
 from unmask.noise import Purpose
-from unmask.tasks.task import Canvas
+from unmask.tasks.task import Canvas, Grades
 from unmask.types import CleanBatch, TokenSpec
 
 
 class TokensData(Section):
+    """What is not given is as the store at `path` says, if that was made by `unmask prepare`."""
+
     path: str | None = Field(None, description="folder of labels.bin, prompt_mask.bin and meta.json")
     length: int = Field(512, ge=1, description="positions of a row")
     vocab_size: int = Field(ge=2, description="ids that the model knows, the mask among them")
     mask_id: int = Field(ge=0, description="an id that no row holds")
     eos_id: int | None = Field(None, ge=0, description="ends an answer, and pads it")
+    fingerprint: str | None = Field(None, description="of the vocabulary; a store of another one is refused")
     validation_ratio: float = Field(0.02, gt=0, lt=1)
     seed: int = Field(0, ge=0, description="of the split")
     prompt_length: int = Field(100, ge=0, description="of the random rows that `unmask bench` takes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_store(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("path"), str):
+            return given
+        said = settings_of_store(Path(given["path"]).expanduser())
+        return {key: value for key, value in said.items() if key in cls.model_fields} | given
 
     @model_validator(mode="after")
     def _check(self) -> "TokensData":
@@ -54,6 +65,28 @@ class TokensData(Section):
         return sorted([self.mask_id] if self.eos_id is None else [self.mask_id, self.eos_id])
 
 
+def settings_of_store(folder: Path) -> dict[str, Any]:
+    """The settings of the section `data` that the store in `folder` was made with; those that it does not say are missing.
+
+    A store that cannot be read says nothing here: who opens it says what is wrong.
+    """
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        tokenizer = meta.get("tokenizer")
+    except (OSError, ValueError, AttributeError):
+        return {}
+    said = {key: meta.get(name) for key, name in _IN_META.items()}
+    said["fingerprint"] = tokenizer.get("fingerprint") if isinstance(tokenizer, dict) else None
+    return {key: value for key, value in said.items() if value is not None}
+
+
+_IN_META = {
+    "length": "max_len",
+    "seed": "split_seed",
+    **{key: key for key in ("vocab_size", "mask_id", "eos_id", "separator", "validation_ratio")},
+}
+
+
 class Tokens:
     Config = TokensData
 
@@ -65,6 +98,7 @@ class Tokens:
             mask_id=config.mask_id,
             eos_id=config.eos_id,
             pad_id=config.eos_id,
+            fingerprint=config.fingerprint,
         )
         self.canvas = Canvas(columns=16)
 
@@ -78,13 +112,25 @@ class Tokens:
             raise UserError(
                 "data.path is missing; give the folder that holds labels.bin, prompt_mask.bin and meta.json"
             )
-        store = RowStore(Path(self.config.path).expanduser())
+        return self._check_store(RowStore(Path(self.config.path).expanduser()))
+
+    def _check_store(self, store: RowStore) -> RowStore:
         if store.length != self.config.length:
             raise UserError(f"{store.folder}: its rows have {store.length} tokens; set data.length={store.length}")
         if self._num_held_out(store) in (0, len(store)):
             ratio = self.config.validation_ratio
             raise UserError(f"{store.folder}: data.validation_ratio={ratio} of {len(store)} rows leaves a part empty")
+        self._check_vocabulary(store)
         return store
+
+    def _check_vocabulary(self, store: RowStore) -> None:
+        """Whether ids mean the same in the store and to the model, as far as both say."""
+        said = settings_of_store(store.folder).get("fingerprint")
+        if self.config.fingerprint is not None and said not in (None, self.config.fingerprint):
+            raise UserError(
+                f"{store.folder}: was made with another tokenizer or vocabulary than data.fingerprint, which is the "
+                "run's; prepare these rows with `--vocabulary` of the run's store, or train a new run on them"
+            )
 
     def _num_held_out(self, store: RowStore) -> int:
         return round(self.config.validation_ratio * len(store))
@@ -124,6 +170,7 @@ class Tokens:
         store = RowStore(path)
         if store.length != self.config.length:
             raise UserError(f"{path}: its rows have {store.length} tokens, the model's {self.config.length}")
+        self._check_vocabulary(store)
         return self._checked(store, torch.arange(len(store)))
 
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
@@ -155,11 +202,11 @@ class Tokens:
     def _may_be_given(self, value: Any) -> bool:
         return type(value) is int and 0 <= value < self.config.vocab_size and value != self.config.mask_id
 
-    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> dict[str, Bool[Tensor, "B"]]:
+    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
         """`accuracy`: the stored answer, up to its first end token; `exact_match`: to the last position."""
         is_same = (tokens.cpu() == examples.x0) | examples.prompt_mask
         is_ignored = ~is_answer(examples, self.config.eos_id)
-        return {"accuracy": (is_same | is_ignored).all(dim=-1), "exact_match": is_same.all(dim=-1)}
+        return Grades({"accuracy": (is_same | is_ignored).all(dim=-1), "exact_match": is_same.all(dim=-1)})
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         is_answer = prompt == self.config.mask_id

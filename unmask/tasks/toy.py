@@ -18,7 +18,7 @@ from unmask import noise
 from unmask.config import Section
 from unmask.errors import UserError
 from unmask.noise import Purpose
-from unmask.tasks.task import Canvas
+from unmask.tasks.task import Canvas, Grades
 from unmask.types import CleanBatch, TokenSpec
 
 
@@ -84,11 +84,11 @@ class Toy:
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
         raise UserError(f"{source}: the toy task has no prompts")
 
-    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> dict[str, Bool[Tensor, "B"]]:
+    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
         """Right is a sequence at least as likely as uniform chance."""
         place = self.config.values ** torch.arange(self.config.length - 1, -1, -1)
         p = self.probabilities[(tokens.cpu() * place).sum(dim=-1)]
-        return {"accuracy": p >= 1 / len(self.sequences)}
+        return Grades({"accuracy": p >= 1 / len(self.sequences)})
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         return {"prompt": prompt.tolist(), "answer": tokens.tolist()}

@@ -14,7 +14,7 @@ from unmask.errors import UserError
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.progress import warn
-from unmask.registry import resolve
+from unmask.tasks.build import build_task, keep_files
 from unmask.training import checkpoint
 from unmask.training.folder import read_tree
 from unmask.types import TokenSpec
@@ -80,6 +80,7 @@ def export(run: str | Path, target: str | Path, *, weights: str | None = None, s
         target.mkdir(parents=True, exist_ok=True)
         save_file(source.tensors, target / "model.safetensors", metadata={"format": "pt"})
         (target / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+        keep_files(build_task(source.config), target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error}") from error
     return source
@@ -87,7 +88,7 @@ def export(run: str | Path, target: str | Path, *, weights: str | None = None, s
 
 def _read_run(run: Path, weights: str | None, step: str) -> Source:
     try:
-        config = RunConfig.from_tree(read_tree(run))
+        config = RunConfig.from_tree(read_tree(run)).of_run(run)
     except UserError as error:
         raise UserError(f"{run / 'config.yaml'}: {error}") from error
     path = checkpoint.find(run, step, warn)
@@ -98,8 +99,7 @@ def _read_run(run: Path, weights: str | None, step: str) -> Source:
     weights = weights or ("raw" if averaged is None else "ema")
     if weights == "ema" and averaged is not None:
         tensors |= averaged
-    tokens = resolve("task", config.task.name).from_config(config.data).tokens
-    return Source(config, tokens, tensors, weights, checkpoint.step_of(path))
+    return Source(config, build_task(config).tokens, tensors, weights, checkpoint.step_of(path))
 
 
 def _section(path: Path, prefix: str) -> dict[str, Tensor]:
@@ -120,4 +120,4 @@ def _read_export(source: Path, weights: str | None, step: str) -> Source:
         tensors = load_file(source / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source / 'model.safetensors'}: damaged: {error}; export it again") from error
-    return Source(RunConfig.from_tree(tree), tokens, tensors, *held)
+    return Source(RunConfig.from_tree(tree).of_run(source), tokens, tensors, *held)

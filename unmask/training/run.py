@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from unmask.config import RunConfig
+from unmask.decoding.build import build_decoder
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation, evaluate
 from unmask.progress import console, warn
-from unmask.registry import resolve
-from unmask.tasks.task import Task
-from unmask.training import checkpoint, loading
+from unmask.tasks.build import build_task, keep_files
+from unmask.training import checkpoint, warm_start
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.logger import Board, MetricsFile, StepDisplay
 from unmask.training.trainer import StepReport, Trainer
@@ -73,7 +73,7 @@ class Run:
         self.config = config
         self.folder = folder
         self.title = title
-        self.task: Task = resolve("task", config.task.name).from_config(config.data)
+        self.task = build_task(config)
         self.stop_requested = False
         self.saved_step = 0
 
@@ -93,16 +93,29 @@ class Run:
             self.trainer.device, dtype=self.trainer.dtype, is_compiled=self.trainer.is_compiled
         ) | {"attention": known}
         self.examples = self.task.validation(self.config.eval.examples)
+        self._check_model()
         if not (resume and checkpoint.steps(self.folder.checkpoints)):
             self._start_warm()
         try:
             self.folder.open(self.config, environment, warn, resume=resume)
+            keep_files(self.task, self.folder.path)
             self.progress = self._restore(resume)
             self._compile(known)
             self.folder.note(environment | {"attention": self.trainer.attention})
             self._loop()
         finally:
             self.folder.close()
+
+    def _check_model(self) -> None:
+        """Whether the model can be trained on these examples, and evaluated as asked: before any work is done."""
+        model = self.trainer.model
+        for decoder in self.config.eval.decoders(self.config.decode):
+            build_decoder(decoder, model, self.task.tokens)
+        if model.alignment == "next" and not self.examples.prompt_mask[:, 0].all():
+            raise UserError(
+                "model.alignment=next predicts a token from what is before it, but position 0 of an example is to be "
+                "predicted; use alignment=same, or data with a prompt"
+            )
 
     def _compile(self, attention: str | None) -> None:
         """Before the first step, so that no step's time holds it. `attention`: what the run had chosen."""
@@ -129,20 +142,9 @@ class Run:
         return Progress()
 
     def _start_warm(self) -> None:
-        """Takes the weights that `train.init` names, if it does."""
-        source = self.config.train.init
-        if source is None:
-            return
-        weights = loading.read(source).tensors
-        own = self.trainer.model.state_dict()
-        wrong = [
-            name
-            for name in {*own, *weights}
-            if name not in own or name not in weights or own[name].shape != weights[name].shape
-        ]
-        if wrong:
-            raise UserError(f"train.init={source}: its model differs from this one in {', '.join(sorted(wrong)[:5])}")
-        self.trainer.load_weights(weights)
+        if self.config.train.init is not None:
+            model = self.trainer.model
+            self.trainer.load_weights(warm_start.read(self.config.train.init, self.task, self.config.model, model))
 
     def _loop(self) -> None:
         progress, config = self.progress, self.config
@@ -239,19 +241,21 @@ class Run:
         results = {name: self._evaluate_weights(name) for name in evaluated_weights(self.config)}
         headline = next(iter(results.values()))
         first = next(iter(headline.accuracy.values()))
+        assert headline.nelbo is not None, "held-out examples are known"
         values = {
             "eval/nelbo": headline.nelbo.value,
             "eval/nelbo_stderr": headline.nelbo.stderr,
             "eval/accuracy": first.accuracy,
         }
         for name, result in results.items():
-            values[f"eval/nelbo/{name}"] = result.nelbo.value
+            values[f"eval/nelbo/{name}"] = result.nelbo.value if result.nelbo else math.nan
             for label, measured in result.accuracy.items():
                 values[rate(name, label)] = measured.accuracy
         self._log(values)
         shown = ", ".join(f"{label} {measured.accuracy:.1%}" for label, measured in headline.accuracy.items())
         console.print(
-            f"{self.title}  step {self.progress.step}: accuracy {shown}; NELBO {headline.nelbo.value:.4f} nats"
+            f"{self.title}  step {self.progress.step}: accuracy {shown}; "
+            f"{'NLL' if headline.is_exact else 'NELBO'} {headline.nelbo.value:.4f} nats"
         )
         progress = self.progress
         progress.evaluated_step = progress.step

@@ -217,12 +217,12 @@ def test_prompts_grades_records_and_rendering_agree(layout: str) -> None:
     prompts = sudoku.prompts([EASY, "", HARD], "test")
     assert prompts.shape == (2, sudoku.tokens.length)
     examples = sudoku.validation(5)
-    right = sudoku.grade(examples, examples.x0)
+    right = sudoku.grade(examples, examples.x0).measures
     assert right["accuracy"].all()
     assert right["exact_match"].all()
     wrong = examples.x0.clone()
     wrong[0, -1] = wrong[0, -1] % 9 + 1
-    assert sudoku.grade(examples, wrong)["accuracy"].tolist() == [False] + [True] * 4
+    assert sudoku.grade(examples, wrong).measures["accuracy"].tolist() == [False] + [True] * 4
     tokens = prompts[0].clone()
     tokens[-81:] = torch.tensor([int(digit) for digit in EASY_SOLUTION])
     assert sudoku.record(prompts[0], tokens) == {"puzzle": EASY, "answer": EASY_SOLUTION, "solved": True}

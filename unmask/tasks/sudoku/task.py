@@ -28,7 +28,7 @@ from unmask.tasks.sudoku.generator import Difficulty, check_givens
 from unmask.tasks.sudoku.puzzles import PuzzleSet
 from unmask.tasks.sudoku.solver import solve
 from unmask.tasks.sudoku.symmetry import augment
-from unmask.tasks.task import Canvas
+from unmask.tasks.task import Canvas, Grades
 from unmask.types import CleanBatch, TokenSpec
 
 Layout = Literal["in_place", "two_grid"]
@@ -116,11 +116,11 @@ class Sudoku:
         clues = _tensor(puzzles)
         return encode(clues, clues, self.config.layout).masked(MASK_ID)
 
-    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> dict[str, Bool[Tensor, "B"]]:
+    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
         """`accuracy`: all givens kept and all units right; `exact_match`: and the puzzle has no other solution."""
         puzzles, answers = self._puzzle(examples.masked(MASK_ID)), tokens[:, -81:].cpu().numpy()
         solved = torch.from_numpy(grading.is_solved(puzzles, answers))
-        return {"accuracy": solved, "exact_match": solved & torch.from_numpy(grading.has_one_solution(puzzles))}
+        return Grades({"accuracy": solved, "exact_match": solved & torch.from_numpy(grading.has_one_solution(puzzles))})
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         puzzle, answer = self._puzzle(prompt[None])[0], board.to_text(tokens[-81:].cpu().numpy())

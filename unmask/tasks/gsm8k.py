@@ -1,0 +1,211 @@
+"""Word problems that are answered by a Python program: TinyGSM and GSM8K.
+
+A row is a question, a separator, a program and its end. An answer is right if the program, run in a sandbox, returns the
+problem's number: GSM8K's official answer, or what the row's own program returns.
+Dimensions: B rows, L positions.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from pydantic import Field
+from rich.text import Text
+from torch import Tensor
+
+from unmask.data.prompts import encode_prompts
+from unmask.data.vocabulary import Vocabulary
+from unmask.errors import UserError
+from unmask.progress import warn
+from unmask.tasks.problems import read_problems
+from unmask.tasks.programs.judging import judge
+from unmask.tasks.task import Canvas, Grades
+from unmask.tasks.tokens import Tokens, TokensData
+from unmask.types import CleanBatch
+
+_VOCABULARY = "vocabulary"
+_NO_PROGRAM = ("no_program", "syntax")
+_DID_NOT_RUN = (*_NO_PROGRAM, "blocked", "error", "timeout", "memory")
+
+
+class Gsm8kData(TokensData):
+    path: str | None = Field(None, description="a folder that `unmask prepare` made")
+    vocab_size: int = Field(151_645, ge=2, description="ids that the model knows, the mask among them")
+    mask_id: int = Field(151_644, ge=0, description="an id that no row holds")
+    eos_id: int | None = Field(151_643, ge=0, description="ends an answer, and pads it")
+    separator: str = Field("\n", description="between a question and its program")
+    tokenizer: str | None = Field(
+        None, description="folder of tokenizer.json and vocabulary.json; null = data.path, or the run's own copy"
+    )
+    seconds: float = Field(1.0, gt=0, description="that a program may run")
+
+    def of_run(self, folder: Path) -> "Gsm8kData":
+        own = folder / _VOCABULARY
+        return self.model_copy(update={"tokenizer": str(own)}) if own.is_dir() else self
+
+
+class Gsm8k(Tokens):
+    config: Gsm8kData
+    Config = Gsm8kData
+
+    def __init__(self, config: Gsm8kData) -> None:
+        super().__init__(config)
+        self.canvas = Canvas(columns=12)
+        self._numbers: dict[str, float | None] = {}
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the ids mean.
+
+        Raises:
+            UserError: there is none, or it is not the one that the data were made with.
+        """
+        folder = self.config.tokenizer or self.config.path
+        if folder is None:
+            raise UserError("data.tokenizer is missing; give the folder of tokenizer.json and vocabulary.json")
+        vocabulary = Vocabulary.load(Path(folder).expanduser())
+        for key, own, needed in (
+            ("fingerprint", vocabulary.fingerprint, self.config.fingerprint or vocabulary.fingerprint),
+            ("vocab_size", vocabulary.vocab_size, self.config.vocab_size),
+            ("mask_id", vocabulary.mask_id, self.config.mask_id),
+            ("eos_id", vocabulary.eos_id, self.config.eos_id),
+        ):
+            if own != needed:
+                raise UserError(f"{folder}: is not the run's tokenizer: its {key} is {own}, data.{key}={needed}")
+        return vocabulary
+
+    @property
+    def original_ids(self) -> Sequence[int | None]:
+        return self.vocabulary.original_ids
+
+    def keep_files(self, folder: Path) -> None:
+        """A copy of the vocabulary: to read what is decoded, and to ask new questions."""
+        if (target := folder / _VOCABULARY).exists() or not self._has_vocabulary:
+            return
+        target.mkdir()
+        self.vocabulary.save(target)
+
+    @property
+    def _has_vocabulary(self) -> bool:
+        """A store of the reference implementation has none; it is trained on all the same."""
+        folder = self.config.tokenizer or self.config.path
+        return folder is not None and (Path(folder).expanduser() / "vocabulary.json").exists()
+
+    # --- examples ----------------------------------------------------------------------------------------------------
+
+    def examples_from_file(self, path: Path) -> CleanBatch:
+        """A folder that `unmask prepare` made, or a file of problems (`read_problems`), whose answers are numbers."""
+        if path.is_dir():
+            return super().examples_from_file(path)
+        problems = read_problems(path)
+        canvases = self._canvases([problem.question for problem in problems], f"{path}: ")
+        return CleanBatch(
+            x0=canvases,
+            prompt_mask=canvases != self.config.mask_id,
+            answers=tuple(problem.answer for problem in problems),
+        )
+
+    def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
+        """Each line a question, or a JSON object with the string `question`."""
+        questions = [_question(line, f"{source}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+        if not questions:
+            raise UserError(f"{source}: holds no question; write one on each line")
+        return self._canvases(questions, f"{source}: ")
+
+    def _canvases(self, questions: list[str], where: str) -> Int[Tensor, "B L"]:
+        """Questions to be answered. Of one that is too long, the end is kept, with half of the canvas for the answer."""
+        prompts = encode_prompts(self.vocabulary, questions, self.config.separator)
+        room = self.config.length // 2
+        too_long = [number for number, ids in enumerate(prompts, 1) if len(ids) >= self.config.length]
+        if too_long:
+            warn(
+                f"{where}{len(too_long)} of {len(questions)} questions are longer than data.length={self.config.length} "
+                f"tokens (number {too_long[0]} is the first); only their last {room} tokens are asked"
+            )
+        canvases = torch.full((len(prompts), self.config.length), self.config.mask_id)
+        for canvas, ids in zip(canvases, prompts, strict=True):
+            kept = ids if len(ids) < self.config.length else ids[-room:]
+            canvas[: len(kept)] = torch.tensor(kept)
+        return canvases
+
+    # --- grading -----------------------------------------------------------------------------------------------------
+
+    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
+        """`accuracy`: the program returns the right number; `runs`: any number; `parses`: it is a program."""
+        golds = list(examples.answers) if examples.answers is not None else self._numbers_of(examples)
+        is_answer = ~examples.prompt_mask
+        judged = judge([self._answer(*row) for row in zip(tokens.cpu(), is_answer, strict=True)], golds,
+                       seconds=self.config.seconds)
+        reasons = [judgement.reason for judgement in judged]
+        return Grades(
+            {
+                "accuracy": torch.tensor([judgement.is_correct for judgement in judged]),
+                "runs": torch.tensor([reason not in _DID_NOT_RUN for reason in reasons]),
+                "parses": torch.tensor([reason not in _NO_PROGRAM for reason in reasons]),
+            },
+            [
+                {
+                    "program": judgement.program,
+                    "value": judgement.value,
+                    "gold": gold,
+                    "reason": judgement.reason,
+                    "output": judgement.output,
+                }
+                for judgement, gold in zip(judged, golds, strict=True)
+            ],
+        )
+
+    def _numbers_of(self, examples: CleanBatch) -> list[float | None]:
+        """What the rows' own programs return; None where one fails."""
+        programs = [self._answer(*row) for row in zip(examples.x0, ~examples.prompt_mask, strict=True)]
+        new = [program for program in dict.fromkeys(programs) if program not in self._numbers]
+        judged = judge(new, [None] * len(new), seconds=self.config.seconds)
+        self._numbers |= {program: judgement.value for program, judgement in zip(new, judged, strict=True)}
+        return [self._numbers[program] for program in programs]
+
+    def _answer(self, tokens: Int[Tensor, "L"], is_answer: Bool[Tensor, "L"]) -> str:
+        """The text up to the first end token; masks that are left are padding."""
+        ids = tokens[is_answer].tolist()
+        end = ids.index(self.config.eos_id) if self.config.eos_id in ids else len(ids)
+        return self.vocabulary.decode(ids[:end])
+
+    # --- for readers -------------------------------------------------------------------------------------------------
+
+    def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
+        is_answer = prompt == self.config.mask_id
+        question = self.vocabulary.decode(prompt[~is_answer].tolist())
+        return {
+            "question": question.removesuffix(self.config.separator),
+            "text": self._answer(tokens.cpu(), is_answer.cpu()),
+        }
+
+    def symbol(self, token: int) -> str:
+        if token == self.config.mask_id:
+            return ""
+        return self.vocabulary.decode([token]) if self._has_vocabulary else str(token)
+
+    def render(self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]) -> Text:
+        """The text with `_` where it is masked, up to the first end token."""
+        text = Text()
+        for token, given, new in zip(tokens.tolist(), is_given.tolist(), is_new.tolist(), strict=True):
+            if token == self.config.eos_id:
+                break
+            style = "bold" if given else "black on green" if new else "green"
+            text.append("_" if token == self.config.mask_id else self.symbol(token), style=style)
+        return text
+
+
+def _question(line: str, where: str) -> str:
+    if not line.lstrip().startswith("{"):
+        return line.rstrip("\n")
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row.get("question"), str):
+        raise UserError(f"{where}: needs the string `question`")
+    return row["question"]

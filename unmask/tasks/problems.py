@@ -1,0 +1,42 @@
+"""Word problems in files: questions with the number that answers them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from unmask.data.prepare.sources import File, Row
+from unmask.errors import UserError
+from unmask.tasks.programs.answers import parse_answer
+
+
+@dataclass(frozen=True)
+class Problem:
+    question: str
+    answer: float
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """The problems in a .jsonl, .jsonl.gz or .parquet file: the string `question`, and `answer`, a number or a text.
+
+    Of a text, what stands after the last `####` counts, as GSM8K writes it.
+
+    Raises:
+        UserError: the file cannot be read, or a row is not a problem, with its line.
+    """
+    problems = [_problem(row) for row in File(str(path)).rows(("question", "answer"))]
+    if not problems:
+        raise UserError(f"{path}: holds no problem; each line is an object with `question` and `answer`")
+    return problems
+
+
+def _problem(row: Row) -> Problem:
+    try:
+        content = json.loads(row.content) if isinstance(row.content, bytes) else row.content
+    except ValueError as error:
+        raise UserError(f"{row.place}: not JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("question"), str) or "answer" not in content:
+        raise UserError(f"{row.place}: needs the string `question`, and `answer`, a number or a text that ends in one")
+    try:
+        return Problem(content["question"], parse_answer(str(content["answer"])))
+    except ValueError as error:
+        raise UserError(f"{row.place}: answer: {error}") from error

@@ -1,0 +1,49 @@
+"""Weights to start from: of a run, an export, or a Hugging Face checkpoint."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from unmask.config import Section
+from unmask.errors import UserError
+from unmask.models import hf
+from unmask.tasks.task import Task
+from unmask.training import loading
+
+
+def read(source: str, task: Task, settings: Section, model: nn.Module) -> dict[str, Tensor]:
+    """The state of `model`, of `settings`, that `source` holds.
+
+    Raises:
+        UserError: nothing of the kind is there, or it is of another vocabulary or shape; the message says which.
+    """
+    folder = Path(source).expanduser()
+    weights = _of_checkpoint(folder, task, settings) if hf.is_checkpoint(folder) else _of_run(source, task)
+    own = model.state_dict()
+    wrong = [name for name in sorted({*own, *weights}) if _shape(own, name) != _shape(weights, name)]
+    if wrong:
+        named = "; ".join(f"{name} is {_shape(weights, name)}, here {_shape(own, name)}" for name in wrong[:3])
+        raise UserError(
+            f"train.init={source}: its model differs from this one: {named}; set `model` as it has it, or name another"
+        )
+    return weights
+
+
+def _of_run(source: str, task: Task) -> dict[str, Tensor]:
+    found = loading.read(source)
+    if found.tokens.fingerprint != task.tokens.fingerprint:
+        raise UserError(
+            f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with the "
+            "same tokenizer and vocabulary"
+        )
+    return found.tensors
+
+
+def _of_checkpoint(folder: Path, task: Task, settings: Section) -> dict[str, Tensor]:
+    hf.check_settings(folder, settings)
+    original_ids = getattr(task, "original_ids", None)
+    return hf.read_weights(folder, original_ids=original_ids, vocab_size=task.tokens.vocab_size)
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> tuple[int, ...] | str:
+    return tuple(tensors[name].shape) if name in tensors else "missing"
