@@ -305,6 +305,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0}
     ("given", "message"),
     [
         ({"model_type": "mistral"}, "model_type='mistral' is unknown; use a checkpoint of llama, qwen2, qwen3"),
+        ({"model_type": ["llama"]}, "is unknown; use a checkpoint of"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; use a checkpoint with silu"),
         ({"attention_bias": True}, "attention_bias=True is not supported; its output projection has a bias as well"),
         ({"model_type": "qwen3", "attention_bias": True}, "attention_bias=True is not supported"),

@@ -183,7 +183,7 @@ def check_settings(folder: str | Path, config: TransformerConfig) -> None:
 def _parse(file: Path) -> _HfConfig:
     given = _read_json(file)
     kind = given.get("model_type")
-    if kind not in _FAMILIES:
+    if not isinstance(kind, str) or kind not in _FAMILIES:
         raise UserError(f"{file}: model_type={kind!r} is unknown; use a checkpoint of {', '.join(_FAMILIES)}")
     try:
         return _HfConfig.model_validate(_FAMILIES[kind].absent | given)
