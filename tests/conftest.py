@@ -20,9 +20,19 @@ def _two_threads_and_a_cache_of_their_own(tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def sudoku_data() -> Path:
     """A folder of public Sudoku files (see CONTRIBUTING.md)."""
-    if DATA is None or not (Path(DATA) / "sudoku").exists():
-        pytest.skip(f"UNMASK_TEST_DATA={DATA} holds no folder sudoku")
-    return Path(DATA) / "sudoku"
+    return _data("sudoku")
+
+
+@pytest.fixture
+def tiny_llama() -> Path:
+    """A trained Llama of 230 976 parameters (see CONTRIBUTING.md)."""
+    return _data("checkpoints/aidreams260K")
+
+
+def _data(folder: str) -> Path:
+    if DATA is None or not (Path(DATA) / folder).exists():
+        pytest.skip(f"UNMASK_TEST_DATA={DATA} holds no folder {folder}")
+    return Path(DATA) / folder
 
 
 @pytest.fixture

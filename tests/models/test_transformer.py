@@ -17,6 +17,7 @@ VARIANTS = [
     {"preset": "tiny", "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "rotary": True},
     {"preset": "tiny", "num_heads": 4, "num_kv_heads": 1, "tied_head": True},
     {"preset": "tiny", "dropout": 0.3},
+    {"preset": "tiny", "num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "qk_norm": True, "rotary": True},
 ]
 
 
@@ -46,7 +47,7 @@ def test_only_what_is_asked_for_is_computed_and_it_is_the_same(settings: dict) -
 
 def test_what_else_a_model_has_does_not_change_the_start_of_a_parameter() -> None:
     plain = denoiser(preset="tiny").state_dict()
-    for settings in ({"qkv_bias": True}, {"rotary": True}, {"tied_head": True}, {"num_layers": 3}):
+    for settings in ({"qkv_bias": True}, {"qk_norm": True}, {"rotary": True}, {"tied_head": True}, {"num_layers": 3}):
         other = denoiser(preset="tiny", **settings).state_dict()
         is_residual = ("attention.out.weight", "mlp.down.weight")  # scaled by the number of layers
         common = [name for name in plain if name in other and not name.endswith(is_residual)]
@@ -97,6 +98,26 @@ def test_attention_is_the_plain_formula() -> None:
     heads = [layer(x).view(3, 5, 2, 4).transpose(1, 2) for layer in (attention.q, attention.k, attention.v)]
     mixed = (heads[0] @ heads[1].mT / 2).softmax(-1) @ heads[2]
     assert torch.allclose(attention(x, None), attention.out(mixed.transpose(1, 2).reshape(3, 5, 8)))
+
+
+def test_normalised_queries_and_keys_forget_their_scale() -> None:
+    """With `qk_norm`, what the weights of q and k are multiplied by changes nothing; without it, it does."""
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    for eps, is_equal in ((1e-12, True), (None, False)):
+        attention = Attention(8, 2, 1, qkv_bias=False, dropout=0.0, head_dim=6, qk_norm_eps=eps).double()
+        before = attention(x, None)
+        for layer in (attention.q, attention.k):
+            layer.weight.data *= 3
+        assert torch.allclose(attention(x, None), before, rtol=1e-9) is is_equal  # eps is 1e-12 of a square of about 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_norms_of_queries_and_keys_run_under_autocast() -> None:
+    attention = Attention(8, 2, 1, qkv_bias=False, dropout=0.0, qk_norm_eps=1e-6)
+    x = torch.randn(3, 5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = attention(x, None)
+    assert torch.allclose(rounded.float(), attention(x, None), atol=3e-2)  # values below 1; bfloat16 has 8 bits
 
 
 @pytest.mark.parametrize("settings", VARIANTS)
@@ -182,6 +203,7 @@ def test_the_papers_model_has_its_size() -> None:
     [
         ({"preset": "tinny"}, "did you mean tiny"),
         ({"preset": "tiny", "num_heads": 3}, "does not divide model.dim"),
+        ({"preset": "tiny", "num_heads": 4, "head_dim": 5, "rotary": True}, "not 5; change head_dim"),
         ({"preset": "tiny", "num_heads": 4, "num_kv_heads": 3}, "does not divide model.num_heads"),
         ({"preset": "tiny", "rotary": False, "learned_positions": False}, "would not know its positions"),
         ({"preset": "tiny", "attention": "flex", "dropout": 0.1}, "flex has no dropout"),

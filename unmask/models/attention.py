@@ -128,7 +128,7 @@ class Attention(nn.Module):
     `num_kv_heads` < `num_heads` shares keys and values among groups of heads.
 
     `backend` is a key of `BACKENDS`, or `auto`: with gradients `training_backend` if that was set (`train_with`), else
-    what `fastest` says.
+    what `fastest` says. `qk_norm_eps`: every query and key is an RMSNorm's output, over the head's width (Qwen3).
     """
 
     def __init__(
@@ -141,18 +141,23 @@ class Attention(nn.Module):
         dropout: float,
         backend: str = "auto",
         is_causal: bool = False,
+        head_dim: int | None = None,
+        qk_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         self.backend = backend
         self.is_causal = is_causal
         self.training_backend: str | None = None
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
-        self.head_dim = dim // num_heads
+        self.head_dim = head_dim or dim // num_heads
         self.dropout = dropout
         self.q = nn.Linear(dim, num_heads * self.head_dim, bias=qkv_bias)
         self.k = nn.Linear(dim, num_kv_heads * self.head_dim, bias=qkv_bias)
         self.v = nn.Linear(dim, num_kv_heads * self.head_dim, bias=qkv_bias)
         self.out = nn.Linear(num_heads * self.head_dim, dim, bias=False)
+        self.q_norm, self.k_norm = (
+            nn.Identity() if qk_norm_eps is None else nn.RMSNorm(self.head_dim, eps=qk_norm_eps) for _ in range(2)
+        )
 
     def forward(
         self,
@@ -193,7 +198,7 @@ class Attention(nn.Module):
         bias = None if self.q.bias is None else torch.cat([self.q.bias, self.k.bias, self.v.bias])
         heads: Float[Tensor, "B J L E"] = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        return q, k, v
+        return _normalised(self.q_norm, q), _normalised(self.k_norm, k), v
 
     def _backend_for(self, q: Heads) -> str:
         if self.backend != "auto":
@@ -201,6 +206,11 @@ class Attention(nn.Module):
         if self.training_backend is not None and q.requires_grad:
             return self.training_backend
         return fastest(device=q.device.type, dtype=q.dtype, length=q.shape[2], with_gradient=q.requires_grad)
+
+
+def _normalised(norm: nn.Module, x: Float[Tensor, "B H L E"]) -> Float[Tensor, "B H L E"]:
+    """`norm(x)`, computed in fp32 at least: under autocast x is rounded, and the norm's weights are not."""
+    return x if isinstance(norm, nn.Identity) else norm(at_least_fp32(x)).to(x.dtype)
 
 
 def rows_at(x: Float[Tensor, "B L D"], at: Int[Tensor, "M"] | None) -> Float[Tensor, "B L D"] | Float[Tensor, "M D"]:

@@ -35,7 +35,9 @@ class TransformerConfig(Section):
     num_layers: int = Field(ge=1)
     num_heads: int = Field(ge=1)
     num_kv_heads: int | None = Field(None, ge=1, description="null = num_heads")
+    head_dim: int | None = Field(None, ge=1, description="width of a head; null = dim / num_heads")
     qkv_bias: bool = False
+    qk_norm: bool = Field(False, description="RMSNorm over each head's queries and keys, as in Qwen3")
     dropout: float = Field(0.0, ge=0, lt=1)
     rotary: bool = Field(True, description="rotary positions in every layer")
     rope_theta: float = Field(10_000.0, gt=0)
@@ -76,14 +78,13 @@ class TransformerConfig(Section):
 
     @model_validator(mode="after")
     def _check_heads(self) -> "TransformerConfig":
-        if self.dim % self.num_heads:
+        if self.head_dim is None and self.dim % self.num_heads:
             raise ValueError(f"model.num_heads={self.num_heads} does not divide model.dim={self.dim}")
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(f"model.num_kv_heads={self.num_kv_heads} does not divide model.num_heads={self.num_heads}")
-        if self.rotary and (self.dim // self.num_heads) % 2:
-            raise ValueError(
-                f"model.rotary needs an even head width, not {self.dim // self.num_heads}; change num_heads"
-            )
+        if self.rotary and self.head_width % 2:
+            cause = "num_heads" if self.head_dim is None else "head_dim"
+            raise ValueError(f"model.rotary needs an even head width, not {self.head_width}; change {cause}")
         if self.attention == "flex" and self.dropout:
             raise ValueError(f"model.attention=flex has no dropout; use sdpa, or 0 instead of {self.dropout}")
         if self.causal and self.alignment != "next":
@@ -91,6 +92,10 @@ class TransformerConfig(Section):
         if not (self.rotary or self.learned_positions):
             raise ValueError("the model would not know its positions; set model.rotary or model.learned_positions")
         return self
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.dim // self.num_heads
 
 
 class Transformer(nn.Module):
@@ -112,7 +117,7 @@ class Transformer(nn.Module):
         self.head = None if config.tied_head else nn.Linear(config.dim, tokens.vocab_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         if config.rotary:
-            cos, sin = rotary_angles(tokens.length, config.dim // config.num_heads, config.rope_theta)
+            cos, sin = rotary_angles(tokens.length, config.head_width, config.rope_theta)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
 
@@ -207,6 +212,8 @@ class Block(nn.Module):
             dropout=config.dropout,
             backend=config.attention,
             is_causal=config.causal,
+            head_dim=config.head_dim,
+            qk_norm_eps=config.norm_eps if config.qk_norm else None,
         )
         self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGlu(config.dim, config.ff_dim)

@@ -1,0 +1,379 @@
+"""Weights of Hugging Face's Llama and Qwen checkpoints: equal logits, the vocabulary's rows, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import unmask
+from tests.helpers import SHORT, run_cli
+from unmask.errors import UserError
+from unmask.models.build import build_denoiser
+from unmask.models.denoiser import Denoiser
+from unmask.models.hf import check_settings, is_checkpoint, read_config, read_weights
+from unmask.models.transformer import TransformerConfig
+from unmask.types import TokenSpec
+
+ROWS = 50
+SIZES = {
+    "vocab_size": ROWS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MODELS = {
+    "llama": ("LlamaForCausalLM", {"rms_norm_eps": 1e-5, "tie_word_embeddings": False}),
+    "llama, one head for all": ("LlamaForCausalLM", {"num_key_value_heads": 1, "rope_theta": 500_000.0}),
+    "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True, "rope_theta": 1e6}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 12, "tie_word_embeddings": True}),
+    "qwen3, untied": ("Qwen3ForCausalLM", {"head_dim": 8, "num_key_value_heads": 4}),
+}
+
+
+def theirs(kind: str, **changes: object) -> Any:
+    """A random model of transformers whose every parameter matters: biases are not 0, norms not 1."""
+    transformers = pytest.importorskip("transformers")
+    name, settings = MODELS[kind]
+    model_class = getattr(transformers, name)
+    config = model_class.config_class(**{**SIZES, **settings, **changes})
+    model = model_class._from_config(config, attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
+            parameter.copy_(noise * scale + (parameter.ndim == 1 and not key.endswith("bias")))
+    return model
+
+
+def saved(folder: Path, kind: str = "qwen2", *, shards: bool = False, **changes: object) -> Path:
+    theirs(kind, **changes).save_pretrained(folder, **({"max_shard_size": "20KB"} if shards else {}))
+    return folder
+
+
+def ours(folder: Path, **settings: object) -> Denoiser:
+    """The native model of a checkpoint, the mask token added to its vocabulary."""
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    config = TransformerConfig(**(read_config(folder) | settings))
+    model = build_denoiser(config, TokenSpec(vocab_size=rows + 1, length=128, mask_id=rows)).eval()
+    model.load_state_dict(read_weights(folder, original_ids=None, vocab_size=rows + 1))
+    return model
+
+
+def our_logits(model: Denoiser, ids: Tensor) -> Tensor:
+    """(B, L) -> (B, L, R), the mask token's, which is last, left out."""
+    return model.logits(ids, torch.arange(ids.numel())).unflatten(0, ids.shape)[..., :-1]
+
+
+def assert_equal_logits(folder: Path, their_model: Any, rows: int) -> None:
+    """Sums of fp32 products in another order: a few rounding steps, 6e-8, of sums of 50 values of size 1."""
+    ids = torch.randint(rows, (3, 17), generator=torch.Generator().manual_seed(1))
+    everywhere = torch.zeros(3, 1, 17, 17)  # added to the scores: nothing is hidden
+    with torch.no_grad():
+        found, expected = our_logits(ours(folder), ids), their_model(ids, attention_mask=everywhere).logits
+    assert expected.std() > 0.3
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    """Which is asked to attend to all positions, as we do."""
+    model = theirs(kind)
+    model.save_pretrained(tmp_path)
+    assert_equal_logits(tmp_path, model, ROWS)
+
+
+needs_causal = pytest.mark.skipif("causal" not in TransformerConfig.model_fields, reason="attention is bidirectional")
+
+
+@needs_causal
+@pytest.mark.parametrize("kind", MODELS)
+def test_causal_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    model = theirs(kind)
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(ROWS, (3, 17), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, expected = our_logits(ours(tmp_path, causal=True), ids), model(ids).logits
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)  # as above
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_rows_in_bfloat16_arrive_in_fp32(kind: str, tmp_path: Path) -> None:
+    model = theirs(kind).bfloat16()
+    model.save_pretrained(tmp_path)
+    weights = read_weights(tmp_path, original_ids=None, vocab_size=ROWS)
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    assert torch.equal(weights["backbone.norm.weight"], model.model.norm.weight.float())
+
+
+def test_a_trained_llama(tiny_llama: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = tiny_llama / "hf"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    assert_equal_logits(folder, model, 512)
+
+
+@needs_causal
+def test_a_trained_llama_goes_on_as_its_reference_does(tiny_llama: Path) -> None:
+    ids = torch.tensor([json.loads((tiny_llama / "reference_greedy.json").read_text())["greedy_ids"]])
+    logits = our_logits(ours(tiny_llama / "hf", causal=True), ids)
+    assert torch.equal(logits.argmax(-1)[:, :-1], ids[:, 1:])
+
+
+# --- the vocabulary --------------------------------------------------------------------------------------------------
+
+MATRICES = {"backbone.embedding.weight": "model.embed_tokens.weight", "backbone.head.weight": "lm_head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("original_ids", "rows"),
+    [
+        (None, [*range(ROWS)]),
+        (None, [0, 1, 2]),
+        (None, [*range(ROWS), None]),
+        ([7, 49, None, 0, 7], [7, 49, None, 0, 7]),
+        ([*range(ROWS), None, None], [*range(ROWS), None, None]),
+    ],
+    ids=["all", "the padding dropped", "and a mask", "chosen", "two new ones"],
+)
+def test_the_rows_of_the_vocabulary(original_ids: list | None, rows: list, tmp_path: Path) -> None:
+    """Of embedding and head alike; a new token's is the mean."""
+    folder = saved(tmp_path, "llama")
+    given = load_file(folder / "model.safetensors")
+    weights = read_weights(folder, original_ids=original_ids, vocab_size=len(rows))
+    for our_name, their_name in MATRICES.items():
+        matrix = given[their_name]
+        expected = [matrix.mean(0) if row is None else matrix[row] for row in rows]
+        assert torch.equal(weights[our_name], torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("original_ids", "vocab_size", "message"),
+    [
+        (None, ROWS + 2, r"model.safetensors: has 50 tokens, this run has 52; use the checkpoint's tokenizer"),
+        ([0, ROWS, None], 3, r"has 50 tokens, token 1 stands for its 50; prepare the data with the checkpoint's"),
+        ([0, -1], 2, "token 1 stands for its -1"),
+        ([0, 1, None], 4, "3 original ids for 4 tokens; give one for each"),
+    ],
+)
+def test_tokens_that_a_checkpoint_does_not_have(
+    original_ids: list | None, vocab_size: int, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_weights(saved(tmp_path), original_ids=original_ids, vocab_size=vocab_size)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def all_weights(folder: Path) -> dict[str, Tensor]:
+    return read_weights(folder, original_ids=None, vocab_size=ROWS)
+
+
+def test_several_files_are_one(tmp_path: Path) -> None:
+    whole = all_weights(saved(tmp_path / "whole"))
+    folder = saved(tmp_path / "parts", shards=True)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    parts = all_weights(folder)
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+
+
+def test_what_transformers_does_not_read_is_not_read(tmp_path: Path) -> None:
+    """The copy of a tied head, and the angles in checkpoints of old."""
+    folder = saved(tmp_path)
+    before = all_weights(folder)
+    angles = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(4) for layer in range(3)}
+    change_weights(folder, **angles, **{"lm_head.weight": torch.ones(ROWS, 32)})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in all_weights(folder).items())
+
+
+def change_weights(folder: Path, **changes: Tensor | None) -> None:
+    file = folder / "model.safetensors"
+    tensors = {**load_file(file), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
+
+
+NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({NORM: None}, "model.safetensors: lacks model.norm.weight; download"),
+        ({"model.extra": torch.ones(2)}, "model.safetensors: model.extra is not part of the model in config.json"),
+        ({UP: torch.ones(47, 32)}, rf"safetensors: {UP} has shape \(47, 32\), its config.json says \(48, 32\)"),
+        ({"model.embed_tokens.weight": torch.ones(60, 32)}, r"\(60, 32\), its config.json says \(50, 32\)"),
+    ],
+)
+def test_wrong_tensors(changes: dict, message: str, tmp_path: Path) -> None:
+    change_weights(saved(tmp_path), **changes)
+    with pytest.raises(UserError, match=message):
+        all_weights(tmp_path)
+
+
+def test_an_untied_head_must_be_there(tmp_path: Path) -> None:
+    change_weights(saved(tmp_path, "llama"), **{"lm_head.weight": None})
+    with pytest.raises(UserError, match=r"lacks lm_head.weight"):
+        all_weights(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 5, 1000])
+def test_a_truncated_file(length: int, tmp_path: Path) -> None:
+    file = saved(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(UserError, match=f"{file}: damaged: .*; download it again"):
+        all_weights(tmp_path)
+
+
+def test_an_absent_file(tmp_path: Path) -> None:
+    (saved(tmp_path) / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model.safetensors: is missing; download it, or save"):
+        all_weights(tmp_path)
+
+
+def test_an_absent_part(tmp_path: Path) -> None:
+    part = min(saved(tmp_path, shards=True).glob("*-of-*.safetensors"))
+    part.unlink()
+    with pytest.raises(UserError, match=f"{part}: is missing"):
+        all_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "index.json: cannot be read"),
+        ("[]", "index.json: holds no JSON object"),
+        ('{"weight_map": 3}', "index.json: has no weight_map of file names"),
+        ('{"weight_map": {"a": 3}}', "index.json: has no weight_map of file names"),
+        ('{"weight_map": {}}', "index.json: lacks model.embed_tokens.weight"),
+    ],
+)
+def test_a_damaged_index(text: str, message: str, tmp_path: Path) -> None:
+    (saved(tmp_path, shards=True) / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        all_weights(tmp_path)
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+LLAMA = {"model_type": "llama", **{name: value for name, value in SIZES.items() if not name.endswith("_id")}}
+QWEN2 = {**LLAMA, "model_type": "qwen2"}
+
+
+def described(folder: Path, config: dict) -> Path:
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (LLAMA, {"dim": 32, "num_kv_heads": 2, "head_dim": 8, "qkv_bias": False, "qk_norm": False, "tied_head": False}),
+        ({**LLAMA, "num_key_value_heads": None, "tie_word_embeddings": True}, {"num_kv_heads": 4, "tied_head": True}),
+        (QWEN2, {"qkv_bias": True, "qk_norm": False, "head_dim": 8}),
+        ({**LLAMA, "model_type": "qwen3"}, {"qkv_bias": False, "qk_norm": True, "head_dim": 128}),
+        (LLAMA, {"rope_theta": 10_000.0, "norm_eps": 1e-6, "rotary": True, "learned_positions": False}),
+        ({**LLAMA, "rope_theta": 5e5, "rms_norm_eps": 1e-5}, {"rope_theta": 5e5, "norm_eps": 1e-5}),
+        ({**LLAMA, "rope_theta": 500_000, "rope_scaling": None}, {"rope_theta": 5e5}),
+        ({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 1.0}}, {"rope_theta": 5e5}),
+        ({**LLAMA, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, {"rope_theta": 1e6}),
+        ({**QWEN2, "use_sliding_window": False, "sliding_window": 4, "max_window_layers": 0}, {"num_layers": 3}),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 3}, {"num_layers": 3}),
+        ({**QWEN2, "layer_types": ["full_attention"] * 3}, {"num_layers": 3}),
+    ],
+)
+def test_settings_of_a_checkpoint(given: dict, expected: dict, tmp_path: Path) -> None:
+    settings = read_config(described(tmp_path, given))
+    assert {name: settings[name] for name in expected} == expected
+    assert TransformerConfig(**settings).model_dump().items() >= settings.items()
+    assert TransformerConfig(preset="tiny", **settings).model_dump().items() >= settings.items()
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model_type": "mistral"}, "model_type='mistral' is unknown; use a checkpoint of llama, qwen2, qwen3"),
+        ({"model_type": ["llama"]}, "is unknown; use a checkpoint of"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; use a checkpoint with silu"),
+        ({"attention_bias": True}, "attention_bias=True is not supported; its output projection has a bias as well"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias=True is not supported"),
+        ({"mlp_bias": True}, "mlp_bias=True is not supported"),
+        ({"rope_scaling": LLAMA3}, "rope_scaling=.*'llama3'.* is not supported; use a checkpoint whose rope_type"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.*'linear'"),
+        ({"rope_parameters": {**LLAMA3, "rope_theta": 1e4}}, "rope_parameters=.*'llama3'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters=.*full_attention"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_parameters=.*partial"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types=.* is not supported"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 2}, "use_sliding_window=True"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config=.* is not supported; use the checkpoint that"),
+        ({"hidden_size": "32"}, "hidden_size: '32': Input should be a valid integer"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: 0: Input should be greater than 0"),
+        ({"num_key_value_heads": 3}, "model.num_kv_heads=3 does not divide model.num_heads=4"),
+        ({"head_dim": 5}, "even head width, not 5"),
+        ({"rope_parameters": {"rope_theta": -1}}, "model.rope_theta=-1: Input should be greater than 0"),
+    ],
+)
+def test_what_the_native_transformer_cannot_be(given: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path / 'config.json'}: .*{message}"):
+        read_config(described(tmp_path, {**LLAMA, **given}))
+
+
+def test_a_size_that_is_not_said(tmp_path: Path) -> None:
+    described(tmp_path, {name: value for name, value in LLAMA.items() if name != "hidden_size"})
+    with pytest.raises(UserError, match=r"config.json: hidden_size: is missing; download it again"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "cannot be read"), ("3", "no JSON object"), (None, "No such file")]
+)
+def test_a_damaged_config(text: str | None, message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"{tmp_path / 'config.json'}: .*{message}"):
+        read_config(tmp_path)
+    assert not is_checkpoint(tmp_path)
+
+
+def test_settings_that_agree(tmp_path: Path) -> None:
+    """Said outright, or left to what null stands for."""
+    described(tmp_path, {**LLAMA, "num_key_value_heads": 4})
+    settings = read_config(tmp_path)
+    check_settings(tmp_path, TransformerConfig(**settings, dropout=0.1))
+    check_settings(tmp_path, TransformerConfig(**(settings | {"num_kv_heads": None, "head_dim": None})))
+
+
+def test_every_setting_that_differs_is_named(tmp_path: Path) -> None:
+    settings = read_config(described(tmp_path, QWEN2))
+    with pytest.raises(UserError) as caught:
+        check_settings(tmp_path, TransformerConfig(**(settings | {"qkv_bias": False})))
+    expected = f"train.init={tmp_path}: model.qkv_bias=False, the checkpoint has True; set it so"
+    assert str(caught.value) == expected
+    with pytest.raises(UserError) as caught:
+        check_settings(tmp_path, TransformerConfig(preset="tiny", norm_eps=1e-5))
+    wrong = ("ff_dim=64, the checkpoint has 48", "num_layers=2,", "num_heads=2,", "norm_eps=1e-05,", "rotary=False,")
+    assert all(f"model.{part}" in str(caught.value) for part in wrong)
+    assert "model.dim" not in str(caught.value)
+    assert str(caught.value).endswith("; set them so")
+
+
+def test_an_export_is_not_one_of_theirs(tmp_path: Path) -> None:
+    assert is_checkpoint(saved(tmp_path / "theirs"))
+    assert is_checkpoint(saved(tmp_path / "parts", shards=True))
+    run_cli("train", "debug", *SHORT, "--out", tmp_path / "run")
+    unmask.export(tmp_path / "run", tmp_path / "export")
+    for folder in ("export", "run", "nowhere"):
+        assert not is_checkpoint(tmp_path / folder)

@@ -1,0 +1,349 @@
+"""Checkpoints of Hugging Face's Llama and Qwen models: their settings and their weights, under our names.
+
+A folder holds `config.json` and `model.safetensors`, or several files that `model.safetensors.index.json` lists.
+Dimensions: R rows of a checkpoint's vocabulary, V of ours, D width.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unmask.config import check_section
+from unmask.errors import UserError
+from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.types import TokenSpec
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How a `model_type` differs from Llama."""
+
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    absent: dict[str, int] = field(default_factory=dict)
+    """What transformers takes where `config.json` does not say."""
+
+
+_FAMILIES = {
+    "llama": _Family(),
+    "qwen2": _Family(qkv_bias=True, absent={"num_key_value_heads": 32}),
+    "qwen3": _Family(qk_norm=True, absent={"num_key_value_heads": 32, "head_dim": 128}),
+}
+
+
+class _HfConfig(BaseModel):
+    """What we read of `config.json`."""
+
+    model_config = ConfigDict(strict=True, frozen=True, protected_namespaces=())
+
+    model_type: str
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    rms_norm_eps: PositiveFloat = 1e-6
+    tie_word_embeddings: bool = False
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_theta: PositiveFloat = 10_000.0
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    """Of transformers 5; takes the place of both above."""
+    partial_rotary_factor: float | None = None
+    layer_types: list[str] | None = None
+    use_sliding_window: bool = False
+    sliding_window: NonNegativeInt | None = 4096
+    max_window_layers: NonNegativeInt = 28
+    quantization_config: dict[str, Any] | None = None
+
+    @property
+    def family(self) -> _Family:
+        return _FAMILIES[self.model_type]
+
+    @property
+    def theta(self) -> Any:
+        return (self.rope_scaling or self.rope_parameters or {}).get("rope_theta", self.rope_theta)
+
+    def refused(self) -> Iterator[tuple[str, str]]:
+        """Fields that ask for what our transformer does not have, and what can be done."""
+        if self.hidden_act != "silu":
+            yield "hidden_act", "use a checkpoint with silu"
+        if self.attention_bias and not self.family.qkv_bias:
+            yield (
+                "attention_bias",
+                "its output projection has a bias as well; use a checkpoint with attention_bias=false",
+            )
+        if self.mlp_bias:
+            yield "mlp_bias", "use a checkpoint with mlp_bias=false"
+        for name in ("rope_scaling", "rope_parameters"):
+            if _is_scaled(getattr(self, name) or {}):
+                yield name, "use a checkpoint whose rope_type is default"
+        if self.partial_rotary_factor not in (None, 1.0):
+            yield "partial_rotary_factor", "use a checkpoint that rotates whole heads"
+        if any(kind != "full_attention" for kind in self.layer_types or []):
+            yield "layer_types", "use a checkpoint with full attention in every layer"
+        if self.layer_types is None and self._has_windows:
+            yield "use_sliding_window", "set it to false there if no row is longer than sliding_window"
+        if self.quantization_config is not None:
+            yield "quantization_config", "use the checkpoint that was not quantised"
+
+    @property
+    def _has_windows(self) -> bool:
+        is_wanted = self.use_sliding_window and self.sliding_window is not None
+        return is_wanted and self.max_window_layers < self.num_hidden_layers
+
+
+def _is_scaled(rope: dict[str, Any]) -> bool:
+    """Whether positions turn by other angles than `position * theta^(-2 e / E)`."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    is_plain = kind == "default" or (kind == "linear" and rope.get("factor") == 1)
+    is_nested = any(isinstance(value, dict) for value in rope.values())  # angles of their own for kinds of layers
+    return not is_plain or is_nested or rope.get("partial_rotary_factor", 1) != 1
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether `folder` is one of Hugging Face's: `config.json` names a `model_type`, which an export of ours does not.
+
+    Also where its weights are missing or not safetensors: `read_weights` says so.
+    """
+    try:
+        config = _read_json(Path(folder) / "config.json")
+    except UserError:
+        return False
+    return "model_type" in config and config.get("format") != "unmask"
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The `model.*` settings (fields of `TransformerConfig`) that a checkpoint needs.
+
+    Raises:
+        UserError: no `config.json`, a model that is neither Llama nor Qwen2 (2.5) nor Qwen3, or one with what our
+            transformer does not have: other activations, scaled positions, sliding windows, more biases.
+    """
+    file = Path(folder) / "config.json"
+    config = _parse(file)
+    for name, fix in config.refused():
+        raise UserError(f"{file}: {name}={getattr(config, name)!r} is not supported; {fix}")
+    settings = {
+        "dim": config.hidden_size,
+        "ff_dim": config.intermediate_size,
+        "num_layers": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "num_kv_heads": config.num_key_value_heads or config.num_attention_heads,
+        "head_dim": config.head_dim or config.hidden_size // config.num_attention_heads,
+        "qkv_bias": config.family.qkv_bias,
+        "qk_norm": config.family.qk_norm,
+        "rotary": True,
+        "rope_theta": config.theta,
+        "learned_positions": False,
+        "tied_head": config.tie_word_embeddings,
+        "norm_eps": config.rms_norm_eps,
+    }
+    try:
+        check_section(TransformerConfig, settings, "model")
+    except UserError as error:
+        raise UserError(f"{file}: no such model can be built: {error}; download it again") from error
+    return settings
+
+
+def check_settings(folder: str | Path, config: TransformerConfig) -> None:
+    """That `config` is the checkpoint's model, as far as the weights and what they compute depend on it.
+
+    Raises:
+        UserError: as `read_config`, or with every setting that differs.
+    """
+    own = config.model_dump() | {
+        "num_kv_heads": config.num_kv_heads or config.num_heads,
+        "head_dim": config.head_width,
+    }
+    wrong = [
+        f"model.{name}={own[name]!r}, the checkpoint has {value!r}"
+        for name, value in read_config(folder).items()
+        if own[name] != value
+    ]
+    if wrong:
+        raise UserError(f"train.init={folder}: {'; '.join(wrong)}; set {'it' if len(wrong) == 1 else 'them'} so")
+
+
+def _parse(file: Path) -> _HfConfig:
+    given = _read_json(file)
+    kind = given.get("model_type")
+    if not isinstance(kind, str) or kind not in _FAMILIES:
+        raise UserError(f"{file}: model_type={kind!r} is unknown; use a checkpoint of {', '.join(_FAMILIES)}")
+    try:
+        return _HfConfig.model_validate(_FAMILIES[kind].absent | given)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        name = ".".join(str(part) for part in detail["loc"])
+        fault = "is missing" if detail["type"] == "missing" else f"{detail['input']!r}: {detail['msg']}"
+        raise UserError(f"{file}: {name}: {fault}; download it again") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file}: cannot be read: {error}; name the folder of a checkpoint, or download it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: holds no JSON object; download it again")
+    return value
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+_OUTER = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+_IN_BLOCK = {
+    "attention_norm": "input_layernorm",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_weights(
+    folder: str | Path, *, original_ids: Sequence[int | None] | None, vocab_size: int
+) -> dict[str, Float[Tensor, "..."]]:
+    """A checkpoint's weights in fp32, by their names in `Denoiser.state_dict()`.
+
+    Args:
+        folder: the checkpoint.
+        original_ids: for each of our tokens its id in the checkpoint, None for a new one, such as the mask. Unless
+            given, ids are the checkpoint's: rows beyond `vocab_size` are dropped, and one more token than there are
+            rows is the new mask.
+        vocab_size: V, the mask token counted.
+
+    A new token's row, of embedding and head, is the mean of the checkpoint's R rows.
+
+    Raises:
+        UserError: as `read_config`; a file that is missing or damaged; tensors that are missing, unknown or of other
+            shapes than `config.json` says; tokens that the checkpoint does not have.
+    """
+    folder = Path(folder)
+    tensors = _all_tensors(folder)
+    rows = _rows(_list_of_weights(folder), len(tensors["embedding.weight"]), original_ids, vocab_size)
+    for name in {"embedding.weight", "head.weight"} & tensors.keys():
+        tensors[name] = _select(tensors[name], rows)
+    return {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _all_tensors(folder: Path) -> dict[str, Tensor]:
+    """By the names of `Transformer`, in fp32: all that it has, and nothing else."""
+    expected, found = _expected(folder), {}
+    for file in _files(folder):
+        for theirs, tensor in _tensors(file).items():
+            if theirs in expected:
+                ours, shape = expected[theirs]
+                found[ours] = _checked(tensor, shape, f"{file}: {theirs}").float()
+            elif not _is_redundant(theirs, expected):
+                raise UserError(f"{file}: {theirs} is not part of the model in config.json; download both again")
+    for theirs, (ours, _) in expected.items():
+        if ours not in found:
+            raise UserError(f"{_list_of_weights(folder)}: lacks {theirs}; download the checkpoint again")
+    return found
+
+
+def _expected(folder: Path) -> dict[str, tuple[str, torch.Size]]:
+    """A checkpoint's tensors: their names, our names and shapes."""
+    settings, num_rows = read_config(folder), _parse(folder / "config.json").vocab_size
+    with torch.device("meta"):
+        model = Transformer(TransformerConfig(**settings), TokenSpec(vocab_size=num_rows, length=1, mask_id=0))
+    return {_their_name(ours): (ours, parameter.shape) for ours, parameter in model.named_parameters()}
+
+
+def _their_name(ours: str) -> str:
+    module, kind = ours.rsplit(".", 1)
+    if module in _OUTER:
+        return f"{_OUTER[module]}.{kind}"
+    _, layer, part = module.split(".", 2)
+    return f"model.layers.{layer}.{_IN_BLOCK[part]}.{kind}"
+
+
+def _is_redundant(theirs: str, expected: dict[str, Any]) -> bool:
+    """The angles that old checkpoints hold; the copy of a tied head, which transformers does not read either."""
+    return theirs.endswith("rotary_emb.inv_freq") or (theirs == "lm_head.weight" and theirs not in expected)
+
+
+def _list_of_weights(folder: Path) -> Path:
+    """The one file, unless there are several: then their index. In this order, as transformers does."""
+    single, index = folder / _SINGLE, folder / _INDEX
+    return single if single.exists() or not index.exists() else index
+
+
+def _files(folder: Path) -> list[Path]:
+    file = _list_of_weights(folder)
+    if file.name == _SINGLE:
+        return [file]
+    weight_map = _read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{file}: has no weight_map of file names; download it again")
+    return [folder / name for name in sorted(set(weight_map.values()))]
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    if not file.exists():
+        raise UserError(f"{file}: is missing; download it, or save the checkpoint again as safetensors")
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: damaged: {error}; download it again") from error
+
+
+def _checked(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
+    if tensor.shape != shape:
+        raise UserError(
+            f"{name} has shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}; download both again"
+        )
+    return tensor
+
+
+def _rows(
+    file: Path, num_rows: int, original_ids: Sequence[int | None] | None, vocab_size: int
+) -> Sequence[int | None]:
+    """For each of V tokens a row of R, or None."""
+    if original_ids is None:
+        if vocab_size > num_rows + 1:
+            raise UserError(
+                f"{file}: has {num_rows} tokens, this run has {vocab_size}; use the checkpoint's tokenizer and at most "
+                "one more token, the mask"
+            )
+        return [*range(min(vocab_size, num_rows)), *([None] if vocab_size > num_rows else [])]
+    if len(original_ids) != vocab_size:
+        raise UserError(f"{file}: {len(original_ids)} original ids for {vocab_size} tokens; give one for each")
+    for token, row in enumerate(original_ids):
+        if row is not None and not 0 <= row < num_rows:
+            raise UserError(
+                f"{file}: has {num_rows} tokens, token {token} stands for its {row}; prepare the data with the "
+                "checkpoint's tokenizer"
+            )
+    return original_ids
+
+
+def _select(matrix: Float[Tensor, "R D"], rows: Sequence[int | None]) -> Float[Tensor, "V D"]:
+    """These rows; None: their mean."""
+    index = torch.tensor([len(matrix) if row is None else row for row in rows])
+    return torch.cat([matrix, matrix.mean(dim=0, keepdim=True)])[index]
