@@ -1,40 +1,95 @@
 """`unmask grade`."""
 
-from dataclasses import asdict
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from unmask.cli import options
 from unmask.errors import UserError
-from unmask.tasks.sudoku.grading import grade_file
+from unmask.progress import progress
+from unmask.tasks.programs import grading as programs
+from unmask.tasks.sudoku import grading as sudoku
 
-_GRADERS = {"sudoku": grade_file}
+
+@dataclass(frozen=True)
+class Graded:
+    """A graded file: what `--json` prints, what people read above the reasons, and each row with its verdict."""
+
+    result: dict[str, Any]
+    lines: list[str]
+    rows: list[dict[str, Any]]
+
+
+def _grade_programs(path: Path) -> Graded:
+    problems = programs.read_problems(path)
+    with progress("Running", len(problems)) as update:
+        judgements = programs.judge_problems(problems, update)
+    grade = programs.grade(judgements)
+    low, high = grade.interval
+    lines = [f"{grade.correct} of {grade.n} right: {grade.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"]
+    return Graded(asdict(grade), lines, [p.judged(j) for p, j in zip(problems, judgements, strict=True)])
+
+
+def _grade_sudoku(path: Path) -> Graded:
+    grade = sudoku.grade_file(path)
+    lines = [
+        f"{grade.correct} of {grade.n} right ({grade.correct / grade.n:.1%})",
+        f"{grade.exact} of the {grade.n_unique} puzzles with one solution answered with it",
+    ]
+    return Graded(asdict(grade), lines, rows=[])
+
+
+_GRADERS: dict[str, Callable[[Path], Graded]] = {"gsm8k": _grade_programs, "sudoku": _grade_sudoku}
 
 
 def grade(
-    file: Annotated[
-        Path, typer.Argument(help="JSON lines with the strings `puzzle` and `answer`.", show_default=False)
-    ],
-    task: Annotated[str, typer.Option(help=f"What the answers are to: {', '.join(_GRADERS)}.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="JSON lines; which keys they have depends on the task.")],
+    task: Annotated[str, typer.Option(help=f"What the answers are to: {', '.join(_GRADERS)}.")] = "gsm8k",
+    out: Annotated[Path | None, typer.Option(help="Where each row goes with its verdict; a new file.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Grade anyone's answers.
+    """Grade anyone's answers. Wrong ones are counted by reason.
 
-    A Sudoku answer is right if every given of its puzzle is kept and all rows, columns and boxes hold. Wrong ones are
-    counted by reason. `exact` counts the puzzles with exactly one solution that were answered with it.
+    `gsm8k`: rows with `program` (what a model wrote), `answer` (a number, or a text that ends in `#### 18`) and, if you
+    like, `question`. The last function without arguments is called, in a sandbox; it is right if it returns the answer.
 
-    Example: `unmask grade --task sudoku answers.jsonl --json`
+    `sudoku`: rows with the strings `puzzle` and `answer`. Right if every given of the puzzle is kept and all rows,
+    columns and boxes hold. `exact` counts the puzzles with exactly one solution that were answered with it.
+
+    Examples:
+
+    * `unmask grade programs.jsonl --out graded.jsonl`
+
+    * `unmask grade --task sudoku answers.jsonl --json`
     """
     if task not in _GRADERS:
         raise UserError(f"--task {task}: no grader; use {', '.join(_GRADERS)}")
-    result = _GRADERS[task](file)
+    if out is None:
+        graded = _GRADERS[task](file)
+    else:
+        with options.new_file(out) as target:
+            graded = _GRADERS[task](file)
+            _write_rows(graded.rows, target)
     if as_json:
-        options.print_json(asdict(result))
-        return
+        options.print_json(graded.result)
+    else:
+        _print(graded)
+
+
+def _write_rows(rows: list[dict[str, Any]], target: TextIO) -> None:
+    if not rows:
+        raise UserError("--out: this task's grader writes no rows; leave it out")
+    for row in rows:
+        target.write(json.dumps(row) + "\n")
+
+
+def _print(graded: Graded) -> None:
     out = options.results()
-    out.print(f"{result.correct} of {result.n} right ({result.correct / result.n:.1%})")
-    out.print(f"{result.exact} of the {result.n_unique} puzzles with one solution answered with it")
-    for reason, count in result.reasons.items():
+    for line in graded.lines:
+        out.print(line)
+    for reason, count in graded.result["reasons"].items():
         out.print(f"  {reason}: {count}")

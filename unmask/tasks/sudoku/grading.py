@@ -1,6 +1,5 @@
 """What is right, and what is wrong, about an answer. Dimensions: N boards."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask import jsonl
 from unmask.errors import UserError
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.board import Boards
@@ -74,19 +74,8 @@ def grade_file(path: Path) -> Grade:
 
 def _read_answers(path: Path) -> tuple[Boards, list[str]]:
     puzzles, answers = [], []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines: also where a JSON string may not end
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON: {error}") from error
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("puzzle", "answer")):
+    for where, row in jsonl.read(path):
+        if not all(isinstance(row.get(key), str) for key in ("puzzle", "answer")):
             raise UserError(f"{where}: needs the strings `puzzle` and `answer`")
         puzzles.append(board.parse(row["puzzle"], where))
         answers.append(row["answer"].strip())

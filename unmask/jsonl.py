@@ -1,0 +1,34 @@
+"""Files of JSON objects, one a line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import UserError
+
+
+def read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object of the file, with where it stands: `FILE, line 3`. Empty lines are skipped.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines: also where a JSON string may not end
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, _object(line, where)
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: needs a JSON object, in braces")
+    return row

@@ -1,0 +1,112 @@
+"""A sandbox server, seen from outside."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unmask.tasks.programs.inside.server import READY
+from unmask.tasks.programs.inside.settings import Settings
+
+_GRACE = 5.0
+"""Seconds that a supervisor may take beyond the program's own before the whole server is ended."""
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from inside import server; del sys.path[0]; server.main(sys.argv[2])"
+)
+_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some interpreters do not start without
+
+
+class Worker:
+    """Runs one program at a time in a server process; starts another server if a program manages to end it.
+
+    Raises:
+        RuntimeError: no server can be started.
+    """
+
+    _process: subprocess.Popen[bytes]
+    _folder: tempfile.TemporaryDirectory[str]
+    _read: bytes
+    deadline: float
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._job = -1
+        self._start()
+
+    def fileno(self) -> int:
+        """Readable when `report` has something to say."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def submit(self, source: str) -> None:
+        assert self._process.stdin is not None
+        self._job += 1
+        self.deadline = time.monotonic() + self._settings.seconds + _GRACE
+        with suppress(OSError):  # a dead server shows when its report is read
+            self._process.stdin.write(json.dumps([self._job, source]).encode() + b"\n")
+
+    def report(self) -> dict[str, Any] | None:
+        """What became of the program, or None if that is not yet said. To be called when readable or late."""
+        if time.monotonic() >= self.deadline:
+            return self._give_up({"said": "", "code": None})
+        part = os.read(self.fileno(), 65536)
+        if not part:
+            return self._give_up({"said": '{"lines": 1}', "code": 1})
+        self._read += part
+        *lines, self._read = self._read.split(b"\n")
+        reports = [json.loads(line) for line in lines]
+        return next((report for report in reports if report["number"] == self._job), None)
+
+    def close(self) -> None:
+        """Ends the server and all it started, and waits for that."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()  # at which it ends what it runs, and itself
+        try:
+            self._process.wait(_GRACE)
+        except BaseException:
+            self._kill()
+            raise
+        finally:
+            self._process.stdout.close()
+            self._folder.cleanup()
+
+    def _kill(self) -> None:
+        with suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _give_up(self, report: dict[str, Any]) -> dict[str, Any]:
+        self._kill()
+        self.close()
+        self._start()
+        return report
+
+    def _start(self) -> None:
+        self._read = b""
+        self._folder = tempfile.TemporaryDirectory(prefix="unmask-", ignore_cleanup_errors=True)
+        arguments = (str(Path(__file__).parent), json.dumps(asdict(self._settings)))
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-W", "ignore", "-c", _START, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=self._folder.name,
+            env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+            start_new_session=True,
+            bufsize=0,
+        )
+        assert self._process.stdout is not None
+        try:
+            if self._process.stdout.readline() != READY:
+                raise RuntimeError(f"{sys.executable} -I -S: the sandbox does not start (what it said is above)")
+        except BaseException:
+            self._kill()
+            self.close()
+            raise
