@@ -10,6 +10,7 @@ COMPONENTS = {
     "task": {
         "sudoku": "unmask.tasks.sudoku.task:Sudoku",
         "tokens": "unmask.tasks.tokens:Tokens",
+        "gsm8k": "unmask.tasks.gsm8k:Gsm8k",
         "toy": "unmask.tasks.toy:Toy",
     },
     "model": {

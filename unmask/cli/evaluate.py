@@ -36,7 +36,8 @@ def evaluate(
         int | None, typer.Option(min=1, help="How many; all of a file, or eval.examples, unless given.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A new file of JSON lines: each example, its answer, and what is right about it.")
+        Path | None,
+        typer.Option(help="A new file of JSON lines: each example, its answer, and what is right about it."),
     ] = None,
     weights: options.Weights = None,
     step: options.Step = "last",

@@ -105,7 +105,7 @@ def train_with(model: nn.Module, backend: str | None) -> None:
             module.training_backend = backend
 
 
-def rotate(x: Heads, cos: Float[Tensor, "L P"], sin: Float[Tensor, "L P"]) -> Heads:
+def rotate(x: Heads, cos: Float[Tensor, "*rows L P"], sin: Float[Tensor, "*rows L P"]) -> Heads:
     """Rotates the channel pairs (e, e + E/2) by the position's angles: the half-split layout of Llama and Qwen.
 
     Each pair turns by one angle, so that a product of rotated queries and keys depends on their distance alone

@@ -16,6 +16,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The PUMA paper's Sudoku model: 6.8M parameters.
     "sudoku-6m": {"dim": 256, "ff_dim": 768, "num_layers": 8, "num_heads": 8},
+    # TinyGSM on a CPU: 1.3M parameters, and the embedding of the tokens that the data use.
+    "tinygsm-small": {"dim": 128, "ff_dim": 384, "num_layers": 6, "num_heads": 4, "qkv_bias": True, "tied_head": True},
     # The PUMA paper's TinyGSM model, in the manner of Qwen2: 125.4M parameters, 77.6M of them the embedding.
     "tinygsm-125m": {
         "dim": 512,

@@ -1,7 +1,7 @@
 """Word problems that are answered by a Python program: TinyGSM and GSM8K.
 
-A row is a question, a separator, a program and its end. An answer is right if the program, run in a sandbox, returns the
-problem's number: GSM8K's official answer, or what the row's own program returns.
+A row is a question, a separator, a program and its end. An answer is right if the program, run in a sandbox, returns
+the problem's number: GSM8K's official answer, or what the row's own program returns.
 Dimensions: B rows, L positions.
 """
 
@@ -117,14 +117,14 @@ class Gsm8k(Tokens):
         return self._canvases(questions, f"{source}: ")
 
     def _canvases(self, questions: list[str], where: str) -> Int[Tensor, "B L"]:
-        """Questions to be answered. Of one that is too long, the end is kept, with half of the canvas for the answer."""
+        """Questions to be answered. Of one that is too long the end is kept, half of the canvas left for the answer."""
         prompts = encode_prompts(self.vocabulary, questions, self.config.separator)
         room = self.config.length // 2
         too_long = [number for number, ids in enumerate(prompts, 1) if len(ids) >= self.config.length]
         if too_long:
             warn(
-                f"{where}{len(too_long)} of {len(questions)} questions are longer than data.length={self.config.length} "
-                f"tokens (number {too_long[0]} is the first); only their last {room} tokens are asked"
+                f"{where}{len(too_long)} of {len(questions)} questions (the first is number {too_long[0]}) are longer "
+                f"than data.length={self.config.length} tokens; only their last {room} tokens are asked"
             )
         canvases = torch.full((len(prompts), self.config.length), self.config.mask_id)
         for canvas, ids in zip(canvases, prompts, strict=True):
@@ -138,8 +138,11 @@ class Gsm8k(Tokens):
         """`accuracy`: the program returns the right number; `runs`: any number; `parses`: it is a program."""
         golds = list(examples.answers) if examples.answers is not None else self._numbers_of(examples)
         is_answer = ~examples.prompt_mask
-        judged = judge([self._answer(*row) for row in zip(tokens.cpu(), is_answer, strict=True)], golds,
-                       seconds=self.config.seconds)
+        judged = judge(
+            [self._answer(*row) for row in zip(tokens.cpu(), is_answer, strict=True)],
+            golds,
+            seconds=self.config.seconds,
+        )
         reasons = [judgement.reason for judgement in judged]
         return Grades(
             {

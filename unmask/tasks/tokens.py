@@ -66,7 +66,7 @@ class TokensData(Section):
 
 
 def settings_of_store(folder: Path) -> dict[str, Any]:
-    """The settings of the section `data` that the store in `folder` was made with; those that it does not say are missing.
+    """The settings of the section `data` that the store in `folder` was made with, as far as it says.
 
     A store that cannot be read says nothing here: who opens it says what is wrong.
     """

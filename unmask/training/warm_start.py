@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from unmask.config import Section
 from unmask.errors import UserError
 from unmask.models import hf
+from unmask.models.transformer import TransformerConfig
 from unmask.tasks.task import Task
 from unmask.training import loading
 
@@ -33,13 +34,15 @@ def _of_run(source: str, task: Task) -> dict[str, Tensor]:
     found = loading.read(source)
     if found.tokens.fingerprint != task.tokens.fingerprint:
         raise UserError(
-            f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with the "
-            "same tokenizer and vocabulary"
+            f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with "
+            "the same tokenizer and vocabulary"
         )
     return found.tensors
 
 
 def _of_checkpoint(folder: Path, task: Task, settings: Section) -> dict[str, Tensor]:
+    if not isinstance(settings, TransformerConfig):
+        raise UserError(f"train.init={folder}: is for model.name=transformer, not for a model of your own")
     hf.check_settings(folder, settings)
     original_ids = getattr(task, "original_ids", None)
     return hf.read_weights(folder, original_ids=original_ids, vocab_size=task.tokens.vocab_size)

@@ -1,0 +1,135 @@
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from unmask.config import DecodeConfig
+from unmask.decoding.build import build_decoder
+from unmask.decoding.causal import CausalDecoder
+from unmask.decoding.decoder import Decoder
+from unmask.errors import UserError
+from unmask.models.denoiser import Denoiser
+from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.types import Decoded, TokenSpec
+
+EOS, MASK = 8, 9
+TOKENS = TokenSpec(vocab_size=10, length=16, mask_id=MASK, eos_id=EOS)
+SETTINGS = {
+    "rotary": {},
+    "learned positions": {"learned_positions": True, "rotary": False},
+    "shared heads": {"num_kv_heads": 2},
+    "one head for all": {"num_kv_heads": 1, "qk_norm": True, "qkv_bias": True},
+    "tied head": {"tied_head": True},
+}
+
+
+def causal(**settings: object) -> Denoiser:
+    config = TransformerConfig(
+        **{"dim": 32, "ff_dim": 48, "num_layers": 3, "num_heads": 4, "causal": True, "alignment": "next"} | settings
+    )
+    backbone = Transformer(config, TOKENS)
+    backbone.init_weights(0)
+    return Denoiser(backbone, mask_id=MASK, alignment="next").double().eval()
+
+
+def prompts(lengths: tuple[int, ...] = (3, 7, 1, 12, 15, 9)) -> Tensor:
+    x0 = torch.randint(0, EOS, (len(lengths), TOKENS.length), generator=torch.Generator().manual_seed(0))
+    return torch.where(torch.arange(TOKENS.length) < torch.tensor(lengths).unsqueeze(1), x0, MASK)
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_cache_changes_nothing(kind: str, temperature: float) -> None:
+    """The decoder without a cache reads the whole canvas again for every token."""
+    model, xt = causal(**SETTINGS[kind]), prompts()
+    cached = CausalDecoder(model, MASK, temperature=temperature).decode(xt)
+    plain = Decoder(model.predict, MASK, order="left_to_right", temperature=temperature).decode(xt)
+    for name in vars(plain):
+        assert torch.equal(getattr(cached, name), getattr(plain, name)), name
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_does_not_depend_on_its_batch(temperature: float) -> None:
+    decoder, xt = CausalDecoder(causal(), MASK, eos_id=EOS, temperature=temperature), prompts()
+    together = decoder.decode(xt)
+    for row in range(len(xt)):
+        alone = decoder.decode(xt[row : row + 1], torch.tensor([row]))
+        assert torch.equal(alone.tokens[0], together.tokens[row])
+
+
+def test_a_row_ends_where_it_says_so_and_costs_no_more() -> None:
+    xt = prompts()
+    free = CausalDecoder(causal(), MASK, temperature=1.5).decode(xt)
+    ended = CausalDecoder(causal(), MASK, eos_id=EOS, temperature=1.5).decode(xt)
+    has_ended = 0
+    for row, given in enumerate((xt != MASK).sum(-1).tolist()):
+        said = free.tokens[row, given:].tolist()
+        count = said.index(EOS) + 1 if EOS in said else len(said)
+        has_ended += count < len(said)
+        assert ended.tokens[row, given:].tolist() == said[:count] + [EOS] * (len(said) - count)
+        assert ended.nfe[row] == count
+        assert ended.reveal_step[row].max() == count - 1
+    assert has_ended > 1
+
+
+def test_states_are_the_canvases_in_between() -> None:
+    xt = prompts((2, 14))
+    states: list[Decoded] = [
+        Decoded(**{name: value.clone() for name, value in vars(state).items()})
+        for state in CausalDecoder(causal(), MASK).steps(xt)
+    ]
+    assert torch.equal(states[0].tokens, xt)
+    assert len(states) == 15
+    for step, state in enumerate(states):
+        assert (state.tokens == MASK).sum(-1).tolist() == [14 - step, max(0, 2 - step)]
+
+
+def test_nothing_to_do_is_done() -> None:
+    xt = prompts((16, 16))
+    decoded = CausalDecoder(causal(), MASK, eos_id=EOS).decode(xt)
+    assert torch.equal(decoded.tokens, xt)
+    assert decoded.nfe.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("canvas", [[MASK] * 16, [1, MASK, 2] + [MASK] * 13])
+def test_other_canvases_are_refused(canvas: list[int]) -> None:
+    with pytest.raises(UserError, match="follows a prompt"):
+        CausalDecoder(causal(), MASK).decode(torch.tensor([canvas]))
+
+
+def test_what_is_sampled_follows_the_model() -> None:
+    """Two tokens behind one prompt, 4,000 times: a chi-square test of all pairs against the chain rule."""
+    model = causal()
+    xt = torch.full((4000, 16), 1)
+    xt[:, 14:] = MASK
+    tokens = CausalDecoder(model, MASK, temperature=1.0).decode(xt).tokens[:, 14:]
+    pairs = torch.tensor(list(product(range(9), repeat=2)))
+    canvas = torch.full((81, 16), 1)
+    canvas[:, 14:] = pairs
+    at = (torch.arange(81).unsqueeze(1) * 16 + torch.tensor([14, 15])).flatten()
+    log_p = model.logits(canvas, at).log_softmax(-1).view(81, 2, -1)
+    expected = 4000 * log_p.gather(-1, pairs.unsqueeze(-1)).sum(dim=(1, 2)).exp()
+    found = torch.bincount(tokens[:, 0] * 9 + tokens[:, 1], minlength=81)
+    enough = expected > 5
+    chi = ((found - expected)[enough] ** 2 / expected[enough]).sum().item()
+    degrees = int(enough.sum())
+    assert chi < degrees + 4 * (2 * degrees) ** 0.5  # four standard deviations
+
+
+WRONG = [{"confidence": "prob"}, {"tokens_per_step": 2}, {"steps": 5}, {"confidence_noise": 0.5}]
+
+
+@pytest.mark.parametrize("setting", WRONG)
+def test_a_causal_model_has_one_order(setting: dict[str, object]) -> None:
+    config = DecodeConfig(**{"confidence": "left_to_right"} | setting)
+    with pytest.raises(UserError, match=f"decode.{next(iter(setting))}="):
+        build_decoder(config, causal(), TOKENS)
+
+
+def test_the_decoder_is_the_models() -> None:
+    config = DecodeConfig(confidence="left_to_right", temperature=0.5, seed=3)
+    built = build_decoder(config, causal(), TOKENS)
+    assert isinstance(built, CausalDecoder)
+    assert (built.eos_id, built.temperature, built.seed) == (EOS, 0.5, 3)
+    assert isinstance(build_decoder(config, causal(causal=False), TOKENS), Decoder)
