@@ -15,8 +15,8 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar for as long as the context lasts; yields a function that takes how much is done."""
+def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar for as long as the context lasts; yields a function that takes how much is done, of `total` if known."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=console, transient=True, speed_estimate_period=300, disable=not console.is_terminal

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from unmask import recipes
-from unmask.cli import bench, compare, decode, evaluate, export, grade, report, train
+from unmask.cli import bench, compare, decode, evaluate, export, grade, prepare, report, train
 from unmask.errors import UserError
 from unmask.progress import console
 from unmask.report.trainings import TrainingFailed
@@ -43,6 +43,7 @@ def _options(
 ) -> None: ...
 
 
+app.command("prepare")(prepare.prepare)
 app.command("train", epilog=f"Shipped recipes: {', '.join(recipes.names())}")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("decode")(decode.decode)

@@ -6,10 +6,14 @@ A store is a folder of three files, the layout that PUMA's reference implementat
 * `prompt_mask.bin`: N x L / 8 bytes, a bit for each position of the prompt, lowest bit first;
 * `meta.json`: an object with at least `num_examples` (N) and `max_len` (L).
 
+`unmask prepare` (`data/prepare/`) adds to `meta.json`, and puts a `Vocabulary` beside it.
+
 Dimensions: N rows of the store, n rows asked for, L positions.
 """
 
+import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unmask.data.vocabulary import VOCABULARY, Vocabulary
 from unmask.errors import UserError
 from unmask.types import CleanBatch
 
@@ -34,12 +39,30 @@ class RowStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        meta = _read_meta(folder / META)
-        self.num_rows, self.length = (_positive(meta, key, folder) for key in ("num_examples", "max_len"))
+        self.meta = _read_meta(folder / META)
+        self.num_rows, self.length = (_positive(self.meta, key, folder) for key in ("num_examples", "max_len"))
         if self.length % 8:
             raise UserError(f"{folder / META}: max_len={self.length}: must be a multiple of 8, eight positions a byte")
         self._labels = _map(folder / "labels.bin", np.dtype(np.uint32), (self.num_rows, self.length))
         self._prompts = _map(folder / "prompt_mask.bin", np.dtype(np.uint8), (self.num_rows, self.length // 8))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """What the ids mean; None where the folder does not say."""
+        return Vocabulary.load(self.folder) if (self.folder / VOCABULARY).exists() else None
+
+    def verify(self) -> bool:
+        """Compares the files with the SHA-256 in `meta.json`; False where that holds none.
+
+        Raises:
+            UserError: a file is another one.
+        """
+        checksums = self.meta.get("sha256", {})
+        for name, expected in checksums.items():
+            with (self.folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    raise UserError(f"{self.folder / name}: was changed or damaged (SHA-256): make the store again")
+        return bool(checksums)
 
     def __len__(self) -> int:
         return self.num_rows

@@ -1,0 +1,115 @@
+"""`unmask prepare`."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unmask.cli import options
+from unmask.data.prepare import run
+from unmask.data.prepare.datasets import DATASETS
+from unmask.data.prepare.settings import Settings
+from unmask.data.prepare.shards import COUNTS
+from unmask.training.run import Interrupted
+
+
+def prepare(
+    dataset: Annotated[str, typer.Argument(help=f"What it is: {', '.join(DATASETS)}.", show_default=False)],
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            help="A folder with tokenizer.json, such a file, or a name on the Hugging Face hub.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Its files (.jsonl, .jsonl.gz, .parquet), read one after the other; from the hub if there are none.",
+            show_default=False,
+        ),
+    ] = None,
+    length: Annotated[int, typer.Option(help="Tokens of a row, a multiple of 8.")] = 512,
+    too_long: Annotated[
+        str, typer.Option(help="What becomes of a row with more tokens: truncate (it then has no end token) or drop.")
+    ] = "truncate",
+    vocab: Annotated[
+        str, typer.Option(help="full: all ids of the tokenizer; used: only those that occur, for a far smaller model.")
+    ] = "full",
+    separator: Annotated[
+        str, typer.Option(help=r"Text between prompt and answer; \n is a newline, \t a tab.", show_default=r"\n")
+    ] = "\n",
+    limit: Annotated[int | None, typer.Option(help="Read only so many rows.")] = None,
+    mask_token: Annotated[
+        str | None, typer.Option(help="A token of the tokenizer that no text holds; unless given, a new one is added.")
+    ] = None,
+    eos: Annotated[str | None, typer.Option(help="What ends an answer; unless given, the tokenizer's own.")] = None,
+    prompt_field: Annotated[str | None, typer.Option(help="The field of the prompt, if not the usual one.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="The field of the answer, if not the usual one.")] = None,
+    validation_ratio: Annotated[float, typer.Option(help="Noted for the training: the share that is held out.")] = 0.02,
+    split_seed: Annotated[int, typer.Option(help="Noted for the training: the seed that draws it.")] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="List unusable rows in bad_rows.jsonl instead of stopping.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; one for each core unless given.", show_default=False)
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Make a folder of tokenised rows to train on: prompt, separator, answer, end tokens.
+
+    What is stopped goes on when it is called again. A folder that exists is never touched.
+
+    Examples:
+
+    * `unmask prepare tinygsm --tokenizer Qwen/Qwen2-0.5B --mask-token '<|im_start|>' --out data/tiny_gsm` is the PUMA
+      paper's setting, from the hub
+
+    * `unmask prepare tinygsm rows.jsonl.gz --tokenizer ./qwen --length 256 --vocab used --out data/small`
+
+    * `unmask prepare gsm8k train.jsonl --tokenizer gpt2 --limit 1000 --out data/try`
+    """
+    settings = Settings(
+        dataset=dataset,
+        tokenizer=tokenizer,
+        out=out.expanduser(),
+        sources=tuple(sources or ()),
+        length=length,
+        too_long=too_long,
+        vocab=vocab,
+        separator=separator.replace(r"\n", "\n").replace(r"\t", "\t"),
+        limit=limit,
+        mask_token=mask_token,
+        eos_token=eos,
+        prompt_field=prompt_field,
+        answer_field=answer_field,
+        validation_ratio=validation_ratio,
+        split_seed=split_seed,
+        skip_bad=skip_bad,
+        workers=(os.cpu_count() or 1) if workers is None else workers,
+    )
+    meta = _prepare(settings)
+    if as_json:
+        options.print_json(meta)
+    else:
+        _print(meta, settings)
+
+
+def _prepare(settings: Settings) -> dict[str, Any]:
+    try:
+        return run.prepare(settings)
+    except KeyboardInterrupt:
+        raise Interrupted(f"Stopped. The same command goes on; what is done is in {settings.partial}") from None
+
+
+def _print(meta: dict[str, Any], settings: Settings) -> None:
+    out = options.results()
+    for key, label in COUNTS.items():
+        if meta["rows"][key] or key in ("read", "kept"):
+            out.print(f"{meta['rows'][key]:>12,}  {label}")
+    out.print(f"{meta['vocab_size']:>12,}  ids; the mask is {meta['mask_id']}, the end {meta['eos_id']}")
+    keys = {"path": settings.out, "length": meta["max_len"]}
+    keys |= {key: meta[key] for key in ("vocab_size", "mask_id", "eos_id")}
+    out.print("Next: unmask train tinygsm/puma " + " ".join(f"data.{key}={value}" for key, value in keys.items()))

@@ -1,0 +1,81 @@
+"""Rows of data sets on the Hugging Face hub, in order."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from unmask import durable
+from unmask.data.prepare.datasets import Dataset
+from unmask.data.prepare.sources import Row
+from unmask.errors import UserError
+
+
+class Hub:
+    """A split of a data set, of the revision that is the newest when it is first asked for."""
+
+    def __init__(self, dataset: Dataset, split: str) -> None:
+        self._dataset, self._split = dataset, split
+
+    @cached_property
+    def _revision(self) -> str:
+        with _explained(self._dataset):
+            return newest_revision(self._dataset.repository)
+
+    def of_split(self, split: str) -> "Hub":
+        """Another split of the same revision."""
+        other = Hub(self._dataset, split)
+        other._revision = self._revision
+        return other
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Repository, configuration, split, revision."""
+        named = {"hub": self._dataset.repository, "config": self._dataset.config, "split": self._split}
+        return named | {"revision": self._revision}
+
+    def num_rows(self) -> int | None:
+        return None
+
+    def rows(self, fields: tuple[str, str]) -> Iterator[Row]:
+        name = f"{self._dataset.repository} ({self._split})"
+        with _explained(self._dataset):
+            for number, content in enumerate(stream(self._dataset, self._split, self._revision), 1):
+                yield Row(name, number, content)
+
+
+def newest_revision(repository: str) -> str:
+    """The commit that the hub has now."""
+    import huggingface_hub
+
+    return str(huggingface_hub.HfApi().dataset_info(repository).sha)
+
+
+def stream(dataset: Dataset, split: str, revision: str) -> Iterable[dict[str, Any]]:
+    """The rows, downloaded as they are read."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UserError(f"{dataset.repository}: to read from the hub, pip install 'unmask[data]'") from error
+    return load_dataset(dataset.repository, dataset.config, split=split, streaming=True, revision=revision)
+
+
+def write_rows(source: Hub, fields: tuple[str, str], path: Path) -> None:
+    """The texts of a small split, a JSON object a line."""
+    rows = (row.content for row in source.rows(fields) if isinstance(row.content, dict))
+    durable.write(path, "".join(json.dumps({field: row[field] for field in fields}) + "\n" for row in rows))
+
+
+@contextmanager
+def _explained(dataset: Dataset) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # it has dozens of kinds: no network, offline, not logged in, moved, damaged
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{dataset.repository}: not to be had from the Hugging Face hub: {lines[0]}; call again to go on, or "
+            "download its files and name them: `unmask prepare DATASET FILE ...`"
+        ) from error

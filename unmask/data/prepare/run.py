@@ -1,0 +1,119 @@
+"""A preparation, from settings to store."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+from unmask import durable
+from unmask.data.prepare.finish import write_store
+from unmask.data.prepare.hub import Hub, write_rows
+from unmask.data.prepare.pool import tokenise
+from unmask.data.prepare.settings import Settings
+from unmask.data.prepare.sources import File, Source
+from unmask.data.prepare.work import Work
+from unmask.data.vocabulary import Vocabulary
+from unmask.errors import UserError
+from unmask.progress import console, progress, warn
+
+_NUM_SHOWN = 5
+
+T = TypeVar("T")
+
+
+def prepare(settings: Settings) -> dict[str, Any]:
+    """Makes the store `settings.out`; returns its `meta.json`.
+
+    Called again after it was stopped or killed, it goes on. Each row is the prompt and the separator
+    (`prompts.encode_prompts`), then the answer, both without the space around them, then end tokens up to the length. A
+    row fits if it has an end token; one that was truncated has none, so that no model learns to end in the middle.
+
+    Raises:
+        UserError: something in `settings`, a source or a row cannot be used, or `settings.out` exists.
+    """
+    if settings.out.exists():
+        raise UserError(f"--out {settings.out}: exists already; delete it, or name another folder")
+    sources = _sources(settings)
+    vocabulary = Vocabulary.from_source(settings.tokenizer, settings.eos_token, settings.mask_token)
+    fingerprints = [source.fingerprint() for source in sources]
+    identity = settings.identity() | {"sources": fingerprints, "tokenizer": vocabulary.fingerprint}
+    try:
+        with Work(settings.partial, identity) as work:
+            num_shards = _make_shards(sources, vocabulary, settings, work)
+            told = {"dataset": settings.dataset, "vocab": settings.vocab, "too_long": settings.too_long}
+            meta = write_store(
+                work.store,
+                [work.shard(number) for number in range(num_shards)],
+                vocabulary,
+                settings,
+                told | {"sources": fingerprints},
+            )
+            _write_test(sources, settings, work)
+            _publish(work, settings)
+    except OSError as error:
+        raise UserError(
+            f"{settings.partial}: cannot be written: {error}; mend that, and the same command goes on"
+        ) from error
+    return meta
+
+
+def _sources(settings: Settings) -> list[Source]:
+    if settings.sources:
+        return [File(path) for path in settings.sources]
+    return [Hub(settings.row, settings.row.split)]
+
+
+def _make_shards(sources: list[Source], vocabulary: Vocabulary, settings: Settings, work: Work) -> int:
+    """Returns how many there are."""
+    rows = islice(chain.from_iterable(source.rows(settings.fields) for source in sources), settings.limit)
+    num_shards = num_read = num_bad = 0
+    with (
+        progress("Preparing rows", _num_rows(sources, settings.limit)) as update,
+        closing(tokenise(_batched(rows, settings.batch_rows), vocabulary, settings, work)) as reports,
+    ):
+        for report in reports:
+            num_shards += 1
+            for bad in report.bad:
+                num_bad += 1
+                _tell(bad, num_bad, settings)
+            num_read += report.counts["read"]
+            update(num_read)
+    return num_shards
+
+
+def _num_rows(sources: list[Source], limit: int | None) -> int | None:
+    known = [source.num_rows() for source in sources]
+    total = None if None in known else sum(number for number in known if number is not None)
+    return total if limit is None else min(limit, total or limit)
+
+
+def _batched(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(rows)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _tell(bad: dict[str, str], number: int, settings: Settings) -> None:
+    """Of the bad row of this number: it ends the preparation, or is shown."""
+    message = f"{bad['place']}: {bad['problem']}"
+    if not settings.skip_bad:
+        raise UserError(f"{message}; correct it, or leave out such rows with --skip-bad (what is done is kept)")
+    if number <= _NUM_SHOWN:
+        warn(f"left out: {message}")
+    elif number == _NUM_SHOWN + 1:
+        console.print(f"(further bad rows are listed in {settings.out / 'bad_rows.jsonl'})")
+
+
+def _write_test(sources: list[Source], settings: Settings, work: Work) -> None:
+    """The rows for evaluation, where the hub has such."""
+    dataset = settings.row
+    source = sources[0]
+    if dataset.test_split is not None and isinstance(source, Hub):
+        write_rows(source.of_split(dataset.test_split), settings.fields, work.store / "test.jsonl")
+
+
+def _publish(work: Work, settings: Settings) -> None:
+    durable.sync(work.store)
+    work.store.rename(settings.out)
+    durable.sync(settings.out.parent)
+    work.delete()

@@ -1,0 +1,92 @@
+"""What `unmask prepare` is asked to do."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from unmask.data.prepare.datasets import DATASETS, Dataset
+from unmask.errors import UserError
+
+_CHOICES = {"dataset": tuple(DATASETS), "too_long": ("truncate", "drop"), "vocab": ("full", "used")}
+_FREE = ("out", "workers", "skip_bad")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A preparation.
+
+    Attributes:
+        dataset: a name in `DATASETS`.
+        tokenizer: a folder, a `tokenizer.json`, or a name on the Hugging Face hub.
+        out: the folder to make; work is kept in `OUT.partial` until it is whole.
+        sources: files (.jsonl, .jsonl.gz, .parquet), read one after the other; none for the hub.
+        length: tokens of a row, a multiple of 8.
+        too_long: what becomes of a row of more tokens: `truncate` or `drop`.
+        vocab: `full` for all ids of the tokenizer, `used` for those that occur.
+        separator: text between prompt and answer, part of the prompt.
+        limit: rows to read; None for all.
+        mask_token: a token of the tokenizer that no text holds; None for a new one.
+        eos_token: what ends an answer; None for what the tokenizer's settings name.
+        prompt_field, answer_field: as in `DATASETS` unless given.
+        validation_ratio, split_seed: noted in `meta.json` for the training, which splits.
+        skip_bad: leave out rows that cannot be used, and list them, instead of stopping at the first.
+        workers: processes; 1 for this one.
+        batch_rows: rows of a shard.
+    """
+
+    dataset: str
+    tokenizer: str
+    out: Path
+    sources: tuple[str, ...] = ()
+    length: int = 512
+    too_long: str = "truncate"
+    vocab: str = "full"
+    separator: str = "\n"
+    limit: int | None = None
+    mask_token: str | None = None
+    eos_token: str | None = None
+    prompt_field: str | None = None
+    answer_field: str | None = None
+    validation_ratio: float = 0.02
+    split_seed: int = 0
+    skip_bad: bool = False
+    workers: int = 1
+    batch_rows: int = 1000
+
+    def __post_init__(self) -> None:
+        for key, choices in _CHOICES.items():
+            if getattr(self, key) not in choices:
+                raise UserError(f"{_option(key)}{getattr(self, key)}: use {' or '.join(choices)}")
+        if self.length < 8 or self.length % 8:
+            near = max(8, round(self.length / 8) * 8)
+            raise UserError(f"--length {self.length}: must be a multiple of 8, eight positions a byte; use {near}")
+        for key in ("limit", "workers", "batch_rows"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"{_option(key)}{value}: must be at least 1")
+        if not 0 < self.validation_ratio < 1:
+            raise UserError(f"--validation-ratio {self.validation_ratio}: must be between 0 and 1, such as 0.02")
+        if self.split_seed < 0:
+            raise UserError(f"--split-seed {self.split_seed}: must not be negative")
+
+    @property
+    def row(self) -> Dataset:
+        return DATASETS[self.dataset]
+
+    @property
+    def fields(self) -> tuple[str, str]:
+        """What prompt and answer are called."""
+        return self.prompt_field or self.row.prompt_field, self.answer_field or self.row.answer_field
+
+    @property
+    def partial(self) -> Path:
+        """Where the work is kept until it is whole."""
+        return self.out.with_name(self.out.name + ".partial")
+
+    def identity(self) -> dict[str, Any]:
+        """What a preparation that goes on must have in common with the one that was stopped."""
+        return {key: value for key, value in asdict(self).items() if key not in _FREE} | {"fields": list(self.fields)}
+
+
+def _option(key: str) -> str:
+    return "" if key == "dataset" else f"--{key.replace('_', '-')} "

@@ -1,0 +1,94 @@
+"""Where tokenizers come from: a folder, a `tokenizer.json`, or the Hugging Face hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from unmask.errors import UserError
+
+TOKENIZER = "tokenizer.json"
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "*.model", "*.tiktoken")
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer of a folder, a `tokenizer.json`, or a name on the hub such as `Qwen/Qwen2-0.5B`.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    return read_tokenizer(find_tokenizer(source), source)
+
+
+def find_tokenizer(source: str) -> Path:
+    """The folder or file on this machine that `source` means; what is on the hub is downloaded, once.
+
+    Raises:
+        UserError: neither a file or folder, nor to be had from the hub.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    import huggingface_hub  # a quarter of a second, which only this needs
+
+    try:
+        folder = huggingface_hub.snapshot_download(source, allow_patterns=[TOKENIZER, *_SETTINGS, *_VOCABULARIES])
+    except Exception as error:  # it has dozens of kinds: no such name, not logged in, no network, offline
+        raise UserError(
+            f"--tokenizer {source}: no such file or folder, and not to be had from the Hugging Face hub: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}; "
+            "give a folder with tokenizer.json in it, or a name such as Qwen/Qwen2-0.5B"
+        ) from error
+    return Path(folder)
+
+
+def read_tokenizer(path: Path, source: str = "") -> Tokenizer:
+    """The tokenizer of a folder or file, without its settings for padding and truncation."""
+    file = path / TOKENIZER if path.is_dir() else path
+    if not file.exists() and path.is_dir():
+        tokenizer = _convert(path, source or str(path))
+    else:
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises no narrower one
+            raise UserError(f"{file}: cannot be read as a tokenizer: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def end_token(path: Path) -> str | None:
+    """The `eos_token` that the settings beside a tokenizer name, if they do."""
+    folder = path if path.is_dir() else path.parent
+    for name in _SETTINGS:
+        token = _settings(folder / name).get("eos_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            return content
+    return None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def _convert(folder: Path, source: str) -> Tokenizer:
+    """From the older files that only transformers reads."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise UserError(
+            f"{source}: has no {TOKENIZER}; to make one of older files, pip install 'unmask[hf]'"
+        ) from error
+    try:
+        return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
+    except Exception as error:  # whatever the files make it stumble over
+        raise UserError(f"{source}: has no {TOKENIZER}, and transformers cannot make one: {error}") from error

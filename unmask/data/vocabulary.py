@@ -1,0 +1,207 @@
+"""A Hugging Face tokenizer and the ids that a model sees.
+
+The model's ids are the tokenizer's, or, where a vocabulary keeps only the ids that its data uses, their places among
+the kept ones. The mask is a special token that the tokenizer has, or one more id after the others.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders
+
+from unmask import durable
+from unmask.data.tokenizer_files import TOKENIZER, end_token, find_tokenizer, read_tokenizer
+from unmask.data.tokenizer_files import load_tokenizer as load_tokenizer
+from unmask.data.words import Words, byte_symbols
+from unmask.errors import UserError
+
+VOCABULARY = "vocabulary.json"
+
+
+class Vocabulary:
+    """Text to the model's ids and back.
+
+    Args:
+        tokenizer: special tokens are not added to what it encodes.
+        eos: the tokenizer's id of the end token.
+        mask: the tokenizer's id of the mask; None for a new one.
+        kept: the tokenizer's ids that the model knows, ascending, `eos` and `mask` among them; None for all.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, eos: int, mask: int | None = None, kept: Sequence[int] | None = None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.kept = None if kept is None else list(kept)
+        known = range(tokenizer_size(tokenizer)) if self.kept is None else self.kept
+        self.original_ids: list[int | None] = [*known] if mask is not None else [*known, None]
+        """The tokenizer's id of each of the model's; None for a mask that the tokenizer does not have."""
+        self.vocab_size = len(self.original_ids)
+        self.eos_id, self.mask_id = self.original_ids.index(eos), self.original_ids.index(mask)
+        self._model_ids = None if self.kept is None else {original: i for i, original in enumerate(self.kept)}
+        self._words = Words.of(tokenizer)
+
+    @classmethod
+    def from_source(cls, source: str, eos_token: str | None = None, mask_token: str | None = None) -> "Vocabulary":
+        """All ids of the tokenizer `source` (`load_tokenizer`).
+
+        Args:
+            eos_token: the end token, where it is not the one that `source` names.
+            mask_token: a token of the tokenizer; without it the mask is a new one.
+
+        Raises:
+            UserError: no such tokenizer or token, or no end token.
+        """
+        path = find_tokenizer(source)
+        tokenizer = read_tokenizer(path, source)
+        eos_token = eos_token or end_token(path)
+        if eos_token is None:
+            raise UserError(
+                f"{source}: tokenizer_config.json names no eos_token; say with --eos TOKEN what ends an answer"
+            )
+        eos = _id(tokenizer, eos_token, source, "--eos", "name one that it has")
+        if mask_token is None:
+            return cls(tokenizer, eos)
+        mask = _id(tokenizer, mask_token, source, "--mask-token", "leave it out, and a new one is added")
+        if mask == eos:
+            raise UserError(f"--mask-token {mask_token}: is the end token too; name another one")
+        return cls(tokenizer, eos, mask)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokenizer and of what each id means."""
+        parts = [json.loads(self.tokenizer.to_str()), self.eos_id, self.mask_id, self.kept]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, as `encode_batch` gives them."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, without special tokens around it.
+
+        A token that is not kept becomes the tokens of its bytes, or the unknown token where the tokenizer is not
+        byte-level. A token that stands in the text by name, an end token too, is that token.
+
+        Raises:
+            UserError: a token is not kept, and there is nothing to put in its place.
+        """
+        found = [self._words.encode(text) if self._words else None for text in texts]
+        rest = [i for i, ids in enumerate(found) if ids is None]
+        encodings = self.tokenizer.encode_batch_fast([texts[i] for i in rest], add_special_tokens=False)
+        slow = dict(zip(rest, (encoding.ids for encoding in encodings), strict=True))
+        return [self._to_model(slow[i] if ids is None else ids) for i, ids in enumerate(found)]
+
+    def decode(self, ids: Sequence[int], mask_text: str | None = None) -> str:
+        """The text of the model's `ids`, special tokens by name; masks are left out, or each shown as `mask_text`."""
+        if mask_text is None:
+            return self._text(i for i in ids if i != self.mask_id)
+        runs = groupby(ids, key=lambda i: i == self.mask_id)
+        return "".join(mask_text * len(list(run)) if is_mask else self._text(run) for is_mask, run in runs)
+
+    def original(self, ids: Iterable[int]) -> list[int | None]:
+        """The tokenizer's ids of the model's `ids`; None for a mask that it does not have."""
+        return [self.original_ids[i] for i in ids]
+
+    def name(self, token: int) -> str:
+        """What the tokenizer calls one of the model's ids."""
+        original = self.original_ids[token]
+        return "a new mask" if original is None else str(self.tokenizer.id_to_token(original))
+
+    def keeping(self, used: Iterable[int]) -> "Vocabulary":
+        """Of this vocabulary of all ids, the one of the tokenizer's ids `used` and of what must not be missing.
+
+        That is the end token, the mask, and what unknown tokens become: all bytes, or the unknown token.
+        """
+        eos, mask = self.original([self.eos_id, self.mask_id])
+        assert eos is not None
+        always = {eos, mask, self._unknown_id, *(self._byte_ids or [])}
+        return Vocabulary(self.tokenizer, eos, mask, sorted({*used, *(i for i in always if i is not None)}))
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json` and `vocabulary.json` into `folder`."""
+        durable.write(folder / TOKENIZER, self.tokenizer.to_str())
+        meaning = {"eos_id": self.eos_id, "mask_id": self.mask_id, "vocab_size": self.vocab_size, "kept": self.kept}
+        durable.write(folder / VOCABULARY, json.dumps(meaning | {"fingerprint": self.fingerprint}) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Vocabulary":
+        """What `save` wrote into `folder`.
+
+        Raises:
+            UserError: a file is missing or damaged, or the two do not belong together.
+        """
+        path = folder / VOCABULARY
+        tokenizer = read_tokenizer(folder / TOKENIZER)
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            known = saved["kept"] or range(tokenizer_size(tokenizer))
+            masks = dict(enumerate(known)) | {len(known): None}
+            vocabulary = cls(tokenizer, known[saved["eos_id"]], masks[saved["mask_id"]], saved["kept"])
+            is_same = (vocabulary.fingerprint, vocabulary.vocab_size) == (saved["fingerprint"], saved["vocab_size"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read: {error!r}; `unmask prepare` makes it") from error
+        if not is_same:
+            raise UserError(f"{path}: is not of the {TOKENIZER} beside it, or was changed; prepare the data again")
+        return vocabulary
+
+    @cached_property
+    def _byte_ids(self) -> list[int] | None:
+        """The tokenizer's id of each single byte, if it is byte-level and has them all."""
+        if not isinstance(self.tokenizer.decoder, decoders.ByteLevel):
+            return None
+        ids = [self.tokenizer.token_to_id(symbol) for symbol in byte_symbols()]
+        return [i for i in ids if i is not None] if None not in ids else None
+
+    @cached_property
+    def _bytes_of_symbols(self) -> dict[str, int]:
+        return {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+
+    @property
+    def _unknown_id(self) -> int | None:
+        unknown = getattr(self.tokenizer.model, "unk_token", None)
+        return None if unknown is None else self.tokenizer.token_to_id(unknown)
+
+    def _to_model(self, ids: list[int]) -> list[int]:
+        if self._model_ids is None:
+            return ids
+        try:
+            return [self._model_ids[i] for i in ids]
+        except KeyError:
+            kept = self._model_ids
+            return [kept[part] for i in ids for part in ([i] if i in kept else self._instead(i))]
+
+    def _instead(self, original: int) -> list[int]:
+        """The tokenizer's ids for a token that is not kept."""
+        token = self.tokenizer.id_to_token(original)
+        assert token is not None
+        if self._byte_ids is not None:
+            is_added = original in self.tokenizer.get_added_tokens_decoder()
+            content = token.encode() if is_added else bytes(self._bytes_of_symbols[symbol] for symbol in token)
+            return [self._byte_ids[byte] for byte in content]
+        if self._unknown_id is None:
+            raise UserError(
+                f"token {token!r} is not in the vocabulary, and the tokenizer has neither bytes nor an unknown token "
+                "for it; prepare with --vocab full"
+            )
+        return [self._unknown_id]
+
+    def _text(self, ids: Iterable[int]) -> str:
+        originals = [i for i in self.original(ids) if i is not None]
+        return self.tokenizer.decode(originals, skip_special_tokens=False)
+
+
+def tokenizer_size(tokenizer: Tokenizer) -> int:
+    """One more than the largest id."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+def _id(tokenizer: Tokenizer, token: str, source: str, option: str, fix: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise UserError(f"{option} {token}: {source} has no such token; {fix}")
+    return found
