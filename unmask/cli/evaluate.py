@@ -4,7 +4,7 @@ import hashlib
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.table import Table
@@ -77,9 +77,8 @@ def evaluate(
             result = evaluate_model(
                 model, judge, chosen, decoders, nelbo_draws=config.eval.nelbo_draws, dtype=dtype, update=update
             )
-        for label, measured in result.accuracy.items() if answers else ():
-            for number, record in enumerate(measured.records):
-                answers.write(json.dumps({"example": number, "decoder": label} | record) + "\n")
+        if answers is not None:
+            _write(result, answers)
     protocol = {
         "run": str(run),
         "step": source.step,
@@ -96,6 +95,12 @@ def evaluate(
         options.print_json(_as_dict(result) | {"protocol": protocol})
     else:
         _print_table(result, protocol)
+
+
+def _write(result: Evaluation, target: TextIO) -> None:
+    for label, measured in result.accuracy.items():
+        for number, record in enumerate(measured.records):
+            target.write(json.dumps({"example": number, "decoder": label} | record) + "\n")
 
 
 def _with_task(config: RunConfig, task: str) -> RunConfig:
