@@ -25,6 +25,14 @@ def sudoku_data() -> Path:
     return Path(DATA) / "sudoku"
 
 
+@pytest.fixture(scope="session")
+def qwen() -> Path:
+    """Qwen 2's tokenizer (see CONTRIBUTING.md)."""
+    if DATA is None or not (Path(DATA) / "tokenizers" / "qwen").exists():
+        pytest.skip(f"UNMASK_TEST_DATA={DATA} holds no folder tokenizers/qwen")
+    return Path(DATA) / "tokenizers" / "qwen"
+
+
 @pytest.fixture
 def stream() -> RandomStream:
     return RandomStream(length=12, vocab_size=7)

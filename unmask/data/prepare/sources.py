@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from unmask.errors import UserError
 
@@ -25,6 +25,8 @@ class Row(NamedTuple):
         return f"{self.source}, {'line' if isinstance(self.content, bytes) else 'row'} {self.number}"
 
 
+@runtime_checkable
+@runtime_checkable
 class Source(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """What tells whether it is the same as before."""
