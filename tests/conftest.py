@@ -35,6 +35,14 @@ def _data(folder: str) -> Path:
     return Path(DATA) / folder
 
 
+@pytest.fixture(scope="session")
+def qwen() -> Path:
+    """Qwen 2's tokenizer (see CONTRIBUTING.md)."""
+    if DATA is None or not (Path(DATA) / "tokenizers" / "qwen").exists():
+        pytest.skip(f"UNMASK_TEST_DATA={DATA} holds no folder tokenizers/qwen")
+    return Path(DATA) / "tokenizers" / "qwen"
+
+
 @pytest.fixture
 def stream() -> RandomStream:
     return RandomStream(length=12, vocab_size=7)
