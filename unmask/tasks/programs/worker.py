@@ -20,6 +20,7 @@ _GRACE = 5.0
 _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); from inside import server; del sys.path[0]; server.main(sys.argv[2])"
 )
+_OPTIONS = ("-P", "-s", "-S", "-W", "ignore")  # -I, but that it would ignore our hash seed
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some interpreters do not start without
 
 
@@ -50,7 +51,9 @@ class Worker:
         self._job += 1
         self.deadline = time.monotonic() + self._settings.seconds + _GRACE
         with suppress(OSError):  # a dead server shows when its report is read
-            self._process.stdin.write(json.dumps([self._job, source]).encode() + b"\n")
+            rest = memoryview(json.dumps([self._job, source]).encode() + b"\n")
+            while rest:
+                rest = rest[self._process.stdin.write(rest) :]
 
     def report(self) -> dict[str, Any] | None:
         """What became of the program, or None if that is not yet said. To be called when readable or late."""
@@ -58,7 +61,7 @@ class Worker:
             return self._give_up({"said": "", "code": None})
         part = os.read(self.fileno(), 65536)
         if not part:
-            return self._give_up({"said": '{"lines": 1}', "code": 1})
+            return self._give_up({"said": "", "code": 1})
         self._read += part
         *lines, self._read = self._read.split(b"\n")
         reports = [json.loads(line) for line in lines]
@@ -94,19 +97,25 @@ class Worker:
         self._folder = tempfile.TemporaryDirectory(prefix="unmask-", ignore_cleanup_errors=True)
         arguments = (str(Path(__file__).parent), json.dumps(asdict(self._settings)))
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-W", "ignore", "-c", _START, *arguments],
+            [sys.executable, *_OPTIONS, "-c", _START, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=self._folder.name,
-            env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+            env=_environment(),
             start_new_session=True,
             bufsize=0,
         )
         assert self._process.stdout is not None
         try:
             if self._process.stdout.readline() != READY:
-                raise RuntimeError(f"{sys.executable} -I -S: the sandbox does not start (what it said is above)")
+                raise RuntimeError(f"{sys.executable}: the sandbox does not start (what it said is above)")
         except BaseException:
             self._kill()
             self.close()
             raise
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the user's; and sets of strings have one order, so that a program has one result."""
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    return {"PYTHONHASHSEED": "0"} | kept
