@@ -1,10 +1,13 @@
 """The program is found in whatever surrounds it; nothing that a text holds crashes or stalls us."""
 
+import ast
+import random
 import time
 
 import pytest
 
 from unmask.tasks.programs.extract import extract, locate
+from unmask.tasks.programs.inside.parsing import parse
 from unmask.tasks.programs.judging import judge
 
 F = "def f():\n    return 1"
@@ -38,6 +41,54 @@ F = "def f():\n    return 1"
 )
 def test_extract(text: str, program: str | None) -> None:
     assert extract(text) == program
+
+
+LONG = """import math
+
+def half(x):
+    if x < 0:
+        return -half(-x)
+    else:
+        return x / 2
+
+def f():
+    '''How many
+    are left?'''
+    total = [1, 2,
+        3]
+    for n in total:
+        try:
+            print(f"{n}", end="")
+        finally:
+            pass
+    return half(math.fsum(
+        total))
+"""
+NOISE = ["So it is 3.", "    x = (", "'''", "def g(:", "try:", "else:", "  odd", "print('a", ")", "\\", "for i in"]
+
+
+def test_cutting_equals_dropping_one_line_at_a_time() -> None:
+    """The shortcut, from an error to its line, against its definition. (Honest text is safe to parse here.)"""
+    draw = random.Random(0)
+    for _ in range(400):
+        lines = LONG.split("\n")
+        for _ in range(draw.randrange(3)):
+            lines.insert(draw.randrange(len(lines) + 1), draw.choice(NOISE))
+        text = "\n".join(lines)[: draw.randrange(1, len(LONG))]
+        lines = text.split("\n")
+        kept = next((n for n in range(len(lines), 0, -1) if compiles("\n".join(lines[:n]))), 0)
+        try:
+            assert parse(text)[1] == kept
+        except SyntaxError:
+            assert kept == 0
+
+
+def compiles(text: str) -> bool:
+    try:
+        compile(text, "<text>", "exec")
+    except SyntaxError:
+        return False
+    return bool(ast.parse(text).body)
 
 
 HOSTILE = {

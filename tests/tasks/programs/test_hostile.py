@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.tasks.programs.hostile import CHECKED, UNCHECKED, UNRULY
+from unmask.tasks.programs import worker
 from unmask.tasks.programs.sandbox import run_programs
 from unmask.tasks.programs.verdict import REASONS, Outcome
 
@@ -139,6 +140,16 @@ def test_a_program_that_ends_its_supervisor_or_the_server_gets_a_verdict() -> No
     assert outcomes["kill the parent"].reason == outcomes["kill the session"].reason == "error"
     assert outcomes["kill itself"].reason == "memory"  # nobody else sends SIGKILL before the deadline
     assert outcomes["exit"].output == "no result: ended with code 0"
+
+
+@needs_linux
+def test_a_program_that_stops_the_clock_gets_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its supervisor sleeps, so the server waits: we end both."""
+    monkeypatch.setattr(worker, "_GRACE", 0.5)
+    without = ("check", "audit", "namespaces", "chroot", "user", "seccomp")
+    (outcome,) = run([UNRULY["stop the parent"]], without)
+    assert outcome.reason == "timeout"
+    wait_until(lambda: not servers(), seconds=2)  # init has to bury them
 
 
 @needs_linux

@@ -9,6 +9,7 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,15 @@ class Worker:
                 rest = rest[self._process.stdin.write(rest) :]
 
     def report(self) -> dict[str, Any] | None:
-        """What became of the program, or None if that is not yet said. To be called when readable or late."""
-        if time.monotonic() >= self.deadline:
-            return self._give_up({"said": "", "code": None})
+        """What became of the program, or None if that is not yet said. Does not wait."""
+        if not wait([self.fileno()], 0):
+            return self._give_up({"said": "", "code": None}) if time.monotonic() >= self.deadline else None
         part = os.read(self.fileno(), 65536)
         if not part:
             return self._give_up({"said": "", "code": 1})
         self._read += part
         *lines, self._read = self._read.split(b"\n")
-        reports = [json.loads(line) for line in lines]
-        return next((report for report in reports if report["number"] == self._job), None)
+        return next((report for report in map(_report, lines) if report.get("number") == self._job), None)
 
     def close(self) -> None:
         """Ends the server and all it started, and waits for that."""
@@ -74,6 +74,8 @@ class Worker:
         self._process.stdin.close()  # at which it ends what it runs, and itself
         try:
             self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self._kill()
         except BaseException:
             self._kill()
             raise
@@ -113,6 +115,15 @@ class Worker:
             self._kill()
             self.close()
             raise
+
+
+def _report(line: bytes) -> dict[str, Any]:
+    """A report, or nothing: a supervisor that is killed may leave half a line."""
+    try:
+        report = json.loads(line)
+    except ValueError:
+        return {}
+    return report if isinstance(report, dict) else {}
 
 
 def _environment() -> dict[str, str]:
