@@ -20,7 +20,7 @@ CHECKED = {
     "constant folding": ("def f():\n    return (((1 << 60000) ** 9) ** 9) ** 9", {"timeout", "memory", "error"}),
     "factorial": ("import math\n\ndef f():\n    return math.factorial(10**8)", {"timeout", "memory"}),
     "list": ("def f():\n    return len([0] * 10**10)", {"memory"}),
-    "growing list": ("def f():\n    x = [1] * 1000\n    while True:\n        x += x", {"memory"}),
+    "growing list": ("def f():\n    x = [1] * 1000\n    while True:\n        x += x", {"memory", "timeout"}),
     "small objects": ("def f():\n    x = []\n    while True:\n        x = [x, [9.5] * 9000]", {"memory", "timeout"}),
     "bytes": ("def f():\n    return len(bytes(10**10))", {"memory"}),
     "string": ("def f():\n    return len('ab' * 10**10)", {"memory"}),
@@ -42,7 +42,7 @@ CHECKED = {
     "printing": ("def f():\n    while True:\n        print('x' * 10**6)", {"timeout"}),
     "huge string": ("def f():\n    return '1' * 10**7", {"error"}),
     "huge int": ("def f():\n    return 1 << 10**7", {"error"}),
-    "huge error": ("def f():\n    raise ValueError('x' * 10**8)", {"error", "memory"}),
+    "huge error": ("def f():\n    raise ValueError('x' * 10**7)", {"error", "memory"}),
     "lambda": ("def f():\n    return lambda: 1", {"error"}),
     "lying class": (
         "def f():\n    class A(float):\n        def __eq__(self, x): return True\n    return A()",

@@ -20,7 +20,7 @@ from unmask.tasks.programs import worker
 from unmask.tasks.programs.sandbox import run_programs
 from unmask.tasks.programs.verdict import REASONS, Outcome
 
-SECONDS = 0.5 + os.getpid() * 1e-9
+SECONDS = 0.7 + os.getpid() * 1e-9
 """Also what our servers can be told by: it stands in their command lines."""
 
 HONEST = "def f():\n    return {} / 4"

@@ -33,7 +33,6 @@ class Worker:
     """
 
     _process: subprocess.Popen[bytes]
-    _folder: tempfile.TemporaryDirectory[str]
     _read: bytes
     deadline: float
 
@@ -81,7 +80,6 @@ class Worker:
             raise
         finally:
             self._process.stdout.close()
-            self._folder.cleanup()
 
     def _kill(self) -> None:
         with suppress(OSError):
@@ -96,25 +94,29 @@ class Worker:
 
     def _start(self) -> None:
         self._read = b""
-        self._folder = tempfile.TemporaryDirectory(prefix="unmask-", ignore_cleanup_errors=True)
+        with tempfile.TemporaryDirectory(prefix="unmask-") as folder:
+            self._process = self._popen(folder)
+            try:
+                assert self._process.stdout is not None
+                if self._process.stdout.readline() != READY:
+                    raise RuntimeError(f"{sys.executable}: the sandbox does not start (what it said is above)")
+            except BaseException:
+                self._kill()
+                self.close()
+                raise
+        # The folder that the server stays in is gone by now: nothing can be made in it, and nothing is left of it.
+
+    def _popen(self, folder: str) -> subprocess.Popen[bytes]:
         arguments = (str(Path(__file__).parent), json.dumps(asdict(self._settings)))
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, *_OPTIONS, "-c", _START, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=self._folder.name,
+            cwd=folder,
             env=_environment(),
             start_new_session=True,
             bufsize=0,
         )
-        assert self._process.stdout is not None
-        try:
-            if self._process.stdout.readline() != READY:
-                raise RuntimeError(f"{sys.executable}: the sandbox does not start (what it said is above)")
-        except BaseException:
-            self._kill()
-            self.close()
-            raise
 
 
 def _report(line: bytes) -> dict[str, Any]:
