@@ -8,12 +8,15 @@ from unmask.tasks.programs.sandbox import MAX_LENGTH, compiling_part
 _DEF = re.compile(r"^def\b", re.MULTILINE)
 _FENCE = re.compile(r"[ \t]*```")
 _OUR_FENCE = re.compile(r"[ \t]*```[ \t]*(python|python3|py)?[ \t]*$", re.IGNORECASE)
-_IMPORT = re.compile(r"(import|from)[ \t]")
+_PREAMBLE = re.compile(  # lines of code that no prose looks like: imports, decorators, comments, numbers with a name
+    r"import [\w.]+|from [\w.]+ import |@\w|#|[A-Za-z_]\w* *= *-?[0-9][0-9._]*[ \t]*(#.*)?$"
+)
 
 
 def locate(text: str) -> str | None:
     """Where the program is in `text`, by its lines alone, or None: the first fenced block (```, ```python) with a `def`
-    at a line start, without the fences; else all from the first such `def` on, with the imports right above it.
+    at a line start, without the fences; else all from the first such `def` on, with the imports, decorators and named
+    numbers right above it.
 
     Takes time linear in the text, whatever it holds.
     """
@@ -24,7 +27,7 @@ def locate(text: str) -> str | None:
             return block
     for number, line in enumerate(lines):
         if _DEF.match(line):
-            return "\n".join(_until_fence(lines[_first_import(lines, number) :]))
+            return "\n".join(_until_fence(lines[_preamble(lines, number) :]))
     return None
 
 
@@ -58,11 +61,11 @@ def _until_fence(lines: list[str]) -> list[str]:
     return lines[: next((number for number, line in enumerate(lines) if _FENCE.match(line)), len(lines))]
 
 
-def _first_import(lines: list[str], start: int) -> int:
-    """The number of the first line of the imports that stand, with nothing but blank lines, above line `start`."""
+def _preamble(lines: list[str], start: int) -> int:
+    """The number of the first of the lines that belong to the `def` in line `start` and stand right above it."""
     first = start
     for number in range(start - 1, -1, -1):
-        if _IMPORT.match(lines[number]):
+        if _PREAMBLE.match(lines[number]):
             first = number
         elif lines[number].strip():
             break

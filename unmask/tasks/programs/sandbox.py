@@ -81,7 +81,8 @@ def _run(
                 worker = idle.pop()
                 busy[worker] = todo.popleft()
                 worker.submit(programs[busy[worker]])
-            for worker in _speaking(busy):
+            _wait_for_any(busy)
+            for worker in list(busy):
                 if (report := worker.report()) is not None:
                     number = busy.pop(worker)
                     outcomes[number] = outcome(programs[number], report, settings.seconds)
@@ -91,11 +92,10 @@ def _run(
     return [outcomes[number] for number in range(len(programs))]
 
 
-def _speaking(busy: dict[Worker, int]) -> list[Worker]:
-    """Those that have something to say, or should have had."""
+def _wait_for_any(busy: dict[Worker, int]) -> None:
+    """Until a worker has something to say, or should have had."""
     left = min(worker.deadline for worker in busy) - time.monotonic()
-    ready = wait([worker.fileno() for worker in busy], max(left, 0.0))
-    return [worker for worker in busy if worker.fileno() in ready or time.monotonic() >= worker.deadline]
+    wait([worker.fileno() for worker in busy], max(left, 0.0))
 
 
 def _cpus() -> int:

@@ -76,7 +76,7 @@ def _number(value: object) -> float:
 def _ended(code: int, is_parsed: bool, program: str) -> Outcome:
     """For one that left no result."""
     how = f"ended with code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
-    if not is_parsed:
+    if not is_parsed and code < 0:  # the parser itself came down
         return Outcome("syntax", None, f"cannot be parsed: {how}", program)
     if -code == signal.SIGKILL:  # the deadline is not here: so the system did it, for want of memory
         return Outcome("memory", None, "ended by the system, most likely for its use of memory", program)

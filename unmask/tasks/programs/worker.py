@@ -9,6 +9,7 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _GRACE = 5.0
 _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); from inside import server; del sys.path[0]; server.main(sys.argv[2])"
 )
+_OPTIONS = ("-P", "-s", "-S", "-W", "ignore")  # -I, but that it would ignore our hash seed
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some interpreters do not start without
 
 
@@ -31,7 +33,6 @@ class Worker:
     """
 
     _process: subprocess.Popen[bytes]
-    _folder: tempfile.TemporaryDirectory[str]
     _read: bytes
     deadline: float
 
@@ -50,19 +51,20 @@ class Worker:
         self._job += 1
         self.deadline = time.monotonic() + self._settings.seconds + _GRACE
         with suppress(OSError):  # a dead server shows when its report is read
-            self._process.stdin.write(json.dumps([self._job, source]).encode() + b"\n")
+            rest = memoryview(json.dumps([self._job, source]).encode() + b"\n")
+            while rest:
+                rest = rest[self._process.stdin.write(rest) :]
 
     def report(self) -> dict[str, Any] | None:
-        """What became of the program, or None if that is not yet said. To be called when readable or late."""
-        if time.monotonic() >= self.deadline:
-            return self._give_up({"said": "", "code": None})
+        """What became of the program, or None if that is not yet said. Does not wait."""
+        if not wait([self.fileno()], 0):
+            return self._give_up({"said": "", "code": None}) if time.monotonic() >= self.deadline else None
         part = os.read(self.fileno(), 65536)
         if not part:
-            return self._give_up({"said": '{"lines": 1}', "code": 1})
+            return self._give_up({"said": "", "code": 1})
         self._read += part
         *lines, self._read = self._read.split(b"\n")
-        reports = [json.loads(line) for line in lines]
-        return next((report for report in reports if report["number"] == self._job), None)
+        return next((report for report in map(_report, lines) if report.get("number") == self._job), None)
 
     def close(self) -> None:
         """Ends the server and all it started, and waits for that."""
@@ -71,12 +73,13 @@ class Worker:
         self._process.stdin.close()  # at which it ends what it runs, and itself
         try:
             self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self._kill()
         except BaseException:
             self._kill()
             raise
         finally:
             self._process.stdout.close()
-            self._folder.cleanup()
 
     def _kill(self) -> None:
         with suppress(OSError):
@@ -91,22 +94,41 @@ class Worker:
 
     def _start(self) -> None:
         self._read = b""
-        self._folder = tempfile.TemporaryDirectory(prefix="unmask-", ignore_cleanup_errors=True)
+        with tempfile.TemporaryDirectory(prefix="unmask-") as folder:
+            self._process = self._popen(folder)
+            try:
+                assert self._process.stdout is not None
+                if self._process.stdout.readline() != READY:
+                    raise RuntimeError(f"{sys.executable}: the sandbox does not start (what it said is above)")
+            except BaseException:
+                self._kill()
+                self.close()
+                raise
+        # The folder that the server stays in is gone by now: nothing can be made in it, and nothing is left of it.
+
+    def _popen(self, folder: str) -> subprocess.Popen[bytes]:
         arguments = (str(Path(__file__).parent), json.dumps(asdict(self._settings)))
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-W", "ignore", "-c", _START, *arguments],
+        return subprocess.Popen(
+            [sys.executable, *_OPTIONS, "-c", _START, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=self._folder.name,
-            env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+            cwd=folder,
+            env=_environment(),
             start_new_session=True,
             bufsize=0,
         )
-        assert self._process.stdout is not None
-        try:
-            if self._process.stdout.readline() != READY:
-                raise RuntimeError(f"{sys.executable} -I -S: the sandbox does not start (what it said is above)")
-        except BaseException:
-            self._kill()
-            self.close()
-            raise
+
+
+def _report(line: bytes) -> dict[str, Any]:
+    """A report, or nothing: a supervisor that is killed may leave half a line."""
+    try:
+        report = json.loads(line)
+    except ValueError:
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the user's; and sets of strings have one order, so that a program has one result."""
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    return {"PYTHONHASHSEED": "0"} | kept

@@ -3,7 +3,7 @@
 Layers, by the names that `Settings.without` takes (for tests, which try each on its own):
 
 * `namespaces`: process ids, network and IPC of its own (as root, or through a user namespace).
-* `chroot`: an empty folder is all of the file system.
+* `chroot`: an empty folder, deleted already so that nothing can be made in it, is all of the file system.
 * `user`: root becomes nobody; capabilities are given up.
 * `seccomp`: only system calls that compute.
 * `limits`: CPU time, address space, and no file growth, no new process, no core dump. (`memory` always holds.)

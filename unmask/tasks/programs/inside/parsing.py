@@ -1,6 +1,7 @@
 """From text to code. Parsing is not safe to do in one's own process: deep nesting can crash the interpreter."""
 
 import ast
+import unicodedata  # noqa: F401 (the parser wants it for names beyond ASCII, when no file can be opened any more)
 
 
 def parse(source: str) -> tuple[ast.Module, int]:

@@ -101,7 +101,7 @@ def explain(error: BaseException) -> str:
     """`ZeroDivisionError: division by zero`, for any error, whatever its text does."""
     kind = type(error).__name__
     try:
-        text = str(error)
+        text = str(error)[:MAX_OUTPUT]
     except Exception:
         text = ""
     return f"{kind}: {text}"[:MAX_OUTPUT] if text else kind
