@@ -1,0 +1,302 @@
+"""Word problems answered by programs: from files of text to a score."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.data.text import byte_level, rows, save_tokenizer, settings, write_lines
+from tests.helpers import SHORT, lines, run_cli
+from unmask.data.prepare import prepare
+from unmask.errors import UserError
+from unmask.tasks.gsm8k import Gsm8k, Gsm8kData
+from unmask.training import loading
+
+SMALL = [
+    *("model={preset: tinygsm-small, dim: 16, ff_dim: 24, num_layers: 2, num_heads: 2}", "train.compile=false"),
+    *("train.dtype=float32", "train.batch_size=8", "eval.examples=4", "eval.tokens_per_step=[40]", "train.threads=2"),
+    *("data.validation_ratio=0.1", "optim.warmup_steps=1", *SHORT),
+]
+AR = [*SMALL, "eval.tokens_per_step=[1]"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 rows of 128 tokens, whose programs return their number."""
+    folder = tmp_path_factory.mktemp("store")
+    prepare(settings(folder))
+    return folder / "out"
+
+
+@pytest.fixture
+def task(store: Path) -> Gsm8k:
+    return Gsm8k(Gsm8kData(path=str(store)))
+
+
+def said(task: Gsm8k, *texts: str) -> Tensor:
+    """Canvases of the first held-out question, answered so and padded with the end token."""
+    canvas = task.validation(1)
+    prompt = canvas.x0[canvas.prompt_mask].tolist()
+    result = torch.full((len(texts), task.config.length), task.tokens.eos_id)
+    for row, text in zip(result, texts, strict=True):
+        ids = prompt + task.vocabulary.encode(text)
+        row[: len(ids)] = torch.tensor(ids)
+    return result
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_the_stores(store: Path, task: Gsm8k) -> None:
+    meta = json.loads((store / "meta.json").read_text())
+    config = task.config
+    assert (config.length, config.vocab_size, config.mask_id) == (128, meta["vocab_size"], meta["mask_id"])
+    assert config.fingerprint == task.tokens.fingerprint == meta["tokenizer"]["fingerprint"]
+    assert Gsm8kData(path=str(store), seed=3).seed == 3
+    assert task.original_ids[: config.mask_id] == list(range(config.mask_id))
+
+
+def test_without_a_store_they_are_the_papers() -> None:
+    config = Gsm8kData()
+    assert (config.length, config.vocab_size, config.mask_id, config.eos_id) == (512, 151_645, 151_644, 151_643)
+
+
+# --- grading ---------------------------------------------------------------------------------------------------------
+
+ANSWERS = {
+    "the number": ("def f():\n    return {gold}", "correct"),
+    "as a float": ("def f():\n    return {gold} * 1.0", "correct"),
+    "as text": ("def f():\n    return '{gold}'", "correct"),
+    "in a fence": ("```python\ndef f():\n    return {gold}\n```", "correct"),
+    "after talk": ("Here it is:\ndef f():\n    return {gold}", "correct"),
+    "then rubbish": ("def f():\n    return {gold}\n((", "correct"),
+    "another number": ("def f():\n    return {gold} + 1", "wrong"),
+    "no program": ("The answer is {gold}.", "no_program"),
+    "a fault": ("def f():\n    return {gold} / 0", "error"),
+    "a file": ("def f():\n    return open('x')", "blocked"),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_is_what_its_program_returns(task: Gsm8k, text: str, reason: str) -> None:
+    """The held-out row's own program says what is right."""
+    example = task.validation(1)
+    gold = task.grade(example, example.x0).details[0]["gold"]
+    grades = task.grade(example, said(task, text.format(gold=int(gold))))
+    (detail,) = grades.details
+    assert detail["reason"] == reason
+    assert grades.measures["accuracy"].tolist() == [reason == "correct"]
+    assert grades.measures["runs"].tolist() == [reason in ("correct", "wrong")]
+    assert grades.measures["parses"].tolist() == [reason != "no_program"]
+
+
+def test_stored_answers_are_right(task: Gsm8k) -> None:
+    examples = task.examples_from_file(Path(task.config.path))
+    grades = task.grade(examples, examples.x0)
+    assert [detail["gold"] for detail in grades.details] == list(range(50))
+    assert grades.measures["accuracy"].all()
+
+
+def test_what_follows_the_end_and_masks_that_are_left_do_not_count(task: Gsm8k) -> None:
+    example = task.validation(1)
+    tokens = example.x0.clone()
+    tokens[0, -1] = 5
+    end = int((tokens[0] == task.tokens.eos_id).nonzero()[0])
+    assert task.grade(example, tokens).measures["accuracy"].all()
+    tokens[0, end:] = task.tokens.mask_id
+    assert task.grade(example, tokens).measures["accuracy"].all()
+
+
+# --- questions from files --------------------------------------------------------------------------------------------
+
+PROBLEMS = [
+    {"question": "How many?", "answer": "Two and two.\n#### 1,004"},
+    {"question": "How much? ", "answer": 2.5},
+    {"question": "And now?", "answer": "7", "other": None},
+]
+
+
+@pytest.mark.parametrize("name", ["problems.jsonl", "problems.jsonl.gz"])
+def test_problems_bring_their_answers(task: Gsm8k, tmp_path: Path, name: str) -> None:
+    examples = task.examples_from_file(write_lines(tmp_path / name, PROBLEMS))
+    assert examples.answers == (1004, 2.5, 7)
+    assert not examples.is_known(task.tokens.mask_id)
+    for row in range(3):
+        prompt = task.vocabulary.decode(examples.x0[row][examples.prompt_mask[row]].tolist())
+        assert prompt == PROBLEMS[row]["question"].strip() + "\n"
+    grades = task.grade(examples[:2], said(task, "def f():\n    return 1004", "def f():\n    return 1004"))
+    assert grades.measures["accuracy"].tolist() == [True, False]
+
+
+def test_a_prompt_is_tokenised_as_in_training(store: Path, task: Gsm8k, tmp_path: Path) -> None:
+    """Of every row, so that a question whose last token would merge with the separator is among them."""
+    trained = task.examples_from_file(store)
+    asked = task.prompts([json.dumps({"question": row["question"]}) for row in rows(50)], "here")
+    assert torch.equal(asked, trained.masked(task.tokens.mask_id))
+
+
+def test_of_a_long_question_the_end_is_asked(task: Gsm8k, capsys: pytest.CaptureFixture[str]) -> None:
+    canvas = task.prompts(["What is " + " and ".join(map(str, range(200))) + "?"], "stdin")[0]
+    assert (canvas == task.tokens.mask_id).tolist() == [False] * 64 + [True] * 64
+    assert task.vocabulary.decode(canvas.tolist()).endswith("199?\n")
+    assert "stdin: 1 of 1 questions" in capsys.readouterr().err
+
+
+BAD_PROBLEMS = {
+    "no JSON": ("{", "not JSON"),
+    "a list": ([1], "needs the string `question`"),
+    "no question": ({"answer": 1}, "needs the string `question`"),
+    "no answer": ({"question": "a"}, "`answer`, a number"),
+    "an answer in words": ({"question": "a", "answer": "#### many"}, "answer: 'many' is not a number"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_PROBLEMS.values(), ids=BAD_PROBLEMS)
+def test_a_bad_problem_is_named(task: Gsm8k, tmp_path: Path, row: object, message: str) -> None:
+    path = write_lines(tmp_path / "problems.jsonl", [PROBLEMS[0], row])
+    with pytest.raises(UserError) as caught:
+        task.examples_from_file(path)
+    assert f"{path}, line 2: " in str(caught.value)
+    assert message in str(caught.value)
+
+
+# --- from the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ar_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "ar"
+    assert run_cli("train", "tinygsm/ar_small", f"data.path={store}", *AR, "--out", folder) == 0
+    return folder
+
+
+def test_an_autoregressive_run_goes_from_text_to_a_score(
+    ar_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems, answers = write_lines(tmp_path / "test.jsonl", PROBLEMS), tmp_path / "answers.jsonl"
+    assert run_cli("eval", ar_run, "--task", "gsm8k", "--data", problems, "--out", answers, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["nelbo"] is None
+    assert result["accuracy"] == {"left_to_right/1": 0.0}
+    assert result["interval"]["left_to_right/1"] == pytest.approx([0, 0.5615], abs=1e-3)  # Wilson, 0 of 3
+    assert result["protocol"]["weights"] == "ema"
+    assert len(result["protocol"]["data_sha256"]) == 64
+    assert sum(result["reasons"]["left_to_right/1"].values()) == 3
+    records = lines(answers)
+    assert [record["question"] for record in records] == ["How many?", "How much?", "And now?"]
+    assert {"text", "program", "value", "gold", "reason", "output", "accuracy", "nfe"} <= records[0].keys()
+
+
+def test_held_out_rows_have_an_exact_likelihood(ar_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("eval", ar_run) == 0
+    assert "NLL " in capsys.readouterr().out
+    logged = [line["eval/nelbo"] for line in lines(ar_run / "metrics.jsonl") if "eval/nelbo" in line]
+    assert run_cli("eval", ar_run, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["nelbo"] == pytest.approx(logged[-1])
+    assert "exact NLL" in result["protocol"]["nelbo"]
+
+
+def test_questions_are_answered_with_programs(ar_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "questions.txt").write_text('How many?\n\n{"question": "How much?"}\n')
+    assert run_cli("decode", ar_run, tmp_path / "questions.txt", "--out", tmp_path / "out.jsonl") == 0
+    assert [(record["question"], type(record["text"])) for record in lines(tmp_path / "out.jsonl")] == [
+        ("How many?", str),
+        ("How much?", str),
+    ]
+
+
+@pytest.mark.parametrize("method", ["uniform", "puma"])
+def test_a_run_starts_from_an_autoregressive_one(ar_run: Path, store: Path, tmp_path: Path, method: str) -> None:
+    recipe = f"tinygsm/{method}_from_ar_small"
+    arguments = [recipe, f"data.path={store}", f"train.init={ar_run}", *SMALL]
+    assert run_cli("train", *arguments, "train.steps=1", "optim.lr=1e-30", "--out", tmp_path / "run") == 0
+    start, source = loading.load(tmp_path / "run", weights="raw"), loading.load(ar_run)
+    assert (start.alignment, start.is_causal, source.is_causal) == ("next", False, True)
+    for name, value in source.state_dict().items():
+        assert torch.allclose(start.state_dict()[name], value, atol=1e-6), name
+
+
+def test_a_run_can_be_used_where_its_store_is_not(ar_run: Path, store: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(ar_run, moved)
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(str(store), "/nowhere"))
+    (tmp_path / "questions.txt").write_text("How many?\n")
+    assert run_cli("decode", moved, tmp_path / "questions.txt", "--out", tmp_path / "out.jsonl") == 0
+    assert run_cli("export", moved, tmp_path / "export") == 0
+    assert run_cli("decode", tmp_path / "export", tmp_path / "questions.txt", "--out", tmp_path / "out2.jsonl") == 0
+    assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "out2.jsonl").read_text()
+
+
+def other_store(tmp_path: Path, **changed: Any) -> Path:
+    """A store that another tokenizer made."""
+    save_tokenizer(tmp_path / "other", byte_level(texts=["zzz yyy xxx" * 20]))
+    prepare(settings(tmp_path, tokenizer=str(tmp_path / "other"), **changed))
+    return tmp_path / "out"
+
+
+def test_another_tokenizers_store_is_refused(ar_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = other_store(tmp_path)
+    assert run_cli("eval", ar_run, "--data", other) == 2
+    assert f"{other}: was made with another tokenizer" in capsys.readouterr().err
+    start = ["tinygsm/uniform_from_ar_small", f"data.path={other}", f"train.init={ar_run}", *SMALL]
+    assert run_cli("train", *start, "--out", tmp_path / "run") == 2
+    assert f"train.init={ar_run}: its ids mean other tokens" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_shape_is_named(ar_run: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = ["tinygsm/uniform_from_ar_small", f"data.path={store}", f"train.init={ar_run}", *SMALL, "model.ff_dim=32"]
+    assert run_cli("train", *start, "--out", tmp_path / "run") == 2
+    assert "mlp.down.weight is (16, 24), here (16, 32)" in capsys.readouterr().err
+
+
+def test_a_missing_start_is_named(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = ["tinygsm/uniform_from_ar_small", f"data.path={store}", "train.init=/nowhere", *SMALL]
+    assert run_cli("train", *start, "--out", tmp_path / "run") == 2
+    assert "/nowhere" in capsys.readouterr().err
+
+
+def test_a_causal_run_has_one_decoder(
+    ar_run: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli("eval", ar_run, "--decoder", "prob") == 2
+    assert "set decode.confidence=left_to_right" in capsys.readouterr().err
+    arguments = ["tinygsm/ar_small", f"data.path={store}", *AR, "eval.tokens_per_step=[2]", "--out", tmp_path / "run"]
+    assert run_cli("train", *arguments) == 2
+    assert "set decode.tokens_per_step=1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_without_a_tokenizer_is_trained_on_but_not_read(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the reference implementation makes them: its rows are graded as tokens by the task `tokens`."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("labels.bin", "prompt_mask.bin", "meta.json"):
+        shutil.copy(store / name, bare / name)
+    with pytest.raises(UserError, match=r"bare/tokenizer.json: cannot be read"):
+        _ = Gsm8k(Gsm8kData(path=str(bare))).vocabulary
+
+
+def test_a_checkpoint_of_hugging_face_is_a_start(store: Path, tmp_path: Path) -> None:
+    """A tiny Qwen2 whose rows are the tokenizer's ids; the mask is new."""
+    transformers = pytest.importorskip("transformers")
+    mask_id = json.loads((store / "meta.json").read_text())["mask_id"]
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.Qwen2Config(
+        vocab_size=mask_id, num_key_value_heads=2, tie_word_embeddings=True, rms_norm_eps=1e-6, **sizes
+    )
+    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path / "hf")
+    start = ["tinygsm/puma_from_ar_small", f"data.path={store}", f"train.init={tmp_path / 'hf'}", *SMALL]
+    assert run_cli("train", *start, "train.steps=1", "optim.lr=1e-30", "--out", tmp_path / "run") == 0
+    embedding = loading.load(tmp_path / "run", weights="raw").backbone.embedding.weight
+    theirs = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "hf").get_input_embeddings().weight
+    assert torch.allclose(embedding[:mask_id], theirs, atol=1e-6)
+    assert torch.allclose(embedding[mask_id], theirs.mean(0), atol=1e-6)
