@@ -33,6 +33,8 @@ MEMORY = 512 << 20
 MAX_LENGTH = 50_000
 """Characters of a program; anything longer is no syntax that we read."""
 
+_WORKERS_PER_CPU = 2  # endless loops are most of the time, and end by the clock; honest programs need milliseconds
+
 
 def run_programs(
     programs: Sequence[str],
@@ -50,7 +52,7 @@ def run_programs(
     Args:
         seconds: wall-clock time for each program.
         memory: bytes of address space for each, its interpreter (some 40 MB) included.
-        workers: programs at once; as many as there are CPUs unless given.
+        workers: programs at once; two per CPU unless given.
         update: is called with how many programs are done.
         without: layers to leave out (`inside.settings.LAYERS`): for tests only.
 
@@ -74,7 +76,10 @@ def _run(
             outcomes[number] = Outcome("syntax", None, f"longer than {MAX_LENGTH} characters", program)
     todo = deque(number for number in range(len(programs)) if number not in outcomes)
     with ExitStack() as stack:
-        idle = [stack.enter_context(closing(Worker(settings))) for _ in range(min(workers or _cpus(), len(todo)))]
+        idle = [
+            stack.enter_context(closing(Worker(settings)))
+            for _ in range(min(workers or _WORKERS_PER_CPU * _cpus(), len(todo)))
+        ]
         busy: dict[Worker, int] = {}
         while todo or busy:
             while todo and idle:
