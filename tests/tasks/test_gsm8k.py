@@ -150,7 +150,7 @@ BAD_PROBLEMS = {
     "no JSON": ("{", "not JSON"),
     "a list": ([1], "needs the string `question`"),
     "no question": ({"answer": 1}, "needs the string `question`"),
-    "no answer": ({"question": "a"}, "`answer`, a number"),
+    "no answer": ({"question": "a"}, "needs `answer`: a number"),
     "an answer in words": ({"question": "a", "answer": "#### many"}, "answer: 'many' is not a number"),
 }
 

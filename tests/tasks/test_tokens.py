@@ -307,6 +307,7 @@ def test_random_rows_need_room_for_an_answer_but_training_does_not_ask(folder: P
 
 RECIPE = """
 extends: tinygsm/puma
+task: {name: tokens}
 data: {length: 16, vocab_size: 20, mask_id: 19, eos_id: 18, validation_ratio: 0.25}
 model: {preset: tiny}
 process: {num_stages: 4}

@@ -110,6 +110,5 @@ def _print(meta: dict[str, Any], settings: Settings) -> None:
         if meta["rows"][key] or key in ("read", "kept"):
             out.print(f"{meta['rows'][key]:>12,}  {label}")
     out.print(f"{meta['vocab_size']:>12,}  ids; the mask is {meta['mask_id']}, the end {meta['eos_id']}")
-    keys = {"path": settings.out, "length": meta["max_len"]}
-    keys |= {key: meta[key] for key in ("vocab_size", "mask_id", "eos_id")}
-    out.print("Next: unmask train tinygsm/puma " + " ".join(f"data.{key}={value}" for key, value in keys.items()))
+    recipe = "tinygsm/puma_small" if settings.vocab == "used" else "tinygsm/puma"
+    out.print(f"Next: unmask train {recipe} data.path={settings.out}")

@@ -79,7 +79,9 @@ def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; data.path is a folder with labels.bin in it") from error
+        raise UserError(
+            f"{path}: cannot be read: {error}; data.path is a folder with labels.bin in it; `unmask prepare` makes one"
+        ) from error
     if not isinstance(meta, dict):
         raise UserError(f"{path}: holds no JSON object; it needs num_examples and max_len")
     return meta

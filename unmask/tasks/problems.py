@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unmask.data.prepare.sources import File, Row
 from unmask.errors import UserError
-from unmask.tasks.programs.answers import parse_answer
+from unmask.tasks.programs.answers import read_answer
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,6 @@ def _problem(row: Row) -> Problem:
         content = json.loads(row.content) if isinstance(row.content, bytes) else row.content
     except ValueError as error:
         raise UserError(f"{row.place}: not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("question"), str) or "answer" not in content:
-        raise UserError(f"{row.place}: needs the string `question`, and `answer`, a number or a text that ends in one")
-    try:
-        return Problem(content["question"], parse_answer(str(content["answer"])))
-    except ValueError as error:
-        raise UserError(f"{row.place}: answer: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("question"), str):
+        raise UserError(f"{row.place}: needs the string `question`")
+    return Problem(content["question"], read_answer(content.get("answer"), row.place))

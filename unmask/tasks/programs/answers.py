@@ -3,6 +3,8 @@
 import math
 import re
 
+from unmask.errors import UserError
+
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 _MARK = "####"
 _MAX_LENGTH = 400
@@ -27,6 +29,20 @@ def parse_answer(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{said[:40]!r} is too large")
     return value
+
+
+def read_answer(answer: object, where: str) -> float:
+    """The right answer in a row of a file: a number, or a text for `parse_answer`.
+
+    Raises:
+        UserError: it is neither; `where` says where it stands.
+    """
+    if isinstance(answer, bool) or not isinstance(answer, int | float | str):
+        raise UserError(f"{where}: needs `answer`: a number, or a text that ends in `#### 18`")
+    try:
+        return parse_answer(answer if isinstance(answer, str) else repr(answer))
+    except ValueError as error:
+        raise UserError(f"{where}: answer: {error}; use a number, or a text that ends in `#### 18`") from error
 
 
 def matches(value: float | int, gold: float | int) -> bool:

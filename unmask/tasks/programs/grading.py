@@ -9,7 +9,7 @@ from typing import Any
 from unmask import jsonl
 from unmask.errors import UserError
 from unmask.evaluation.interval import wilson
-from unmask.tasks.programs.answers import parse_answer
+from unmask.tasks.programs.answers import read_answer
 from unmask.tasks.programs.judging import Judgement, judge
 
 
@@ -68,13 +68,4 @@ def _problem(row: dict[str, Any], where: str) -> Problem:
         raise UserError(f"{where}: question={row['question']!r} must be a string")
     if not isinstance(row.get("program"), str):
         raise UserError(f"{where}: needs the string `program`: what the model wrote")
-    return Problem(row, row["program"], _gold(row.get("answer"), where))
-
-
-def _gold(answer: object, where: str) -> float:
-    if isinstance(answer, bool) or not isinstance(answer, int | float | str):
-        raise UserError(f"{where}: needs `answer`: a number, or a text that ends in `#### 18`")
-    try:
-        return parse_answer(answer if isinstance(answer, str) else repr(answer))
-    except ValueError as error:
-        raise UserError(f"{where}: answer: {error}; use a number, or a text that ends in `#### 18`") from error
+    return Problem(row, row["program"], read_answer(row.get("answer"), where))
