@@ -273,16 +273,44 @@ def test_a_causal_run_has_one_decoder(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_store_without_a_tokenizer_is_trained_on_but_not_read(
-    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As the reference implementation makes them: its rows are graded as tokens by the task `tokens`."""
+def bare_store(store: Path, tmp_path: Path) -> Path:
+    """The three files that the reference implementation writes, which says no more than the sizes."""
     bare = tmp_path / "bare"
     bare.mkdir()
-    for name in ("labels.bin", "prompt_mask.bin", "meta.json"):
+    for name in ("labels.bin", "prompt_mask.bin"):
         shutil.copy(store / name, bare / name)
-    with pytest.raises(UserError, match=r"bare/tokenizer.json: cannot be read"):
-        _ = Gsm8k(Gsm8kData(path=str(bare))).vocabulary
+    meta = json.loads((store / "meta.json").read_text())
+    (bare / "meta.json").write_text(json.dumps({key: meta[key] for key in ("num_examples", "max_len")}))
+    return bare
+
+
+def test_a_store_of_the_reference_needs_its_tokenizer(
+    store: Path, task: Gsm8k, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, ids = bare_store(store, tmp_path), task.config
+    data = {
+        "path": str(bare),
+        "vocab_size": ids.vocab_size,
+        "mask_id": ids.mask_id,
+        "eos_id": ids.eos_id,
+        "length": 128,
+    }
+    arguments = ["tinygsm/uniform_small", f"data={json.dumps(data)}", *SMALL, "--out", tmp_path / "run"]
+    assert run_cli("train", *arguments) == 2
+    assert f"{bare}: does not say what its ids mean" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run_cli("train", *arguments, f"data.tokenizer={store.parent / 'tokenizer'}", "train.steps=1") == 0
+    source = loading.read(tmp_path / "run")
+    kept = Gsm8k(source.config.data)
+    assert kept.grade(task.validation(3), task.validation(3).x0).measures["accuracy"].all()
+
+
+def test_another_tokenizer_than_the_datas_is_refused(store: Path, task: Gsm8k, tmp_path: Path) -> None:
+    other = save_tokenizer(tmp_path / "other", byte_level(texts=["zzz yyy xxx" * 20]))
+    data = {"path": str(bare_store(store, tmp_path)), "tokenizer": str(other), "length": 128}
+    ids = {key: getattr(task.config, key) for key in ("vocab_size", "mask_id", "eos_id")}
+    with pytest.raises(UserError, match=r"is not the data's tokenizer|has no such token"):
+        Gsm8k(Gsm8kData(**data, **ids)).validation(1)
 
 
 def test_a_checkpoint_of_hugging_face_is_a_start(store: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.text import Text
 from torch import Tensor
 
 from unmask.data.prompts import encode_prompts
-from unmask.data.vocabulary import Vocabulary
+from unmask.data.vocabulary import Vocabulary, load_tokenizer
 from unmask.errors import UserError
 from unmask.progress import warn
 from unmask.tasks.problems import read_problems
@@ -39,7 +39,7 @@ class Gsm8kData(TokensData):
     eos_id: int | None = Field(151_643, ge=0, description="ends an answer, and pads it")
     separator: str = Field("\n", description="between a question and its program")
     tokenizer: str | None = Field(
-        None, description="folder of tokenizer.json and vocabulary.json; null = data.path, or the run's own copy"
+        None, description="its folder, or its name on the hub; null = what data.path holds, or the run's own copy"
     )
     seconds: float = Field(1.0, gt=0, description="that a program may run")
 
@@ -64,38 +64,53 @@ class Gsm8k(Tokens):
         Raises:
             UserError: there is none, or it is not the one that the data were made with.
         """
-        folder = self.config.tokenizer or self.config.path
-        if folder is None:
-            raise UserError("data.tokenizer is missing; give the folder of tokenizer.json and vocabulary.json")
-        vocabulary = Vocabulary.load(Path(folder).expanduser())
+        source = self.config.tokenizer or self.config.path
+        if source is None:
+            raise UserError("data.tokenizer is missing; give the folder of a tokenizer, or its name on the hub")
+        folder = Path(source).expanduser()
+        if (folder / "vocabulary.json").exists():
+            vocabulary = Vocabulary.load(folder)
+        elif self.config.tokenizer is not None:
+            vocabulary = self._vocabulary_of(source)
+        else:
+            raise UserError(
+                f"{source}: does not say what its ids mean; give the tokenizer that made them as data.tokenizer (a "
+                "folder, or a name such as Qwen/Qwen2-0.5B), or train on ids alone with task.name=tokens"
+            )
+        self._check_ids(vocabulary, source)
+        return vocabulary
+
+    def _vocabulary_of(self, source: str) -> Vocabulary:
+        """All ids of a tokenizer, the mask among them or after them."""
+        known = load_tokenizer(source).id_to_token
+        eos = None if self.config.eos_id is None else known(self.config.eos_id)
+        return Vocabulary.from_source(source, eos_token=eos, mask_token=known(self.config.mask_id))
+
+    def _check_ids(self, vocabulary: Vocabulary, source: str) -> None:
         for key, own, needed in (
             ("fingerprint", vocabulary.fingerprint, self.config.fingerprint or vocabulary.fingerprint),
-            ("vocab_size", vocabulary.vocab_size, self.config.vocab_size),
             ("mask_id", vocabulary.mask_id, self.config.mask_id),
             ("eos_id", vocabulary.eos_id, self.config.eos_id),
+            ("vocab_size", max(vocabulary.vocab_size, self.config.vocab_size), vocabulary.vocab_size),
         ):
             if own != needed:
-                raise UserError(f"{folder}: is not the run's tokenizer: its {key} is {own}, data.{key}={needed}")
-        return vocabulary
+                raise UserError(f"{source}: is not the data's tokenizer: its {key} is {own}, where data.{key}={needed}")
 
     @property
     def original_ids(self) -> Sequence[int | None]:
-        return self.vocabulary.original_ids
+        return self.vocabulary.original_ids[: self.config.vocab_size]
 
     def keep_files(self, folder: Path) -> None:
         """A copy of the vocabulary: to read what is decoded, and to ask new questions."""
-        if (target := folder / _VOCABULARY).exists() or not self._has_vocabulary:
-            return
-        target.mkdir()
-        self.vocabulary.save(target)
-
-    @property
-    def _has_vocabulary(self) -> bool:
-        """A store of the reference implementation has none; it is trained on all the same."""
-        folder = self.config.tokenizer or self.config.path
-        return folder is not None and (Path(folder).expanduser() / "vocabulary.json").exists()
+        if not (target := folder / _VOCABULARY).exists():
+            target.mkdir()
+            self.vocabulary.save(target)
 
     # --- examples ----------------------------------------------------------------------------------------------------
+
+    def validation(self, limit: int) -> CleanBatch:
+        _ = self.vocabulary  # before a run starts that could not be graded
+        return super().validation(limit)
 
     def examples_from_file(self, path: Path) -> CleanBatch:
         """A folder that `unmask prepare` made, or a file of problems (`read_problems`), whose answers are numbers."""
@@ -189,7 +204,7 @@ class Gsm8k(Tokens):
     def symbol(self, token: int) -> str:
         if token == self.config.mask_id:
             return ""
-        return self.vocabulary.decode([token]) if self._has_vocabulary else str(token)
+        return self.vocabulary.decode([token])
 
     def render(self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]) -> Text:
         """The text with `_` where it is masked, up to the first end token."""
