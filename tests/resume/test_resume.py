@@ -20,6 +20,11 @@ PROCESSES = {
     "puma_threshold": ["process={name: puma, num_stages: 4, threshold: 0.15, confidence: margin}"],
     "puma_schedule": ["process={name: puma, num_stages: 3, stage_schedule: [[7, 6], [15, 2]], threshold: 0.2}"],
     "in_turn": ["process={name: in_turn, switch_at: 7, first: {name: uniform}, then: {name: puma, threshold: 0.2}}"],
+    "puma_variable": ["process={name: puma_variable, tokens_per_step: 5, threshold: 0.2}"],
+    "ar": [
+        *("process={name: ar}", "model.causal=true", "model.alignment=next", "data.layout=two_grid"),
+        *("decode.confidence=left_to_right", "eval.confidences=[left_to_right]", "eval.tokens_per_step=[1]"),
+    ],
     "puma_random": [
         "process={name: puma, num_stages: 4, confidence: random}",
         "model.dropout=0.1",
@@ -48,9 +53,9 @@ def metrics(run: Path) -> list[dict]:
 def test_twenty_steps_are_ten_and_a_new_process_and_ten(process: str, tmp_path: Path) -> None:
     settings = [*TWENTY, *PROCESSES[process]]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run_cli("train", "debug", *settings, *EVALUATION_ON, "--out", whole) == 0
+    assert run_cli("train", "debug", *EVALUATION_ON, *settings, "--out", whole) == 0
     # train.steps decides the learning rate's fall: stop at 10 of the same 20 steps by removing what came later.
-    assert run_cli("train", "debug", *settings, *EVALUATION_OFF, "--out", parts) == 0
+    assert run_cli("train", "debug", *EVALUATION_OFF, *settings, "--out", parts) == 0
     assert_same(final_state(parts), final_state(whole))  # evaluating changes nothing
     for path in (parts / "checkpoints").glob("step_*20"):
         for file in path.iterdir():
@@ -61,8 +66,8 @@ def test_twenty_steps_are_ten_and_a_new_process_and_ten(process: str, tmp_path: 
         "unmask",
         "train",
         "debug",
-        *settings,
         *EVALUATION_ON,
+        *settings,
         "--out",
         str(parts),
         "--resume",
