@@ -73,7 +73,7 @@ class Words:
     def _learn(self, words: list[str]) -> None:
         if len(self._ids) > _MOST_WORDS:
             self._ids.clear()
-        for word in set(words) - self._ids.keys():
+        for word in {word for word in words if word not in self._ids}:  # `set - keys` goes through all the keys
             self._ids[word] = [token.id for token in self._model.tokenize(word.translate(self._symbols))]
 
 
