@@ -26,7 +26,6 @@ class Row(NamedTuple):
 
 
 @runtime_checkable
-@runtime_checkable
 class Source(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """What tells whether it is the same as before."""
