@@ -69,7 +69,7 @@ def _make_shards(sources: list[Source], vocabulary: Vocabulary, settings: Settin
     num_shards = num_read = num_bad = 0
     with (
         progress("Preparing rows", _num_rows(sources, settings.limit)) as update,
-        closing(tokenise(_batched(rows, settings.batch_rows), vocabulary, settings, work)) as reports,
+        closing(tokenise(batched(rows, settings.batch_rows), vocabulary, settings, work)) as reports,
     ):
         for report in reports:
             num_shards += 1
@@ -87,7 +87,7 @@ def _num_rows(sources: list[Source], limit: int | None) -> int | None:
     return total if limit is None else min(limit, total or limit)
 
 
-def _batched(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+def batched(rows: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(rows)
     while batch := list(islice(iterator, size)):
         yield batch
