@@ -146,6 +146,15 @@ def test_of_a_long_question_the_end_is_asked(task: Gsm8k, capsys: pytest.Capture
     assert "stdin: 1 of 1 questions" in capsys.readouterr().err
 
 
+def test_a_question_may_not_hold_the_mask(store: Path, task: Gsm8k, tmp_path: Path) -> None:
+    """Where the mask is a token that can be written."""
+    prepare(settings(tmp_path, mask_token="<|im_start|>"))
+    other = Gsm8k(Gsm8kData(path=str(tmp_path / "out")))
+    with pytest.raises(UserError, match="stdin: question 2 holds the mask token"):
+        other.prompts(["How many?", "How <|im_start|> many?"], "stdin")
+    assert task.prompts(["How <|im_start|> many?"], "stdin").shape == (1, 128)  # there the mask is a token of its own
+
+
 BAD_PROBLEMS = {
     "no JSON": ("{", "not JSON"),
     "a list": ([1], "needs the string `question`"),

@@ -134,6 +134,9 @@ class Gsm8k(Tokens):
     def _canvases(self, questions: list[str], where: str) -> Int[Tensor, "B L"]:
         """Questions to be answered. Of one that is too long the end is kept, half of the canvas left for the answer."""
         prompts = encode_prompts(self.vocabulary, questions, self.config.separator)
+        for number, ids in enumerate(prompts, 1):
+            if self.config.mask_id in ids:
+                raise UserError(f"{where}question {number} holds the mask token; leave it out")
         room = self.config.length // 2
         too_long = [number for number, ids in enumerate(prompts, 1) if len(ids) >= self.config.length]
         if too_long:
