@@ -21,13 +21,16 @@ def heads(dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
 )
+@pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("backend", ["matmul"])
-def test_backends_agree_in_values_and_gradients(backend: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_backends_agree_in_values_and_gradients(
+    backend: str, is_causal: bool, dtype: torch.dtype, tolerance: float
+) -> None:
     weight = torch.randn(3, 2, 21, 8, dtype=dtype)
     results = []
     for name in ("sdpa", backend):
         qkv = heads(dtype)
-        mixed = BACKENDS[name](*qkv, 0.0)
+        mixed = BACKENDS[name](*qkv, 0.0, is_causal)
         results.append([mixed, *torch.autograd.grad((mixed * weight).sum(), qkv)])
     for one, other in zip(*results, strict=True):
         assert one.dtype == other.dtype == dtype
@@ -35,13 +38,25 @@ def test_backends_agree_in_values_and_gradients(backend: str, dtype: torch.dtype
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_flex_attention_agrees_in_values(dtype: torch.dtype) -> None:
+def test_flex_attention_agrees_in_values(dtype: torch.dtype, is_causal: bool) -> None:
     """On CPUs it has no backward pass; `tests/test_gpu.py` compares the gradients."""
     qkv = [x.detach() for x in heads(dtype)]
-    assert torch.allclose(BACKENDS["flex"](*qkv, 0.0), BACKENDS["sdpa"](*qkv, 0.0), atol=1e-6)
+    found, expected = (BACKENDS[name](*qkv, 0.0, is_causal) for name in ("flex", "sdpa"))
+    assert torch.allclose(found, expected, atol=1e-6)
     with pytest.raises(UserError, match="use auto, sdpa or matmul"):
         BACKENDS["flex"](*heads(dtype), 0.0)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
+def test_causal_attention_is_attention_to_what_came_before(backend: str) -> None:
+    """Position i alone, with the keys and values up to i."""
+    q, k, v = (x.detach() for x in heads(torch.float64))
+    found = BACKENDS[backend](q, k, v, 0.0, True)
+    for i in range(q.shape[2]):
+        weights = (q[:, :, i : i + 1] @ k[:, :, : i + 1].mT / 8**0.5).softmax(-1)
+        assert torch.allclose(found[:, :, i : i + 1], weights @ v[:, :, : i + 1])
 
 
 def test_equal_and_extreme_scores() -> None:
