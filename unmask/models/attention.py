@@ -73,10 +73,7 @@ def _causal_blocks(length: int, device: torch.device) -> Any:
     """FlexAttention's mask of what is not in the future: made once for a length."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def is_visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return query >= key
-
-    return create_block_mask(is_visible, None, None, length, length, device=device)
+    return create_block_mask(lambda row, head, query, key: query >= key, None, None, length, length, device=device)
 
 
 BACKENDS: dict[str, Callable[[Heads, Heads, Heads, float, bool], Heads]] = {
