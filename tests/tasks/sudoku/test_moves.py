@@ -1,5 +1,6 @@
 """Boards as moves, there and back, in the order that is taught."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -86,6 +87,14 @@ def test_the_order_is_found_in_any_quadruples(tmp_path: Path, layout: str) -> No
     for puzzle, own in zip(puzzles, order, strict=True):
         open_ = np.flatnonzero(puzzle == 0)
         assert (own[-len(open_) :] == np.random.default_rng(0).permutation(open_)).all()  # as `shah_rows` writes it
+
+
+def test_the_order_of_real_rows(sudoku_data: Path) -> None:
+    path = sudoku_data / "shah_format_derived" / "clue17_singles-sudoku-test-data.npy.gz"
+    examples = task(order="solver").examples_from_file(path)
+    with gzip.open(path) as file:
+        quads = np.load(file)[:, 1:].reshape(-1, 81, 4).astype(np.int64)
+    assert (cells(examples.x0)[:, 17:] == (quads[..., 0] * 9 + quads[..., 1])[:, 17:]).all()
 
 
 def test_symmetries_carry_the_order_along() -> None:
@@ -255,7 +264,7 @@ def test_training_evaluating_and_decoding(tmp_path: Path, capsys: pytest.Capture
     result = json.loads(capsys.readouterr().out)
     assert result["nfe"]["left_to_right/1"] > 3 * (81 - 45)
     (tmp_path / "x.txt").write_text(f"{EASY}\n{HARD}\n")
-    assert run_cli("decode", run, tmp_path / "x.txt", "--watch", "--out", tmp_path / "out.jsonl") == 0
+    assert run_cli("decode", run, tmp_path / "x.txt", "--out", tmp_path / "out.jsonl") == 0
     records = lines(tmp_path / "out.jsonl")
     assert [record["puzzle"] for record in records] == [EASY, board.to_text(boards(HARD)[0])]
     assert records[0]["nfe"] == 3 * 51
