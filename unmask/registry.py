@@ -9,6 +9,7 @@ from unmask.errors import UserError
 COMPONENTS = {
     "task": {
         "sudoku": "unmask.tasks.sudoku.task:Sudoku",
+        "sudoku_moves": "unmask.tasks.sudoku.moves:SudokuMoves",
         "tokens": "unmask.tasks.tokens:Tokens",
         "gsm8k": "unmask.tasks.gsm8k:Gsm8k",
         "toy": "unmask.tasks.toy:Toy",

@@ -191,11 +191,15 @@ def test_a_tied_head_is_the_embedding() -> None:
     assert not any("head" in name for name in model.state_dict())
 
 
-def test_the_papers_model_has_its_size() -> None:
-    config = TransformerConfig(preset="sudoku-6m")
+@pytest.mark.parametrize(
+    ("preset", "vocab_size", "length", "size"), [("sudoku-6m", 11, 162, 6.83e6), ("sudoku-42m", 28, 243, 42.5e6)]
+)
+def test_the_papers_models_have_their_sizes(preset: str, vocab_size: int, length: int, size: float) -> None:
     with torch.device("meta"):
-        model = Transformer(config, TokenSpec(vocab_size=11, length=162, mask_id=10))
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(6.83e6, rel=0.001)
+        model = Transformer(
+            TransformerConfig(preset=preset), TokenSpec(vocab_size=vocab_size, length=length, mask_id=vocab_size - 1)
+        )
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(size, rel=0.001)
 
 
 @pytest.mark.parametrize(

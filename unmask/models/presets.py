@@ -16,6 +16,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The PUMA paper's Sudoku model: 6.8M parameters.
     "sudoku-6m": {"dim": 256, "ff_dim": 768, "num_layers": 8, "num_heads": 8},
+    # The autoregressive models that 2502.06768 compares a 6M MDM with (Shah et al. 2024): 42.5M parameters. Theirs have
+    # a GELU's 2 matrices of inner width 3456; a SwiGLU's 3 of 2304 are as many weights.
+    "sudoku-42m": {"dim": 576, "ff_dim": 2304, "num_layers": 8, "num_heads": 8},
     # TinyGSM on a CPU: 1.3M parameters, and the embedding of the tokens that the data use.
     "tinygsm-small": {"dim": 128, "ff_dim": 384, "num_layers": 6, "num_heads": 4, "qkv_bias": True, "tied_head": True},
     # The PUMA paper's TinyGSM model, in the manner of Qwen2: 125.4M parameters, 77.6M of them the embedding.

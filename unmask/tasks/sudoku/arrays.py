@@ -6,6 +6,7 @@ Rows are taken in chunks: the 1.8 million of Shah et al. are 4.7 GB as int64. Di
 import gzip
 import zipfile
 import zlib
+from collections.abc import Callable
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -24,8 +25,8 @@ Quads = tuple[int, int, int, int]
 """Where row, column and value stand within a quadruple, and whether rows and columns count from 0 or 1."""
 
 
-def read_array(path: Path) -> PuzzleSet:
-    """Reads `path`.
+def read_array(path: Path, *, with_turns: bool = False) -> PuzzleSet:
+    """Reads `path`; with the turns of its solver if they are wanted, and every row of 325 says them.
 
     Raises:
         UserError: not an array, of the wrong shape or type, or a row (named) that is no puzzle with its solution.
@@ -40,8 +41,13 @@ def read_array(path: Path) -> PuzzleSet:
     parts = []
     for start in range(0, len(array), _CHUNK):
         rows = _integers(array[start : start + _CHUNK], path)
-        puzzles, solutions = _place(rows, layout, path, start) if has_quads else (rows[:, :81], rows[:, 81:])
-        parts.append(checked(puzzles, solutions, partial(_name_row, path, start)))
+        where = partial(_name_row, path, start)
+        if has_quads:
+            puzzles, solutions, turns = _place(rows, layout, where)
+            has_turns = with_turns and _has_strategies(rows, layout)
+            parts.append(checked(puzzles, solutions, where, turns if has_turns else None))
+        else:
+            parts.append(checked(rows[:, :81], rows[:, 81:], where))
     return PuzzleSet.concatenate(parts)
 
 
@@ -90,17 +96,27 @@ def _cover_board(cells: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _place(
-    rows: NDArray[np.int64], layout: Quads, path: Path, start: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Puzzles and solutions from `[k, 81 x quadruple]`, whose first k quadruples are the givens."""
+    rows: NDArray[np.int64], layout: Quads, where: Callable[[int], str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Puzzles, solutions and turns from `[k, 81 x quadruple]`, whose first k quadruples are the givens."""
     row, column, value, base = layout
     num_givens, quads = rows[:, 0], rows[:, 1:].reshape(-1, 81, 4)
     cells = (quads[..., row] - base) * 9 + quads[..., column] - base
     for i in np.flatnonzero((num_givens < 0) | (num_givens > 81)):
-        raise UserError(f"{path}, row {start + i}: claims {num_givens[i]} givens; a board has 81 cells")
+        raise UserError(f"{where(int(i))}: claims {num_givens[i]} givens; a board has 81 cells")
     for i in np.flatnonzero(~_cover_board(cells)):
-        raise UserError(f"{path}, row {start + i}: the 81 quadruples do not name every cell once")
-    is_given = np.arange(81) < num_givens[:, None]
-    order = cells.argsort(axis=1)
-    solutions = np.take_along_axis(quads[..., value], order, axis=1)
-    return np.where(np.take_along_axis(is_given, order, axis=1), solutions, 0), solutions
+        raise UserError(f"{where(int(i))}: the 81 quadruples do not name every cell once")
+    turns = cells.argsort(axis=1)
+    solutions = np.take_along_axis(quads[..., value], turns, axis=1)
+    return np.where(turns < num_givens[:, None], solutions, 0), solutions, turns
+
+
+def _has_strategies(rows: NDArray[np.int64], layout: Quads) -> bool:
+    """Whether a solver has been at every row: it leaves its strategies, which are not 0, behind the givens.
+
+    Where there are none, the quadruples may stand in any order, row-major for instance.
+    """
+    place = 6 - sum(layout[:3])  # what row, column and value leave of 0, 1, 2 and 3
+    strategies = rows[:, 1:].reshape(-1, 81, 4)[..., place]
+    is_filled = np.arange(81) >= rows[:, :1]
+    return bool((is_filled & (strategies != 0)).any(axis=1).all())

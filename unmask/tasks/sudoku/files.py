@@ -27,8 +27,8 @@ from unmask.tasks.sudoku.solver import solve
 _COLUMN_NAMES = (("puzzle", "solution"), ("quizzes", "solutions"))
 
 
-def load(path: Path) -> PuzzleSet:
-    """Reads `path` by its suffix.
+def load(path: Path, *, with_turns: bool = False) -> PuzzleSet:
+    """Reads `path` by its suffix; with the turns of a solver if they are wanted and the file says them.
 
     Raises:
         UserError: an unreadable or empty file, a wrong format, or a puzzle that does not fit its solution.
@@ -37,7 +37,7 @@ def load(path: Path) -> PuzzleSet:
     suffix = suffixes[-1] if suffixes else ""
     if suffix not in (".npy", *_READERS):
         raise UserError(f"{path}: unknown format {suffix!r}; use .csv, .txt or .npy, each optionally with .gz")
-    result = read_array(path) if suffix == ".npy" else _READERS[suffix](_read(path), path)
+    result = read_array(path, with_turns=with_turns) if suffix == ".npy" else _READERS[suffix](_read(path), path)
     if not len(result):
         raise UserError(f"{path}: holds no puzzle")
     return result
