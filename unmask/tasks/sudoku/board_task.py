@@ -54,7 +54,7 @@ class BoardTask(ABC):
 
     @abstractmethod
     def answers(self, tokens: Int[Tensor, "B L"]) -> Boards:
-        """The boards (B, 81) that canvases tell, 0 where a cell has no digit, or not yet."""
+        """The boards (B, 81) that canvases tell; 0 for no digit, `mask_id` for a cell that is a masked token."""
 
     @cached_property
     def _split(self) -> tuple[PuzzleSet, PuzzleSet]:
@@ -108,7 +108,7 @@ class BoardTask(ABC):
         mask_id = self.tokens.mask_id
         clues = self.clues(torch.where(is_given, tokens, mask_id)[None])[0]
         now, before = self.answers(torch.stack([tokens, torch.where(is_new, mask_id, tokens)]))
-        return _render(clues, np.where(now == 0, clues, now), now != before)
+        return _render(clues, np.where(now == mask_id, clues, now), now != before)
 
 
 class BoardStream:

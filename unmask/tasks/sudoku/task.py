@@ -55,14 +55,11 @@ class Sudoku(BoardTask):
         return CleanBatch(x0=torch.cat([puzzles, solutions], dim=1), prompt_mask=prompt_mask)
 
     def clues(self, prompts: Int[Tensor, "B L"]) -> Boards:
-        return _digits(prompts[:, :81])
+        clues = prompts[:, :81].cpu()
+        return torch.where(clues == MASK_ID, 0, clues).numpy().astype(np.uint8)
 
     def answers(self, tokens: Int[Tensor, "B L"]) -> Boards:
-        return _digits(tokens[:, -81:])
+        return tokens[:, -81:].cpu().numpy().astype(np.uint8)
 
     def symbol(self, token: int) -> str:
         return "" if token == 0 else str(token)
-
-
-def _digits(tokens: Int[Tensor, "B 81"]) -> Boards:
-    return torch.where(tokens == MASK_ID, 0, tokens).cpu().numpy().astype(np.uint8)
