@@ -205,9 +205,10 @@ class Gsm8k(Tokens):
         }
 
     def symbol(self, token: int) -> str:
+        """Line ends and the end of an answer made visible."""
         if token == self.config.mask_id:
             return ""
-        return self.vocabulary.decode([token])
+        return "∎" if token == self.config.eos_id else self.vocabulary.decode([token]).replace("\n", "⏎")
 
     def render(self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]) -> Text:
         """The text with `_` where it is masked, up to the first end token."""
@@ -216,7 +217,7 @@ class Gsm8k(Tokens):
             if token == self.config.eos_id:
                 break
             style = "bold" if given else "black on green" if new else "green"
-            text.append("_" if token == self.config.mask_id else self.symbol(token), style=style)
+            text.append("_" if token == self.config.mask_id else self.vocabulary.decode([token]), style=style)
         return text
 
 

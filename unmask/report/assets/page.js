@@ -40,13 +40,15 @@
     return { cells, status, name };
   });
 
+  const rows = Math.ceil((puzzles[0].prompt.length - canvas.start) / canvas.columns);
+
   const longest = (p) => Math.max(...puzzles[p].traces.map((trace) => trace.steps.length));
 
   function cellAt(position, index, shown) {
     const cell = make("div", "cell");
     const column = index % canvas.columns, row = Math.floor(index / canvas.columns);
     if (canvas.box && column % canvas.box === canvas.box - 1 && column < canvas.columns - 1) cell.classList.add("box-right");
-    if (canvas.box && row % canvas.box === canvas.box - 1 && row < canvas.columns - 1) cell.classList.add("box-below");
+    if (canvas.box && row % canvas.box === canvas.box - 1 && row < rows - 1) cell.classList.add("box-below");
     const { given, step, masked, trace, truth, prompt } = shown;
     const clue = canvas.clue_start === null ? "" : symbols[prompt[canvas.clue_start + index]];
     if (given[position] || (clue && masked.has(position))) {
