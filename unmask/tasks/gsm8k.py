@@ -27,7 +27,7 @@ from unmask.tasks.task import Canvas, Grades
 from unmask.tasks.tokens import Tokens, TokensData
 from unmask.types import CleanBatch
 
-_VOCABULARY = "vocabulary"
+_VOCABULARY, _WRITTEN_LAST = "vocabulary", "vocabulary.json"
 _NO_PROGRAM = ("no_program", "syntax")
 _DID_NOT_RUN = (*_NO_PROGRAM, "blocked", "error", "timeout", "memory")
 
@@ -45,7 +45,7 @@ class Gsm8kData(TokensData):
 
     def of_run(self, folder: Path) -> "Gsm8kData":
         own = folder / _VOCABULARY
-        return self.model_copy(update={"tokenizer": str(own)}) if own.is_dir() else self
+        return self.model_copy(update={"tokenizer": str(own)}) if (own / _WRITTEN_LAST).exists() else self
 
 
 class Gsm8k(Tokens):
@@ -68,7 +68,7 @@ class Gsm8k(Tokens):
         if source is None:
             raise UserError("data.tokenizer is missing; give the folder of a tokenizer, or its name on the hub")
         folder = Path(source).expanduser()
-        if (folder / "vocabulary.json").exists():
+        if (folder / _WRITTEN_LAST).exists():
             vocabulary = Vocabulary.load(folder)
         elif self.config.tokenizer is not None:
             vocabulary = self._vocabulary_of(source)
@@ -102,8 +102,9 @@ class Gsm8k(Tokens):
 
     def keep_files(self, folder: Path) -> None:
         """A copy of the vocabulary: to read what is decoded, and to ask new questions."""
-        if not (target := folder / _VOCABULARY).exists():
-            target.mkdir()
+        target = folder / _VOCABULARY
+        if not (target / _WRITTEN_LAST).exists():
+            target.mkdir(exist_ok=True)
             self.vocabulary.save(target)
 
     # --- examples ----------------------------------------------------------------------------------------------------
