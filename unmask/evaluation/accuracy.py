@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder
-from unmask.evaluation.interval import wilson
+from unmask.interval import wilson
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
 from unmask.tasks.task import Grades, Task

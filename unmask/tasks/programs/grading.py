@@ -8,7 +8,7 @@ from typing import Any
 
 from unmask import jsonl
 from unmask.errors import UserError
-from unmask.evaluation.interval import wilson
+from unmask.interval import wilson
 from unmask.tasks.programs.answers import read_answer
 from unmask.tasks.programs.judging import Judgement, judge
 
