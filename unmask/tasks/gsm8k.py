@@ -54,7 +54,7 @@ class Gsm8k(Tokens):
 
     def __init__(self, config: Gsm8kData) -> None:
         super().__init__(config)
-        self.canvas = Canvas(columns=12)
+        self.canvas = Canvas(columns=8, is_text=True)
         self._numbers: dict[str, float | None] = {}
 
     @cached_property

@@ -25,6 +25,8 @@ class Canvas:
     start: int = 0
     box: int = 0
     clue_start: int | None = None
+    is_text: bool = False
+    """Whether symbols are pieces of text, of different widths."""
 
 
 @dataclass(frozen=True)

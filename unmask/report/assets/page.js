@@ -35,6 +35,7 @@
     title.append(name);
     cells.style.gridTemplateColumns = `repeat(${canvas.columns}, 1fr)`;
     cells.setAttribute("role", "img");
+    if (canvas.is_text) cells.classList.add("text");
     board.append(title, cells, status);
     find("boards").append(board);
     return { cells, status, name };
