@@ -21,14 +21,23 @@ def read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield where, _object(line, where)
+            try:
+                row = parse_object(line)
+            except ValueError as error:
+                raise UserError(f"{where}: {error}") from error
+            yield where, row
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def parse_object(line: str | bytes) -> dict[str, Any]:
+    """The object in a line.
+
+    Raises:
+        ValueError: it is none; the message says what it is.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
+        raise ValueError(f"not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise UserError(f"{where}: needs a JSON object, in braces")
+        raise ValueError(f"holds no JSON object: {str(row)[:40]}")
     return row

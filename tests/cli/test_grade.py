@@ -50,7 +50,7 @@ GOOD = {"program": "def f():\n    return 1", "answer": 1}
 BAD = {
     "not JSON": ("{", "line 2: not JSON"),
     "deep": ("[" * 100_000, "line 2: not JSON"),
-    "a list": ("[]", "line 2: needs a JSON object"),
+    "a list": ("[]", "line 2: holds no JSON object: []"),
     "no program": ('{"answer": 1}', "line 2: needs the string `program`"),
     "program": ('{"program": 3, "answer": 1}', "line 2: needs the string `program`"),
     "question": ('{"question": 3, "program": "", "answer": 1}', "line 2: question=3 must be a string"),

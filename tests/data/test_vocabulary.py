@@ -175,7 +175,7 @@ def test_an_unknown_tokenizer_names_value_and_fix(monkeypatch: pytest.MonkeyPatc
         raise ConnectionError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(UserError, match=r"--tokenizer Owen/Owen2: no such file.*no network; give a folder with"):
+    with pytest.raises(UserError, match=r"tokenizer Owen/Owen2: no such file.*no network; give a folder with"):
         load_tokenizer("Owen/Owen2")
 
 

@@ -157,7 +157,7 @@ def test_a_question_may_not_hold_the_mask(store: Path, task: Gsm8k, tmp_path: Pa
 
 BAD_PROBLEMS = {
     "no JSON": ("{", "not JSON"),
-    "a list": ([1], "needs the string `question`"),
+    "a list": ([1], "holds no JSON object: [1]"),
     "no question": ({"answer": 1}, "needs the string `question`"),
     "no answer": ({"question": "a"}, "needs `answer`: a number"),
     "an answer in words": ({"question": "a", "answer": "#### many"}, "answer: 'many' is not a number"),
@@ -312,6 +312,20 @@ def test_a_store_of_the_reference_needs_its_tokenizer(
     source = loading.read(tmp_path / "run")
     kept = Gsm8k(source.config.data)
     assert kept.grade(task.validation(3), task.validation(3).x0).measures["accuracy"].all()
+
+
+def test_a_run_on_plain_ids_is_graded_as_programs(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The task `tokens` knows no text; `--task gsm8k` reads the same run's ids with the store's vocabulary."""
+    arguments = ["tinygsm/uniform_small", "task.name=tokens", f"data.path={store}", *SMALL, "train.steps=1"]
+    assert run_cli("train", *arguments, "--out", tmp_path / "run") == 0
+    problems = write_lines(tmp_path / "test.jsonl", PROBLEMS)
+    assert run_cli("eval", tmp_path / "run", "--data", problems) == 2
+    assert run_cli("eval", tmp_path / "run", "--task", "chess", "--data", problems) == 2
+    assert "chess: no such task" in capsys.readouterr().err
+    assert run_cli("eval", tmp_path / "run", "--task", "gsm8k", "--data", problems, "--json") == 0
+    assert sum(json.loads(capsys.readouterr().out)["reasons"]["prob/40"].values()) == 3
 
 
 def test_another_tokenizer_than_the_datas_is_refused(store: Path, task: Gsm8k, tmp_path: Path) -> None:

@@ -72,11 +72,10 @@ def evaluate(
     model = source.model().to(place, parameter_dtype(dtype))
     if any(decoder.compile for decoder in decoders):
         model.compile_decoding()
+    draws = config.eval.nelbo_draws
     with nullcontext() if out is None else options.new_file(out) as answers:
         with progress(f"Evaluating {run}", len(chosen) * len(decoders)) as update:
-            result = evaluate_model(
-                model, judge, chosen, decoders, nelbo_draws=config.eval.nelbo_draws, dtype=dtype, update=update
-            )
+            result = evaluate_model(model, judge, chosen, decoders, nelbo_draws=draws, dtype=dtype, update=update)
         if answers is not None:
             _write(result, answers)
     protocol = {
@@ -88,8 +87,8 @@ def evaluate(
         "data": "validation" if data is None else str(data),
         "data_sha256": _sha256(chosen),
         "examples": len(chosen),
-        "nelbo": _how(result, config.eval.nelbo_draws),
-        "decoders": {config.label: config.model_dump(mode="json") for config in decoders},
+        "nelbo": _how(result, draws),
+        "decoders": {decoder.label: decoder.model_dump(mode="json") for decoder in decoders},
     }
     if as_json:
         options.print_json(_as_dict(result) | {"protocol": protocol})

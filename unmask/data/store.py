@@ -27,7 +27,7 @@ from unmask.data.vocabulary import VOCABULARY, Vocabulary
 from unmask.errors import UserError
 from unmask.types import CleanBatch
 
-META = "meta.json"
+_META = "meta.json"
 
 
 class RowStore:
@@ -39,10 +39,10 @@ class RowStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.meta = _read_meta(folder / META)
+        self.meta = read_meta(folder)
         self.num_rows, self.length = (_positive(self.meta, key, folder) for key in ("num_examples", "max_len"))
         if self.length % 8:
-            raise UserError(f"{folder / META}: max_len={self.length}: must be a multiple of 8, eight positions a byte")
+            raise UserError(f"{folder / _META}: max_len={self.length}: must be a multiple of 8, eight positions a byte")
         self._labels = _map(folder / "labels.bin", np.dtype(np.uint32), (self.num_rows, self.length))
         self._prompts = _map(folder / "prompt_mask.bin", np.dtype(np.uint8), (self.num_rows, self.length // 8))
 
@@ -75,7 +75,9 @@ class RowStore:
         )
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What the store in `folder` says of itself; `UserError` if there is none."""
+    path = folder / _META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -90,7 +92,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
 def _positive(meta: dict[str, Any], key: str, folder: Path) -> int:
     value = meta.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{folder / META}: {key}={value!r}: must be a positive whole number")
+        raise UserError(f"{folder / _META}: {key}={value!r}: must be a positive whole number")
     return value
 
 
@@ -100,7 +102,7 @@ def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> NDArray[An
         size = path.stat().st_size
         if size != expected:
             raise UserError(
-                f"{path}: holds {size} bytes, where {META} says {expected} ({shape[0]} rows); "
+                f"{path}: holds {size} bytes, where {_META} says {expected} ({shape[0]} rows); "
                 "it is cut short, or not of this store: make the store again"
             )
         return np.memmap(path, dtype=dtype, mode="r", shape=shape)

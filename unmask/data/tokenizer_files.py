@@ -37,7 +37,7 @@ def find_tokenizer(source: str) -> Path:
         folder = huggingface_hub.snapshot_download(source, allow_patterns=[TOKENIZER, *_SETTINGS, *_VOCABULARIES])
     except Exception as error:  # it has dozens of kinds: no such name, not logged in, no network, offline
         raise UserError(
-            f"--tokenizer {source}: no such file or folder, and not to be had from the Hugging Face hub: "
+            f"tokenizer {source}: no such file or folder, and not to be had from the Hugging Face hub: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}; "
             "give a folder with tokenizer.json in it, or a name such as Qwen/Qwen2-0.5B"
         ) from error

@@ -69,7 +69,7 @@ class CausalDecoder:
             is_over = place + 1 == xt.shape[1]
             if self.eos_id is not None:
                 is_ended = value == self.eos_id
-                self._pad(state, row[is_ended], step)
+                self._pad(state, row[is_ended], step, self.eos_id)
                 is_over |= is_ended
             open_rows = (~is_over).nonzero().squeeze(1)
             if len(open_rows) < len(row):
@@ -106,8 +106,8 @@ class CausalDecoder:
         steps = torch.full_like(prompt, step)
         return Ask(perturb=value_noise(self.temperature, self.seed, prompt, steps, place))
 
-    def _pad(self, state: Decoded, row: Int[Tensor, "b"], step: int) -> None:
+    def _pad(self, state: Decoded, row: Int[Tensor, "b"], step: int, eos_id: int) -> None:
         """Fills what these rows have left with the end token."""
         is_left = state.tokens[row] == self.mask_id
-        state.tokens[row] = torch.where(is_left, self.eos_id or 0, state.tokens[row])
+        state.tokens[row] = torch.where(is_left, eos_id, state.tokens[row])
         state.reveal_step[row] = torch.where(is_left, step, state.reveal_step[row])

@@ -5,7 +5,6 @@ the problem's number: GSM8K's official answer, or what the row's own program ret
 Dimensions: B rows, L positions.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from unmask.data.prompts import encode_prompts
 from unmask.data.vocabulary import Vocabulary, load_tokenizer
 from unmask.errors import UserError
+from unmask.jsonl import parse_object
 from unmask.progress import warn
 from unmask.tasks.problems import read_problems
 from unmask.tasks.programs.judging import judge
@@ -29,7 +29,6 @@ from unmask.types import CleanBatch
 
 _VOCABULARY, _WRITTEN_LAST = "vocabulary", "vocabulary.json"
 _NO_PROGRAM = ("no_program", "syntax")
-_DID_NOT_RUN = (*_NO_PROGRAM, "blocked", "error", "timeout", "memory")
 
 
 class Gsm8kData(TokensData):
@@ -91,10 +90,14 @@ class Gsm8k(Tokens):
             ("fingerprint", vocabulary.fingerprint, self.config.fingerprint or vocabulary.fingerprint),
             ("mask_id", vocabulary.mask_id, self.config.mask_id),
             ("eos_id", vocabulary.eos_id, self.config.eos_id),
-            ("vocab_size", max(vocabulary.vocab_size, self.config.vocab_size), vocabulary.vocab_size),
         ):
             if own != needed:
                 raise UserError(f"{source}: is not the data's tokenizer: its {key} is {own}, where data.{key}={needed}")
+        if vocabulary.vocab_size < self.config.vocab_size:
+            raise UserError(
+                f"{source}: is not the data's tokenizer: it has {vocabulary.vocab_size} ids, where "
+                f"data.vocab_size={self.config.vocab_size}"
+            )
 
     @property
     def original_ids(self) -> Sequence[int | None]:
@@ -162,12 +165,11 @@ class Gsm8k(Tokens):
             golds,
             seconds=self.config.seconds,
         )
-        reasons = [judgement.reason for judgement in judged]
         return Grades(
             {
                 "accuracy": torch.tensor([judgement.is_correct for judgement in judged]),
-                "runs": torch.tensor([reason not in _DID_NOT_RUN for reason in reasons]),
-                "parses": torch.tensor([reason not in _NO_PROGRAM for reason in reasons]),
+                "runs": torch.tensor([judgement.value is not None for judgement in judged]),
+                "parses": torch.tensor([judgement.reason not in _NO_PROGRAM for judgement in judged]),
             },
             [
                 {
@@ -226,9 +228,9 @@ def _question(line: str, where: str) -> str:
     if not line.lstrip().startswith("{"):
         return line.rstrip("\n")
     try:
-        row = json.loads(line)
+        row = parse_object(line)
     except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     if not isinstance(row.get("question"), str):
         raise UserError(f"{where}: needs the string `question`")
     return row["question"]

@@ -1,6 +1,5 @@
 """Word problems in files: questions with the number that answers them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +30,9 @@ def read_problems(path: Path) -> list[Problem]:
 
 def _problem(row: Row) -> Problem:
     try:
-        content = json.loads(row.content) if isinstance(row.content, bytes) else row.content
+        content = row.fields
     except ValueError as error:
-        raise UserError(f"{row.place}: not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("question"), str):
+        raise UserError(f"{row.place}: {error}") from error
+    if not isinstance(content.get("question"), str):
         raise UserError(f"{row.place}: needs the string `question`")
     return Problem(content["question"], read_answer(content.get("answer"), row.place))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.config import Section
-from unmask.data.store import META, RowStore
+from unmask.data.store import RowStore, read_meta
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
 from unmask.masking.causal import is_answer
@@ -45,8 +45,11 @@ class TokensData(Section):
     def _fill_in_store(cls, given: Any) -> Any:
         if not isinstance(given, dict) or not isinstance(given.get("path"), str):
             return given
-        said = settings_of_store(Path(given["path"]).expanduser())
-        return {key: value for key, value in said.items() if key in cls.model_fields} | given
+        try:
+            meta = read_meta(Path(given["path"]).expanduser())
+        except UserError:
+            return given  # who opens the store says what is wrong
+        return {key: value for key, value in _settings_in(meta).items() if key in cls.model_fields} | given
 
     @model_validator(mode="after")
     def _check(self) -> "TokensData":
@@ -65,16 +68,9 @@ class TokensData(Section):
         return sorted([self.mask_id] if self.eos_id is None else [self.mask_id, self.eos_id])
 
 
-def settings_of_store(folder: Path) -> dict[str, Any]:
-    """The settings of the section `data` that the store in `folder` was made with, as far as it says.
-
-    A store that cannot be read says nothing here: who opens it says what is wrong.
-    """
-    try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        tokenizer = meta.get("tokenizer")
-    except (OSError, ValueError, AttributeError):
-        return {}
+def _settings_in(meta: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the section `data` that a store was made with, as far as its `meta.json` says."""
+    tokenizer = meta.get("tokenizer")
     said = {key: meta.get(name) for key, name in _IN_META.items()}
     said["fingerprint"] = tokenizer.get("fingerprint") if isinstance(tokenizer, dict) else None
     return {key: value for key, value in said.items() if value is not None}
@@ -125,11 +121,11 @@ class Tokens:
 
     def _check_vocabulary(self, store: RowStore) -> None:
         """Whether ids mean the same in the store and to the model, as far as both say."""
-        said = settings_of_store(store.folder).get("fingerprint")
+        said = _settings_in(store.meta).get("fingerprint")
         if self.config.fingerprint is not None and said not in (None, self.config.fingerprint):
             raise UserError(
                 f"{store.folder}: was made with another tokenizer or vocabulary than data.fingerprint, which is the "
-                "run's; prepare these rows with `--vocabulary` of the run's store, or train a new run on them"
+                "run's; prepare these rows as the run's were (together, with --vocab used), or train another run"
             )
 
     def _num_held_out(self, store: RowStore) -> int:

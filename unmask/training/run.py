@@ -248,7 +248,8 @@ class Run:
             "eval/accuracy": first.accuracy,
         }
         for name, result in results.items():
-            values[f"eval/nelbo/{name}"] = result.nelbo.value if result.nelbo else math.nan
+            assert result.nelbo is not None, "the same examples"
+            values[f"eval/nelbo/{name}"] = result.nelbo.value
             for label, measured in result.accuracy.items():
                 values[rate(name, label)] = measured.accuracy
         self._log(values)

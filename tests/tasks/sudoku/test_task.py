@@ -200,7 +200,7 @@ def test_grade_file(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "line 2: not JSON"),
-        ("[]", "line 2: needs a JSON object"),
+        ("[]", "line 2: holds no JSON object"),
         ('{"puzzle": "1"}', "line 2: needs the strings"),
         ('{"puzzle": "1", "answer": "2"}', "line 2: a puzzle has 81 cells"),
     ],

@@ -1,6 +1,5 @@
 """From the rows of a source to a shard: the texts of a row, their ids, and whether they fit."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -52,14 +51,10 @@ def _read(rows: Sequence[Row], fields: tuple[str, str]) -> tuple[dict[int, tuple
 
 def _texts(row: Row, fields: tuple[str, str]) -> tuple[str, str]:
     """Prompt and answer of `row`, without the space around them."""
-    content = row.content
-    if isinstance(content, bytes):
-        try:
-            content = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise _Bad(f"not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise _Bad(f"holds no JSON object: {str(content)[:40]}")
+    try:
+        content = row.fields
+    except ValueError as error:
+        raise _Bad(str(error)) from error
     prompt, answer = (_text(content, field) for field in fields)
     return prompt, answer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from unmask.errors import UserError
+from unmask.jsonl import parse_object
 
 _CHUNK = 2**20
 
@@ -23,6 +24,11 @@ class Row(NamedTuple):
     @property
     def place(self) -> str:
         return f"{self.source}, {'line' if isinstance(self.content, bytes) else 'row'} {self.number}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What it holds, by name; `ValueError` if it is no JSON object."""
+        return parse_object(self.content) if isinstance(self.content, bytes) else self.content
 
 
 @runtime_checkable
