@@ -56,7 +56,10 @@ def run_rule(rule: Fixed | Steps, num_masked: int) -> list[int]:
             score=torch.rand(1, num_masked),
             eligible=eligible,
             step=step,
-            num_eligible_at_start=torch.tensor([num_masked]),
+            top1=torch.zeros(1, num_masked),
+            entropy=None,
+            num_masked=eligible.sum(-1),
+            num_masked_at_start=torch.tensor([num_masked]),
         )
         chosen = rule(state)
         counts.append(int(chosen.sum()))
@@ -113,7 +116,7 @@ def test_training_and_decoding_reveal_the_same_positions(order: str) -> None:
     assert real.sum() == (batch.xt == mask_id).sum()
 
     def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
-        return Prediction.from_logits(table[at % length], ask)
+        return Prediction.from_logits(table[at % length], ask, mask_id=mask_id)
 
     for row, count in enumerate(is_revealed.sum(dim=1).tolist()):
         decoder = Decoder(predict, mask_id, order=order, rule=Fixed(count))

@@ -3,18 +3,19 @@
 A *confidence* is a statistic of the model's prediction at one position; larger means surer, hence revealed earlier.
 An *order* turns confidences into scores over the whole row. A *rule* picks positions from the scores.
 
-Dimensions: B rows, L positions, M scored positions, V vocabulary.
+Dimensions: B rows (of canvases, or of blocks: any leading ones), L positions, M scored positions, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Scores = Float[Tensor, "B L"]
+Scores = Float[Tensor, "*B L"]
 
 # --- confidences: log-probabilities (M, V) -> (M,) -------------------------------------------------------------------
 
@@ -73,19 +74,19 @@ ORDERS: dict[str, Order] = {
 # --- what is revealed ------------------------------------------------------------------------------------------------
 
 
-def surest(score: Scores, eligible: Bool[Tensor, "B L"], count: Int[Tensor, "B"]) -> Bool[Tensor, "B L"]:
+def surest(score: Scores, eligible: Bool[Tensor, "*B L"], count: Int[Tensor, "*B"]) -> Bool[Tensor, "*B L"]:
     """The `count` eligible positions of highest score in each row; all of them where fewer are eligible.
 
     Equal scores go to the lower position, so that the choice is a function of the row alone.
     """
-    ranked = score.masked_fill(~eligible, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    ranked = _ranked(score, eligible)
     rank = torch.empty_like(ranked).scatter_(
         -1, ranked, torch.arange(score.shape[-1], device=score.device).expand_as(ranked)
     )
     return eligible & (rank < count.unsqueeze(-1))
 
 
-def above(top1: Scores, eligible: Bool[Tensor, "B L"], threshold: float) -> Bool[Tensor, "B L"]:
+def above(top1: Scores, eligible: Bool[Tensor, "*B L"], threshold: float) -> Bool[Tensor, "*B L"]:
     """The eligible positions whose largest probability exceeds `threshold`, whatever orders the reveals."""
     return eligible & (top1 > threshold)
 
@@ -95,17 +96,27 @@ class RevealState:
     """What a rule may look at: never the hidden truth, or the reveals would leak it into training."""
 
     score: Scores
-    eligible: Bool[Tensor, "B L"]
-    step: Int[Tensor, "B"]
+    eligible: Bool[Tensor, "*B L"]
+    """Masked, and in the block that is being decoded."""
+    top1: Scores
+    """The largest probability at each position; anything where not eligible."""
+    entropy: Scores | None
+    """In nats; only for rules that need it."""
+    step: Int[Tensor, "*B"]
     """Steps that the row has behind it."""
-    num_eligible_at_start: Int[Tensor, "B"]
+    num_masked: Int[Tensor, "*B"]
+    """In the whole row, whatever is eligible."""
+    num_masked_at_start: Int[Tensor, "*B"]
 
 
 @runtime_checkable
 class RevealRule(Protocol):
-    """A decoder's choice of the positions to reveal in this step: at least one in each row that has any eligible."""
+    """The choice of the positions to reveal in this step: at least one in each row that has any eligible.
 
-    def __call__(self, state: RevealState) -> Bool[Tensor, "B L"]: ...
+    A rule that reads `RevealState.entropy` has the attribute `needs_entropy = True`.
+    """
+
+    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]: ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ class Fixed:
 
     tokens_per_step: int
 
-    def __call__(self, state: RevealState) -> Bool[Tensor, "B L"]:
+    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
         return surest(state.score, state.eligible, torch.full_like(state.step, self.tokens_per_step))
 
 
@@ -122,13 +133,94 @@ class Fixed:
 class Steps:
     """A row of n masked positions is done in `num_steps` steps: after step k, `floor(n k / num_steps)` are revealed.
 
-    A row with fewer positions than steps reveals one a step.
+    A row with fewer positions than steps reveals one a step. In blocks the quota is the whole row's: a block that has
+    fewer left than a step's share ends with them.
     """
 
     num_steps: int
 
-    def __call__(self, state: RevealState) -> Bool[Tensor, "B L"]:
-        start = state.num_eligible_at_start
+    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
+        start = state.num_masked_at_start
         num_left_after = start - (state.step + 1) * start // self.num_steps
-        count = (state.eligible.sum(dim=-1) - num_left_after).clamp(min=1)
-        return surest(state.score, state.eligible, count)
+        return surest(state.score, state.eligible, (state.num_masked - num_left_after).clamp(min=1))
+
+
+@dataclass(frozen=True)
+class CosineSteps:
+    """As `Steps`, but few at first: after step k, `floor(n cos(pi k / (2 num_steps)))` are still masked (MaskGIT)."""
+
+    num_steps: int
+
+    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
+        angle = (state.step.double() + 1).clamp(max=self.num_steps) * (math.pi / (2 * self.num_steps))
+        num_left_after = (state.num_masked_at_start * angle.cos()).floor().long()
+        return surest(state.score, state.eligible, (state.num_masked - num_left_after).clamp(min=1))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """All whose largest probability exceeds `threshold`, and at least the one of highest score (Fast-dLLM)."""
+
+    threshold: float
+
+    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
+        return above(state.top1, state.eligible, self.threshold) | surest(
+            state.score, state.eligible, torch.ones_like(state.step)
+        )
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The first n by score, n the largest with `(n + 1)(1 - c) < factor`, c the smallest top-1 probability among them.
+
+    At least one. With factor 1, decoding n at once is what decoding them one by one would have given (Fast-dLLM,
+    2505.22618, theorem 1).
+    """
+
+    factor: float
+
+    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
+        ranked = _ranked(state.score, state.eligible)
+        smallest = state.top1.gather(-1, ranked).cummin(dim=-1).values
+        n = torch.arange(1, ranked.shape[-1] + 1, device=ranked.device)
+        return _first(state, (n + 1) * (1 - smallest) < self.factor, ranked)
+
+
+@dataclass(frozen=True)
+class EntropyBound:
+    """The largest prefix by score with `sum(H) - max(H) <= gamma`, in nats (EB-sampler, 2505.24857). At least one.
+
+    The bound is on what revealing them independently of each other can lose.
+    """
+
+    needs_entropy: ClassVar[bool] = True
+    gamma: float
+
+    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
+        assert state.entropy is not None, "needs_entropy was not heard"
+        ranked = _ranked(state.score, state.eligible)
+        entropy = state.entropy.gather(-1, ranked)
+        lost = entropy.cumsum(dim=-1) - entropy.cummax(dim=-1).values
+        return _first(state, lost <= self.gamma, ranked)
+
+
+def _ranked(score: Scores, eligible: Bool[Tensor, "*B L"]) -> Int[Tensor, "*B L"]:
+    """Positions, the eligible one of highest score first; the lower one among equals."""
+    return score.masked_fill(~eligible, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+
+
+def _first(state: RevealState, is_allowed: Bool[Tensor, "*B L"], ranked: Int[Tensor, "*B L"]) -> Bool[Tensor, "*B L"]:
+    """The eligible positions for as long as the ranked ones are allowed; at least one."""
+    count = (is_allowed & state.eligible.gather(-1, ranked)).long().cumprod(dim=-1).sum(dim=-1)
+    return surest(state.score, state.eligible, count.clamp(min=1))
+
+
+SCHEDULES: dict[str, Callable[[int], RevealRule]] = {"linear": Steps, "cosine": CosineSteps}
+"""Rules that take a number of steps."""
+
+PARALLEL_RULES: dict[str, Callable[[float], RevealRule]] = {
+    "threshold": Threshold,
+    "factor": Factor,
+    "entropy_bound": EntropyBound,
+}
+"""Rules that reveal as much as the model is sure of. (By the setting that asks for them.)"""

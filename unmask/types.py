@@ -141,10 +141,15 @@ class TokenStats:
         )
 
 
-def without_mask_token(logits: Float[Tensor, "M V"], mask_id: int) -> Float[Tensor, "M V"]:
-    """`logits` in which nothing is ever the mask: its logit is -inf."""
-    is_mask_token = torch.arange(logits.shape[-1], device=logits.device) == mask_id
-    return logits.masked_fill(is_mask_token, -torch.inf)
+def without(
+    logits: Float[Tensor, "M V"], mask_id: int, forbidden: Int[Tensor, "F"] | None = None
+) -> Float[Tensor, "M V"]:
+    """`logits` in which nothing is ever the mask, or forbidden: their logits are -inf."""
+    token = torch.arange(logits.shape[-1], device=logits.device)
+    is_never = token == mask_id
+    if forbidden is not None:
+        is_never = is_never | torch.isin(token, forbidden)
+    return logits.masked_fill(is_never, -torch.inf)
 
 
 def send(value: Tensor, device: torch.device) -> Tensor:
@@ -154,7 +159,7 @@ def send(value: Tensor, device: torch.device) -> Tensor:
     return value.to(device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ask:
     """What a decoder wants to know of every position that it asks for."""
 
@@ -162,32 +167,52 @@ class Ask:
     """A key of `reveal.CONFIDENCES`."""
     perturb: Callable[[Float[Tensor, "M C"], Int[Tensor, "C"]], Float[Tensor, "M C"]] | None = None
     """`(logits, tokens) -> scores`, of some tokens or all: the token of the largest score is chosen; None: logits."""
+    forbidden: Int[Tensor, "F"] | None = None
+    """Tokens that have probability 0, as the mask has."""
+    given: Int[Tensor, "M"] | None = None
+    """Tokens that are chosen whatever the model says, so that `log_prob` is theirs; the mask: none is given there."""
+    has_entropy: bool = False
+    """Whether the entropy is wanted, beside the confidence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A model's answer to an `Ask`, one entry per position."""
+    """A model's answer to an `Ask`, one entry per position.
+
+    Confidence, `top1` and entropy are those of the model's own distribution, however a token is chosen from it.
+    """
 
     likeliest: Int[Tensor, "M"]
     values: Int[Tensor, "M"]
-    """The chosen ones: the likeliest, unless the logits were perturbed."""
+    """The chosen ones: the likeliest, unless the logits were perturbed or tokens given."""
+    log_prob: Float[Tensor, "M"]
+    """Of the chosen ones."""
     confidence: Float[Tensor, "M"]
     top1: Float[Tensor, "M"]
-    """The largest probability, of the model's own distribution as the confidence is."""
+    """The largest probability."""
+    entropy: Float[Tensor, "M"] | None = None
+    """In nats, where it was asked for."""
 
     @staticmethod
-    def from_logits(logits: Float[Tensor, "M V"], ask: Ask) -> "Prediction":
-        """Of `logits`, computed in fp32 at least. The mask token's logit must be -inf."""
-        logits = at_least_fp32(logits)
+    def from_logits(logits: Float[Tensor, "M V"], ask: Ask, *, mask_id: int) -> "Prediction":
+        """Of `logits`, in which nothing is the mask; computed in fp32 at least."""
+        logits = without(at_least_fp32(logits), mask_id, ask.forbidden)
         log_probs = logits.log_softmax(dim=-1)
         likeliest = logits.argmax(dim=-1)
-        if ask.perturb is None:
-            values = likeliest
-        else:
+        values = likeliest
+        if ask.perturb is not None:
             values = ask.perturb(logits, torch.arange(logits.shape[-1], device=logits.device)).argmax(dim=-1)
+        if ask.given is not None:
+            values = torch.where(ask.given == mask_id, values, ask.given)
         top1 = CONFIDENCES["prob"](log_probs)
-        confidence = top1 if ask.confidence == "prob" else CONFIDENCES[ask.confidence](log_probs)
-        return Prediction(likeliest=likeliest, values=values, confidence=confidence, top1=top1)
+        return Prediction(
+            likeliest=likeliest,
+            values=values,
+            log_prob=log_probs.gather(-1, values.unsqueeze(-1)).squeeze(-1),
+            confidence=top1 if ask.confidence == "prob" else CONFIDENCES[ask.confidence](log_probs),
+            top1=top1,
+            entropy=-CONFIDENCES["neg_entropy"](log_probs) if ask.has_entropy else None,
+        )
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

@@ -114,7 +114,9 @@ def test_temperature_sharpens() -> None:
     xt = torch.full((4000, 1), 3)
     for temperature in (0.5, 1.0, 2.0):
         decoder = Decoder(
-            lambda xt, at, ask: Prediction.from_logits(logits.expand(len(at), 4), ask), 3, temperature=temperature
+            lambda xt, at, ask: Prediction.from_logits(logits.expand(len(at), 4), ask, mask_id=3),
+            3,
+            temperature=temperature,
         )
         counts = torch.bincount(decoder.decode(xt).tokens.flatten(), minlength=3).double()
         assert abs(chi_square(counts, (logits[:3] / temperature).softmax(0) * 4000)) < 5
@@ -125,7 +127,7 @@ def test_confidence_noise_changes_the_order_but_not_the_values() -> None:
     table[torch.arange(6), torch.arange(6) % 3] = torch.linspace(1, 2, 6)
 
     def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
-        return Prediction.from_logits(table[at % 6], ask)
+        return Prediction.from_logits(table[at % 6], ask, mask_id=3)
 
     xt = torch.full((200, 6), 3)
     plain = Decoder(predict, 3).decode(xt)

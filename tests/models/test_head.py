@@ -210,9 +210,9 @@ def test_predictions_are_those_of_the_plain_logits(confidence: str, chunk: int) 
     def perturb(logits: Tensor, token: Tensor) -> Tensor:
         return logits / 2 + noise.gumbel(3, Purpose.VALUE, torch.arange(M)[:, None], token)
 
-    for ask in (Ask(confidence), Ask(confidence, perturb)):
+    for ask in (Ask(confidence=confidence), Ask(confidence=confidence, perturb=perturb)):
         ours = prediction(hidden, weight, ask, mask_id=MASK_ID, chunk=chunk)
-        expected = Prediction.from_logits(logits, ask)
+        expected = Prediction.from_logits(logits, ask, mask_id=MASK_ID)
         assert torch.equal(ours.likeliest, expected.likeliest)
         assert torch.equal(ours.values, expected.values)
         assert torch.allclose(ours.confidence, expected.confidence, rtol=1e-13, atol=1e-13)

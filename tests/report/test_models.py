@@ -18,7 +18,7 @@ MASK = TOY.tokens.mask_id
 
 
 def exact(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
-    return Prediction.from_logits(TOY.posterior(xt, at), ask)
+    return Prediction.from_logits(TOY.posterior(xt, at), ask, mask_id=TOY.tokens.mask_id)
 
 
 def test_a_trace_is_what_the_decoder_did() -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.decoding.sampling import value_noise
+from unmask.decoding.sampling import Sampling
 from unmask.errors import UserError
 from unmask.models.cache import KeyValueCache
 from unmask.models.denoiser import Denoiser
@@ -104,7 +104,7 @@ class CausalDecoder:
 
     def _ask(self, prompt: Int[Tensor, "b"], step: int, place: Int[Tensor, "b"]) -> Ask:
         steps = torch.full_like(prompt, step)
-        return Ask(perturb=value_noise(self.temperature, self.seed, prompt, steps, place))
+        return Sampling(self.temperature, self.seed).ask(prompt, steps, place)
 
     def _pad(self, state: Decoded, row: Int[Tensor, "b"], step: int, eos_id: int) -> None:
         """Fills what these rows have left with the end token."""

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.config import DecodeConfig
-from unmask.decoding.sampling import value_noise
+from unmask.decoding.sampling import Sampling
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState, Steps
-from unmask.types import Ask, Decoded, Prediction, without_mask_token
+from unmask.types import Ask, Decoded, Prediction
 
 
 @runtime_checkable
@@ -31,8 +31,7 @@ def predictor_from_logits(model: Callable[[Tensor], Tensor], mask_id: int) -> Pr
     """A predictor around any callable from tokens (B, L) to logits (B, L, V), such as a module of your own."""
 
     def predict(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask) -> Prediction:
-        logits = model(xt).flatten(0, 1).index_select(0, at)
-        return Prediction.from_logits(without_mask_token(logits, mask_id), ask)
+        return Prediction.from_logits(model(xt).flatten(0, 1).index_select(0, at), ask, mask_id=mask_id)
 
     return predict
 
@@ -107,13 +106,18 @@ class Decoder:
         at = is_masked.flatten().nonzero().squeeze(1)
         keys = (prompt.unsqueeze(1), step.unsqueeze(1), torch.arange(xt.shape[1], device=xt.device))
         row, position = at // xt.shape[1], at % xt.shape[1]
-        perturb = value_noise(self.temperature, self.seed, prompt[row], step[row], position)
-        answer = self.predict(xt, at, Ask(ORDERS[self.order].confidence, perturb))
+        ask = Sampling(self.temperature, self.seed).ask(
+            prompt[row], step[row], position, confidence=ORDERS[self.order].confidence
+        )
+        answer = self.predict(xt, at, ask)
         state = RevealState(
             score=self._scores(answer.confidence, is_masked, *keys),
             eligible=is_masked,
+            top1=answer.top1.new_zeros(xt.shape).masked_scatter(is_masked, answer.top1),
+            entropy=None,
             step=step,
-            num_eligible_at_start=num_at_start,
+            num_masked=is_masked.sum(dim=-1),
+            num_masked_at_start=num_at_start,
         )
         is_revealed = self.rule(state)
         values = xt.masked_scatter(is_masked, answer.values)

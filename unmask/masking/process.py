@@ -24,6 +24,8 @@ class Requirements:
     """The statistic that `TokenStats.confidence` must hold, a key of `reveal.CONFIDENCES`; None = any."""
     is_causal: bool = False
     """Whether a position may see only itself and those before it."""
+    block_size: int | None = None
+    """S, of a model that predicts a block of S positions from the clean blocks before it; None: from all positions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from unmask.models.cache import KeyValueCache
 from unmask.models.head import prediction, token_stats
 from unmask.models.tied import TiedGradient
-from unmask.types import Ask, MaskedBatch, Prediction, TokenStats, at_least_fp32, without_mask_token
+from unmask.types import Ask, MaskedBatch, Prediction, TokenStats, at_least_fp32, without
 
 LARGE_VOCABULARY = 8192
 """From here on `forward` never holds all logits (`models/head.py`). On a CPU in bfloat16 that is faster from about 4000
@@ -130,7 +130,7 @@ class Denoiser(nn.Module):
     def _answer(self, hidden: Float[Tensor, "M D"], ask: Ask) -> Prediction:
         is_compiled = self._compiled_prediction is not None
         if not self._is_large:
-            return Prediction.from_logits(self._head(hidden), ask)
+            return Prediction.from_logits(self._head(hidden), ask, mask_id=self.mask_id)
         return prediction(hidden, self.backbone.head_weight, ask, mask_id=self.mask_id, is_compiled=is_compiled)
 
     def logits(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
@@ -138,4 +138,4 @@ class Denoiser(nn.Module):
         return self._head(self.backbone(xt, self._aligned(xt, at)))
 
     def _head(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        return without_mask_token(at_least_fp32(F.linear(hidden, self.backbone.head_weight)), self.mask_id)
+        return without(at_least_fp32(F.linear(hidden, self.backbone.head_weight)), self.mask_id)

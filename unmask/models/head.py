@@ -186,7 +186,8 @@ def prediction(
     confidence, top1, _ = _joined(torch.stack(summaries, dim=1), STREAMED[ask.confidence])
     likeliest = _first_of_largest(guesses)
     values = likeliest if ask.perturb is None else _first_of_largest(choices)
-    return Prediction(likeliest=likeliest, values=values, confidence=confidence, top1=top1)
+    log_prob = top1.log()  # TODO(head): of the values; forbidden, given, entropy
+    return Prediction(likeliest=likeliest, values=values, log_prob=log_prob, confidence=confidence, top1=top1)
 
 
 def _first_of_largest(found: list[tuple[Tensor, Tensor]]) -> Int[Tensor, "M"]:
