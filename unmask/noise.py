@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     CONFIDENCE = 14
     EVALUATE = 15
     BENCHMARK = 16
+    REMASK = 17
 
 
 Key = int | Int[Tensor, "..."]

@@ -139,22 +139,23 @@ class Steps:
 
     num_steps: int
 
-    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
+    def num_left_after(self, state: RevealState) -> Int[Tensor, "*B"]:
+        """How many positions of the row are to be masked still, after this step."""
         start = state.num_masked_at_start
-        num_left_after = start - (state.step + 1) * start // self.num_steps
-        return surest(state.score, state.eligible, (state.num_masked - num_left_after).clamp(min=1))
+        return start - (state.step + 1) * start // self.num_steps
+
+    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
+        count = state.num_masked - self.num_left_after(state)
+        return surest(state.score, state.eligible, count.clamp(min=1))
 
 
 @dataclass(frozen=True)
-class CosineSteps:
+class CosineSteps(Steps):
     """As `Steps`, but few at first: after step k, `floor(n cos(pi k / (2 num_steps)))` are still masked (MaskGIT)."""
 
-    num_steps: int
-
-    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
+    def num_left_after(self, state: RevealState) -> Int[Tensor, "*B"]:
         angle = (state.step.double() + 1).clamp(max=self.num_steps) * (math.pi / (2 * self.num_steps))
-        num_left_after = (state.num_masked_at_start * angle.cos()).floor().long()
-        return surest(state.score, state.eligible, (state.num_masked - num_left_after).clamp(min=1))
+        return (state.num_masked_at_start * angle.cos()).floor().long()
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from tests.helpers import exact, tabular, toy
 from tests.test_noise import chi_square
 from unmask.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, predictor_from_logits
+from unmask.decoding.remasking import P2, RemdmRescale
+from unmask.decoding.sampling import Sampling
 from unmask.models.build import build_denoiser
 from unmask.models.transformer import TransformerConfig
-from unmask.reveal import ORDERS, Fixed, Steps
+from unmask.reveal import ORDERS, CosineSteps, EntropyBound, Factor, Fixed, Steps, Threshold
 from unmask.types import Ask, Prediction, TokenSpec
 
 TOKENS = TokenSpec(vocab_size=8, length=14, mask_id=7)
@@ -75,6 +77,11 @@ SAMPLERS = [
     {"order": "margin", "rule": Fixed(2)},
     {"order": "random", "rule": Steps(4)},
     {"order": "prob", "temperature": 0.7, "confidence_noise": 0.5},
+    {"rule": Threshold(0.3), "block_size": 4},
+    {"rule": EntropyBound(1.0), "block_size": 5, "temperature": 1.0},
+    {"rule": Factor(1.5), "eos_id": 3},
+    {"rule": CosineSteps(6), "remasking": P2(0.5)},
+    {"rule": Steps(9), "remasking": RemdmRescale(0.7), "temperature": 1.0},
 ]
 
 
@@ -84,7 +91,9 @@ def test_a_row_does_not_depend_on_its_batch(sampler: dict, seed: int, rows: list
     """Alone, in another order, beside other lengths: the same tokens (in fp64)."""
     config = TransformerConfig(preset="tiny", rotary=True)
     model = build_denoiser(config, TOKENS, seed=1, dtype="float64").eval()
-    decoder = Decoder(model.predict, 7, seed=seed, **sampler)
+    sampling = Sampling(temperature=sampler.get("temperature", 0.0), seed=seed)
+    settings = {key: value for key, value in sampler.items() if key != "temperature"}
+    decoder = Decoder(model.predict, 7, sampling=sampling, **settings)
     xt = prompts(9, seed)
     together = decoder.decode(xt)
     shuffled = decoder.decode(xt[rows], torch.tensor(rows))
@@ -101,7 +110,7 @@ def test_with_true_conditionals_samples_follow_the_joint(order: str) -> None:
     """One token a step at temperature 1 is the chain rule in some order: the joint distribution, exactly."""
     task = toy(values=3, length=3)
     draws = 6000
-    decoder = Decoder(exact(task).predict, task.tokens.mask_id, order=order, temperature=1.0)
+    decoder = Decoder(exact(task).predict, task.tokens.mask_id, order=order, sampling=Sampling(1.0))
     tokens = decoder.decode(torch.full((draws, 3), task.tokens.mask_id)).tokens
     counts = torch.bincount((tokens * 3 ** torch.arange(2, -1, -1)).sum(1), minlength=27).double()
     expected = task.probabilities * draws
@@ -116,7 +125,7 @@ def test_temperature_sharpens() -> None:
         decoder = Decoder(
             lambda xt, at, ask: Prediction.from_logits(logits.expand(len(at), 4), ask, mask_id=3),
             3,
-            temperature=temperature,
+            sampling=Sampling(temperature),
         )
         counts = torch.bincount(decoder.decode(xt).tokens.flatten(), minlength=3).double()
         assert abs(chi_square(counts, (logits[:3] / temperature).softmax(0) * 4000)) < 5

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tests.helpers import RandomStream
 from unmask.decoding.decoder import Decoder
+from unmask.decoding.sampling import Sampling
 from unmask.masking.process import MaskingProcess, RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.puma_variable import VariablePumaPool
@@ -88,7 +89,7 @@ def test_loss_and_pool_are_those_of_a_model_that_is_shifted_by_hand(kind: str) -
 def test_decoded_tokens_are_those_of_a_model_that_is_shifted_by_hand(order: str, temperature: float) -> None:
     xt = stream()[torch.arange(8)].masked(6)
     ours, theirs = (
-        Decoder(model.predict, 6, order=order, rule=Fixed(2), temperature=temperature).decode(xt) for model in models()
+        Decoder(model.predict, 6, order=order, rule=Fixed(2), sampling=Sampling(temperature)).decode(xt) for model in models()
     )
     assert torch.equal(ours.tokens, theirs.tokens)
     assert torch.equal(ours.reveal_step, theirs.reveal_step)

@@ -23,7 +23,7 @@ def exact(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
 
 def test_a_trace_is_what_the_decoder_did() -> None:
     examples = TOY.validation(3)
-    for number, trace in enumerate(traces(exact, TOY, examples, DecodeConfig(), dtype="float64", device=CPU)):
+    for number, trace in enumerate(traces(Decoder(exact, MASK), TOY, examples, dtype="float64", device=CPU)):
         xt = examples.masked(MASK)[number]
         for step in trace["steps"]:
             at = (xt == MASK).nonzero().squeeze(1)
@@ -32,15 +32,16 @@ def test_a_trace_is_what_the_decoder_did() -> None:
             assert step["guess"] == p.argmax(-1).tolist()
             assert step["sure"] == (100 * p.amax(-1)).round().int().tolist()
             surest = at[p.amax(-1).argmax()].item()
-            assert step["revealed"] == [surest]
-            xt[surest] = step["guess"][step["at"].index(surest)]
+            assert (step["revealed"], step["again"]) == ([surest], [])
+            assert step["values"] == [step["guess"][step["at"].index(surest)]]
+            xt[surest] = step["values"][0]
         assert trace["tokens"] == xt.tolist()
         assert trace["is_solved"] == TOY.grade(examples[:1], xt[None]).measures["accuracy"].item()
 
 
 def test_masks_met_when_decoding() -> None:
     """One at a step: 4/5, 3/5, 2/5 and 1/5 of every canvas are masked, once each."""
-    masks = met_when_decoding(exact, MASK, TOY.validation(6), DecodeConfig(), dtype="float64", device=CPU)
+    masks = met_when_decoding(Decoder(exact, MASK), TOY.validation(6), dtype="float64", device=CPU)
     assert sorted(masks.share.tolist()) == pytest.approx([n / 5 for n in (1, 2, 3, 4) for _ in range(6)])
     first = TOY.posterior(TOY.validation(6).masked(MASK), torch.arange(30)[torch.arange(30) % 5 > 0])
     expected = first.exp().amax(-1).view(6, 4).mean(-1)

@@ -1,6 +1,7 @@
 """The decoder that a model and a configuration call for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
@@ -9,6 +10,10 @@ from torch import Tensor
 from unmask.config import DecodeConfig
 from unmask.decoding.causal import CausalDecoder
 from unmask.decoding.decoder import Decoder
+from unmask.decoding.reading import BlockAlone, FromBlockOn, Growing, Guided, NewBlocks, Reading, Remembering, Window
+from unmask.decoding.remasking import REMASKINGS
+from unmask.decoding.rules import rule_from
+from unmask.decoding.sampling import Sampling
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.types import Decoded, TokenSpec
@@ -30,19 +35,79 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> A
     """Left to right and with a cache for a causal model; in any order for the others.
 
     Raises:
-        UserError: another order than left to right is asked of a causal model.
+        UserError: the model cannot do what is asked.
     """
     if not model.is_causal:
-        return Decoder.from_config(config, model.predict, tokens.mask_id)
-    for key, value, needed in (
-        ("confidence", config.confidence, "left_to_right"),
-        ("tokens_per_step", config.tokens_per_step, 1),
-        ("steps", config.steps, None),
-        ("confidence_noise", config.confidence_noise, 0.0),
-    ):
-        if value != needed:
+        return in_any_order(config, model, tokens)
+    _check_causal(config)
+    return CausalDecoder(model, tokens.mask_id, eos_id=tokens.eos_id, sampling=Sampling.from_config(config))
+
+
+def in_any_order(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> Decoder:
+    """A decoder that can do all but remember what a causal model has read.
+
+    Raises:
+        UserError: blocks or a cache that the model cannot have.
+    """
+    _check_blocks(config, model, tokens)
+    can_end = config.stop_early and config.remask == "none" and tokens.pad_id == tokens.eos_id
+    return Decoder(
+        model.predict,
+        tokens.mask_id,
+        order=config.confidence,
+        rule=rule_from(config),
+        sampling=Sampling.from_config(config),
+        confidence_noise=config.confidence_noise,
+        block_size=model.block_size or config.block_size,
+        eos_id=tokens.eos_id if can_end else None,
+        remasking=REMASKINGS[config.remask](config.remask_eta) if config.remask != "none" else None,
+        reading=_reading(config, model),
+    )
+
+
+_WINDOWS: dict[str, Callable[[Int[Tensor, "B L"], int | None], Window]] = {
+    "block": lambda xt, every: NewBlocks(xt),
+    "prefix": FromBlockOn,
+    "dual": BlockAlone,
+}
+
+
+def _reading(config: DecodeConfig, model: Denoiser) -> Reading | None:
+    if config.guidance:
+        return partial(Guided, model, config.guidance)
+    if config.cache != "none":
+        window = _WINDOWS[config.cache]
+        return lambda xt: Remembering(model, window(xt, config.refresh_every), xt)
+    return None if model.block_size is None else lambda xt: Growing(model.predict)
+
+
+def _check_blocks(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> None:
+    own, asked = model.block_size, config.block_size
+    if own is not None and asked not in (None, own):
+        raise UserError(f"decode.block_size={asked}: this model was trained in blocks of {own}; set {own}, or null")
+    if asked is not None and asked > tokens.length:
+        raise UserError(f"decode.block_size={asked}: longer than the {tokens.length} positions of a row; use fewer")
+    if config.cache == "block" and own is None:
+        raise UserError(
+            "decode.cache=block: this model sees all positions, so that what it remembers of a block goes out of date; "
+            "use prefix or dual, which are approximate, with decode.block_size, or none"
+        )
+    if config.cache in ("prefix", "dual") and own is not None:
+        raise UserError(f"decode.cache={config.cache}: this model sees no later blocks; use block, which is exact")
+
+
+_CAUSAL = {
+    "confidence": "left_to_right",
+    "tokens_per_step": 1,
+    "steps": None,
+    "confidence_noise": 0.0,
+}
+
+
+def _check_causal(config: DecodeConfig) -> None:
+    for key, needed in _CAUSAL.items():
+        if (value := getattr(config, key)) != needed:
             raise UserError(
                 f"decode.{key}={value}: a causal model decodes left to right, a token a step; "
                 f"set decode.{key}={'null' if needed is None else needed}"
             )
-    return CausalDecoder(model, tokens.mask_id, eos_id=tokens.eos_id, temperature=config.temperature, seed=config.seed)

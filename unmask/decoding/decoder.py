@@ -1,30 +1,23 @@
 """Decoding: predict, choose positions by the reveal rule, write their values, until nothing is masked.
 
-Dimensions: B rows, L positions, M masked positions of the rows that are still open, V vocabulary.
+Dimensions: B rows, b rows that are still open, L positions, M positions asked for, V vocabulary.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask import noise
-from unmask.config import DecodeConfig
+from unmask.decoding.reading import Anew, Blocks, Predictor, Reader, Reading
+from unmask.decoding.remasking import Remasking, Revealed
 from unmask.decoding.sampling import Sampling
 from unmask.noise import Purpose
-from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState, Steps
+from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState
 from unmask.types import Ask, Decoded, Prediction
-
-
-@runtime_checkable
-class Predictor(Protocol):
-    """What is asked of the flat positions `at` (M,) of `xt` (B, L). As `Denoiser.predict`."""
-
-    def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask) -> Prediction: ...
 
 
 def predictor_from_logits(model: Callable[[Tensor], Tensor], mask_id: int) -> Predictor:
@@ -36,43 +29,74 @@ def predictor_from_logits(model: Callable[[Tensor], Tensor], mask_id: int) -> Pr
     return predict
 
 
+@dataclass
+class _Rows:
+    """What is known of rows while they are decoded; `keep` leaves those that are still open."""
+
+    number: Int[Tensor, "b"]
+    """Which of the B rows these are."""
+    prompt: Int[Tensor, "b"]
+    xt: Int[Tensor, "b L"]
+    step: Int[Tensor, "b"]
+    num_masked_at_start: Int[Tensor, "b"]
+    last_given: Int[Tensor, "b"]
+    """The last position that was given; -1 where none was."""
+    is_given: Bool[Tensor, "b L"]
+    confidence: Float[Tensor, "b L"]
+    """Of each revealed position, when it was revealed."""
+
+    @staticmethod
+    def of(xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None, mask_id: int) -> "_Rows":
+        number = torch.arange(len(xt), device=xt.device)
+        is_given = xt != mask_id
+        position = torch.arange(xt.shape[1], device=xt.device)
+        return _Rows(
+            number=number,
+            prompt=number if prompt is None else prompt,
+            xt=xt.clone(),
+            step=torch.zeros_like(number),
+            num_masked_at_start=(~is_given).sum(dim=-1),
+            last_given=torch.where(is_given, position, -1).amax(dim=-1),
+            is_given=is_given,
+            confidence=torch.zeros(xt.shape, dtype=torch.float64, device=xt.device),
+        )
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        for name, value in vars(self).items():
+            setattr(self, name, value[rows])
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Fills in masked positions with the model's predictions.
 
     The result of a row does not depend on what else is in its batch: noise is keyed by (seed, the row's `prompt`
-    number, step, position), and equal scores go to the lower position.
+    number, step, position), equal scores go to the lower position, and every row has its own steps and block.
 
     Args:
         predict: the model.
         mask_id: the mask token.
         order: what is revealed first: a key of `reveal.ORDERS`. `random` is the vanilla sampler of masked diffusion.
         rule: how much is revealed in a step.
-        temperature: 0 takes the likeliest value; else values are drawn from softmax(logits / temperature), with Gumbel
-            noise in fp64. The confidence is always that of the model's own distribution.
+        sampling: how values are chosen, and the seed of all noise.
         confidence_noise: coefficient of Gumbel noise that is added to the confidence (0.5 in 2502.06768, appendix D.2).
-        seed: of both noises, and of the order `random`.
+        block_size: S; rows are decoded block by block, from the first that has something masked; None: all at once.
+        eos_id: for canvases that are padded with it: what follows the first end token of an answer is filled in at
+            once. Not where something is given after it.
+        remasking: masks again what was revealed; None: what is revealed stays.
+        reading: how the model reads canvases that are being filled in; None: all of them in every step, by `predict`.
     """
 
     predict: Predictor
     mask_id: int
     order: str = "prob"
     rule: RevealRule = field(default_factory=lambda: Fixed(1))
-    temperature: float = 0.0
+    sampling: Sampling = Sampling()
     confidence_noise: float = 0.0
-    seed: int = 0
-
-    @staticmethod
-    def from_config(config: DecodeConfig, predict: Predictor, mask_id: int) -> "Decoder":
-        return Decoder(
-            predict,
-            mask_id,
-            order=config.confidence,
-            rule=Steps(config.steps) if config.steps else Fixed(config.tokens_per_step),
-            temperature=config.temperature,
-            confidence_noise=config.confidence_noise,
-            seed=config.seed,
-        )
+    block_size: int | None = None
+    eos_id: int | None = None
+    remasking: Remasking | None = None
+    reading: Reading | None = None
 
     def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
         """Finishes the canvases `xt`. `prompt` numbers the rows for the noise; 0, 1, .. unless given."""
@@ -84,50 +108,113 @@ class Decoder:
 
         The tensors are the decoder's own: the next step changes them.
         """
-        prompt = torch.arange(len(xt), device=xt.device) if prompt is None else prompt
-        xt = xt.clone()
-        num_at_start = (xt == self.mask_id).sum(dim=-1)
-        nfe = torch.zeros(len(xt), dtype=torch.long, device=xt.device)
-        reveal_step = torch.full_like(xt, -1)
-        yield Decoded(tokens=xt, nfe=nfe, reveal_step=reveal_step)
-        while len(open_rows := (xt == self.mask_id).any(dim=-1).nonzero().squeeze(1)):
-            step = nfe[open_rows]
-            tokens, is_revealed = self._step(xt[open_rows], prompt[open_rows], step, num_at_start[open_rows])
-            xt[open_rows] = tokens
-            reveal_step[open_rows] = torch.where(is_revealed, step.unsqueeze(1), reveal_step[open_rows])
-            nfe[open_rows] += 1
-            yield Decoded(tokens=xt, nfe=nfe, reveal_step=reveal_step)
+        rows = _Rows.of(xt, prompt, self.mask_id)
+        done = Decoded(tokens=rows.xt.clone(), nfe=rows.step.clone(), reveal_step=torch.full_like(xt, -1))
+        reader = Anew(self.predict) if self.reading is None else self.reading(xt)
+        yield done
+        while True:
+            is_open = (rows.xt == self.mask_id).any(dim=-1)
+            if not is_open.all():
+                still = is_open.nonzero().squeeze(1)
+                rows.keep(still)
+                reader.keep(still)
+            if not len(rows.number):
+                return
+            is_new = self._step(rows, reader)
+            step = done.reveal_step[rows.number].masked_fill(rows.xt == self.mask_id, -1)
+            done.reveal_step[rows.number] = torch.where(is_new, rows.step.unsqueeze(1), step)
+            rows.step += 1
+            done.tokens[rows.number] = rows.xt
+            done.nfe[rows.number] = rows.step
+            yield done
 
-    def _step(
-        self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"], step: Int[Tensor, "B"], num_at_start: Int[Tensor, "B"]
-    ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """One forward pass for rows that all have something masked."""
-        is_masked = xt == self.mask_id
-        at = is_masked.flatten().nonzero().squeeze(1)
-        keys = (prompt.unsqueeze(1), step.unsqueeze(1), torch.arange(xt.shape[1], device=xt.device))
-        row, position = at // xt.shape[1], at % xt.shape[1]
-        ask = Sampling(self.temperature, self.seed).ask(
-            prompt[row], step[row], position, confidence=ORDERS[self.order].confidence
-        )
-        answer = self.predict(xt, at, ask)
-        state = RevealState(
-            score=self._scores(answer.confidence, is_masked, *keys),
-            eligible=is_masked,
-            top1=answer.top1.new_zeros(xt.shape).masked_scatter(is_masked, answer.top1),
-            entropy=None,
-            step=step,
-            num_masked=is_masked.sum(dim=-1),
-            num_masked_at_start=num_at_start,
-        )
-        is_revealed = self.rule(state)
-        values = xt.masked_scatter(is_masked, answer.values)
-        return torch.where(is_revealed, values, xt), is_revealed
+    def _step(self, rows: _Rows, reader: Reader) -> Bool[Tensor, "b L"]:
+        """One forward pass for rows that all have something masked; returns what it revealed."""
+        is_masked = rows.xt == self.mask_id
+        blocks = self._blocks(is_masked)
+        position = torch.arange(rows.xt.shape[1], device=rows.xt.device)
+        is_in_block = (position >= blocks.start.unsqueeze(1)) & (position < blocks.stop.unsqueeze(1))
+        eligible = is_masked & is_in_block
+        is_asked = eligible
+        if self.remasking is not None and self.remasking.reads_revealed:
+            is_asked = ~rows.is_given & is_in_block
+        answer = self._ask(rows, reader, is_asked, blocks)
+        state = self._state(rows, answer, is_asked, eligible)
+        if self.remasking is None:
+            is_new, is_again = self.rule(state), torch.zeros_like(is_masked)
+        else:
+            is_new, is_again = self.remasking(state, self._revealed(rows, answer, is_asked, is_masked), self.rule)
+        values = rows.xt.masked_scatter(is_asked, answer.values)
+        rows.xt = torch.where(is_new, values, rows.xt).masked_fill(is_again, self.mask_id)
+        rows.confidence = torch.where(is_new, state.top1.double(), rows.confidence)
+        return is_new | self._finish(rows)
 
-    def _scores(
-        self, confidence: Float[Tensor, "M"], is_masked: Bool[Tensor, "B L"], *keys: Int[Tensor, "..."]
-    ) -> Float[Tensor, "B L"]:
-        dense = confidence.new_full(is_masked.shape, -torch.inf).masked_scatter(is_masked, confidence)
-        score = ORDERS[self.order].score(dense, lambda: noise.uniform(self.seed, Purpose.ORDER, *keys))
+    def _blocks(self, is_masked: Bool[Tensor, "b L"]) -> Blocks:
+        """The first block of each row that has something masked."""
+        length = is_masked.shape[1]
+        size = self.block_size or length
+        start = is_masked.long().argmax(dim=-1) // size * size
+        return Blocks(start, (start + size).clamp(max=length))
+
+    def _ask(self, rows: _Rows, reader: Reader, is_asked: Bool[Tensor, "b L"], blocks: Blocks) -> Prediction:
+        at = is_asked.flatten().nonzero().squeeze(1)
+        row, position = at // rows.xt.shape[1], at % rows.xt.shape[1]
+        ask = self.sampling.ask(
+            rows.prompt[row],
+            rows.step[row],
+            position,
+            confidence=ORDERS[self.order].confidence,
+            has_entropy=getattr(self.rule, "needs_entropy", False),
+            given=rows.xt.flatten()[at] if self.remasking is not None else None,
+        )
+        return reader(rows.xt, at, ask, blocks)
+
+    def _state(
+        self, rows: _Rows, answer: Prediction, is_asked: Bool[Tensor, "b L"], eligible: Bool[Tensor, "b L"]
+    ) -> RevealState:
+        return RevealState(
+            score=self._scores(rows, _dense(answer.confidence, is_asked)),
+            eligible=eligible,
+            top1=_dense(answer.top1, is_asked),
+            entropy=None if answer.entropy is None else _dense(answer.entropy, is_asked),
+            step=rows.step,
+            num_masked=(rows.xt == self.mask_id).sum(dim=-1),
+            num_masked_at_start=rows.num_masked_at_start,
+        )
+
+    def _scores(self, rows: _Rows, confidence: Float[Tensor, "b L"]) -> Float[Tensor, "b L"]:
+        keys = self._keys(rows)
+        score = ORDERS[self.order].score(confidence, lambda: noise.uniform(self.sampling.seed, Purpose.ORDER, *keys))
         if self.confidence_noise:
-            score = score + self.confidence_noise * noise.gumbel(self.seed, Purpose.CONFIDENCE, *keys)
+            score = score + self.confidence_noise * noise.gumbel(self.sampling.seed, Purpose.CONFIDENCE, *keys)
         return score
+
+    def _keys(self, rows: _Rows) -> tuple[Int[Tensor, "..."], ...]:
+        position = torch.arange(rows.xt.shape[1], device=rows.xt.device)
+        return rows.prompt.unsqueeze(1), rows.step.unsqueeze(1), position
+
+    def _revealed(
+        self, rows: _Rows, answer: Prediction, is_asked: Bool[Tensor, "b L"], is_masked: Bool[Tensor, "b L"]
+    ) -> Revealed:
+        return Revealed(
+            is_revealed=~is_masked & ~rows.is_given,
+            confidence=rows.confidence,
+            log_prob=_dense(answer.log_prob, is_asked),
+            uniform=lambda: noise.uniform(self.sampling.seed, Purpose.REMASK, *self._keys(rows)),
+        )
+
+    def _finish(self, rows: _Rows) -> Bool[Tensor, "b L"]:
+        """Fills in what follows the first end token of each row; returns where."""
+        if self.eos_id is None:
+            return torch.zeros_like(rows.is_given)
+        position = torch.arange(rows.xt.shape[1], device=rows.xt.device)
+        is_end = (rows.xt == self.eos_id) & (position > rows.last_given.unsqueeze(1))
+        is_after = is_end.cumsum(dim=-1) > 0
+        is_left = is_after & (rows.xt == self.mask_id)
+        rows.xt = rows.xt.masked_fill(is_left, self.eos_id)
+        return is_left
+
+
+def _dense(values: Float[Tensor, "M"], is_asked: Bool[Tensor, "b L"]) -> Float[Tensor, "b L"]:
+    """`values` where they were asked for, `-inf` elsewhere."""
+    return values.new_full(is_asked.shape, -torch.inf).masked_scatter(is_asked, values)

@@ -109,8 +109,11 @@ class Denoiser(nn.Module):
 
     def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask | None = None) -> Prediction:
         """Values and confidences at the flat positions `at` of `xt`: the likeliest ones, unless asked otherwise."""
-        ask = ask or Ask()
-        return self._answer((self._compiled_prediction or self.backbone)(xt, self._aligned(xt, at)), ask)
+        return self.answer(self.hidden(xt, at), ask or Ask())
+
+    def hidden(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:
+        """What `answer` needs to know of the flat positions `at` of `xt`."""
+        return (self._compiled_prediction or self.backbone)(xt, self._aligned(xt, at))
 
     def predict_next(
         self,
@@ -125,9 +128,10 @@ class Denoiser(nn.Module):
         For causal models: what `predict` says of the same canvas, without reading again what was read.
         """
         hidden = self.backbone.extend(tokens, start, cache).flatten(0, 1).index_select(0, at)
-        return self._answer(hidden, ask or Ask())
+        return self.answer(hidden, ask or Ask())
 
-    def _answer(self, hidden: Float[Tensor, "M D"], ask: Ask) -> Prediction:
+    def answer(self, hidden: Float[Tensor, "M D"], ask: Ask) -> Prediction:
+        """What is asked, of these hidden states. Logits are linear in them."""
         is_compiled = self._compiled_prediction is not None
         if not self._is_large:
             return Prediction.from_logits(self._head(hidden), ask, mask_id=self.mask_id)

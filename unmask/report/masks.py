@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.config import DecodeConfig
-from unmask.decoding.decoder import Decoder, Predictor
+from unmask.decoding.decoder import Decoder
 from unmask.errors import UserError
 from unmask.models.precision import autocast
 from unmask.report.chart import Points
@@ -24,7 +23,7 @@ _BINS = 10
 @dataclass(frozen=True)
 class Masks:
     """One entry for each canvas that a model was shown: the masked share of all its positions, and the largest
-    probability, on average over the masked ones."""
+    probability, on average over the masked ones that it was asked about."""
 
     share: Float[Tensor, "B"]
     top1: Float[Tensor, "B"]
@@ -58,24 +57,25 @@ def trained_on(trainer: Trainer, num_batches: int = 8) -> Masks:
     return _joined(seen)
 
 
-def met_when_decoding(
-    predict: Predictor, mask_id: int, examples: CleanBatch, config: DecodeConfig, *, dtype: str, device: torch.device
-) -> Masks:
-    """The canvases of every decoding step of `examples`."""
-    witness = Witness(predict)
+def met_when_decoding(decoder: Decoder, examples: CleanBatch, *, dtype: str, device: torch.device) -> Masks:
+    """The canvases of every decoding step of `examples`, as far as the model was asked about them."""
+    witness = Witness(decoder)
     with autocast(dtype, device):
-        Decoder.from_config(config, witness, mask_id).decode(examples.masked(mask_id).to(device))
+        witness.decode(examples.masked(decoder.mask_id).to(device))
     seen = []
     for said in witness.said:
-        is_masked = said.xt == mask_id
-        seen.append(_masks(is_masked, said.top1.new_zeros(said.xt.shape).masked_scatter(is_masked, said.top1)))
+        top1 = said.top1.new_zeros(said.xt.numel()).scatter(0, said.at, said.top1).view(said.xt.shape)
+        seen.append(_masks(said.xt == decoder.mask_id, top1))
     return _joined(seen)
 
 
 def _masks(is_masked: Bool[Tensor, "B L"], top1: Float[Tensor, "B L"]) -> Masks:
-    """`top1` at the masked positions; what else it holds is not looked at."""
-    count = is_masked.sum(dim=-1)
-    return Masks(share=(count / is_masked.shape[1]).cpu(), top1=((top1 * is_masked).sum(dim=-1) / count).cpu())
+    """`top1` at the masked positions, 0 at those that the model was not asked about."""
+    is_asked = is_masked & (top1 > 0)
+    return Masks(
+        share=is_masked.float().mean(dim=-1).cpu(),
+        top1=((top1 * is_asked).sum(dim=-1) / is_asked.sum(dim=-1).clamp(min=1)).cpu(),
+    )
 
 
 def _joined(parts: list[Masks]) -> Masks:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from unmask.config import DecodeConfig
-from unmask.decoding.build import build_decoder
+from unmask.decoding.build import build_decoder, in_any_order
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import parameter_dtype, resolve_dtype
@@ -81,14 +81,12 @@ def _decode(
     examples = task.validation(max(num_examples, _NUM_DECODED))
     model, dtype, device = _model(run)
     build_decoder(decoder, model, task.tokens)  # refuses what the model cannot do
-    result.decoded[name] = met_when_decoding(
-        model.predict, task.tokens.mask_id, examples[:_NUM_DECODED], decoder, dtype=dtype, device=device
-    )
+    engine = in_any_order(decoder, model, task.tokens)
+    result.decoded[name] = met_when_decoding(engine, examples[:_NUM_DECODED], dtype=dtype, device=device)
     shown = examples[:num_examples]
     replay.check(task, shown)
-    for trace in traces(model.predict, task, shown, decoder, dtype=dtype, device=device):
-        replay.add(name, trace)
-        on_example(replay.num_traces)
+    replay.traces[name] = traces(engine, task, shown, dtype=dtype, device=device)
+    on_example(replay.num_traces)
 
 
 def _task(run: Recorded) -> Task:
@@ -145,9 +143,6 @@ class _Replay:
         ):
             raise UserError(f"held-out examples differ from those of {next(iter(self.traces))}")
 
-    def add(self, name: str, trace: dict[str, Any]) -> None:
-        self.traces.setdefault(name, []).append(trace)
-
     @property
     def num_traces(self) -> int:
         return sum(map(len, self.traces.values()))
@@ -156,7 +151,7 @@ class _Replay:
         """The tokens that the page writes somewhere: of a large vocabulary, few."""
         tokens = {token for canvas in canvases for row in canvas for token in row}
         for trace in (trace for own in self.traces.values() for trace in own):
-            tokens.update(trace["tokens"], *(step["guess"] for step in trace["steps"]))
+            tokens.update(trace["tokens"], *(step[key] for step in trace["steps"] for key in ("guess", "values")))
         return tokens
 
     def as_dict(self, methods: list[str]) -> dict[str, Any]:

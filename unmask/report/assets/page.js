@@ -56,18 +56,18 @@
       cell.classList.add("given");
       cell.append(clue || symbols[prompt[position]]);
     } else if (masked.has(position)) {
-      const [guess, sure] = masked.get(position);
+      const said = masked.get(position);
       cell.classList.add("masked");
-      cell.style.setProperty("--p", sure);
-      cell.title = `${symbols[guess]}: ${sure} %`;
-      cell.append(symbols[guess]);
+      cell.style.setProperty("--p", said ? said.sure : 0);
+      if (said) cell.title = `${symbols[said.guess]}: ${said.sure} %`;
+      if (said) cell.append(symbols[said.guess]);
     } else {
-      const own = trace.tokens[position], when = shown.when.get(position);
+      const when = shown.when.get(position), own = when.value;
       cell.classList.add("filled");
       if (clue) cell.classList.add("given");
       if (when.step === step - 1) cell.classList.add("fresh");
       if (!trace.is_solved && own !== truth[position]) cell.classList.add("wrong");
-      cell.title = `step ${when.step + 1}, ${when.sure} % sure`;
+      cell.title = `step ${when.step + 1}` + (when.sure === undefined ? "" : `, ${when.sure} % sure`);
       cell.append(make("small", "", when.step + 1), symbols[own]);
     }
     return cell;
@@ -81,19 +81,24 @@
     boards.forEach(({ cells, status, name }, m) => {
       const trace = traces[m], step = Math.min(at, trace.steps.length);
       const masked = new Map(), when = new Map();
+      trace.steps.slice(0, step).forEach((each, number) => {
+        each.again.forEach((position) => when.delete(position));
+        each.revealed.forEach((position, i) => {
+          when.set(position, { step: number, value: each.values[i], sure: each.sure[each.at.indexOf(position)] });
+        });
+      });
+      given.forEach((isGiven, position) => { if (!isGiven && !when.has(position)) masked.set(position, null); });
       const now = trace.steps[step];
-      if (now) now.at.forEach((position, i) => masked.set(position, [now.guess[i], now.sure[i]]));
-      trace.steps.slice(0, step).forEach((each, number) => each.revealed.forEach((position) => {
-        when.set(position, { step: number, sure: each.sure[each.at.indexOf(position)] });
-      }));
+      if (now) now.at.forEach((position, i) => masked.set(position, { guess: now.guess[i], sure: now.sure[i] }));
       const shown = { given, step, masked, when, trace, truth, prompt };
       cells.replaceChildren();
       for (let position = canvas.start; position < prompt.length; position++) {
         cells.append(cellAt(position, position - canvas.start, shown));
       }
       const last = [...when.values()].filter((each) => each.step === step - 1);
-      const sure = last.length ? `, the last with ${Math.min(...last.map((each) => each.sure))} %` : "";
-      const wrong = [...when.keys()].filter((position) => trace.tokens[position] !== truth[position]).length;
+      const known = last.map((each) => each.sure).filter((each) => each !== undefined);
+      const sure = known.length ? `, the last with ${Math.min(...known)} %` : "";
+      const wrong = [...when].filter(([position, { value }]) => value !== truth[position]).length;
       const end = step < trace.steps.length ? "" : trace.is_solved ? "; solved" : `; not solved, ${wrong} wrong`;
       status.textContent = `${when.size} of ${when.size + masked.size} filled${sure}${end}`;
       cells.setAttribute("aria-label", `${name}: ${status.textContent}`);

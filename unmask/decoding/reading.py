@@ -1,0 +1,192 @@
+"""How a model reads canvases that are being filled in: anew in every step, or with what it remembers of them.
+
+A cache of keys and values is exact for a model that sees only the blocks up to its own (`block`). For a model that sees
+all positions it is an approximation: what is remembered was read when other positions were still masked (`prefix` and
+`dual`, Fast-dLLM, 2505.22618; reading all again every few steps: dKV-Cache, 2505.15781).
+
+Dimensions: B rows, b rows that are still open, L positions, M positions asked for, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unmask.models.cache import KeyValueCache
+from unmask.models.denoiser import Denoiser
+from unmask.types import Ask, Prediction
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """What is asked of the flat positions `at` (M,) of `xt` (B, L). As `Denoiser.predict`."""
+
+    def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The block that each row is being decoded in: its positions are `start` up to `stop`."""
+
+    start: Int[Tensor, "b"]
+    stop: Int[Tensor, "b"]
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Reads the open rows of canvases, step after step."""
+
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Ask, blocks: Blocks) -> Prediction:
+        """What is asked of the flat positions `at` of `xt`, which lie in the rows' `blocks`."""
+        ...
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        """From now on only these of the rows come."""
+        ...
+
+
+Reading = Callable[[Int[Tensor, "B L"]], Reader]
+"""Starts to read canvases, from what is given of them on."""
+
+
+@dataclass(frozen=True)
+class Anew:
+    """Reads whole canvases in every step."""
+
+    predict: Predictor
+
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Ask, blocks: Blocks) -> Prediction:
+        return self.predict(xt, at, ask)
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Growing:
+    """Reads canvases up to the block that is being decoded: a block model sees nothing of what follows."""
+
+    predict: Predictor
+
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Ask, blocks: Blocks) -> Prediction:
+        stop = int(blocks.stop.max())
+        row, position = at // xt.shape[1], at % xt.shape[1]
+        return self.predict(xt[:, :stop], row * stop + position, ask)
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        pass
+
+
+class Guided:
+    """Classifier-free guidance: `(1 + scale) log p(. | prompt) - scale log p(.)`, the prompt masked in the latter.
+
+    Logits are linear in the hidden states, so these are combined (2207.12598; for masked diffusion 2410.18514).
+    """
+
+    def __init__(self, model: Denoiser, scale: float, xt: Int[Tensor, "B L"]) -> None:
+        self.model, self.scale = model, scale
+        self.is_prompt = xt != model.mask_id
+
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Ask, blocks: Blocks) -> Prediction:
+        without_prompt = xt.masked_fill(self.is_prompt, self.model.mask_id)
+        both = self.model.hidden(torch.cat([xt, without_prompt]), torch.cat([at, at + xt.numel()]))
+        conditional, unconditional = both.chunk(2)
+        return self.model.answer((1 + self.scale) * conditional - self.scale * unconditional, ask)
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        self.is_prompt = self.is_prompt[rows]
+
+
+@runtime_checkable
+class Window(Protocol):
+    """Which positions of each row are read in a step; what a cache knows of the others stays."""
+
+    def __call__(self, blocks: Blocks) -> Blocks: ...
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None: ...
+
+
+class NewBlocks:
+    """Of a block model: the block that is being decoded, and once what was finished before it. Exact."""
+
+    def __init__(self, xt: Int[Tensor, "B L"]) -> None:
+        self.known = torch.zeros(len(xt), dtype=torch.long, device=xt.device)
+
+    def __call__(self, blocks: Blocks) -> Blocks:
+        start, self.known = self.known, blocks.start
+        return Blocks(start, blocks.stop)
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        self.known = self.known[rows]
+
+
+class _Refreshed:
+    """The whole canvas at the start of every block and, with `every`, after so many steps; else part of it."""
+
+    def __init__(self, xt: Int[Tensor, "B L"], every: int | None = None) -> None:
+        self.length, self.every = xt.shape[1], every
+        self.block = torch.full((len(xt),), -1, device=xt.device)
+        self.age = torch.zeros_like(self.block)
+
+    def __call__(self, blocks: Blocks) -> Blocks:
+        is_due = self.block != blocks.start
+        if self.every is not None:
+            is_due |= self.age >= self.every
+        self.block = blocks.start
+        self.age = torch.where(is_due, 1, self.age + 1)
+        part = self._part(blocks)
+        return Blocks(part.start.masked_fill(is_due, 0), part.stop.masked_fill(is_due, self.length))
+
+    def _part(self, blocks: Blocks) -> Blocks:
+        raise NotImplementedError
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        self.block, self.age = self.block[rows], self.age[rows]
+
+
+class FromBlockOn(_Refreshed):
+    """Prefix cache: the block that is being decoded, and all that follows."""
+
+    def _part(self, blocks: Blocks) -> Blocks:
+        return Blocks(blocks.start, torch.full_like(blocks.stop, self.length))
+
+
+class BlockAlone(_Refreshed):
+    """Dual cache: the block that is being decoded; what precedes and what follows it is remembered."""
+
+    def _part(self, blocks: Blocks) -> Blocks:
+        return blocks
+
+
+class Remembering:
+    """Reads a window of each row, and remembers keys and values of the rest."""
+
+    def __init__(self, model: Denoiser, window: Window, xt: Int[Tensor, "B L"]) -> None:
+        self.model, self.window = model, window
+        self.cache = KeyValueCache(xt.shape[1])
+
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Ask, blocks: Blocks) -> Prediction:
+        read = self.window(blocks)
+        width = read.stop - read.start
+        widths = width.unique().tolist()
+        if len(widths) == 1:
+            hidden = self.model.hidden_within(xt, at, start=read.start, width=widths[0], cache=self.cache)
+            return self.model.answer(hidden, ask)
+        row = at // xt.shape[1]
+        parts: list[Float[Tensor, "m D"]] = []
+        places: list[Int[Tensor, "m"]] = []
+        for each in widths:  # rows that read equally much, together
+            rows = (width == each).nonzero().squeeze(1)
+            place = (width[row] == each).nonzero().squeeze(1)
+            own = torch.searchsorted(rows, row[place]) * xt.shape[1] + at[place] % xt.shape[1]
+            start = read.start[rows]
+            parts.append(self.model.hidden_within(xt[rows], own, start=start, width=each, cache=self.cache, rows=rows))
+            places.append(place)
+        return self.model.answer(torch.cat(parts)[torch.cat(places).argsort()], ask)
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        self.cache.keep(rows)
+        self.window.keep(rows)

@@ -1,0 +1,113 @@
+"""Rules that mask again what was revealed, so that a decoder can correct itself.
+
+All keep to the quota of `reveal.Steps`: after a step as many positions are masked as without them.
+Dimensions: b rows, L positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from unmask.reveal import RevealRule, RevealState, Steps, surest
+
+Reveals = Bool[Tensor, "b L"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revealed:
+    """What a decoder knows of the positions that it has revealed."""
+
+    is_revealed: Bool[Tensor, "b L"]
+    confidence: Float[Tensor, "b L"]
+    """The largest probability when a position was revealed."""
+    log_prob: Float[Tensor, "b L"]
+    """Of the values at masked positions and, for rules that read them, of the tokens at revealed ones."""
+    uniform: Callable[[], Float[Tensor, "b L"]]
+    """Draws noise in [0, 1)."""
+
+
+@runtime_checkable
+class Remasking(Protocol):
+    """Chooses what is revealed, and what is masked again, in one step."""
+
+    reads_revealed: bool
+    """Whether the model is also asked about what is revealed."""
+
+    def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]: ...
+
+
+@dataclass(frozen=True)
+class Remdm:
+    """ReMDM (2503.00307): a revealed token is masked again with probability sigma; then as many more are revealed.
+
+    A step takes the visible share from alpha_t to alpha_s. sigma is at most `(1 - alpha_s) / alpha_t`, so that what is
+    left to reveal suffices, and 0 in the last step.
+    """
+
+    eta: float = 1.0
+    reads_revealed: ClassVar[bool] = False
+
+    def _sigma(self, largest: Float[Tensor, "b 1"], revealed: Revealed) -> Float[Tensor, "b L"]:
+        raise NotImplementedError
+
+    def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
+        assert isinstance(rule, Steps), "remasking needs a number of steps"
+        start = state.num_masked_at_start.double()
+        num_revealed = (start - state.num_masked).clamp(min=1)
+        largest = (rule.num_left_after(state) / num_revealed).clamp(max=1.0)  # (1 - alpha_s) / alpha_t
+        is_again = revealed.is_revealed & (revealed.uniform() < self._sigma(largest.unsqueeze(1), revealed))
+        return rule(replace(state, num_masked=state.num_masked + is_again.sum(dim=-1))), is_again
+
+
+class RemdmCap(Remdm):
+    """`sigma = min(eta, sigma_max)`."""
+
+    def _sigma(self, largest: Float[Tensor, "b 1"], revealed: Revealed) -> Float[Tensor, "b L"]:
+        return largest.clamp(max=self.eta).expand(revealed.is_revealed.shape)
+
+
+class RemdmRescale(Remdm):
+    """`sigma = eta sigma_max`."""
+
+    def _sigma(self, largest: Float[Tensor, "b 1"], revealed: Revealed) -> Float[Tensor, "b L"]:
+        return (self.eta * largest).expand(revealed.is_revealed.shape)
+
+
+class RemdmConfidence(Remdm):
+    """`sigma_i = eta sigma_max softmax(-c)_i`, c the confidences with which the tokens were revealed."""
+
+    def _sigma(self, largest: Float[Tensor, "b 1"], revealed: Revealed) -> Float[Tensor, "b L"]:
+        doubt = (-revealed.confidence).masked_fill(~revealed.is_revealed, -torch.inf)
+        return self.eta * largest * doubt.softmax(dim=-1).nan_to_num()
+
+
+@dataclass(frozen=True)
+class P2:
+    """P2, self-planning (2502.03540): of all positions, masked or not, those with the likeliest tokens are visible.
+
+    Revealed tokens are ranked by `eta log p` under the model as it reads them: at eta = 0 none is masked again.
+    """
+
+    eta: float = 1.0
+    reads_revealed: ClassVar[bool] = True
+
+    def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
+        assert isinstance(rule, Steps), "remasking needs a number of steps"
+        log_prob = torch.where(
+            revealed.is_revealed, (self.eta * revealed.log_prob).nan_to_num(), revealed.log_prob
+        )
+        num_visible = state.num_masked_at_start - rule.num_left_after(state)
+        is_visible = surest(log_prob, state.eligible | revealed.is_revealed, num_visible.clamp(min=1))
+        return state.eligible & is_visible, revealed.is_revealed & ~is_visible
+
+
+REMASKINGS: dict[str, Callable[[float], Remasking]] = {
+    "remdm_cap": RemdmCap,
+    "remdm_rescale": RemdmRescale,
+    "remdm_confidence": RemdmConfidence,
+    "p2": P2,
+}
