@@ -26,23 +26,45 @@ class AnyDecoder(Protocol):
     def steps(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Iterator[Decoded]: ...
 
 
+_OF_CAUSAL = {
+    "confidence": "left_to_right",
+    "tokens_per_step": 1,
+    "steps": None,
+    "threshold": None,
+    "factor": None,
+    "entropy_bound": None,
+    "confidence_noise": 0.0,
+    "block_size": None,
+    "cache": "none",
+    "remask": "none",
+    "guidance": 0.0,
+}
+"""What these settings must be for a causal model."""
+
+
 def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> AnyDecoder:
     """Left to right and with a cache for a causal model; in any order for the others.
 
     Raises:
-        UserError: another order than left to right is asked of a causal model.
+        UserError: what is asked of a causal model is not left to right, or tokens are forbidden that are not there.
     """
+    _check_forbidden(config.forbid, tokens)
     if not model.is_causal:
         return Decoder.from_config(config, model.predict, tokens.mask_id)
-    for key, value, needed in (
-        ("confidence", config.confidence, "left_to_right"),
-        ("tokens_per_step", config.tokens_per_step, 1),
-        ("steps", config.steps, None),
-        ("confidence_noise", config.confidence_noise, 0.0),
-    ):
-        if value != needed:
+    for key, needed in _OF_CAUSAL.items():
+        if (value := getattr(config, key)) != needed:
             raise UserError(
-                f"decode.{key}={value}: a causal model decodes left to right, a token a step; "
+                f"decode.{key}={value}: a causal model decodes left to right, a token a step, with a cache of its own; "
                 f"set decode.{key}={'null' if needed is None else needed}"
             )
-    return CausalDecoder(model, tokens.mask_id, eos_id=tokens.eos_id, temperature=config.temperature, seed=config.seed)
+    eos_id = tokens.eos_id if config.stop_early else None
+    return CausalDecoder(model, tokens.mask_id, eos_id=eos_id, temperature=config.temperature, seed=config.seed)
+
+
+def _check_forbidden(forbid: list[int], tokens: TokenSpec) -> None:
+    if any(token >= tokens.vocab_size for token in forbid):
+        raise UserError(
+            f"decode.forbid={forbid}: the vocabulary has {tokens.vocab_size} tokens, 0 to {tokens.vocab_size - 1}"
+        )
+    if len({*forbid, tokens.mask_id}) == tokens.vocab_size:
+        raise UserError(f"decode.forbid={forbid}: no token is left to write; forbid fewer")
