@@ -15,7 +15,7 @@ from tests.helpers import SHORT, lines, run_cli
 from tests.tasks.sudoku.test_solver import EASY, EASY_SOLUTION
 from unmask import recipes
 from unmask.cli import options
-from unmask.config import DecodeConfig
+from unmask.config import DecodeConfig, EvalConfig
 
 
 def test_a_run_folder_has_what_it_should(run: Path) -> None:
@@ -222,6 +222,9 @@ def test_names_that_users_of_other_code_bring() -> None:
         "process.confidence_threshold=0.7",
         "process.confidence=low_confidence",
         "decode.unmasking_num=3",
+        "decode.block_length=9",
+        "decode.cfg_scale=1.5",
+        "decode.alg=maskgit_plus",
     ]
     config = recipes.load("sudoku/puma", settings)
     assert config.process.model_dump() == {
@@ -231,7 +234,7 @@ def test_names_that_users_of_other_code_bring() -> None:
         "threshold": 0.7,
         "confidence": "prob",
     }
-    assert config.decode.tokens_per_step == 3
+    assert config.decode.label == "prob/3/block9/guidance1.5"
     assert recipes.load("debug", ["decode.confidence=top_k_margin"]).decode.confidence == "margin"
 
 
@@ -248,6 +251,18 @@ def test_decoders_take_the_same_names_and_alternatives() -> None:
     assert options.parse_decoder("low_confidence,unmasking_num=3", base).label == "prob/3"
     assert options.parse_decoder("margin", base).label == "margin/steps5"
     assert options.parse_decoder("random,seed=2", DecodeConfig()).label == "random/1/seed2"
+    for key in ("threshold=0.9", "factor=1.5", "entropy_bound=0.1"):
+        assert options.parse_decoder(f"prob,{key}", base).steps is None
+        assert options.parse_decoder("prob,steps=2", options.parse_decoder(f"prob,{key}", base)).label == "prob/steps2"
+
+
+def test_what_goes_with_steps_goes_with_them() -> None:
+    base = DecodeConfig(steps=5, schedule="cosine", remask="p2", remask_eta=0.5, block_size=None)
+    assert options.parse_decoder("prob,steps=9", base).label == "prob/steps9/cosine/p2/eta0.5"
+    assert options.parse_decoder("prob,threshold=0.9", base).label == "prob/threshold0.9"
+    grid = EvalConfig(tokens_per_step=[1, 2]).decoders(base.model_copy(update={"seed": 4}))
+    assert [decoder.label for decoder in grid] == ["prob/1/seed4", "prob/2/seed4"]
+    assert grid == [DecodeConfig.model_validate(decoder.model_dump()) for decoder in grid]  # nothing impossible
 
 
 MINE = """

@@ -118,7 +118,18 @@ def test_what_is_sampled_follows_the_model() -> None:
     assert chi < degrees + 4 * (2 * degrees) ** 0.5  # four standard deviations
 
 
-WRONG = [{"confidence": "prob"}, {"tokens_per_step": 2}, {"steps": 5}, {"confidence_noise": 0.5}]
+WRONG = [
+    {"confidence": "prob"},
+    {"tokens_per_step": 2},
+    {"steps": 5},
+    {"threshold": 0.9},
+    {"factor": 1.0},
+    {"entropy_bound": 0.1},
+    {"confidence_noise": 0.5},
+    {"block_size": 4},
+    {"cache": "block"},
+    {"guidance": 1.5},
+]
 
 
 @pytest.mark.parametrize("setting", WRONG)
@@ -134,3 +145,13 @@ def test_the_decoder_is_the_models() -> None:
     assert isinstance(built, CausalDecoder)
     assert (built.eos_id, built.sampling) == (EOS, Sampling(0.5, seed=3))
     assert isinstance(build_decoder(config, causal(causal=False), TOKENS), Decoder)
+    endless = build_decoder(config.model_copy(update={"stop_early": False}), causal(), TOKENS)
+    assert isinstance(endless, CausalDecoder)
+    assert endless.eos_id is None
+
+
+@pytest.mark.parametrize(("forbid", "why"), [([3, 10], "has 10 tokens, 0 to 9"), (list(range(9)), "no token is left")])
+def test_tokens_that_cannot_be_forbidden(forbid: list[int], why: str) -> None:
+    for model in (causal(), causal(causal=False)):
+        with pytest.raises(UserError, match=why):
+            build_decoder(DecodeConfig(confidence="left_to_right", forbid=forbid), model, TOKENS)

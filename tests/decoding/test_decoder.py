@@ -3,9 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import exact, tabular, toy
+from tests.helpers import exact, toy
 from tests.test_noise import chi_square
 from unmask.config import DecodeConfig
+from unmask.decoding.build import in_any_order
 from unmask.decoding.decoder import Decoder, predictor_from_logits
 from unmask.decoding.remasking import P2, RemdmRescale
 from unmask.decoding.sampling import Sampling
@@ -159,10 +160,10 @@ def test_nothing_to_decode_costs_nothing(model) -> None:  # type: ignore[no-unty
     assert decoded.nfe.tolist() == [0, 0]
 
 
-def test_from_config_reads_all_settings() -> None:
-    task = toy()
-    config = DecodeConfig(confidence="margin", steps=5, temperature=0.3, confidence_noise=0.5, seed=9)
-    decoder = Decoder.from_config(config, tabular(task).predict, 3)
-    assert (decoder.order, decoder.rule, decoder.temperature) == ("margin", Steps(5), 0.3)
-    assert (decoder.confidence_noise, decoder.seed) == (0.5, 9)
-    assert Decoder.from_config(DecodeConfig(tokens_per_step=3), tabular(task).predict, 3).rule == Fixed(3)
+def test_the_settings_reach_the_decoder(model) -> None:  # type: ignore[no-untyped-def]
+    config = DecodeConfig(confidence="margin", steps=5, temperature=0.3, confidence_noise=0.5, seed=9, block_size=7)
+    decoder = in_any_order(config, model, TOKENS)
+    assert (decoder.order, decoder.rule, decoder.sampling) == ("margin", Steps(5), Sampling(0.3, seed=9))
+    assert (decoder.confidence_noise, decoder.block_size, decoder.remasking) == (0.5, 7, None)
+    assert in_any_order(DecodeConfig(tokens_per_step=3), model, TOKENS).rule == Fixed(3)
+    assert in_any_order(DecodeConfig(steps=4, remask="p2", remask_eta=0.5), model, TOKENS).remasking == P2(0.5)

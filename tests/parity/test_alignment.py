@@ -89,7 +89,8 @@ def test_loss_and_pool_are_those_of_a_model_that_is_shifted_by_hand(kind: str) -
 def test_decoded_tokens_are_those_of_a_model_that_is_shifted_by_hand(order: str, temperature: float) -> None:
     xt = stream()[torch.arange(8)].masked(6)
     ours, theirs = (
-        Decoder(model.predict, 6, order=order, rule=Fixed(2), sampling=Sampling(temperature)).decode(xt) for model in models()
+        Decoder(model.predict, 6, order=order, rule=Fixed(2), sampling=Sampling(temperature)).decode(xt)
+        for model in models()
     )
     assert torch.equal(ours.tokens, theirs.tokens)
     assert torch.equal(ours.reveal_step, theirs.reveal_step)

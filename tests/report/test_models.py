@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unmask import recipes
-from unmask.config import DecodeConfig
+from unmask.decoding.decoder import Decoder
 from unmask.registry import resolve
 from unmask.report.masks import Masks, met_when_decoding, trained_on
 from unmask.report.replay import traces

@@ -36,7 +36,7 @@ def parse_decoder(text: str, base: DecodeConfig) -> DecodeConfig:
             raise UserError(f"--decoder {text}: {part!r} is not key=value")
         asked[key.removeprefix("decode.")] = _parse_value(value, text)
     settings = base.model_dump()
-    recipes.merge(settings, recipes.rename_keys(asked), DecodeConfig.alternatives)
+    recipes.merge(settings, recipes.rename_keys(asked), DecodeConfig)
     return check_section(DecodeConfig, settings, f"--decoder {text}")
 
 

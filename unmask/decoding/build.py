@@ -40,23 +40,26 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> A
     if not model.is_causal:
         return in_any_order(config, model, tokens)
     _check_causal(config)
-    return CausalDecoder(model, tokens.mask_id, eos_id=tokens.eos_id, sampling=Sampling.from_config(config))
+    _check_forbidden(config.forbid, tokens)
+    eos_id = tokens.eos_id if config.stop_early else None
+    return CausalDecoder(model, tokens.mask_id, eos_id=eos_id, sampling=Sampling(config.temperature, config.seed))
 
 
 def in_any_order(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> Decoder:
     """A decoder that can do all but remember what a causal model has read.
 
     Raises:
-        UserError: blocks or a cache that the model cannot have.
+        UserError: blocks or a cache that the model cannot have, or forbidden tokens that are not there.
     """
     _check_blocks(config, model, tokens)
+    _check_forbidden(config.forbid, tokens)
     can_end = config.stop_early and config.remask == "none" and tokens.pad_id == tokens.eos_id
     return Decoder(
         model.predict,
         tokens.mask_id,
         order=config.confidence,
         rule=rule_from(config),
-        sampling=Sampling.from_config(config),
+        sampling=Sampling(config.temperature, config.seed),
         confidence_noise=config.confidence_noise,
         block_size=model.block_size or config.block_size,
         eos_id=tokens.eos_id if can_end else None,
@@ -96,18 +99,35 @@ def _check_blocks(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> N
         raise UserError(f"decode.cache={config.cache}: this model sees no later blocks; use block, which is exact")
 
 
-_CAUSAL = {
+_OF_CAUSAL = {
     "confidence": "left_to_right",
     "tokens_per_step": 1,
     "steps": None,
+    "threshold": None,
+    "factor": None,
+    "entropy_bound": None,
     "confidence_noise": 0.0,
+    "block_size": None,
+    "cache": "none",
+    "remask": "none",
+    "guidance": 0.0,
 }
+"""What these settings must be for a causal model."""
 
 
 def _check_causal(config: DecodeConfig) -> None:
-    for key, needed in _CAUSAL.items():
+    for key, needed in _OF_CAUSAL.items():
         if (value := getattr(config, key)) != needed:
             raise UserError(
-                f"decode.{key}={value}: a causal model decodes left to right, a token a step; "
+                f"decode.{key}={value}: a causal model decodes left to right, a token a step, with a cache of its own; "
                 f"set decode.{key}={'null' if needed is None else needed}"
             )
+
+
+def _check_forbidden(forbid: list[int], tokens: TokenSpec) -> None:
+    if any(token >= tokens.vocab_size for token in forbid):
+        raise UserError(
+            f"decode.forbid={forbid}: the vocabulary has {tokens.vocab_size} tokens, 0 to {tokens.vocab_size - 1}"
+        )
+    if len({*forbid, tokens.mask_id}) == tokens.vocab_size:
+        raise UserError(f"decode.forbid={forbid}: no token is left to write; forbid fewer")

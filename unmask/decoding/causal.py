@@ -5,7 +5,7 @@ Dimensions: B rows, L positions, b rows that are still open, n tokens read at on
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
@@ -34,7 +34,7 @@ class CausalDecoder:
     model: Denoiser
     mask_id: int
     eos_id: int | None = None
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
 
     def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
         """Finishes the canvases `xt`. `prompt` numbers the rows for the noise; 0, 1, .. unless given."""

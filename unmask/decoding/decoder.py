@@ -91,7 +91,7 @@ class Decoder:
     mask_id: int
     order: str = "prob"
     rule: RevealRule = field(default_factory=lambda: Fixed(1))
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     confidence_noise: float = 0.0
     block_size: int | None = None
     eos_id: int | None = None

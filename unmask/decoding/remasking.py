@@ -97,9 +97,7 @@ class P2:
 
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
         assert isinstance(rule, Steps), "remasking needs a number of steps"
-        log_prob = torch.where(
-            revealed.is_revealed, (self.eta * revealed.log_prob).nan_to_num(), revealed.log_prob
-        )
+        log_prob = torch.where(revealed.is_revealed, (self.eta * revealed.log_prob).nan_to_num(), revealed.log_prob)
         num_visible = state.num_masked_at_start - rule.num_left_after(state)
         is_visible = surest(log_prob, state.eligible | revealed.is_revealed, num_visible.clamp(min=1))
         return state.eligible & is_visible, revealed.is_revealed & ~is_visible

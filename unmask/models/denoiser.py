@@ -87,6 +87,11 @@ class Denoiser(nn.Module):
         """Whether a prediction depends on what precedes the position alone."""
         return getattr(self.backbone, "is_causal", False)
 
+    @property
+    def block_size(self) -> int | None:
+        """S, where a prediction depends on the position's own block and those before it; None: on all positions."""
+        return getattr(self.backbone, "block_size", None)
+
     def _aligned(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
         """Where the predictions of the flat positions `at` are read."""
         if self.alignment == "same":

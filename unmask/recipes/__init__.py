@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from unmask.config import RunConfig
+from unmask.config import RunConfig, Section
 from unmask.errors import UserError
 
 FOLDER = Path(__file__).parent
@@ -18,6 +18,9 @@ _KEY_ALIASES = {  # names that users of other code bring
     "K": "num_stages",
     "confidence_threshold": "threshold",
     "unmasking_num": "tokens_per_step",
+    "block_length": "block_size",
+    "cfg_scale": "guidance",
+    "alg": "confidence",
 }
 
 
@@ -108,23 +111,25 @@ def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
     if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
         base.pop("data", None)
     for key, value in update.items():
-        field = RunConfig.model_fields.get(key)
-        _write(base, key, value, getattr(field and field.annotation, "alternatives", ()))
+        _write(base, key, value, getattr(RunConfig.model_fields.get(key), "annotation", Section))
 
 
-def _write(tree: dict[str, Any], key: str, value: Any, alternatives: Sequence[str] = ()) -> None:
+def _write(tree: dict[str, Any], key: str, value: Any, section: type[Section] = Section) -> None:
     """A section merges with the one that is there; one that names another component takes its place."""
     old = tree.get(key)
     if isinstance(old, dict) and isinstance(value, dict) and value.get("name") in (None, old.get("name")):
-        merge(old, value, alternatives)
+        merge(old, value, section)
     else:
         tree[key] = value
 
 
-def merge(base: dict[str, Any], update: dict[str, Any], alternatives: Sequence[str] = ()) -> None:
-    """Writes `update` into the section `base`; one of the `alternatives` takes the place of the others."""
-    if any(update.get(key) is not None for key in alternatives):
-        for key in alternatives:
+def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section] = Section) -> None:
+    """Writes `update` into `base`; one of the section's alternatives takes the place of the others, and of theirs."""
+    if any(update.get(key) is not None for key in section.alternatives):
+        for key in section.alternatives:
             base.pop(key, None)
+        for key, owner in section.dependents.items():
+            if update.get(owner) is None:
+                base.pop(key, None)
     for key, value in update.items():
         _write(base, key, value)
