@@ -34,7 +34,7 @@ class Revealed:
 class Remasking(Protocol):
     """Chooses what is revealed, and what is masked again, in one step."""
 
-    reads_revealed: bool
+    reads_revealed: ClassVar[bool]
     """Whether the model is also asked about what is revealed."""
 
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]: ...
