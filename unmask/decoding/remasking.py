@@ -44,8 +44,8 @@ class Remasking(Protocol):
 class Remdm:
     """ReMDM (2503.00307): a revealed token is masked again with probability sigma; then as many more are revealed.
 
-    A step takes the visible share from alpha_t to alpha_s. sigma is at most `(1 - alpha_s) / alpha_t`, so that what is
-    left to reveal suffices, and 0 in the last step.
+    A step takes the visible share from alpha_t to alpha_s. sigma is at most `(1 - alpha_s) / alpha_t`: as many as are
+    to be masked afterwards, on average; here never more than that.
     """
 
     eta: float = 1.0
@@ -57,9 +57,11 @@ class Remdm:
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
         assert isinstance(rule, Steps), "remasking needs a number of steps"
         start = state.num_masked_at_start.double()
-        num_revealed = (start - state.num_masked).clamp(min=1)
-        largest = (rule.num_left_after(state) / num_revealed).clamp(max=1.0)  # (1 - alpha_s) / alpha_t
-        is_again = revealed.is_revealed & (revealed.uniform() < self._sigma(largest.unsqueeze(1), revealed))
+        num_left = rule.num_left_after(state)
+        largest = (num_left / (start - state.num_masked).clamp(min=1)).clamp(max=1.0)  # (1 - alpha_s) / alpha_t
+        u = revealed.uniform()
+        is_drawn = revealed.is_revealed & (u < self._sigma(largest.unsqueeze(1), revealed))
+        is_again = surest(-u, is_drawn, num_left)
         return rule(replace(state, num_masked=state.num_masked + is_again.sum(dim=-1))), is_again
 
 

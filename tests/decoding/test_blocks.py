@@ -1,0 +1,119 @@
+"""Decoding block by block, and ending early, without a cache."""
+
+import pytest
+import torch
+
+from tests.decoding.test_decoder import prompts
+from unmask.config import DecodeConfig
+from unmask.decoding.build import build_decoder, in_any_order
+from unmask.decoding.decoder import Decoder
+from unmask.errors import UserError
+from unmask.models.build import build_denoiser
+from unmask.models.transformer import TransformerConfig
+from unmask.reveal import CosineSteps, Fixed, Steps, Threshold
+from unmask.types import Ask, Prediction, TokenSpec
+
+TOKENS = TokenSpec(vocab_size=8, length=14, mask_id=7, eos_id=6, pad_id=6)
+
+
+@pytest.fixture(scope="module")
+def model():  # type: ignore[no-untyped-def]
+    model = build_denoiser(TransformerConfig(preset="tiny"), TOKENS, seed=1, dtype="float64").eval()
+    for parameter in model.parameters():
+        parameter.data *= 4
+    return model
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 14, 20])
+@pytest.mark.parametrize("rule", [Fixed(2), Steps(5), CosineSteps(6), Threshold(0.4)])
+def test_a_block_is_done_before_the_next_begins(model, size: int, rule) -> None:  # type: ignore[no-untyped-def]
+    xt = prompts(15)
+    decoded = Decoder(model.predict, 7, rule=rule, block_size=size).decode(xt)
+    assert (decoded.tokens != 7).all()
+    for row in range(15):
+        at = (xt[row] == 7).nonzero().squeeze(1)
+        step, block = decoded.reveal_step[row, at], at // size
+        for later in range(1, 14):
+            if (block == later).any() and (block < later).any():
+                assert step[block == later].min() > step[block < later].max()
+        assert len(at) == 0 or decoded.nfe[row] == step.max() + 1
+
+
+def test_one_block_is_no_blocks(model) -> None:  # type: ignore[no-untyped-def]
+    whole, block = (Decoder(model.predict, 7, block_size=size).decode(prompts(9)) for size in (None, 14))
+    for name in vars(whole):
+        assert torch.equal(getattr(whole, name), getattr(block, name))
+
+
+def test_blocks_of_one_are_left_to_right(model) -> None:  # type: ignore[no-untyped-def]
+    ordered = Decoder(model.predict, 7, order="left_to_right").decode(prompts(9))
+    block = Decoder(model.predict, 7, block_size=1).decode(prompts(9))
+    assert torch.equal(ordered.tokens, block.tokens)
+
+
+def test_the_quota_of_steps_is_the_rows() -> None:
+    """12 masked in 4 steps: 3, 6, 9 and 12 are revealed. Blocks of 4 end where they end, and the next catches up."""
+    seen: list[int] = []
+
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+        seen.append(int((xt == 7).sum()))
+        return Prediction.from_logits(torch.zeros(len(at), 8), ask, mask_id=7)
+
+    Decoder(predict, 7, rule=Steps(4), block_size=4).decode(torch.full((1, 12), 7))
+    assert seen == [12, 9, 8, 4]
+
+
+def ends_at(position: int, length: int = 14):  # type: ignore[no-untyped-def]
+    """A model that is surest of an end token at `position`, then of what is first."""
+
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+        place = at % length
+        logits = torch.zeros(len(at), 8, dtype=torch.float64)
+        logits[:, 1] = 3 - place / length
+        logits[place == position, 6] = 9
+        return Prediction.from_logits(logits, ask, mask_id=7)
+
+    return predict
+
+
+def test_what_follows_the_end_is_filled_in_at_once() -> None:
+    xt = torch.full((2, 14), 7)
+    xt[:, 0] = 6  # an end token in a prompt ends nothing
+    xt[1, 13] = 2  # nor does one that something given follows
+    decoded = Decoder(ends_at(5), 7, eos_id=6).decode(xt)
+    assert decoded.tokens.tolist() == [[6, 1, 1, 1, 1] + [6] * 9, [6, 1, 1, 1, 1, 6, 1, 1, 1, 1, 1, 1, 1, 2]]
+    assert decoded.reveal_step[0].tolist() == [-1, 1, 2, 3, 4] + [0] * 9
+    assert decoded.nfe.tolist() == [5, 12]
+
+
+def test_rows_that_have_ended_leave_the_batch() -> None:
+    sizes = []
+
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+        sizes.append(len(xt))
+        return ends_at(5)(xt, at, ask)
+
+    xt = torch.full((2, 14), 7)
+    xt[1, 13] = 2
+    Decoder(predict, 7, eos_id=6, block_size=7).decode(xt)
+    assert sizes == [2] * 6 + [1] * 7
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"block_size": 15}, "decode.block_size=15: longer than the 14 positions"),
+        ({"cache": "block"}, "decode.cache=block: this model sees all positions"),
+    ],
+)
+def test_what_a_model_cannot_do_is_said(model, asked: dict[str, object], message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match=message):
+        build_decoder(DecodeConfig(**asked), model, TOKENS)
+
+
+def test_rows_end_early_only_where_the_task_pads(model) -> None:  # type: ignore[no-untyped-def]
+    unpadded = TokenSpec(vocab_size=8, length=14, mask_id=7, eos_id=6)
+    assert in_any_order(DecodeConfig(), model, TOKENS).eos_id == 6
+    assert in_any_order(DecodeConfig(), model, unpadded).eos_id is None
+    assert in_any_order(DecodeConfig(stop_early=False), model, TOKENS).eos_id is None
+    assert in_any_order(DecodeConfig(steps=3, remask="p2"), model, TOKENS).eos_id is None
