@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -200,24 +201,75 @@ def test_all_logits_never_exist_at_once(confidence: str) -> None:
             assert largest.elements >= rows * values  # the instrument works
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("confidence", CONFIDENCES)
-def test_predictions_are_those_of_the_plain_logits(confidence: str, chunk: int) -> None:
-    """The likeliest values, drawn ones, and what orders them."""
+def perturb(logits: Tensor, token: Tensor) -> Tensor:
+    return logits / 2 + noise.gumbel(3, Purpose.VALUE, torch.arange(len(logits))[:, None], token)
+
+
+FORBIDDEN = torch.tensor([0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 28])  # with a whole chunk of 7, of those of 10
+GIVEN = torch.where(torch.arange(M) % 3 == 0, MASK_ID, torch.arange(M) * 2)
+ASKS: dict[str, dict[str, Any]] = {
+    "likeliest": {},
+    "drawn": {"perturb": perturb},
+    "entropy": {"has_entropy": True},
+    "given": {"given": GIVEN},
+    "forbidden": {"forbidden": FORBIDDEN},
+    "nothing forbidden": {"forbidden": FORBIDDEN[:0]},
+    "all of it": {"perturb": perturb, "has_entropy": True, "given": GIVEN, "forbidden": FORBIDDEN},
+}
+
+
+def assert_same(ours: Prediction, expected: Prediction, tolerance: float = 1e-13) -> None:
+    for name, value in vars(expected).items():
+        found = getattr(ours, name)
+        if value is None or not value.is_floating_point():
+            assert (found is value) if value is None else torch.equal(found, value), name
+        else:
+            assert torch.allclose(found, value, rtol=tolerance, atol=tolerance), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "confidence", "chunk"),
+    [*product(["all of it"], CONFIDENCES, CHUNKS), *product(ASKS, ["prob", "neg_entropy"], [7, 10])],
+)
+def test_predictions_are_those_of_the_plain_logits(kind: str, confidence: str, chunk: int) -> None:
+    """The likeliest values, drawn and given ones, their probabilities, and what orders them."""
     hidden, weight, _ = case(torch.float64)
-    logits = F.linear(hidden, weight).index_fill(1, torch.tensor([MASK_ID]), -torch.inf)
+    ask = Ask(confidence=confidence, **ASKS[kind])
+    ours = prediction(hidden, weight, ask, mask_id=MASK_ID, chunk=chunk)
+    assert_same(ours, Prediction.from_logits(F.linear(hidden, weight), ask, mask_id=MASK_ID))
 
-    def perturb(logits: Tensor, token: Tensor) -> Tensor:
-        return logits / 2 + noise.gumbel(3, Purpose.VALUE, torch.arange(M)[:, None], token)
 
-    for ask in (Ask(confidence=confidence), Ask(confidence=confidence, perturb=perturb)):
-        ours = prediction(hidden, weight, ask, mask_id=MASK_ID, chunk=chunk)
-        expected = Prediction.from_logits(logits, ask, mask_id=MASK_ID)
-        assert torch.equal(ours.likeliest, expected.likeliest)
-        assert torch.equal(ours.values, expected.values)
-        assert torch.allclose(ours.confidence, expected.confidence, rtol=1e-13, atol=1e-13)
-        assert torch.allclose(ours.top1, expected.top1, rtol=1e-13, atol=1e-13)
-    assert (ours.values != ours.likeliest).any()  # the noise does something
+def test_what_was_asked_for_is_told() -> None:
+    """The asks above are not empty words."""
+    hidden, weight, _ = case(torch.float64)
+    log_probs = F.linear(hidden, weight).index_fill(1, torch.tensor([MASK_ID]), -torch.inf).log_softmax(-1)
+
+    def answer(kind: str) -> Prediction:
+        return prediction(hidden, weight, Ask(**ASKS[kind]), mask_id=MASK_ID, chunk=7)
+
+    plain, drawn, entropy, given, forbidden = (answer(kind) for kind in list(ASKS)[:5])
+    assert (drawn.values != plain.likeliest).any()
+    assert plain.entropy is None
+    assert entropy.entropy is not None
+    assert torch.allclose(entropy.entropy, torch.special.entr(log_probs.exp()).sum(-1), rtol=1e-13)
+    assert torch.equal(given.values, torch.where(GIVEN == MASK_ID, given.likeliest, GIVEN))
+    assert torch.isin(plain.values, FORBIDDEN).any()
+    assert not torch.isin(forbidden.values, FORBIDDEN).any()
+    assert torch.equal(answer("all of it").log_prob == -torch.inf, torch.isin(GIVEN, FORBIDDEN))
+    for found in (plain, drawn, given):
+        assert torch.allclose(found.log_prob, log_probs.gather(1, found.values[:, None])[:, 0], rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ASKS)
+def test_predictions_never_hold_all_logits(kind: str) -> None:
+    rows, width, values = M, 4, 1000
+    hidden, weight = (torch.randn(n, width) for n in (rows, values))
+    with Largest() as largest:
+        prediction(hidden, weight, Ask(confidence="margin", **ASKS[kind]), mask_id=MASK_ID, chunk=100)
+    assert largest.elements <= max(rows * 100, values * width)
+    with Largest() as largest:
+        Prediction.from_logits(F.linear(hidden, weight), Ask(**ASKS[kind]), mask_id=MASK_ID)
+    assert largest.elements >= rows * values  # the instrument works
 
 
 def test_equal_logits_are_decided_alike() -> None:

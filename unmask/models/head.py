@@ -88,15 +88,15 @@ STREAMED: dict[str, Streamed] = {
 # --- what is computed of a chunk: one pass each over its logits, where they are compiled -----------------------------
 
 
-def _summarise(logits: Float[Tensor, "C M"], confidence: str) -> Float[Tensor, "3 M"]:
-    """Log-sum-exp, largest probability, and a confidence's share."""
+def _summarise(logits: Float[Tensor, "C M"], *confidences: str) -> Float[Tensor, "K M"]:
+    """Log-sum-exp, largest probability, and each confidence's share."""
     x = at_least_fp32(logits)
     largest = x.amax(dim=0)
     shifted = x - largest
     exps = shifted.exp()
     total = exps.sum(dim=0)
-    share = STREAMED[confidence].share(shifted, exps, total)
-    return torch.stack([largest + total.log(), total.reciprocal(), share])
+    shares = [STREAMED[confidence].share(shifted, exps, total) for confidence in confidences]
+    return torch.stack([largest + total.log(), total.reciprocal(), *shares])
 
 
 def _summarise_with_target(
@@ -174,26 +174,41 @@ def prediction(
 ) -> Prediction:
     """`Prediction.from_logits` of `hidden @ weight.T`, the mask token's logit being -inf, in M x `chunk` of memory."""
     head = _Head(
-        dtype=_product_dtype(hidden), mask_id=mask_id, chunk=chunk, confidence=ask.confidence, is_compiled=is_compiled
+        dtype=_product_dtype(hidden),
+        mask_id=mask_id,
+        forbidden=ask.forbidden,
+        chunk=chunk,
+        confidence=ask.confidence,
+        is_compiled=is_compiled,
     )
-    summaries, guesses, choices = [], [], []
+    confidences = (ask.confidence, "neg_entropy") if ask.has_entropy else (ask.confidence,)
+    given = torch.full((len(hidden),), mask_id, device=hidden.device) if ask.given is None else ask.given
+    summaries, guesses, choices, of_given = [], [], [], []
     for part in head.chunks(hidden.to(head.dtype), weight):
-        summaries.append(head.run(_summarise, part.logits, ask.confidence))
-        guesses.append(part.largest(head.run(_largest, part.logits)))
+        summaries.append(head.run(_summarise, part.logits, *confidences))
+        guesses.append(part.pick(head.run(_largest, part.logits)))
+        of_given.append(part.logits_of(given))
         if ask.perturb is not None:
-            token = torch.arange(part.start, part.start + len(part.logits), device=hidden.device)
-            choices.append(part.largest(_largest(ask.perturb(at_least_fp32(part.logits).T, token).T)))
-    confidence, top1, _ = _joined(torch.stack(summaries, dim=1), STREAMED[ask.confidence])
-    likeliest = _first_of_largest(guesses)
-    values = likeliest if ask.perturb is None else _first_of_largest(choices)
-    log_prob = top1.log()  # TODO(head): of the values; forbidden, given, entropy
-    return Prediction(likeliest=likeliest, values=values, log_prob=log_prob, confidence=confidence, top1=top1)
+            choices.append(part.pick(_largest(ask.perturb(at_least_fp32(part.logits).T, part.tokens).T)))
+    (confidence, *entropy), top1, log_total = _joined(torch.stack(summaries, dim=1), *confidences)
+    likeliest, logit = _first_of_largest(guesses)
+    values, logit = (likeliest, logit) if ask.perturb is None else _first_of_largest(choices)
+    log_prob = torch.where(given == mask_id, logit, torch.stack(of_given).sum(dim=0)) - log_total
+    return Prediction(
+        likeliest=likeliest,
+        values=torch.where(given == mask_id, values, given),
+        log_prob=log_prob,
+        confidence=confidence,
+        top1=top1,
+        entropy=-entropy[0] if entropy else None,
+    )
 
 
-def _first_of_largest(found: list[tuple[Tensor, Tensor]]) -> Int[Tensor, "M"]:
-    """The value of the largest of the chunks' largest scores, the first among equals."""
-    scores, values = (torch.stack(part) for part in zip(*found, strict=True))
-    return values.gather(0, _largest(scores)[1].unsqueeze(0)).squeeze(0)
+def _first_of_largest(found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Int[Tensor, "M"], Float[Tensor, "M"]]:
+    """The value and the logit of the largest of the chunks' largest scores, the first among equals."""
+    scores, values, logits = (torch.stack(part) for part in zip(*found, strict=True))
+    first = _largest(scores)[1].unsqueeze(0)
+    return values.gather(0, first).squeeze(0), logits.gather(0, first).squeeze(0)
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
@@ -212,9 +227,22 @@ class _Chunk:
     weight: Float[Tensor, "C D"]
     logits: Float[Tensor, "C M"]
 
-    def largest(self, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """A score, and the value that a row of this chunk stands for."""
-        return found[0], found[1] + self.start
+    @property
+    def tokens(self) -> Int[Tensor, "C"]:
+        return torch.arange(self.start, self.start + len(self.logits), device=self.logits.device)
+
+    def pick(self, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """A score, the value that a row of this chunk stands for, and its logit."""
+        value = found[1] + self.start
+        return found[0], value, self.logits_of(value)
+
+    def logits_of(self, value: Int[Tensor, "M"]) -> Float[Tensor, "M"]:
+        """Each position's logit of `value`; 0 where that is elsewhere, and -inf where nothing is to be it."""
+        row = value - self.start
+        is_here = (row >= 0) & (row < len(self.logits))
+        logit = self.logits.gather(0, row.clamp(0, len(self.logits) - 1).unsqueeze(0)).squeeze(0)
+        is_never = logit == torch.finfo(logit.dtype).min
+        return at_least_fp32(torch.where(is_here, logit.masked_fill(is_never, -torch.inf), 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +253,7 @@ class _Head:
     mask_id: int
     chunk: int
     confidence: str
+    forbidden: Int[Tensor, "F"] | None = None
     is_compiled: bool = False
     tied: TiedGradient | None = None
 
@@ -238,18 +267,23 @@ class _Head:
             if start <= self.mask_id < start + len(part):
                 # -inf would make a chunk of the mask token alone NaN
                 logits[self.mask_id - start] = torch.finfo(logits.dtype).min
-            yield _Chunk(start=start, weight=part, logits=logits)
+            chunk = _Chunk(start=start, weight=part, logits=logits)
+            if self.forbidden is not None:
+                is_never = torch.isin(chunk.tokens, self.forbidden).unsqueeze(1)
+                logits.masked_fill_(is_never, torch.finfo(logits.dtype).min)
+            yield chunk
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return (_compiled(function) if self.is_compiled else function)(*arguments)
 
 
-def _joined(summaries: Float[Tensor, "3 N M"], confidence: Streamed) -> tuple[Tensor, Tensor, Tensor]:
-    """Confidence, largest probability and log-sum-exp, each (M,), of the chunks together."""
-    log_totals, best, shares = summaries
+def _joined(summaries: Float[Tensor, "K N M"], *confidences: str) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Confidences, largest probability and log-sum-exp, each (M,), of the chunks together."""
+    log_totals, best, *shares = summaries
     log_total = log_totals.logsumexp(dim=0)
     weights = (log_totals - log_total).exp()
-    return confidence.join(weights, best, shares), _join_best(weights, best, best), log_total
+    joined = [STREAMED[name].join(weights, best, share) for name, share in zip(confidences, shares, strict=True)]
+    return joined, _join_best(weights, best, best), log_total
 
 
 class _Statistics(torch.autograd.Function):
@@ -270,7 +304,7 @@ class _Statistics(torch.autograd.Function):
             for part in head.chunks(hidden.to(head.dtype), weight)
         ]
         *shares, targets = torch.stack(summaries, dim=1)
-        confidence, top1, log_total = _joined(torch.stack(shares), STREAMED[head.confidence])
+        (confidence,), top1, log_total = _joined(torch.stack(shares), head.confidence)
         ctx.head = head
         ctx.save_for_backward(hidden, weight, x0, log_total)
         ctx.mark_non_differentiable(confidence, top1)
