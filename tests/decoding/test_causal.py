@@ -8,6 +8,7 @@ from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder
 from unmask.decoding.causal import CausalDecoder
 from unmask.decoding.decoder import Decoder
+from unmask.decoding.sampling import Sampling
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import Transformer, TransformerConfig
@@ -43,7 +44,7 @@ def prompts(lengths: tuple[int, ...] = (3, 7, 1, 12, 15, 9)) -> Tensor:
 def test_the_cache_changes_nothing(kind: str, temperature: float) -> None:
     """The decoder without a cache reads the whole canvas again for every token."""
     model, xt = causal(**SETTINGS[kind]), prompts()
-    cached = CausalDecoder(model, MASK, temperature=temperature).decode(xt)
+    cached = CausalDecoder(model, MASK, sampling=Sampling(temperature)).decode(xt)
     plain = Decoder(model.predict, MASK, order="left_to_right", temperature=temperature).decode(xt)
     for name in vars(plain):
         assert torch.equal(getattr(cached, name), getattr(plain, name)), name
@@ -51,7 +52,7 @@ def test_the_cache_changes_nothing(kind: str, temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_does_not_depend_on_its_batch(temperature: float) -> None:
-    decoder, xt = CausalDecoder(causal(), MASK, eos_id=EOS, temperature=temperature), prompts()
+    decoder, xt = CausalDecoder(causal(), MASK, eos_id=EOS, sampling=Sampling(temperature)), prompts()
     together = decoder.decode(xt)
     for row in range(len(xt)):
         alone = decoder.decode(xt[row : row + 1], torch.tensor([row]))
@@ -60,8 +61,8 @@ def test_a_row_does_not_depend_on_its_batch(temperature: float) -> None:
 
 def test_a_row_ends_where_it_says_so_and_costs_no_more() -> None:
     xt = prompts()
-    free = CausalDecoder(causal(), MASK, temperature=1.5).decode(xt)
-    ended = CausalDecoder(causal(), MASK, eos_id=EOS, temperature=1.5).decode(xt)
+    free = CausalDecoder(causal(), MASK, sampling=Sampling(1.5)).decode(xt)
+    ended = CausalDecoder(causal(), MASK, eos_id=EOS, sampling=Sampling(1.5)).decode(xt)
     has_ended = 0
     for row, given in enumerate((xt != MASK).sum(-1).tolist()):
         said = free.tokens[row, given:].tolist()
@@ -103,7 +104,7 @@ def test_what_is_sampled_follows_the_model() -> None:
     model = causal()
     xt = torch.full((4000, 16), 1)
     xt[:, 14:] = MASK
-    tokens = CausalDecoder(model, MASK, temperature=1.0).decode(xt).tokens[:, 14:]
+    tokens = CausalDecoder(model, MASK, sampling=Sampling(1.0)).decode(xt).tokens[:, 14:]
     pairs = torch.tensor(list(product(range(9), repeat=2)))
     canvas = torch.full((81, 16), 1)
     canvas[:, 14:] = pairs
@@ -139,10 +140,11 @@ def test_a_causal_model_has_one_order(setting: dict[str, object]) -> None:
 
 
 def test_the_decoder_is_the_models() -> None:
-    config = DecodeConfig(confidence="left_to_right", temperature=0.5, seed=3)
+    config = DecodeConfig(confidence="left_to_right", temperature=0.5, seed=3, top_k=2, top_p=0.9, forbid=[4, 1])
     built = build_decoder(config, causal(), TOKENS)
     assert isinstance(built, CausalDecoder)
-    assert (built.eos_id, built.temperature, built.seed) == (EOS, 0.5, 3)
+    assert built.eos_id == EOS
+    assert built.sampling == Sampling(temperature=0.5, seed=3, top_k=2, top_p=0.9, forbidden=(1, 4))
     assert isinstance(build_decoder(config, causal(causal=False), TOKENS), Decoder)
     endless = build_decoder(config.model_copy(update={"stop_early": False}), causal(), TOKENS)
     assert isinstance(endless, CausalDecoder)

@@ -9,6 +9,7 @@ from torch import Tensor
 from unmask.config import DecodeConfig
 from unmask.decoding.causal import CausalDecoder
 from unmask.decoding.decoder import Decoder
+from unmask.decoding.sampling import Sampling
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.types import Decoded, TokenSpec
@@ -58,7 +59,7 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> A
                 f"set decode.{key}={'null' if needed is None else needed}"
             )
     eos_id = tokens.eos_id if config.stop_early else None
-    return CausalDecoder(model, tokens.mask_id, eos_id=eos_id, temperature=config.temperature, seed=config.seed)
+    return CausalDecoder(model, tokens.mask_id, eos_id=eos_id, sampling=Sampling.from_config(config))
 
 
 def _check_forbidden(forbid: list[int], tokens: TokenSpec) -> None:

@@ -5,7 +5,7 @@ Dimensions: B rows, L positions, b rows that are still open, n tokens read at on
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
@@ -28,15 +28,13 @@ class CausalDecoder:
     Args:
         model: a causal denoiser.
         eos_id: ends an answer, and pads it; None: answers are as long as the canvas.
-        temperature: 0 takes the likeliest token; else it is drawn from softmax(logits / temperature), with Gumbel noise
-            in fp64 keyed by (seed, prompt, step, position, token).
+        sampling: how tokens are chosen.
     """
 
     model: Denoiser
     mask_id: int
     eos_id: int | None = None
-    temperature: float = 0.0
-    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
 
     def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
         """Finishes the canvases `xt`. `prompt` numbers the rows for the noise; 0, 1, .. unless given."""
@@ -104,7 +102,7 @@ class CausalDecoder:
 
     def _ask(self, prompt: Int[Tensor, "b"], step: int, place: Int[Tensor, "b"]) -> Ask:
         steps = torch.full_like(prompt, step)
-        return Sampling(self.temperature, self.seed).ask(prompt, steps, place)
+        return self.sampling.ask(prompt, steps, place)
 
     def _pad(self, state: Decoded, row: Int[Tensor, "b"], step: int, eos_id: int) -> None:
         """Fills what these rows have left with the end token."""
