@@ -153,7 +153,8 @@ class CosineSteps:
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
         angle = (state.step.double() + 1).clamp(max=self.num_steps) * (math.pi / (2 * self.num_steps))
-        num_left_after = (state.num_masked_at_start * angle.cos()).floor().long()
+        cosine = angle.cos() + 1e-9  # rounded, that of 60 degrees may be less than 1/2
+        num_left_after = (state.num_masked_at_start * cosine).floor().long()
         return surest(state.score, state.eligible, (state.num_masked - num_left_after).clamp(min=1))
 
 

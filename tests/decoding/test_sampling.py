@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,6 +48,7 @@ def allowed(logits: list[float], top_k: int | None, top_p: float | None) -> set[
     return set(ranked[: min(count, top_k or count)])
 
 
+@settings(deadline=None)
 @given(
     logits=st.lists(st.integers(-3, 3), min_size=1, max_size=9),
     top_k=st.none() | st.integers(1, 10),
