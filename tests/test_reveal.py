@@ -2,13 +2,28 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.decoding.decoder import Decoder
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
-from unmask.reveal import CONFIDENCES, ORDERS, Fixed, RevealState, Steps, above, surest
+from unmask.reveal import (
+    CONFIDENCES,
+    ORDERS,
+    PARALLEL_RULES,
+    SCHEDULES,
+    CosineSteps,
+    EntropyBound,
+    Factor,
+    Fixed,
+    RevealRule,
+    RevealState,
+    Steps,
+    Threshold,
+    above,
+    surest,
+)
 from unmask.types import Ask, CleanBatch, Prediction, TokenStats
 
 
@@ -46,7 +61,7 @@ def test_above_is_strict_and_keeps_to_what_is_eligible() -> None:
     assert above(top1, eligible, 0.9).tolist() == [[False, False, True, False]]
 
 
-def run_rule(rule: Fixed | Steps, num_masked: int) -> list[int]:
+def run_rule(rule: RevealRule, num_masked: int) -> list[int]:
     """How many positions each step reveals."""
     eligible = torch.ones(1, num_masked, dtype=torch.bool)
     counts = []
@@ -79,6 +94,128 @@ def test_steps_spreads_the_reveals_evenly(num_masked: int, num_steps: int) -> No
 def test_fixed_reveals_the_same_number_each_step(num_masked: int, per_step: int) -> None:
     counts = run_rule(Fixed(per_step), num_masked)
     assert counts == [per_step] * (num_masked // per_step) + [num_masked % per_step] * (num_masked % per_step > 0)
+
+
+@settings(deadline=None)
+@given(num_masked=st.integers(1, 60), num_steps=st.integers(1, 70))
+def test_cosine_steps_are_as_many_and_start_with_few(num_masked: int, num_steps: int) -> None:
+    counts = run_rule(CosineSteps(num_steps), num_masked)
+    assert sum(counts) == num_masked
+    assert len(counts) == min(num_steps, num_masked)
+    done, most = 0, 0
+    for step, count in enumerate(counts, start=1):
+        cosine = math.cos(math.pi * step / (2 * num_steps)) + 1e-9  # that of 60 degrees is 1/2
+        left = math.floor(num_masked * cosine)
+        done, most = done + count, max(most + 1, num_masked - left)
+        assert done == most  # the quota, but at least one a step
+        assert done <= max(step, math.ceil(num_masked * step / num_steps))  # never ahead of even steps
+
+
+def random_state(seed: int, shape: tuple[int, ...]) -> RevealState:
+    """Numbers on a grid, so that sums are exact and some are equal; some rows have nothing eligible."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int) -> torch.Tensor:
+        return torch.randint(high + 1, shape, generator=generator).double() / 16
+
+    top1 = draw(8) / 2 + 0.75
+    eligible = draw(3) > 0
+    return RevealState(
+        score=top1 if seed % 2 else draw(8),  # the order `prob`, or another
+        eligible=eligible,
+        top1=top1.where(eligible, torch.nan),
+        entropy=draw(8).where(eligible, torch.nan),
+        step=torch.zeros(shape[:-1], dtype=torch.long),
+        num_masked=eligible.sum(-1),
+        num_masked_at_start=eligible.sum(-1),
+    )
+
+
+def by_definition(rule: RevealRule, score: list[float], top1: list[float], entropy: list[float]) -> set[int]:
+    """What `rule` reveals of one row, all of it eligible."""
+    ranked = sorted(range(len(score)), key=lambda i: (-score[i], i))
+    prefixes = [ranked[:n] for n in range(1, len(ranked) + 1)]
+    match rule:
+        case Threshold(threshold):
+            return {i for i in ranked if top1[i] > threshold} | set(ranked[:1])
+        case Factor(factor):
+            allowed = [p for p in prefixes if (len(p) + 1) * (1 - min(top1[i] for i in p)) < factor]
+        case EntropyBound(gamma):
+            allowed = [p for p in prefixes if sum(entropy[i] for i in p) - max(entropy[i] for i in p) <= gamma]
+    return set(max(allowed, key=len, default=ranked[:1]))
+
+
+SHAPES = [(4, 7), (3, 2, 5)]
+AMOUNTS = st.integers(0, 20).map(lambda n: n / 16)
+
+
+@settings(deadline=None)
+@given(
+    name=st.sampled_from(list(PARALLEL_RULES)), amount=AMOUNTS, seed=st.integers(0, 999), shape=st.sampled_from(SHAPES)
+)
+def test_rules_that_follow_the_certainty_are_their_definitions(
+    name: str, amount: float, seed: int, shape: tuple[int, ...]
+) -> None:
+    """Row by row, in blocks or not; what is not eligible is not looked at."""
+    rule, state = PARALLEL_RULES[name](amount), random_state(seed, shape)
+    assert state.entropy is not None
+    rows = (x.flatten(0, -2) for x in (rule(state), state.eligible, state.score, state.top1, state.entropy))
+    for chosen, eligible, *values in zip(*rows, strict=True):
+        at = eligible.nonzero().flatten()
+        expected = by_definition(rule, *(value[at].tolist() for value in values))
+        assert chosen.nonzero().flatten().tolist() == [int(at[i]) for i in sorted(expected)]
+
+
+@settings(deadline=None)
+@given(
+    rule=st.sampled_from(
+        [Fixed(1), Fixed(3), Steps(4), CosineSteps(4), Threshold(1.0), Factor(1e-9), EntropyBound(0.0)]
+    ),
+    seed=st.integers(0, 999),
+    shape=st.sampled_from(SHAPES),
+)
+def test_every_rule_reveals_something_where_it_may_and_nothing_else(
+    rule: RevealRule, seed: int, shape: tuple[int, ...]
+) -> None:
+    state = random_state(seed, shape)
+    chosen = rule(state)
+    assert torch.equal(chosen.any(-1), state.eligible.any(-1))
+    assert not (chosen & ~state.eligible).any()
+
+
+def test_every_rule_was_tried() -> None:
+    assert {*PARALLEL_RULES.values()} == {Threshold, Factor, EntropyBound}
+    assert {*SCHEDULES.values()} == {Steps, CosineSteps}
+
+
+@settings(deadline=None)
+@given(low=AMOUNTS, high=AMOUNTS, seed=st.integers(0, 999), shape=st.sampled_from(SHAPES))
+def test_who_dares_more_reveals_more(low: float, high: float, seed: int, shape: tuple[int, ...]) -> None:
+    """A lower threshold, a higher factor, a higher bound."""
+    state = random_state(seed, shape)
+    low, high = sorted((low, high))
+    for less, more in (
+        (Threshold(high), Threshold(low)),
+        (Factor(low), Factor(high)),
+        (EntropyBound(low), EntropyBound(high)),
+    ):
+        assert not (less(state) & ~more(state)).any()
+
+
+@pytest.mark.parametrize(("entropy", "count"), [([0.3, 0.2, 0.1], 1), ([0, 0.2, 0, 0, 0.1], 4), ([0, 0], 2)])
+def test_a_bound_of_nothing_reveals_what_is_certain_and_one_more(entropy: list[float], count: int) -> None:
+    h = torch.tensor([entropy]).double()
+    state = RevealState(
+        score=-h,
+        eligible=torch.ones_like(h, dtype=torch.bool),
+        top1=h,
+        entropy=h,
+        step=torch.tensor([0]),
+        num_masked=torch.tensor([len(entropy)]),
+        num_masked_at_start=torch.tensor([len(entropy)]),
+    )
+    ranked = sorted(range(len(entropy)), key=lambda i: (entropy[i], i))
+    assert EntropyBound(0.0)(state)[0].nonzero().flatten().tolist() == sorted(ranked[:count])
 
 
 def test_left_to_right_and_random_orders() -> None:

@@ -4,6 +4,7 @@ from unmask.config import RunConfig as RunConfig
 from unmask.decoding.causal import CausalDecoder as CausalDecoder
 from unmask.decoding.decoder import Decoder as Decoder
 from unmask.decoding.decoder import predictor_from_logits as predictor_from_logits
+from unmask.decoding.sampling import Sampling as Sampling
 from unmask.errors import UserError as UserError
 from unmask.masking.causal import NextToken as NextToken
 from unmask.masking.process import MaskingProcess as MaskingProcess
@@ -12,8 +13,14 @@ from unmask.masking.puma import PumaPool as PumaPool
 from unmask.masking.puma_variable import VariablePumaPool as VariablePumaPool
 from unmask.masking.random import RandomMasking as RandomMasking
 from unmask.models.denoiser import Denoiser as Denoiser
+from unmask.reveal import CosineSteps as CosineSteps
+from unmask.reveal import EntropyBound as EntropyBound
+from unmask.reveal import Factor as Factor
 from unmask.reveal import Fixed as Fixed
+from unmask.reveal import RevealRule as RevealRule
+from unmask.reveal import RevealState as RevealState
 from unmask.reveal import Steps as Steps
+from unmask.reveal import Threshold as Threshold
 from unmask.training.loading import export as export
 from unmask.training.loading import load as load
 from unmask.types import Ask as Ask

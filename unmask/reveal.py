@@ -155,7 +155,8 @@ class CosineSteps(Steps):
 
     def num_left_after(self, state: RevealState) -> Int[Tensor, "*B"]:
         angle = (state.step.double() + 1).clamp(max=self.num_steps) * (math.pi / (2 * self.num_steps))
-        return (state.num_masked_at_start * angle.cos()).floor().long()
+        cosine = angle.cos() + 1e-9  # rounded, that of 60 degrees may be less than 1/2
+        return (state.num_masked_at_start * cosine).floor().long()
 
 
 @dataclass(frozen=True)

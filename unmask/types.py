@@ -165,8 +165,13 @@ class Ask:
 
     confidence: str = "prob"
     """A key of `reveal.CONFIDENCES`."""
-    perturb: Callable[[Float[Tensor, "M C"], Int[Tensor, "C"]], Float[Tensor, "M C"]] | None = None
-    """`(logits, tokens) -> scores`, of some tokens or all: the token of the largest score is chosen; None: logits."""
+    perturb: Callable[[Float[Tensor, "m C"], Int[Tensor, "m"], Int[Tensor, "C"]], Float[Tensor, "m C"]] | None = None
+    """`(logits, rows, tokens) -> scores`: the token of the largest score is chosen; None: of the largest logit.
+
+    `rows` and `tokens` say which of the M positions and of the V tokens these are: some at a time, or all.
+    """
+    is_truncated: bool = False
+    """Whether `perturb` must be shown all tokens of a position at once."""
     forbidden: Int[Tensor, "F"] | None = None
     """Tokens that have probability 0, as the mask has."""
     given: Int[Tensor, "M"] | None = None
@@ -201,7 +206,8 @@ class Prediction:
         likeliest = logits.argmax(dim=-1)
         values = likeliest
         if ask.perturb is not None:
-            values = ask.perturb(logits, torch.arange(logits.shape[-1], device=logits.device)).argmax(dim=-1)
+            rows, tokens = (torch.arange(size, device=logits.device) for size in logits.shape)
+            values = ask.perturb(logits, rows, tokens).argmax(dim=-1)
         if ask.given is not None:
             values = torch.where(ask.given == mask_id, values, ask.given)
         top1 = CONFIDENCES["prob"](log_probs)

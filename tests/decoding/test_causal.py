@@ -140,10 +140,11 @@ def test_a_causal_model_has_one_order(setting: dict[str, object]) -> None:
 
 
 def test_the_decoder_is_the_models() -> None:
-    config = DecodeConfig(confidence="left_to_right", temperature=0.5, seed=3)
+    config = DecodeConfig(confidence="left_to_right", temperature=0.5, seed=3, top_k=2, top_p=0.9, forbid=[4, 1])
     built = build_decoder(config, causal(), TOKENS)
     assert isinstance(built, CausalDecoder)
-    assert (built.eos_id, built.sampling) == (EOS, Sampling(0.5, seed=3))
+    assert built.eos_id == EOS
+    assert built.sampling == Sampling(temperature=0.5, seed=3, top_k=2, top_p=0.9, forbidden=(1, 4))
     assert isinstance(build_decoder(config, causal(causal=False), TOKENS), Decoder)
     endless = build_decoder(config.model_copy(update={"stop_early": False}), causal(), TOKENS)
     assert isinstance(endless, CausalDecoder)

@@ -201,8 +201,14 @@ def test_all_logits_never_exist_at_once(confidence: str) -> None:
             assert largest.elements >= rows * values  # the instrument works
 
 
-def perturb(logits: Tensor, token: Tensor) -> Tensor:
-    return logits / 2 + noise.gumbel(3, Purpose.VALUE, torch.arange(len(logits))[:, None], token)
+def perturb(logits: Tensor, row: Tensor, token: Tensor) -> Tensor:
+    return logits / 2 + noise.gumbel(3, Purpose.VALUE, row[:, None], token)
+
+
+def perturb_likely(logits: Tensor, row: Tensor, token: Tensor) -> Tensor:
+    """Of the three likeliest, which takes all tokens to know."""
+    assert len(token) == logits.shape[1]
+    return perturb(logits, row, token).masked_fill(logits < logits.topk(3).values[:, -1:], -torch.inf)
 
 
 FORBIDDEN = torch.tensor([0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 28])  # with a whole chunk of 7, of those of 10
@@ -214,6 +220,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "given": {"given": GIVEN},
     "forbidden": {"forbidden": FORBIDDEN},
     "nothing forbidden": {"forbidden": FORBIDDEN[:0]},
+    "truncated": {"perturb": perturb_likely, "is_truncated": True},
     "all of it": {"perturb": perturb, "has_entropy": True, "given": GIVEN, "forbidden": FORBIDDEN},
 }
 

@@ -42,7 +42,7 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> A
     _check_causal(config)
     _check_forbidden(config.forbid, tokens)
     eos_id = tokens.eos_id if config.stop_early else None
-    return CausalDecoder(model, tokens.mask_id, eos_id=eos_id, sampling=Sampling(config.temperature, config.seed))
+    return CausalDecoder(model, tokens.mask_id, eos_id=eos_id, sampling=Sampling.from_config(config))
 
 
 def in_any_order(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> Decoder:
@@ -59,7 +59,7 @@ def in_any_order(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> De
         tokens.mask_id,
         order=config.confidence,
         rule=rule_from(config),
-        sampling=Sampling(config.temperature, config.seed),
+        sampling=Sampling.from_config(config),
         confidence_noise=config.confidence_noise,
         block_size=model.block_size or config.block_size,
         eos_id=tokens.eos_id if can_end else None,

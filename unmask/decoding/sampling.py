@@ -1,30 +1,47 @@
 """Values drawn from a model's distribution.
 
-Dimensions: M positions, C tokens.
+Dimensions: M positions (m of them), C tokens, V vocabulary.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask import noise
+from unmask.config import DecodeConfig
 from unmask.noise import Purpose
 from unmask.types import Ask
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How values are chosen from the model's distribution.
+    """How values are chosen from the model's distribution. What orders the reveals is the model's, without truncation.
 
     Args:
         temperature: 0 takes the likeliest value; else values are drawn from softmax(logits / temperature), with Gumbel
             noise in fp64 keyed by (seed, prompt, step, position, token).
+        top_k, top_p: what they are drawn from, see `truncated`; None: all.
+        forbidden: ids of tokens that have probability 0.
     """
 
     temperature: float = 0.0
     seed: int = 0
+    top_k: int | None = None
+    top_p: float | None = None
+    forbidden: tuple[int, ...] = ()
+
+    @staticmethod
+    def from_config(config: DecodeConfig) -> "Sampling":
+        return Sampling(
+            temperature=config.temperature,
+            seed=config.seed,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            forbidden=tuple(config.forbid),
+        )
 
     def ask(
         self,
@@ -37,22 +54,44 @@ class Sampling:
         given: Int[Tensor, "M"] | None = None,
     ) -> Ask:
         """What to ask of the model at `position` in `step` of the rows that are numbered `prompt`."""
-        perturb = value_noise(self.temperature, self.seed, prompt, step, position)
-        return Ask(confidence=confidence, perturb=perturb, has_entropy=has_entropy, given=given)
+        return Ask(
+            confidence=confidence,
+            perturb=self._perturb(prompt, step, position) if self.temperature else None,
+            is_truncated=self._is_truncated,
+            forbidden=torch.tensor(self.forbidden, device=prompt.device) if self.forbidden else None,
+            has_entropy=has_entropy,
+            given=given,
+        )
+
+    @property
+    def _is_truncated(self) -> bool:
+        return self.top_k is not None or self.top_p not in (None, 1)
+
+    def _perturb(
+        self, *keys: Int[Tensor, "M"]
+    ) -> Callable[[Float[Tensor, "m C"], Int[Tensor, "m"], Int[Tensor, "C"]], Float[Tensor, "m C"]]:
+        """`Ask.perturb`: the token of the largest sum is a draw from softmax(logits / temperature), truncated."""
+
+        def perturb(
+            logits: Float[Tensor, "m C"], row: Int[Tensor, "m"], token: Int[Tensor, "C"]
+        ) -> Float[Tensor, "m C"]:
+            tempered = logits.double() / self.temperature
+            if self._is_truncated:
+                tempered = truncated(tempered, self.top_k, self.top_p)
+            return tempered + noise.gumbel(self.seed, Purpose.VALUE, *(key[row].unsqueeze(1) for key in keys), token)
+
+        return perturb
 
 
-def value_noise(
-    temperature: float, seed: int, prompt: Int[Tensor, "M"], step: Int[Tensor, "M"], position: Int[Tensor, "M"]
-) -> Callable[[Float[Tensor, "M C"], Int[Tensor, "C"]], Float[Tensor, "M C"]] | None:
-    """`Ask.perturb`: Gumbel noise in fp64 keyed by row, step, position and token; None at temperature 0.
+def truncated(logits: Float[Tensor, "m V"], top_k: int | None, top_p: float | None) -> Float[Tensor, "m V"]:
+    """`logits`, -inf but for the k largest, and for the fewest of softmax(logits) whose mass is at least p.
 
-    The token of the largest sum is a draw from softmax(logits / temperature).
+    With both: what is in both sets. The lower one of equal tokens comes first.
     """
-    if temperature == 0:
-        return None
-    keys = [key.unsqueeze(1) for key in (prompt, step, position)]
-
-    def perturb(logits: Float[Tensor, "M C"], token: Int[Tensor, "C"]) -> Float[Tensor, "M C"]:
-        return logits.double() / temperature + noise.gumbel(seed, Purpose.VALUE, *keys, token)
-
-    return perturb
+    ranked, token = logits.sort(dim=-1, descending=True, stable=True)
+    is_kept = torch.ones_like(ranked, dtype=torch.bool)
+    if top_p is not None:
+        is_kept[:, 1:] = ranked.softmax(dim=-1).cumsum(dim=-1)[:, :-1] < top_p
+    if top_k is not None:
+        is_kept[:, top_k:] = False
+    return logits.masked_fill(~torch.empty_like(is_kept).scatter_(-1, token, is_kept), -torch.inf)

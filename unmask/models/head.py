@@ -183,16 +183,19 @@ def prediction(
     )
     confidences = (ask.confidence, "neg_entropy") if ask.has_entropy else (ask.confidence,)
     given = torch.full((len(hidden),), mask_id, device=hidden.device) if ask.given is None else ask.given
+    row = torch.arange(len(hidden), device=hidden.device)
     summaries, guesses, choices, of_given = [], [], [], []
     for part in head.chunks(hidden.to(head.dtype), weight):
         summaries.append(head.run(_summarise, part.logits, *confidences))
         guesses.append(part.pick(head.run(_largest, part.logits)))
         of_given.append(part.logits_of(given))
-        if ask.perturb is not None:
-            choices.append(part.pick(_largest(ask.perturb(at_least_fp32(part.logits).T, part.tokens).T)))
+        if ask.perturb is not None and not ask.is_truncated:
+            choices.append(part.pick(_largest(ask.perturb(at_least_fp32(part.logits).T, row, part.tokens).T)))
     (confidence, *entropy), top1, log_total = _joined(torch.stack(summaries, dim=1), *confidences)
     likeliest, logit = _first_of_largest(guesses)
-    values, logit = (likeliest, logit) if ask.perturb is None else _first_of_largest(choices)
+    values = likeliest
+    if ask.perturb is not None:
+        values, logit = _from_whole_rows(hidden, weight, ask, head) if ask.is_truncated else _first_of_largest(choices)
     log_prob = torch.where(given == mask_id, logit, torch.stack(of_given).sum(dim=0)) - log_total
     return Prediction(
         likeliest=likeliest,
@@ -209,6 +212,25 @@ def _first_of_largest(found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Int[T
     scores, values, logits = (torch.stack(part) for part in zip(*found, strict=True))
     first = _largest(scores)[1].unsqueeze(0)
     return values.gather(0, first).squeeze(0), logits.gather(0, first).squeeze(0)
+
+
+def _from_whole_rows(
+    hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], ask: Ask, head: "_Head"
+) -> tuple[Int[Tensor, "M"], Float[Tensor, "M"]]:
+    """The chosen values and their logits, of as many positions at a time as fill M x chunk with all of their logits."""
+    assert ask.perturb is not None
+    found = []
+    tokens = torch.arange(len(weight), device=hidden.device)
+    size = max(1, len(hidden) * head.chunk // len(weight))
+    for row in torch.arange(len(hidden), device=hidden.device).split(size):
+        logits = hidden.new_empty(len(row), len(weight), dtype=head.dtype)
+        for part in head.chunks(hidden[row].to(head.dtype), weight):
+            logits[:, part.start : part.start + len(part.logits)] = part.logits.T
+        logits = at_least_fp32(logits)
+        value = ask.perturb(logits, row, tokens).argmax(dim=-1)
+        found.append((value, logits.gather(-1, value.unsqueeze(-1)).squeeze(-1)))
+    values, chosen = (torch.cat(part) for part in zip(*found, strict=True))
+    return values, chosen
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:

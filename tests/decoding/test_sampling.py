@@ -1,0 +1,131 @@
+"""Values are drawn from the distribution that was asked for, however the logits are come by."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.test_noise import chi_square
+from unmask.config import DecodeConfig
+from unmask.decoding.sampling import Sampling, truncated
+from unmask.models.head import prediction
+from unmask.types import Prediction
+
+V, MASK = 12, 11
+SAMPLINGS = [
+    Sampling(temperature=0.7),
+    Sampling(temperature=0.7, top_k=3),
+    Sampling(temperature=1.5, top_p=0.6),
+    Sampling(temperature=1.5, top_k=4, top_p=0.8, forbidden=(2, 5)),
+    Sampling(temperature=1.0, forbidden=(0, 1, 2, 3, 4)),
+    Sampling(temperature=0.0, forbidden=(3, 7)),
+]
+
+
+def case(rows: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (rows, V))
+    return hidden / 4, weight  # no value is out of the question
+
+
+def keys(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    row = torch.arange(rows)
+    return row // 4, row % 3, row
+
+
+def allowed(logits: list[float], top_k: int | None, top_p: float | None) -> set[int]:
+    """By the definition."""
+    ranked = sorted(range(len(logits)), key=lambda v: (-logits[v], v))
+    total = math.fsum(math.exp(x) for x in logits)
+    count, mass = 0, 0.0
+    while count < len(ranked) and (top_p is None or mass < top_p):
+        mass += math.exp(logits[ranked[count]]) / total
+        count += 1
+    return set(ranked[: min(count, top_k or count)])
+
+
+@settings(deadline=None)
+@given(
+    logits=st.lists(st.integers(-3, 3), min_size=1, max_size=9),
+    top_k=st.none() | st.integers(1, 10),
+    top_p=st.none() | st.integers(1, 99).map(lambda n: n / 100 + 1e-5),  # where no sum of probabilities falls
+)
+def test_truncated_is_its_definition(logits: list[int], top_k: int | None, top_p: float | None) -> None:
+    rows = torch.tensor([logits, logits[::-1]]).double()
+    found = truncated(rows, top_k, top_p)
+    for row, kept in zip(rows, found > -torch.inf, strict=True):
+        assert set(kept.nonzero().flatten().tolist()) == allowed(row.tolist(), top_k, top_p)
+    assert torch.equal(torch.where(found > -torch.inf, found, rows), rows)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[:-1])
+def test_draws_follow_the_truncated_softmax(sampling: Sampling) -> None:
+    hidden, weight = case(1)
+    draws = 4000
+    logits = F.linear(hidden, weight)[0]
+    values = Prediction.from_logits(logits.expand(draws, V), sampling.ask(*keys(draws)), mask_id=MASK).values
+    never = [MASK, *sampling.forbidden]
+    tempered = (logits / sampling.temperature).index_fill(0, torch.tensor(never), -torch.inf)
+    kept = sorted(allowed(tempered.tolist(), sampling.top_k, sampling.top_p) - set(never))
+    counts = torch.bincount(values, minlength=V).double()
+    assert counts[kept].sum() == draws
+    assert len(kept) < V - len(never) or sampling.top_k is sampling.top_p is None
+    expected = tempered[kept].softmax(0) * draws
+    assert expected.min() > 5
+    assert abs(chi_square(counts[kept], expected)) < 5
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_the_streamed_head_draws_the_same(sampling: Sampling, chunk: int) -> None:
+    hidden, weight = case(40)
+    ask = sampling.ask(*keys(40), confidence="margin", has_entropy=True)
+    ours = prediction(hidden, weight, ask, mask_id=MASK, chunk=chunk)
+    plain = Prediction.from_logits(F.linear(hidden, weight), ask, mask_id=MASK)
+    assert torch.equal(ours.values, plain.values)
+    assert torch.allclose(ours.log_prob, plain.log_prob, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_what_orders_the_reveals_is_the_models(sampling: Sampling) -> None:
+    """Only what is forbidden changes it: that has probability 0."""
+    hidden, weight = case(40)
+    logits = F.linear(hidden, weight)
+    answer = Prediction.from_logits(logits, sampling.ask(*keys(40), has_entropy=True), mask_id=MASK)
+    assert answer.entropy is not None
+    p = logits.index_fill(1, torch.tensor([MASK, *sampling.forbidden]), -torch.inf).softmax(-1)
+    assert torch.allclose(answer.top1, p.amax(-1), rtol=1e-13)
+    assert torch.allclose(answer.confidence, p.amax(-1), rtol=1e-13)
+    assert torch.allclose(answer.entropy, torch.special.entr(p).sum(-1), rtol=1e-13)
+    assert torch.allclose(answer.log_prob.exp(), p.gather(1, answer.values[:, None])[:, 0], rtol=1e-13)
+    given = torch.full((40,), sampling.forbidden[0] if sampling.forbidden else MASK)
+    of_given = Prediction.from_logits(logits, sampling.ask(*keys(40), given=given), mask_id=MASK)
+    assert (of_given.log_prob == -torch.inf).all() == bool(sampling.forbidden)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_draw_does_not_depend_on_its_batch(sampling: Sampling, is_streamed: bool) -> None:
+    hidden, weight = case(40)
+    logits = torch.stack([F.linear(row, weight) for row in hidden])  # the same bits alone and together
+
+    def values(rows: Tensor) -> Tensor:
+        ask = sampling.ask(*(key[rows] for key in keys(40)))
+        if is_streamed:  # of logits, in fp64, that one product gives as they are
+            return prediction(logits[rows], torch.eye(V).double(), ask, mask_id=MASK, chunk=5).values
+        return Prediction.from_logits(logits[rows], ask, mask_id=MASK).values
+
+    together = values(torch.arange(40))
+    for rows in (torch.tensor([7]), torch.tensor([30, 2, 7]), torch.arange(39, -1, -1)):
+        assert torch.equal(values(rows), together[rows])
+    assert sampling.temperature == 0 or len(values(torch.arange(40)).unique()) > 1
+
+
+def test_from_config_reads_all_settings() -> None:
+    config = DecodeConfig(temperature=0.5, seed=3, top_k=4, top_p=0.5, forbid=[5, 2])
+    assert Sampling.from_config(config) == Sampling(0.5, 3, 4, 0.5, (2, 5))
+    assert Sampling.from_config(DecodeConfig()) == Sampling()
