@@ -9,7 +9,8 @@ import torch
 from tests.helpers import RandomStream, random_stats
 from unmask import noise
 from unmask.masking.process import RowShard
-from unmask.masking.puma import PoolRows, PumaPool
+from unmask.masking.puma import PumaPool
+from unmask.masking.rows import PoolRows
 from unmask.noise import Purpose
 from unmask.types import TokenStats
 

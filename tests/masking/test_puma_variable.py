@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.helpers import RandomStream, random_stats
-from unmask.masking.pool import PoolRows
 from unmask.masking.process import RowShard
 from unmask.masking.puma_variable import VariablePumaPool
+from unmask.masking.rows import PoolRows
 from unmask.types import CleanBatch
 
 MASK, EOS, ROWS = 6, 0, 10
