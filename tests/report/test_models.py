@@ -47,10 +47,35 @@ def test_masks_met_when_decoding() -> None:
     assert torch.allclose(masks.top1[masks.share > 0.7].double(), expected)
 
 
+def test_masks_of_blocks_count_block_by_block() -> None:
+    """One entry for each block of which anything is asked: here of all three at once, the first half given."""
+    toy = Toy(ToyData(values=2, length=6, prompt_length=1))
+
+    def in_blocks(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+        return Prediction.from_logits(toy.posterior(xt, at), ask, mask_id=2)
+
+    masks = met_when_decoding(
+        in_blocks, 2, toy.validation(4), DecodeConfig(steps=1), block_size=2, dtype="float64", device=CPU
+    )
+    assert masks.share.tolist() == [0.5, 1, 1] * 4
+
+
 def test_bins() -> None:
     masks = Masks(share=torch.tensor([0.05, 0.1, 0.11, 1.0]), top1=torch.tensor([0.2, 0.4, 0.5, 0.9]))
     assert [y for _, y in masks.histogram()] == [0.5, 0.25, 0, 0, 0, 0, 0, 0, 0, 0.25]
     assert masks.confidence() == [(0.05, pytest.approx(0.3)), (0.15, 0.5), (0.95, pytest.approx(0.9))]
+
+
+def test_what_comes_next_in_training_in_blocks() -> None:
+    """Of each of three bands, in rows that are two grids, 1 to 27 cells are masked, each number equally often."""
+    overrides = ["process={name: uniform, block_size: 27}", "data.layout=two_grid", "train.batch_size=9"]
+    config = recipes.load("debug", overrides)
+    task = resolve("task", config.task.name).from_config(config.data)
+    masks = trained_on(Trainer(config, task.tokens, task.synthetic_stream(0)), num_batches=3)
+    assert len(masks.share) == 3 * 3 * 9  # the clues are no masks
+    counts = (27 * masks.share).round().long()
+    assert counts.min() >= 1
+    assert 12 < counts.double().mean() < 16
 
 
 def test_what_comes_next_in_training() -> None:

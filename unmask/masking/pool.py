@@ -41,6 +41,7 @@ class PoolConfig(Section):
 
     alternatives = tuple(PARALLEL_RULES)
 
+    name: str
     threshold: float | None = Field(
         None, gt=0, le=1, description="reveal at once what the model gives more than this probability"
     )

@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
-from unmask.config import RunConfig
+from unmask.config import RunConfig, section_class
 from unmask.errors import UserError
 
 FOLDER = Path(__file__).parent
 _KEY_ALIASES = {  # names that users of other code bring
     "K": "num_stages",
+    "block_length": "block_size",
     "confidence_threshold": "threshold",
     "unmasking_num": "tokens_per_step",
 }
@@ -108,8 +109,19 @@ def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
     if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
         base.pop("data", None)
     for key, value in update.items():
-        field = RunConfig.model_fields.get(key)
-        _write(base, key, value, getattr(field and field.annotation, "alternatives", ()))
+        _write(base, key, value, _alternatives(key, base, update))
+
+
+def _alternatives(key: str, *trees: dict[str, Any]) -> Sequence[str]:
+    """Those of the section `key`, of the component that the trees, one written over the other, name."""
+    field = RunConfig.model_fields.get(key)
+    if field is None:
+        return ()
+    named = {
+        kind: {name: value for tree in trees if isinstance(tree.get(kind), dict) for name, value in tree[kind].items()}
+        for kind in ("task", "model", "process")
+    }
+    return section_class(key, named, field.annotation).alternatives
 
 
 def _write(tree: dict[str, Any], key: str, value: Any, alternatives: Sequence[str] = ()) -> None:

@@ -1,6 +1,6 @@
 """What a method trains on, and what its model meets when it decodes: how much is masked, and how sure the model is.
 
-Dimensions: B rows, L positions, M scored positions.
+Dimensions: B rows, N blocks of a row (1 in plain diffusion), S positions of a block, L of a row, C canvases.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.blocks import count_blocks, in_blocks
 from unmask.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, Predictor
 from unmask.errors import UserError
@@ -23,11 +24,11 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Masks:
-    """One entry for each canvas that a model was shown: the masked share of all its positions, and the largest
-    probability, on average over the masked ones."""
+    """One entry for each canvas (a row, or a block of one) of which a model was asked something: the masked share of
+    all its positions, and the largest probability, on average over the masked ones."""
 
-    share: Float[Tensor, "B"]
-    top1: Float[Tensor, "B"]
+    share: Float[Tensor, "C"]
+    top1: Float[Tensor, "C"]
 
     def histogram(self) -> Points:
         """Middle of each bin of the masked share, and the share of canvases in it."""
@@ -39,7 +40,7 @@ class Masks:
         own = self._bin()
         return [((i + 0.5) / _BINS, self.top1[own == i].mean().item()) for i in range(_BINS) if (own == i).any()]
 
-    def _bin(self) -> Int[Tensor, "B"]:
+    def _bin(self) -> Int[Tensor, "C"]:
         return (self.share * _BINS).ceil().long().clamp(1, _BINS) - 1
 
 
@@ -54,28 +55,40 @@ def trained_on(trainer: Trainer, num_batches: int = 8) -> Masks:
         with torch.no_grad(), trainer.weights("ema"), autocast(trainer.dtype, trainer.device):
             stats = trainer.model(batch)
         trainer.process.observe(batch, stats)
-        seen.append(_masks(batch.xt == trainer.tokens.mask_id, batch.scatter(stats.top1, 0.0)))
+        is_masked = batch.xt == trainer.tokens.mask_id
+        seen.append(_masks(is_masked, batch.scatter(stats.top1, 0.0), trainer.process.requirements.block_size))
     return _joined(seen)
 
 
 def met_when_decoding(
-    predict: Predictor, mask_id: int, examples: CleanBatch, config: DecodeConfig, *, dtype: str, device: torch.device
+    predict: Predictor,
+    mask_id: int,
+    examples: CleanBatch,
+    config: DecodeConfig,
+    *,
+    block_size: int | None = None,
+    dtype: str,
+    device: torch.device,
 ) -> Masks:
-    """The canvases of every decoding step of `examples`."""
+    """The canvases of every decoding step of `examples`; of a model in blocks, the block that is being decoded."""
     witness = Witness(predict)
     with autocast(dtype, device):
         Decoder.from_config(config, witness, mask_id).decode(examples.masked(mask_id).to(device))
     seen = []
     for said in witness.said:
-        is_masked = said.xt == mask_id
-        seen.append(_masks(is_masked, said.top1.new_zeros(said.xt.shape).masked_scatter(is_masked, said.top1)))
+        is_asked = torch.zeros(said.xt.numel(), dtype=torch.bool).index_fill(0, said.at, True).view(said.xt.shape)
+        top1 = said.top1.new_zeros(said.xt.shape).masked_scatter(is_asked, said.top1)
+        seen.append(_masks(is_asked, top1, block_size))
     return _joined(seen)
 
 
-def _masks(is_masked: Bool[Tensor, "B L"], top1: Float[Tensor, "B L"]) -> Masks:
-    """`top1` at the masked positions; what else it holds is not looked at."""
-    count = is_masked.sum(dim=-1)
-    return Masks(share=(count / is_masked.shape[1]).cpu(), top1=((top1 * is_masked).sum(dim=-1) / count).cpu())
+def _masks(is_masked: Bool[Tensor, "B L"], top1: Float[Tensor, "B L"], block_size: int | None) -> Masks:
+    """Of the canvases that have anything masked. `top1` at the masked positions; the rest of it is not looked at."""
+    num_blocks = count_blocks(is_masked.shape[1], block_size)
+    masked, total = in_blocks(is_masked, num_blocks), in_blocks(top1 * is_masked, num_blocks).sum(dim=-1)
+    count = masked.sum(dim=-1)
+    is_met = count > 0
+    return Masks(share=(count / masked.shape[-1])[is_met].cpu(), top1=(total / count)[is_met].cpu())
 
 
 def _joined(parts: list[Masks]) -> Masks:

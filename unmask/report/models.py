@@ -82,7 +82,13 @@ def _decode(
     model, dtype, device = _model(run)
     build_decoder(decoder, model, task.tokens)  # refuses what the model cannot do
     result.decoded[name] = met_when_decoding(
-        model.predict, task.tokens.mask_id, examples[:_NUM_DECODED], decoder, dtype=dtype, device=device
+        model.predict,
+        task.tokens.mask_id,
+        examples[:_NUM_DECODED],
+        decoder,
+        block_size=getattr(model, "block_size", None),
+        dtype=dtype,
+        device=device,
     )
     shown = examples[:num_examples]
     replay.check(task, shown)
