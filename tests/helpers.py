@@ -64,6 +64,34 @@ class TabularBackbone(nn.Module):
         return self.table[self.code(xt)].flatten(0, 1)[at]
 
 
+class InBlocks(Denoiser):
+    """What a model in blocks says, from one of whole canvases: a block sees itself and the clean blocks before it."""
+
+    def __init__(self, plain: Denoiser, block_size: int) -> None:
+        super().__init__(plain.backbone, mask_id=plain.mask_id, confidence=plain.confidence)
+        self.plain, self.size = plain, block_size
+
+    @property
+    def block_size(self) -> int:
+        return self.size
+
+    def canvases(self, batch: MaskedBatch) -> Tensor:
+        """(B, N, L): what each block sees; what follows it is masked."""
+        block = torch.arange(batch.x0.shape[1]) // self.size
+        seen = [
+            torch.where(block < n, batch.x0, torch.where(block == n, batch.xt, self.mask_id))
+            for n in range(int(block[-1]) + 1)
+        ]
+        return torch.stack(seen, dim=1)
+
+    def forward(self, batch: MaskedBatch) -> TokenStats:
+        length = batch.x0.shape[1]
+        row, position = batch.at // length, batch.at % length
+        seen = self.canvases(batch)[row, position // self.size]
+        logits = self.plain.logits(seen, torch.arange(len(seen)) * length + position)
+        return TokenStats.from_logits(logits, batch.gather(batch.x0), confidence=self.confidence)
+
+
 def toy(**settings: float) -> Toy:
     return Toy.from_config(ToyData(**settings))
 

@@ -303,8 +303,9 @@ class RunConfig(Section):
         checked: dict[str, Any] = {}
         problems: list[str] = []
         for key, field in RunConfig.model_fields.items():
-            section = _section_class(key, tree, field.annotation)
+            section = section_class(key, tree, field.annotation)
             checked[key] = _check(section, tree.get(key, {}), key, problems)
+        checked["model"] = _in_blocks(checked["model"], checked["process"], problems)
         problems += [_unknown(str(key), list(RunConfig.model_fields)) for key in tree if key not in checked]
         train = checked["train"]
         if train is not None and train.steps is None and train.epochs is None:
@@ -317,7 +318,7 @@ class RunConfig(Section):
 _NAMED_BY = {"data": ("task", "sudoku"), "model": ("model", "transformer"), "process": ("process", "uniform")}
 
 
-def _section_class(key: str, tree: dict[str, Any], annotation: Any) -> type[Section]:
+def section_class(key: str, tree: dict[str, Any], annotation: Any) -> type[Section]:
     """The class that checks section `key`; for `data`, `model` and `process`, that of the named component."""
     if key not in _NAMED_BY:
         return annotation
@@ -325,6 +326,21 @@ def _section_class(key: str, tree: dict[str, Any], annotation: Any) -> type[Sect
     section = tree.get(kind, {})
     name = section.get("name", default) if isinstance(section, dict) else default
     return resolve(kind, str(name)).Config
+
+
+def _in_blocks(model: Section | None, process: Section | None, problems: list[str]) -> Section | None:
+    """`model` in the blocks of its process, so that what is kept of a run says what the model is."""
+    size = getattr(process, "block_size", None)
+    if model is None or size is None or "block_size" not in type(model).model_fields:
+        return model
+    own = getattr(model, "block_size", None)
+    if own in (None, size):
+        return _check(type(model), {**model.model_dump(), "block_size": size}, "model", problems)
+    problems.append(
+        f"process.block_size={size} and model.block_size={own} differ; with model.block_size=null the model takes the "
+        "process's"
+    )
+    return None
 
 
 class WrongSettings(UserError):

@@ -32,6 +32,26 @@ BAD_TRAINING = {
     "schedule without stages": (["debug", "process.stage_schedule=[[10, 0]]"], ["process.stage_schedule.0.1=0"]),
     "threshold of zero": (["debug", "process.threshold=0"], ["process.threshold=0", "greater than 0"]),
     "threshold above one": (["debug", "process.threshold=1.1"], ["process.threshold=1.1", "less than or equal to 1"]),
+    "two rules": (
+        ["debug", "process={name: puma, threshold: 0.9, factor: 1}"],
+        ["process.threshold=0.9 and process.factor=1.0: give one of them"],
+    ),
+    "a bound on what is not known": (
+        ["debug", "process.entropy_bound=0.1"],
+        ["process.entropy_bound=0.1 needs the entropy", "set process.confidence=neg_entropy"],
+    ),
+    "blocks that do not fill a row": (
+        ["debug", "process.block_size=20"],
+        ["process.block_size=20 does not divide rows of 81 positions; use 9 or 27"],
+    ),
+    "blocks in turn": (
+        ["debug", "process={name: in_turn, switch_at: 2, first: {block_size: 20}, then: {block_size: 20}}"],
+        ["block_size=20 does not divide rows of 81 positions"],
+    ),
+    "two block sizes": (
+        ["debug", "process.block_size=27", "model.block_size=9"],
+        ["process.block_size=27 and model.block_size=9 differ", "model.block_size=null"],
+    ),
     "unknown confidence": (
         ["debug", "process.confidence=top_k"],
         ["process.confidence='top_k'", "use one of prob, margin"],

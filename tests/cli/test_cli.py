@@ -211,7 +211,8 @@ def test_help_teaches(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
 def test_every_recipe_loads_and_its_methods_differ_in_the_process_alone() -> None:
     for name in recipes.names():
         assert recipes.load(name).train.batch_size > 0
-    for pair in (("sudoku/uniform", "sudoku/puma"), ("sudoku/paper_uniform", "sudoku/paper_puma")):
+    for baseline in ("sudoku/", "sudoku/paper_", "sudoku/block_", "tinygsm/block_"):
+        pair = (f"{baseline}uniform", f"{baseline}puma")
         one, other = (recipes.load(name).model_dump() for name in pair)
         assert [section for section in one if one[section] != other[section]] == ["process"]
 
@@ -219,6 +220,7 @@ def test_every_recipe_loads_and_its_methods_differ_in_the_process_alone() -> Non
 def test_names_that_users_of_other_code_bring() -> None:
     settings = [
         "process.K=5",
+        "process.block_length=27",
         "process.confidence_threshold=0.7",
         "process.confidence=low_confidence",
         "decode.unmasking_num=3",
@@ -232,9 +234,13 @@ def test_names_that_users_of_other_code_bring() -> None:
         "num_stages": 5,
         "stage_schedule": [],
         "threshold": 0.7,
+        "factor": None,
+        "entropy_bound": None,
         "confidence": "prob",
+        "block_size": 27,
     }
     assert config.decode.label == "prob/3/block9/guidance1.5"
+    assert config.model.model_dump()["block_size"] == 27  # a model is told what its process asks
     assert recipes.load("debug", ["decode.confidence=top_k_margin"]).decode.confidence == "margin"
 
 
@@ -244,6 +250,12 @@ def test_the_later_of_two_alternatives_counts(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: sudoku/puma\ndecode: {steps: 5}\n")
     assert recipes.load(str(tmp_path / "mine.yaml")).decode.label == "prob/steps5"
     assert recipes.load(str(tmp_path / "mine.yaml"), ["decode.unmasking_num=2"]).decode.label == "prob/2"
+    process = recipes.load("sudoku/puma", ["process.factor=1"]).process
+    assert (process.threshold, process.factor, process.num_stages) == (None, 1.0, 8)
+    process = recipes.load("debug", ["process={name: puma_variable, factor: 1}"]).process  # 0.9 by default
+    assert (process.threshold, process.factor) == (None, 1.0)
+    process = recipes.load("debug", ["process={name: puma_variable, threshold: null}"]).process
+    assert process.threshold is None
 
 
 def test_decoders_take_the_same_names_and_alternatives() -> None:
@@ -284,7 +296,10 @@ def test_a_process_of_ones_own_from_the_current_folder(tmp_path: Path) -> None:
 
 
 def test_another_process_starts_its_section_afresh() -> None:
-    assert recipes.load("sudoku/puma", ["process.name=uniform"]).process.model_dump() == {"name": "uniform"}
+    assert recipes.load("sudoku/puma", ["process.name=uniform"]).process.model_dump() == {
+        "name": "uniform",
+        "block_size": None,
+    }
 
 
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:

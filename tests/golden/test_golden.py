@@ -16,12 +16,14 @@ from unmask.training.trainer import Trainer
 FILE = Path(__file__).with_name("losses.json")
 SMALL = ["train.dtype=float32", "train.compile=false", "train.batch_size=4", "optim.warmup_steps=2"]
 SMALL_MOVES = ["model={dim: 36, ff_dim: 48, num_layers: 2, num_heads: 2, dropout: 0}"]
+SMALL_TEXT = [
+    "data={length: 24, vocab_size: 50, mask_id: 49, eos_id: 48, prompt_length: 6}",
+    "model={preset: tinygsm-125m, dim: 32, ff_dim: 48, num_layers: 2, num_heads: 4}",
+]
 SMALL_TASK = {
     "sudoku": ["data.puzzles=64", "data.givens=[40, 45]"],
-    "tinygsm": [
-        "data={length: 24, vocab_size: 50, mask_id: 49, eos_id: 48, prompt_length: 6}",
-        "model={preset: tinygsm-125m, dim: 32, ff_dim: 48, num_layers: 2, num_heads: 4}",
-    ],
+    "tinygsm": SMALL_TEXT,
+    **{name: [*SMALL_TEXT, "process.block_size=8"] for name in recipes.names() if name.startswith("tinygsm/block_")},
     # without dropout, whose bits are PyTorch's
     "sudoku/ar": ["data.puzzles=64", "data.givens=[40, 45]", *SMALL_MOVES],
     "sudoku/ar_ordered": SMALL_MOVES,

@@ -7,7 +7,7 @@ where the table holds the true conditionals, so the test is that training ends t
 import pytest
 import torch
 
-from tests.helpers import TabularBackbone, tabular, toy
+from tests.helpers import InBlocks, TabularBackbone, tabular, toy
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.random import RandomMasking
@@ -15,14 +15,23 @@ from unmask.masking.random import RandomMasking
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"threshold": 0.6}, {"confidence": "margin", "stage_schedule": [(100, 2)]}, {"confidence": "random"}],
+    [
+        {},
+        {"threshold": 0.6},
+        {"confidence": "margin", "stage_schedule": [(100, 2)]},
+        {"confidence": "random"},
+        {"factor": 0.9, "block_size": 2},
+    ],
 )
 def test_a_tabular_model_learns_the_true_conditionals_on_the_masks_it_visits(settings: dict) -> None:
-    task = toy(values=2, length=3, sharpness=1.0, seed=4)
+    length = 4 if "block_size" in settings else 3
+    task = toy(values=2, length=length, sharpness=1.0, seed=4)
     mask_id = task.tokens.mask_id
-    model = tabular(task)
+    size = settings.get("block_size", length)
+    rows = 512 * size // length
+    model = InBlocks(tabular(task), size)
     backbone: TabularBackbone = model.backbone
-    puma = PumaPool(mask_id=mask_id, shard=RowShard.whole(512), num_stages=3, **settings)
+    puma = PumaPool(mask_id=mask_id, shard=RowShard.whole(rows), num_stages=3, **settings)
     stream = task.train_stream(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     visits = torch.zeros(len(backbone.table))
@@ -34,17 +43,20 @@ def test_a_tabular_model_learns_the_true_conditionals_on_the_masks_it_visits(set
         batch = puma.next_batch(stream)
         stats = model(batch)
         optimizer.zero_grad()
-        ((stats.nll * batch.weight).sum() / 512).backward()
+        ((stats.nll * batch.weight).sum() / rows).backward()
         optimizer.step()
         puma.observe(batch, stats)
         if step >= burn_in:
-            visits += torch.bincount(backbone.code(batch.xt), minlength=len(visits))
+            seen = model.canvases(batch)[(batch.xt == mask_id).view(rows, -1, size).any(dim=-1)]
+            visits += torch.bincount(backbone.code(seen), minlength=len(visits))
             average += backbone.table.detach() / (steps - burn_in)
 
-    canvases = torch.cartesian_prod(*[torch.arange(mask_id + 1)] * 3)
+    canvases = torch.cartesian_prod(*[torch.arange(mask_id + 1)] * length)
     often = canvases[(visits > 2000)[backbone.code(canvases)] & (canvases == mask_id).any(1)]
     assert len(often) >= 5
-    at = (often == mask_id).flatten().nonzero().squeeze(1)
+    block = torch.arange(length) // size
+    own = block[(often == mask_id).long().argmax(dim=1)]  # that of the first masked position: what follows is not seen
+    at = ((often == mask_id) & (block == own.unsqueeze(1))).flatten().nonzero().squeeze(1)
     learned = average[backbone.code(often)].flatten(0, 1)[at][:, :mask_id].softmax(-1)
     true = task.posterior(often, at)[:, :mask_id].exp()
     # 2000 draws know a probability to 1.1 %; Adam's noise, averaged over 300 steps, adds about as much.

@@ -6,8 +6,9 @@ import torch
 from tests.helpers import RandomStream, random_stats
 from unmask import recipes
 from unmask.errors import UserError
+from unmask.masking.causal import NextToken
 from unmask.masking.in_turn import InTurn, ShiftedStream
-from unmask.masking.process import ProcessContext, RowShard
+from unmask.masking.process import ProcessContext, Requirements, RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.random import RandomMasking
 from unmask.types import TokenSpec
@@ -70,6 +71,22 @@ def test_both_must_ask_for_one_confidence() -> None:
     assert InTurn(random, margin, SWITCH, BATCH).requirements.confidence == "margin"
     with pytest.raises(UserError, match="different confidences"):
         InTurn(prob, margin, SWITCH, BATCH)
+
+
+def test_both_must_train_one_model() -> None:
+    shard = RowShard.whole(BATCH)
+    random, blocks = (RandomMasking(mask_id=MASK, shard=shard, block_size=size) for size in (None, 4))
+    pool = PumaPool(mask_id=MASK, shard=shard, confidence="margin", block_size=4)
+    assert InTurn(blocks, pool, SWITCH, BATCH).requirements == Requirements(confidence="margin", block_size=4)
+    with pytest.raises(UserError, match=r"process.first.block_size=None and process.then.block_size=4: .* equal"):
+        InTurn(random, pool, SWITCH, BATCH)
+    with pytest.raises(UserError, match="trains a causal model, the other does not"):
+        InTurn(NextToken(shard=shard), random, SWITCH, BATCH)
+
+
+def test_the_model_takes_the_block_size_of_both() -> None:
+    parts = ["process={name: in_turn, switch_at: 5, first: {block_size: 27}, then: {name: puma, block_size: 27}}"]
+    assert recipes.load("debug", parts).model.model_dump()["block_size"] == 27
 
 
 def test_from_a_recipe() -> None:

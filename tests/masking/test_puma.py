@@ -2,16 +2,20 @@
 
 import math
 from collections import defaultdict
+from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 
 from tests.helpers import RandomStream, random_stats
 from unmask import noise
+from unmask.errors import UserError
 from unmask.masking.process import RowShard
-from unmask.masking.puma import PoolRows, PumaPool
+from unmask.masking.puma import PumaPool
+from unmask.masking.rows import PoolRows
 from unmask.noise import Purpose
-from unmask.types import TokenStats
+from unmask.types import MaskedBatch, TokenStats
 
 MASK = 6
 SETTINGS = [
@@ -22,7 +26,14 @@ SETTINGS = [
     {"num_stages": 3, "stage_schedule": [(5, 6), (11, 2)], "threshold": 0.95},
     {"num_stages": 4, "confidence": "random"},
     {"num_stages": 4, "confidence": "margin", "threshold": 0.5},
+    {"num_stages": 4, "factor": 1.2},
+    {"num_stages": 4, "confidence": "neg_entropy", "entropy_bound": 0.5},
+    {"num_stages": 3, "block_size": 4},
+    {"num_stages": 30, "block_size": 3, "threshold": 0.9},
+    {"num_stages": 3, "stage_schedule": [(5, 6), (11, 2)], "block_size": 6, "factor": 1.0},
+    {"num_stages": 4, "confidence": "random", "block_size": 2},
 ]
+LENGTH, ROWS = 12, 10
 
 
 def make(batch_size: int = 10, shard: RowShard | None = None, **settings: object) -> PumaPool:
@@ -34,36 +45,63 @@ def pool_of(puma: PumaPool) -> PoolRows:
     return puma.pool
 
 
+def say(batch: MaskedBatch, step: int, settings: dict) -> TokenStats:
+    """Random statistics; as a confidence, entropies from 0 to 1 nat where they are asked for."""
+    stats = random_stats(batch, step)
+    return replace(stats, confidence=stats.confidence - 1) if settings.get("confidence") == "neg_entropy" else stats
+
+
+def beyond_the_count(ranked: list[int], top1: list[float], confidence: list[float], settings: dict) -> set[int]:
+    """The rules in plain Python, on masked positions, the surest first."""
+    if "threshold" in settings:
+        return {i for i in ranked if top1[i] > settings["threshold"]}
+    n = len(ranked)
+    if "factor" in settings:
+        while n > 1 and (n + 1) * (1 - min(top1[i] for i in ranked[:n])) >= settings["factor"]:
+            n -= 1
+        return set(ranked[:n])
+    if "entropy_bound" in settings:
+        entropies = [-confidence[i] for i in ranked]
+        while n > 1 and sum(entropies[:n]) - max(entropies[:n]) > settings["entropy_bound"]:
+            n -= 1
+        return set(ranked[:n])
+    return set()
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_every_step_is_the_method_row_by_row(settings: dict, stream: RandomStream) -> None:
+def test_every_step_is_the_method_block_by_block(settings: dict, stream: RandomStream) -> None:
     puma = make(**settings)
-    for step in range(30):
+    size = settings.get("block_size", LENGTH)
+    num_blocks = LENGTH // size
+    jumps = not settings.keys().isdisjoint(("threshold", "factor", "entropy_bound"))
+    for step in range(25):
         num_stages = puma.num_stages
         batch = puma.next_batch(stream)
         before = PoolRows(**{name: value.clone() for name, value in vars(pool_of(puma)).items()})
-        stats = random_stats(batch, step)
+        stats = say(batch, step, settings)
         puma.observe(batch, stats)
         confidence, top1 = batch.scatter(stats.confidence, -math.inf), batch.scatter(stats.top1, 0.0)
-        for row in range(10):
+        for row, n in product(range(ROWS), range(num_blocks)):
+            own = range(n * size, (n + 1) * size)
             example, visit = before.example[row], before.visit[row]
-            masked = before.is_masked[row].nonzero().flatten().tolist()
-            length = int((~before.prompt_mask[row]).sum())
+            masked = [i for i in own if before.is_masked[row, i]]
+            length = sum(not before.prompt_mask[row, i] for i in own)
             revealed = length - len(masked)
-            stage = int(before.stage[row]) + 1
+            stage = int(before.stage[row, n]) + 1
+            score = confidence[row].tolist()
             if settings.get("confidence") == "random":
-                score = noise.uniform(5, Purpose.ORDER, example, visit, torch.arange(12)).tolist()
-            else:
-                score = confidence[row].tolist()
-            r = (stage + noise.uniform(5, Purpose.TARGET, example, visit).item()) / num_stages
+                score = noise.uniform(5, Purpose.ORDER, example, visit, torch.arange(LENGTH)).tolist()
+            r = (stage + noise.uniform(5, Purpose.TARGET, example, visit * num_blocks + n).item()) / num_stages
             target = max(revealed + 1, min(round(r * length), length - 1))
-            surest = sorted(masked, key=lambda position: -score[position])[: target - revealed]
-            threshold = settings.get("threshold", 2.0)
-            now = set(surest) | {position for position in masked if top1[row, position] > threshold}
-            after = [position for position in masked if position not in now]
-            assert pool_of(puma).is_masked[row].nonzero().flatten().tolist() == after
-            if "threshold" in settings:
+            ranked = sorted(masked, key=lambda i: -score[i])
+            now = set(ranked[: target - revealed])
+            now |= beyond_the_count(ranked, top1[row].tolist(), confidence[row].tolist(), settings)
+            after = [i for i in masked if i not in now]
+            if jumps and length:
                 stage = max(stage, num_stages * (length - len(after)) // length)
-            assert bool(pool_of(puma).is_done[row]) == (stage >= num_stages or not after)
+            left = after if stage < num_stages else []  # a block that is done is visible, and out of the loss
+            assert [i for i in own if pool_of(puma).is_masked[row, i]] == left
+        assert torch.equal(pool_of(puma).is_done, ~pool_of(puma).is_masked.any(dim=1))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -75,10 +113,12 @@ def test_the_prompt_is_kept_and_no_row_is_ever_empty(settings: dict, stream: Ran
         assert not (is_masked & pool.prompt_mask).any()
         assert torch.equal(batch.xt[~is_masked], batch.x0[~is_masked])
         assert is_masked.any(dim=1).all()
-        assert torch.allclose(batch.scatter(batch.weight, 0.0).sum(1), torch.ones(10, dtype=torch.float64))
+        is_live = pool.masked.any(dim=-1)
+        share = (pool.num_maskable * is_live).sum(dim=1) / pool.num_maskable.sum(dim=1)
+        assert torch.allclose(batch.scatter(batch.weight, 0.0).sum(1), share.double())
         assert torch.equal(batch.scored[: int(is_masked.sum())], is_masked.flatten().nonzero().squeeze(1))
-        assert (pool.stage < puma.num_stages).all()
-        puma.observe(batch, random_stats(batch, step))
+        assert (pool.stage < puma.num_stages)[is_live].all()
+        puma.observe(batch, say(batch, step, settings))
 
 
 def test_row_r_takes_examples_r_plus_jb_and_drops_none(stream: RandomStream) -> None:
@@ -109,24 +149,29 @@ def test_shards_make_up_the_whole(settings: dict, stream: RandomStream) -> None:
         for name in vars(pool_of(whole)):
             pieces_of = [getattr(pool_of(part), name) for part in parts]
             assert torch.equal(getattr(pool_of(whole), name), torch.cat(pieces_of)), name
-        stats = random_stats(batch, step)
-        dense = batch.scatter(stats.confidence, 0.0).split([4, 6])
+        stats = say(batch, step, settings)
+        confidence, top1 = (batch.scatter(value, 0.0).split([4, 6]) for value in (stats.confidence, stats.top1))
         whole.observe(batch, stats)
-        for part, piece, values in zip(parts, pieces, dense, strict=True):
-            own = piece.gather(values)
-            part.observe(piece, TokenStats(nll=own, confidence=own, top1=own))
+        for part, piece, *own in zip(parts, pieces, confidence, top1, strict=True):
+            sure, likely = map(piece.gather, own)
+            part.observe(piece, TokenStats(nll=sure, confidence=sure, top1=likely))
 
 
-@pytest.mark.parametrize(("num_stages", "batch_size"), [(4, 16), (8, 8), (40, 16), (7, 100)])
-def test_first_stages_are_spread_evenly(num_stages: int, batch_size: int, stream: RandomStream) -> None:
-    puma = make(batch_size, num_stages=num_stages)
+@pytest.mark.parametrize(
+    ("num_stages", "batch_size", "block_size"),
+    [(4, 16, 12), (8, 8, 12), (40, 16, 12), (7, 100, 12), (7, 5, 4), (80, 16, 4)],
+)
+def test_first_stages_are_spread_evenly(
+    num_stages: int, batch_size: int, block_size: int, stream: RandomStream
+) -> None:
+    puma = make(batch_size, num_stages=num_stages, block_size=block_size)
     puma.next_batch(stream)
-    stage = pool_of(puma).stage
-    if num_stages <= batch_size:
+    stage = pool_of(puma).stage.flatten()
+    if num_stages <= len(stage):
         counts = torch.bincount(stage, minlength=num_stages)
         assert counts.max() - counts.min() <= 1
     else:
-        assert len(stage.unique()) == batch_size
+        assert len(stage.unique()) == len(stage) == batch_size * 12 // block_size
         gaps = stage.sort().values.diff()
         assert gaps.max() - gaps.min() <= 1
 
@@ -155,11 +200,21 @@ def test_without_threshold_a_row_lives_k_steps() -> None:
     assert puma.metrics()["puma/steps_per_example"] == 50 * 8 / puma.num_refills
 
 
-def test_a_sure_model_finishes_rows_in_one_step(stream: RandomStream) -> None:
-    puma = make(num_stages=8, threshold=0.9)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threshold": 0.9},
+        {"factor": 1.0},
+        {"entropy_bound": 0.0, "confidence": "neg_entropy"},
+        {"threshold": 0.9, "block_size": 4},
+    ],
+)
+def test_a_sure_model_finishes_rows_in_one_step(settings: dict, stream: RandomStream) -> None:
+    puma = make(num_stages=8, **settings)
     batch = puma.next_batch(stream)
     sure = torch.ones(len(batch.scored), dtype=torch.float64)
-    puma.observe(batch, TokenStats(nll=1 - sure, confidence=sure, top1=sure))
+    confidence = sure - 1 if "entropy_bound" in settings else sure
+    puma.observe(batch, TokenStats(nll=1 - sure, confidence=confidence, top1=sure))
     assert pool_of(puma).is_done.all()
     assert (puma.next_batch(stream).xt == MASK).any(dim=1).all()
     assert pool_of(puma).example.tolist() == list(range(10, 20))
@@ -212,8 +267,8 @@ def test_state_dict_goes_on_exactly(settings: dict, stream: RandomStream) -> Non
             again = restored.next_batch(stream)
             assert torch.equal(batch.xt, again.xt)
             assert torch.equal(batch.weight, again.weight)
-            restored.observe(again, random_stats(again, step))
-        puma.observe(batch, random_stats(batch, step))
+            restored.observe(again, say(again, step, settings))
+        puma.observe(batch, say(batch, step, settings))
     assert restored.examples_seen == puma.examples_seen
 
 
@@ -227,3 +282,15 @@ def test_a_batch_that_was_handed_out_does_not_change(stream: RandomStream) -> No
         assert torch.equal(batch.x0, x0)
         assert torch.equal(batch.xt, xt)
         batch, x0, xt = batch_now, batch_now.x0.clone(), batch_now.xt.clone()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 0.9, "factor": 1.0}, r"process.threshold=0.9 and process.factor=1.0: give one of them"),
+        ({"entropy_bound": 0.1}, r"process.entropy_bound=0.1 needs the entropy.*set process.confidence=neg_entropy"),
+    ],
+)
+def test_rules_that_cannot_be(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(**settings)

@@ -1,15 +1,16 @@
 """The pool for answers of any length against a row-by-row reading of it in plain Python, and what always holds."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.helpers import RandomStream, random_stats
-from unmask.masking.pool import PoolRows
 from unmask.masking.process import RowShard
 from unmask.masking.puma_variable import VariablePumaPool
+from unmask.masking.rows import PoolRows
 from unmask.types import CleanBatch
 
 MASK, EOS, ROWS = 6, 0, 10
@@ -19,7 +20,16 @@ SETTINGS = [
     {"tokens_per_step": 50, "threshold": 0.9},  # more than there are
     {"tokens_per_step": 2, "threshold": 0.5, "eos_id": None},
     {"tokens_per_step": 1, "threshold": None, "confidence": "margin", "weight_cap": 1.5},
+    {"tokens_per_step": 1, "threshold": 0.8, "block_size": 4},
+    {"tokens_per_step": 2, "threshold": None, "factor": 1.0, "block_size": 3, "weight_cap": 2.0},
 ]
+LENGTH = 12
+
+
+def blocks(settings: dict) -> list[range]:
+    """The positions of each."""
+    size = settings.get("block_size", LENGTH)
+    return [range(start, start + size) for start in range(0, LENGTH, size)]
 
 
 class Padded(RandomStream):
@@ -58,7 +68,7 @@ def answer_of(x0: list[int], is_prompt: list[bool], eos_id: int | None) -> list[
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_every_step_is_the_method_row_by_row(settings: dict, padded: Padded) -> None:
+def test_every_step_is_the_method_block_by_block(settings: dict, padded: Padded) -> None:
     process = make(**settings)
     num_done = 0
     for step in range(25):
@@ -67,14 +77,21 @@ def test_every_step_is_the_method_row_by_row(settings: dict, padded: Padded) -> 
         process.observe(batch, stats)
         after = rows_of(process)
         confidence, top1 = batch.scatter(stats.confidence, -math.inf), batch.scatter(stats.top1, 0.0)
-        for row in range(ROWS):
-            masked = before.is_masked[row].nonzero().flatten().tolist()
-            surest = sorted(masked, key=lambda position: -confidence[row, position])[: settings["tokens_per_step"]]
+        for row, own in product(range(ROWS), blocks(settings)):
+            masked = [i for i in own if before.is_masked[row, i]]
+            ranked = sorted(masked, key=lambda i: -confidence[row, i])
             threshold = settings["threshold"] or 2.0
+            if "factor" in settings:
+                threshold = 2.0
+                while ranked and (len(ranked) + 1) * (1 - top1[row, ranked[-1]]) >= settings["factor"]:
+                    ranked.pop()  # confidence and top-1 are one here
+            surest = {*sorted(masked, key=lambda i: -confidence[row, i])[: settings["tokens_per_step"]]}
+            surest |= {*ranked} if "factor" in settings else set()
             left = [i for i in masked if i not in surest and top1[row, i] <= threshold]
-            assert after.is_masked[row].nonzero().flatten().tolist() == left
             answer = answer_of(before.x0[row].tolist(), before.prompt_mask[row].tolist(), settings.get("eos_id", EOS))
-            assert bool(after.is_done[row]) == (not set(left) & set(answer))
+            left = left if set(left) & set(answer) else []  # a block that is done is visible
+            assert [i for i in own if after.is_masked[row, i]] == left
+        assert torch.equal(after.is_done, ~after.is_masked.any(dim=1))
         num_done += int(after.is_done.sum())
     assert num_done >= ROWS
     assert process.examples_seen + int(after.is_done.sum()) == ROWS + num_done
@@ -82,7 +99,10 @@ def test_every_step_is_the_method_row_by_row(settings: dict, padded: Padded) -> 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_weight_is_that_of_the_visible_canvas(settings: dict, padded: Padded) -> None:
-    """min(1/t, cap) / L_eff on what is masked of the answer, 0 on masked padding; no row is without a loss."""
+    """min(1/t, cap) / L_eff, t a block's masked share, on what is masked of the answer, 0 on masked padding.
+
+    No row is without a loss.
+    """
     process, cap = make(**settings), settings.get("weight_cap", 5.0)
     for step in range(25):
         batch = process.next_batch(padded)
@@ -91,14 +111,15 @@ def test_the_weight_is_that_of_the_visible_canvas(settings: dict, padded: Padded
         assert torch.equal(is_scored, rows.is_masked)  # padding too: it may be revealed
         assert (weight.sum(dim=1) > 0).all()
         for row in range(ROWS):
-            masked = rows.is_masked[row].nonzero().flatten().tolist()
-            length = int((~rows.prompt_mask[row]).sum())
             answer = answer_of(rows.x0[row].tolist(), rows.prompt_mask[row].tolist(), settings.get("eos_id", EOS))
-            expected = min(length / len(masked), cap) / length
-            assert weight[row, [i for i in masked if i in answer]].tolist() == pytest.approx(
-                [expected] * len(set(masked) & set(answer))
-            )
-            assert weight[row].count_nonzero() == len(set(masked) & set(answer))
+            row_length = int((~rows.prompt_mask[row]).sum())
+            expected = torch.zeros(LENGTH, dtype=torch.float64)
+            for own in blocks(settings):
+                masked = [i for i in own if rows.is_masked[row, i]]
+                length = sum(not rows.prompt_mask[row, i] for i in own)
+                scored = [i for i in masked if i in answer]
+                expected[scored] = min(length / max(1, len(masked)), cap) / row_length
+            assert torch.allclose(weight[row], expected)
         process.observe(batch, random_stats(batch, step))
 
 
@@ -126,17 +147,32 @@ def test_neither_reveals_nor_weights_tell_where_an_answer_ends(padded: Padded) -
     seen = []
     for stream in (padded, Longer(length=12, vocab_size=7)):
         process = make(tokens_per_step=2, threshold=0.8)
-        process.pool = process._fresh_rows(stream[torch.arange(ROWS)], torch.arange(ROWS))
-        batch = process._as_batch(process.pool)
-        process.observe(batch, random_stats(batch, 0))
+        pool = process._fresh_rows(stream[torch.arange(ROWS)], torch.arange(ROWS))
+        batch = process._as_batch(pool)
         weight = batch.scatter(batch.weight, 0.0)
-        seen.append((rows_of(process).is_masked, weight.amax(dim=1)))
+        seen.append((process._choose(pool, batch, random_stats(batch, 0)), weight.amax(dim=1)))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*seen, strict=True))
 
 
-def test_shards_make_up_the_whole(padded: Padded) -> None:
-    whole = make(tokens_per_step=2)
-    parts = [make(RowShard(total=ROWS, start=a, stop=b), tokens_per_step=2) for a, b in ((0, 4), (4, 10))]
+def test_a_block_after_the_end_of_the_answer_has_nothing_to_learn(padded: Padded) -> None:
+    process = make(tokens_per_step=1, threshold=None, block_size=3)
+    process.next_batch(padded)
+    rows = process._fresh_rows(padded[torch.arange(ROWS)], torch.arange(ROWS))
+    num_after = 0
+    for row, own in product(range(ROWS), range(4)):
+        answer = answer_of(rows.x0[row].tolist(), rows.prompt_mask[row].tolist(), EOS)
+        has_answer = bool({*range(3 * own, 3 * own + 3)} & set(answer))
+        maskable = rows.in_blocks(~rows.prompt_mask)[row, own]
+        assert torch.equal(rows.masked[row, own], maskable & has_answer)
+        num_after += not has_answer
+    assert num_after > 5
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_shards_make_up_the_whole(block_size: int | None, padded: Padded) -> None:
+    settings = {"tokens_per_step": 2, "block_size": block_size}
+    whole = make(**settings)
+    parts = [make(RowShard(total=ROWS, start=a, stop=b), **settings) for a, b in ((0, 4), (4, 10))]
     for step in range(15):
         batch, pieces = whole.next_batch(padded), [part.next_batch(padded) for part in parts]
         assert torch.equal(batch.xt, torch.cat([piece.xt for piece in pieces]))

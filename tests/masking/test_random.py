@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from tests.helpers import RandomStream, random_stats
@@ -13,21 +14,24 @@ def process(shard: RowShard, seed: int = 0) -> RandomMasking:
     return RandomMasking(mask_id=MASK, shard=shard, seed=seed)
 
 
-def test_counts_are_uniform_and_the_prompt_is_never_masked(stream: RandomStream) -> None:
-    masking = process(RowShard.whole(60))
-    counts = torch.zeros(13)
-    for step in range(200):
+@pytest.mark.parametrize("block_size", [12, 4])
+def test_counts_are_uniform_and_the_prompt_is_never_masked(block_size: int, stream: RandomStream) -> None:
+    masking = RandomMasking(mask_id=MASK, shard=RowShard.whole(60), block_size=block_size)
+    counts = torch.zeros(12 // block_size, block_size + 1)
+    for step in range(150):
         batch = masking.next_batch(stream)
         clean = stream[step * 60 + torch.arange(60)]
         is_masked = batch.xt == MASK
         assert not (is_masked & clean.prompt_mask).any()
         assert torch.equal(batch.xt[~is_masked], clean.x0[~is_masked])
-        full = ~clean.prompt_mask.any(dim=1)  # rows of the full length 12
-        counts += torch.bincount(is_masked.sum(1)[full], minlength=13)
+        for n, own in enumerate(is_masked.split(block_size, dim=1)):
+            full = ~clean.prompt_mask.split(block_size, dim=1)[n].any(dim=1)  # blocks of the full length
+            counts[n] += torch.bincount(own.sum(1)[full], minlength=block_size + 1)
         masking.observe(batch, random_stats(batch, 0))
-    assert counts[0] == 0
+    assert (counts[:, 0] == 0).all()
     # Stratification makes the counts more even than independent draws would: only the upper side can fail.
-    assert chi_square(counts[1:], torch.full((12,), float(counts.sum() / 12))) < 5
+    for own in counts[:, 1:]:
+        assert chi_square(own, torch.full((block_size,), float(own.sum() / block_size))) < 5
 
 
 def test_every_set_of_a_size_is_equally_likely() -> None:
@@ -47,20 +51,20 @@ def test_every_set_of_a_size_is_equally_likely() -> None:
 
 def test_the_weight_is_one_over_the_masked_count(stream: RandomStream) -> None:
     batch = process(RowShard.whole(16)).next_batch(stream)
-    per_row = batch.scatter(batch.weight, 0.0)
     is_masked = batch.xt == MASK
-    assert torch.allclose(per_row.sum(1), torch.ones(16, dtype=torch.float64))
-    assert (per_row[~is_masked] == 0).all()
+    expected = is_masked / is_masked.sum(dim=1, keepdim=True).double()
+    assert torch.allclose(batch.scatter(batch.weight, 0.0), expected)
     assert batch.weight[batch.scored == batch.x0.numel()].eq(0).all()
 
 
-def test_times_are_stratified_over_the_global_batch() -> None:
-    rows = torch.arange(32)
+@pytest.mark.parametrize(("rows", "num_blocks"), [(32, 1), (8, 4)])
+def test_times_are_stratified_over_the_blocks_of_the_global_batch(rows: int, num_blocks: int) -> None:
     for step in range(5):
-        t = stratified(UniformTime(), rows, 32, 0, step)
+        t = stratified(UniformTime(), torch.arange(rows), rows, 0, step, num_blocks)
+        assert t.shape == (rows, num_blocks)
         assert (t > 0).all()
         assert (t <= 1).all()
-        assert torch.equal((t * 32).ceil().long().sort().values, torch.arange(1, 33))
+        assert torch.equal((t * 32).ceil().long().flatten().sort().values, torch.arange(1, 33))
 
 
 def test_masked_count_covers_one_to_l() -> None:
@@ -68,9 +72,10 @@ def test_masked_count_covers_one_to_l() -> None:
     assert masked_count(t, length).tolist() == [1, 1, 2, 4]
 
 
-def test_shards_make_up_the_whole(stream: RandomStream) -> None:
-    whole = process(RowShard.whole(8))
-    parts = [process(RowShard(total=8, start=start, stop=start + 4)) for start in (0, 4)]
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_shards_make_up_the_whole(block_size: int | None, stream: RandomStream) -> None:
+    shards = [RowShard.whole(8), *(RowShard(total=8, start=start, stop=start + 4) for start in (0, 4))]
+    whole, *parts = (RandomMasking(mask_id=MASK, shard=shard, block_size=block_size) for shard in shards)
     for _ in range(3):
         batch, halves = whole.next_batch(stream), [part.next_batch(stream) for part in parts]
         assert torch.equal(batch.xt, torch.cat([half.xt for half in halves]))

@@ -8,6 +8,7 @@ from unmask.decoding.decoder import Decoder
 from unmask.registry import resolve
 from unmask.report.masks import Masks, met_when_decoding, trained_on
 from unmask.report.replay import traces
+from unmask.reveal import Steps
 from unmask.tasks.toy import Toy, ToyData
 from unmask.training.trainer import Trainer
 from unmask.types import Ask, Prediction
@@ -41,17 +42,41 @@ def test_a_trace_is_what_the_decoder_did() -> None:
 
 def test_masks_met_when_decoding() -> None:
     """One at a step: 4/5, 3/5, 2/5 and 1/5 of every canvas are masked, once each."""
-    masks = met_when_decoding(Decoder(exact, MASK), TOY.validation(6), dtype="float64", device=CPU)
+    masks = met_when_decoding(Decoder(exact, MASK), TOY.validation(6), block_size=None, dtype="float64", device=CPU)
     assert sorted(masks.share.tolist()) == pytest.approx([n / 5 for n in (1, 2, 3, 4) for _ in range(6)])
     first = TOY.posterior(TOY.validation(6).masked(MASK), torch.arange(30)[torch.arange(30) % 5 > 0])
     expected = first.exp().amax(-1).view(6, 4).mean(-1)
     assert torch.allclose(masks.top1[masks.share > 0.7].double(), expected)
 
 
+def test_masks_of_blocks_count_block_by_block() -> None:
+    """One entry for each block of which anything is asked: here of all three at once, the first half given."""
+    toy = Toy(ToyData(values=2, length=6, prompt_length=1))
+
+    def in_blocks(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+        return Prediction.from_logits(toy.posterior(xt, at), ask, mask_id=2)
+
+    decoder = Decoder(in_blocks, 2, rule=Steps(1))
+    masks = met_when_decoding(decoder, toy.validation(4), block_size=2, dtype="float64", device=CPU)
+    assert masks.share.tolist() == [0.5, 1, 1] * 4
+
+
 def test_bins() -> None:
     masks = Masks(share=torch.tensor([0.05, 0.1, 0.11, 1.0]), top1=torch.tensor([0.2, 0.4, 0.5, 0.9]))
     assert [y for _, y in masks.histogram()] == [0.5, 0.25, 0, 0, 0, 0, 0, 0, 0, 0.25]
     assert masks.confidence() == [(0.05, pytest.approx(0.3)), (0.15, 0.5), (0.95, pytest.approx(0.9))]
+
+
+def test_what_comes_next_in_training_in_blocks() -> None:
+    """Of each of three bands, in rows that are two grids, 1 to 27 cells are masked, each number equally often."""
+    overrides = ["process={name: uniform, block_size: 27}", "data.layout=two_grid", "train.batch_size=9"]
+    config = recipes.load("debug", overrides)
+    task = resolve("task", config.task.name).from_config(config.data)
+    masks = trained_on(Trainer(config, task.tokens, task.synthetic_stream(0)), num_batches=3)
+    assert len(masks.share) == 3 * 3 * 9  # the clues are no masks
+    counts = (27 * masks.share).round().long()
+    assert counts.min() >= 1
+    assert 12 < counts.double().mean() < 16
 
 
 def test_what_comes_next_in_training() -> None:

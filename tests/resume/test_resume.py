@@ -21,6 +21,11 @@ PROCESSES = {
     "puma_schedule": ["process={name: puma, num_stages: 3, stage_schedule: [[7, 6], [15, 2]], threshold: 0.2}"],
     "in_turn": ["process={name: in_turn, switch_at: 7, first: {name: uniform}, then: {name: puma, threshold: 0.2}}"],
     "puma_variable": ["process={name: puma_variable, tokens_per_step: 5, threshold: 0.2}"],
+    "block_uniform": ["process={name: uniform, block_size: 27}"],
+    "block_puma": [
+        "process={name: puma, num_stages: 3, stage_schedule: [[7, 6], [15, 2]], threshold: 0.2, block_size: 27}"
+    ],
+    "puma_entropy_bound": ["process={name: puma, num_stages: 4, confidence: neg_entropy, entropy_bound: 2}"],
     "ar": [
         *("process={name: ar}", "model.causal=true", "model.alignment=next", "data.layout=two_grid"),
         *("decode.confidence=left_to_right", "eval.confidences=[left_to_right]", "eval.tokens_per_step=[1]"),

@@ -1,6 +1,6 @@
 """The likelihood of held-out examples: a bound under uniform masks, whatever the training was; exact if causal.
 
-Dimensions: R examples, D draws (masks) per example, B rows of a batch, L positions.
+Dimensions: R examples, D draws (masks) per example, B rows of a batch, N blocks of a row, L positions.
 """
 
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask import noise
-from unmask.masking import weights
+from unmask.blocks import count_blocks
 from unmask.masking.causal import is_answer
-from unmask.masking.process import score, score_masked
-from unmask.masking.random import mask_exactly
-from unmask.masking.time import UniformTime, masked_count, stratified
+from unmask.masking.process import score
+from unmask.masking.random import mask_blocks
+from unmask.masking.time import UniformTime, stratified
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
 from unmask.noise import Purpose
@@ -42,14 +42,16 @@ def nelbo(
     """Upper bound on the NLL per maskable token, in nats.
 
     For each example, n masked positions with n uniform on {1, .., L_eff}: the mean NLL over them is an unbiased
-    estimate of the bound per maskable token (see `weights.per_masked`). Over a corpus:
-    `sum(L_eff x example mean) / sum(L_eff)`. n is stratified over examples and spread over an example's draws, and the
-    masks depend on `seed` and the example's number alone, so that models are compared on the same ones.
+    estimate of the bound per maskable token (see `weights.per_masked`). Of a model with a `block_size`, each block is
+    masked so, and an example's value is `sum(L_b x block mean) / L_eff`. Over a corpus:
+    `sum(L_eff x example value) / sum(L_eff)`. n is stratified over examples (and blocks) and spread over an example's
+    draws, and the masks depend on `seed` and the example's number alone, so that models are compared on the same ones.
     """
     device = next(model.parameters()).device
     number = torch.arange(len(examples))
     seed = noise.integer(seed, Purpose.EVALUATE)
-    u = stratified(UniformTime(), number, len(examples), seed, step=0)
+    num_blocks = count_blocks(examples.x0.shape[1], getattr(model, "block_size", None), "model.block_size")
+    u = stratified(UniformTime(), number, len(examples), seed, step=0, num_blocks=num_blocks)
     total = torch.zeros(len(examples), dtype=torch.float64)
     for draw in range(draws):
         for start in range(0, len(examples), batch_size):
@@ -88,19 +90,16 @@ def nll(
 def _mean_nll(
     model: Denoiser,
     clean: CleanBatch,
-    t: Float[Tensor, "B"],
+    t: Float[Tensor, "B N"],
     number: Int[Tensor, "B"],
     seed: int,
     draw: int,
     dtype: str,
 ) -> Float[Tensor, "B"]:
-    """Mean NLL over the masked positions of each row, one mask per row."""
-    eligible = ~clean.prompt_mask
-    count = masked_count(t.to(eligible.device), eligible.sum(dim=-1))
-    is_masked = mask_exactly(eligible, count, number.to(eligible.device), seed, Purpose.MASK, draw)
-    xt = torch.where(is_masked, model.mask_id, clean.x0)
-    batch = score_masked(clean.x0, xt, model.mask_id, weights.per_masked(is_masked))
-    with autocast(dtype, eligible.device):
+    """Weighted sum of the NLL over the masked positions of each row, one mask per row."""
+    device = clean.x0.device
+    batch = mask_blocks(clean, t.to(device), number.to(device), model.mask_id, seed, draw)
+    with autocast(dtype, device):
         stats = model(batch)
     return batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1)
 

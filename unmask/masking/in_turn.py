@@ -1,6 +1,6 @@
 """One masking process for the first steps of a run, another for the rest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Int
@@ -48,13 +48,15 @@ class InTurn:
             name = value.get("name", "uniform") if isinstance(value, dict) else "uniform"
             return check_section(resolve("process", str(name)).Config, value, f"process.{info.field_name}")
 
+        @property
+        def block_size(self) -> int | None:
+            """Of both: `_joint` refuses two sizes."""
+            return getattr(self.first, "block_size", None)
+
     def __init__(self, first: MaskingProcess, then: MaskingProcess, switch_at: int, batch_size: int) -> None:
         self.first, self.then, self.switch_at = first, then, switch_at
         self.batch_size = batch_size
-        asked = {part.requirements for part in (first, then)} - {Requirements()}
-        if len(asked) > 1:
-            raise UserError("process.first and process.then ask the model for different confidences; make them one")
-        self.requirements = asked.pop() if asked else Requirements()
+        self.requirements = _joint(first.requirements, then.requirements)
         self.step = 0
 
     @classmethod
@@ -91,3 +93,22 @@ class InTurn:
         self.step = state["step"]
         self.first.load_state_dict(state["first"])
         self.then.load_state_dict(state["then"])
+
+
+def _joint(first: Requirements, then: Requirements) -> Requirements:
+    """What one model must be to serve both.
+
+    Raises:
+        UserError: no model can.
+    """
+    if first.block_size != then.block_size:
+        raise UserError(
+            f"process.first.block_size={first.block_size} and process.then.block_size={then.block_size}: both train "
+            "one model; make them equal"
+        )
+    if first.is_causal != then.is_causal:
+        raise UserError("one of process.first and process.then trains a causal model, the other does not; use one kind")
+    confidences = {part.confidence for part in (first, then)} - {None}
+    if len(confidences) > 1:
+        raise UserError("process.first and process.then ask the model for different confidences; make them one")
+    return replace(first, confidence=confidences.pop() if confidences else None)

@@ -4,75 +4,102 @@ Row r (of the global batch) holds, one after the other, the examples `stream[r +
 example and by the number of steps that the example has been visited. Pools are therefore the same however many
 processes share the batch.
 
+In blocks, each block of a row is at a stage of its own. One that is done is visible as a whole, so out of the loss; the
+row is done when all its blocks are.
+
 All is done on `device`, in shapes that do not depend on what the model says, and nothing waits for the device but the
 count of scored positions, once a step (`process.score`).
 
-Dimensions: B rows of the global batch, b rows of this process, L positions.
+Dimensions: B rows of the global batch, b rows of this process, N blocks of a row (1 in plain diffusion), S positions of
+a block, L of a row.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from unmask import noise
+from unmask.blocks import blocks_of, count_blocks
+from unmask.config import OrderName, Section
 from unmask.data.stream import ExampleStream
+from unmask.errors import UserError
 from unmask.masking.process import Requirements, RowShard
-from unmask.masking.random import mask_exactly
+from unmask.masking.random import BLOCK_SIZE
+from unmask.masking.rows import PoolRows
 from unmask.masking.upcoming import Upcoming
 from unmask.noise import Purpose
-from unmask.reveal import ORDERS, above, surest
+from unmask.reveal import ORDERS, PARALLEL_RULES, RevealRule, RevealState, surest
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
 
-@dataclass(kw_only=True)
-class PoolRows:
-    """The state of this process's rows. Row r of the global batch holds the examples r, r + B, r + 2 B, … in turn."""
+class PoolConfig(Section):
+    """The settings that all pools have."""
 
-    example: Int[Tensor, "b"]
-    visit: Int[Tensor, "b"]
-    """Steps that the row's example has been trained on."""
-    stage: Int[Tensor, "b"]
-    is_done: Bool[Tensor, "b"]
-    """Where the row takes its next example before the next step."""
-    x0: Int[Tensor, "b L"]
-    prompt_mask: Bool[Tensor, "b L"]
-    is_masked: Bool[Tensor, "b L"]
+    alternatives = tuple(PARALLEL_RULES)
 
-    @property
-    def num_maskable(self) -> Int[Tensor, "b"]:
-        """L_eff. Padding counts: the answer's own length is hidden."""
-        return (~self.prompt_mask).sum(dim=-1)
+    name: str
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="reveal at once what the model gives more than this probability"
+    )
+    factor: float | None = Field(
+        None,
+        gt=0,
+        description="in place of threshold: reveal the n surest with (n + 1)(1 - least probability) < factor",
+    )
+    entropy_bound: float | None = Field(
+        None, ge=0, description="in place of threshold: reveal the surest whose joint entropy this bounds, in nats"
+    )
+    confidence: OrderName = Field("prob", description="what orders the reveals")
+    block_size: int | None = Field(None, ge=1, description=BLOCK_SIZE)
 
-    @property
-    def num_revealed(self) -> Int[Tensor, "b"]:
-        return self.num_maskable - self.is_masked.sum(dim=-1)
+    @model_validator(mode="before")
+    @classmethod
+    def _replace_default(cls, given: Any) -> Any:
+        """An alternative that is given takes the place of one that is on by default."""
+        if isinstance(given, dict) and any(given.get(key) is not None for key in cls.alternatives):
+            return {**dict.fromkeys(cls.alternatives), **given}
+        return given
 
-    def xt(self, mask_id: int) -> Int[Tensor, "b L"]:
-        return torch.where(self.is_masked, mask_id, self.x0)
+    @model_validator(mode="after")
+    def _check_rule(self) -> "PoolConfig":
+        parallel_rule(self.confidence, **{key: getattr(self, key) for key in PARALLEL_RULES})
+        return self
 
-    def replaced_where_done(self, fresh: "PoolRows") -> "PoolRows":
-        row, position = self.is_done, self.is_done.unsqueeze(1)
-        return PoolRows(
-            **{
-                name: torch.where(row if value.ndim == 1 else position, getattr(fresh, name), value)
-                for name, value in vars(self).items()
-            }
-        )
+
+def parallel_rule(confidence: str, **given: float | None) -> RevealRule | None:
+    """What a pool that orders by `confidence` reveals beyond its count: the rule given, by its key in `PARALLEL_RULES`.
+
+    Raises:
+        UserError: several are given, or one needs an entropy that the pool is not told.
+    """
+    asked = {key: value for key, value in given.items() if value is not None}
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(f'process.{key}={value}' for key, value in asked.items())}: give one of them")
+    for key, value in asked.items():
+        rule = PARALLEL_RULES[key](value)
+        if getattr(rule, "needs_entropy", False) and ORDERS[confidence].confidence != "neg_entropy":
+            raise UserError(
+                f"process.{key}={value} needs the entropy, which process.confidence={confidence} does not have; "
+                "set process.confidence=neg_entropy"
+            )
+        return rule
+    return None
 
 
 class Pool(ABC):
     """What the constructions of progressive unmasking have in common: rows, reveals, refills and state.
 
-    A construction says how new rows are masked, what of a row is scored, how many positions it reveals next, and when
-    it is done.
+    A construction says how new rows are masked, what of a row is scored, how many positions a block reveals next, and
+    when it is done.
 
     Args:
-        threshold: with it, positions whose top-1 probability exceeds it are revealed at once, whatever the count.
+        also: what is revealed at once beyond the count, as far as the model is sure; see `parallel_rule`.
         confidence: what orders the reveals: a key of `reveal.ORDERS`.
+        block_size: S, of rows in blocks; None: a row is one block.
     """
 
     def __init__(
@@ -80,16 +107,18 @@ class Pool(ABC):
         *,
         mask_id: int,
         shard: RowShard,
-        threshold: float | None,
+        also: RevealRule | None,
         confidence: str,
+        block_size: int | None,
         seed: int,
         device: torch.device | None,
     ) -> None:
         self.mask_id = mask_id
         self.shard = shard
-        self.threshold = threshold
+        self.also = also
         self.order = ORDERS[confidence]
-        self.requirements = Requirements(confidence=self.order.confidence)
+        self.block_size = block_size
+        self.requirements = Requirements(confidence=self.order.confidence, block_size=block_size)
         self.seed = seed
         self.device = device or torch.device("cpu")
         self.step = 0
@@ -99,8 +128,8 @@ class Pool(ABC):
         self.pool: PoolRows | None = None
 
     @abstractmethod
-    def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], order: Int[Tensor, "b"]) -> PoolRows:
-        """The rows that a pool starts with; `order` is a permutation of the global batch, to spread them by."""
+    def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], order: Int[Tensor, "b N"]) -> PoolRows:
+        """The rows that a pool starts with; `order`, a permutation of the global batch's blocks, spreads them."""
 
     @abstractmethod
     def _fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"]) -> PoolRows:
@@ -110,12 +139,12 @@ class Pool(ABC):
     def _as_batch(self, pool: PoolRows) -> MaskedBatch: ...
 
     @abstractmethod
-    def _count(self, pool: PoolRows) -> Int[Tensor, "b"]:
-        """How many positions each row reveals after this step, the surest first."""
+    def _count(self, pool: PoolRows) -> Int[Tensor, "b N"]:
+        """How many positions each block reveals after this step, the surest first."""
 
     @abstractmethod
-    def _advance(self, pool: PoolRows) -> Bool[Tensor, "b"]:
-        """Moves `pool.stage` on, after the reveals; returns which rows are done."""
+    def _advance(self, pool: PoolRows) -> Bool[Tensor, "b N"]:
+        """Moves `pool.stage` on, after the reveals; returns which blocks are done."""
 
     @property
     def num_refills(self) -> int:
@@ -136,14 +165,13 @@ class Pool(ABC):
         assert pool is not None, "observe follows next_batch"
         is_revealed = self._choose(pool, batch, stats)
         self._num_revealed = is_revealed.sum()
-        # New tensors, not changes in place: batches and saved states hold on to the old ones.
-        pool.is_masked = pool.is_masked & ~is_revealed
-        pool.is_done = self._advance(pool)
+        pool.reveal(is_revealed)
+        pool.finish(self._advance(pool))
         pool.visit = pool.visit + 1
         self.step += 1
 
     def _choose(self, pool: PoolRows, batch: MaskedBatch, stats: TokenStats) -> Bool[Tensor, "b L"]:
-        """What each row reveals. (A row that is done is refilled, whatever it reveals.)"""
+        """What each block reveals. (One that is done has nothing to reveal.)"""
         position = torch.arange(pool.x0.shape[1], device=self.device)
         score = self.order.score(
             batch.scatter(stats.confidence, -torch.inf),
@@ -151,16 +179,35 @@ class Pool(ABC):
                 self.seed, Purpose.ORDER, pool.example.unsqueeze(1), pool.visit.unsqueeze(1), position
             ),
         )
-        is_revealed = surest(score, pool.is_masked, self._count(pool))
-        if self.threshold is not None:
-            is_revealed |= above(batch.scatter(stats.top1, 0.0), pool.is_masked, self.threshold)
-        return is_revealed
+        score, count = pool.in_blocks(score), self._count(pool)
+        is_revealed = surest(score, pool.masked, count)
+        if self.also is not None:
+            state = RevealState(
+                score=score,
+                eligible=pool.masked,
+                top1=pool.in_blocks(batch.scatter(stats.top1, 0.0)),
+                entropy=pool.in_blocks(batch.scatter(-stats.confidence, 0.0)) if self._knows_entropy else None,
+                step=pool.visit.unsqueeze(1).expand_as(count),
+                num_masked=pool.masked.sum(dim=-1),
+                num_masked_at_start=pool.num_maskable,
+            )
+            is_revealed = is_revealed | self.also(state)
+        return is_revealed.flatten(1)
+
+    @property
+    def _knows_entropy(self) -> bool:
+        return self.order.confidence == "neg_entropy"
 
     def _first_pool(self, stream: ExampleStream) -> PoolRows:
         rows = self.shard.index(self.device)
-        order = noise.permute(rows, self.shard.total, self.seed, Purpose.STAGE)
+        clean = stream[rows.cpu()].to(self.device)
+        num_blocks = self._num_blocks(clean)
+        order = noise.permute(blocks_of(rows, num_blocks), self.shard.total * num_blocks, self.seed, Purpose.STAGE)
         self._num_refills = torch.full_like(self._num_refills, len(rows))
-        return self._first_rows(stream[rows.cpu()].to(self.device), rows, order)
+        return self._first_rows(clean, rows, order)
+
+    def _num_blocks(self, clean: CleanBatch) -> int:
+        return count_blocks(clean.x0.shape[1], self.block_size)
 
     def _refilled(self, pool: PoolRows, stream: ExampleStream) -> PoolRows:
         """The pool with new examples where a row is done."""
@@ -204,23 +251,3 @@ class Pool(ABC):
             if state["pool"] is None
             else PoolRows(**{name: t.to(self.device) for name, t in state["pool"].items()})
         )
-
-
-def new_rows(
-    clean: CleanBatch,
-    example: Int[Tensor, "b"],
-    stage: Int[Tensor, "b"],
-    num_revealed: Int[Tensor, "b"],
-    seed: int,
-) -> PoolRows:
-    """Examples that enter a pool, positions revealed at random: the model has not seen them yet."""
-    eligible = ~clean.prompt_mask
-    return PoolRows(
-        example=example,
-        visit=torch.zeros_like(example),
-        stage=stage,
-        is_done=torch.zeros_like(example, dtype=torch.bool),
-        x0=clean.x0,
-        prompt_mask=clean.prompt_mask,
-        is_masked=mask_exactly(eligible, eligible.sum(dim=-1) - num_revealed, example, seed, Purpose.MASK),
-    )

@@ -1,6 +1,6 @@
 """The contract between the trainer and every masking process.
 
-Dimensions: B rows of the global batch, b rows of this process, L positions, M scored positions.
+Dimensions: B rows of the global batch, b rows of this process, N blocks of a row, L positions, M scored positions.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.blocks import over_positions
 from unmask.data.stream import ExampleStream
 from unmask.types import MaskedBatch, TokenSpec, TokenStats
 
@@ -93,10 +94,13 @@ class MaskingProcess(Protocol):
 
 
 def score_masked(
-    x0: Int[Tensor, "b L"], xt: Int[Tensor, "b L"], mask_id: int, row_weight: Float[Tensor, "b"]
+    x0: Int[Tensor, "b L"], xt: Int[Tensor, "b L"], mask_id: int, weight: Float[Tensor, "b *N"]
 ) -> MaskedBatch:
-    """A batch that scores exactly the masked positions, each with its row's weight. Waits for the device once."""
-    return score(x0, xt, xt == mask_id, row_weight.unsqueeze(1).expand(x0.shape))
+    """A batch that scores exactly the masked positions, each with its row's or block's weight.
+
+    Waits for the device once.
+    """
+    return score(x0, xt, xt == mask_id, over_positions(weight, x0.shape[1]))
 
 
 def score(

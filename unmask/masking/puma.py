@@ -8,7 +8,10 @@ Nothing here looks at how well a hidden token is predicted, and no count depends
 visible, the hidden tokens keep their distribution under the data, so the minimiser of the loss is still the true
 conditional.
 
-Dimensions: B rows of the global batch, b rows of this process, L positions, K stages.
+In blocks (2503.09573), every block of a row has a stage of its own, and what is said of a row above holds for a block;
+a row is done when all its blocks are.
+
+Dimensions: B rows of the global batch, b rows of this process, N blocks of a row (1 in plain diffusion), K stages.
 """
 
 from itertools import pairwise
@@ -20,10 +23,11 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from unmask import noise
-from unmask.config import OrderName, Section
+from unmask.blocks import blocks_of, count_blocks, in_blocks
 from unmask.masking import weights
-from unmask.masking.pool import Pool, PoolRows, new_rows
+from unmask.masking.pool import Pool, PoolConfig, parallel_rule
 from unmask.masking.process import ProcessContext, RowShard, score_masked
+from unmask.masking.rows import PoolRows, new_rows
 from unmask.noise import Purpose
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
@@ -49,19 +53,18 @@ class PumaPool(Pool):
         num_stages: K. A row passes through about K masks, from all masked to almost none.
         stage_schedule: [[step, K], ...]: from that step on, K changes. Rows keep their masks and are re-bucketed.
         threshold: with it, positions whose top-1 probability exceeds it are revealed at once, whatever the stage.
+        factor: in place of it, `reveal.Factor`.
+        entropy_bound: in place of it, `reveal.EntropyBound`; needs the confidence `neg_entropy`.
         confidence: what orders the reveals: `prob`, `margin`, `neg_entropy` or `random`.
+        block_size: S. Each block of S positions passes through stages of its own.
     """
 
-    class Config(Section):
+    class Config(PoolConfig):
         name: str = "puma"
         num_stages: int = Field(8, ge=1, description="K: masks that a row passes through")
         stage_schedule: StageSchedule = Field(
             [], description="[[step, K], ...]: from each step on, K changes; steps increase"
         )
-        threshold: float | None = Field(
-            None, gt=0, le=1, description="reveal at once what the model gives more than this probability"
-        )
-        confidence: OrderName = Field("prob", description="what orders the reveals")
 
     def __init__(
         self,
@@ -71,18 +74,28 @@ class PumaPool(Pool):
         num_stages: int = 8,
         stage_schedule: list[tuple[int, int]] | None = None,
         threshold: float | None = None,
+        factor: float | None = None,
+        entropy_bound: float | None = None,
         confidence: str = "prob",
+        block_size: int | None = None,
         seed: int = 0,
         device: torch.device | None = None,
     ) -> None:
         super().__init__(
-            mask_id=mask_id, shard=shard, threshold=threshold, confidence=confidence, seed=seed, device=device
+            mask_id=mask_id,
+            shard=shard,
+            also=parallel_rule(confidence, threshold=threshold, factor=factor, entropy_bound=entropy_bound),
+            confidence=confidence,
+            block_size=block_size,
+            seed=seed,
+            device=device,
         )
         self.num_stages = num_stages
         self.stage_schedule = dict(stage_schedule or [])
 
     @classmethod
     def from_config(cls, config: Config, context: ProcessContext) -> "PumaPool":
+        count_blocks(context.tokens.length, config.block_size)  # refuses what does not divide
         return cls(
             mask_id=context.tokens.mask_id,
             shard=context.shard,
@@ -91,7 +104,10 @@ class PumaPool(Pool):
             num_stages=config.num_stages,
             stage_schedule=config.stage_schedule,
             threshold=config.threshold,
+            factor=config.factor,
+            entropy_bound=config.entropy_bound,
             confidence=config.confidence,
+            block_size=config.block_size,
         )
 
     def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
@@ -99,43 +115,47 @@ class PumaPool(Pool):
         if self.step in self.stage_schedule:
             self._change_num_stages(self.stage_schedule[self.step])
 
-    def _count(self, pool: PoolRows) -> Int[Tensor, "b"]:
+    def _count(self, pool: PoolRows) -> Int[Tensor, "b N"]:
         num_revealed = pool.num_revealed
-        target = self._draw_num_revealed(pool.num_maskable, pool.stage + 1, Purpose.TARGET, pool.example, pool.visit)
+        target = self._draw_num_revealed(
+            pool.num_maskable, pool.stage + 1, Purpose.TARGET, pool.example.unsqueeze(1), pool.block_visit
+        )
         return target.maximum(num_revealed + 1) - num_revealed
 
-    def _advance(self, pool: PoolRows) -> Bool[Tensor, "b"]:
+    def _advance(self, pool: PoolRows) -> Bool[Tensor, "b N"]:
         stage = pool.stage + 1
-        if self.threshold is not None:
-            # A row that jumped ahead skips stages; never back, or a row with L_eff < K would not leave its stage.
+        if self.also is not None:
+            # What jumped ahead skips stages; never back, or a block with L_b < K would not leave its stage.
             stage = stage.maximum(_stage_of(pool.num_revealed, pool.num_maskable, self.num_stages))
-        pool.stage = stage
-        return (stage >= self.num_stages) | ~pool.is_masked.any(dim=-1)
+        pool.stage = stage.clamp(max=self.num_stages)
+        return stage >= self.num_stages
 
     def _draw_num_revealed(
-        self, num_maskable: Int[Tensor, "b"], stage: Int[Tensor, "b"], purpose: Purpose, *keys: Int[Tensor, "b"]
-    ) -> Int[Tensor, "b"]:
-        """`round(r L_eff)`, at most L_eff - 1, with r ~ U[stage / K, (stage + 1) / K)."""
+        self, num_maskable: Int[Tensor, "b N"], stage: Int[Tensor, "b N"], purpose: Purpose, *keys: Int[Tensor, "b ..."]
+    ) -> Int[Tensor, "b N"]:
+        """`round(r L_b)`, at most L_b - 1, with r ~ U[stage / K, (stage + 1) / K)."""
         r = (stage + noise.uniform(self.seed, purpose, *keys)) / self.num_stages
         return (r * num_maskable).round().long().minimum(num_maskable - 1)
 
-    def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], order: Int[Tensor, "b"]) -> PoolRows:
-        """Stages are spread evenly over K (also where K > B)."""
-        return self._new_rows(clean, example, order * self.num_stages // self.shard.total)
+    def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], order: Int[Tensor, "b N"]) -> PoolRows:
+        """Stages are spread evenly over K (also where there are more than blocks)."""
+        return self._new_rows(clean, example, order * self.num_stages // (self.shard.total * order.shape[1]))
 
     def _fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"]) -> PoolRows:
-        return self._new_rows(clean, example, torch.zeros_like(example))
+        return self._new_rows(clean, example, example.new_zeros(len(example), self._num_blocks(clean)))
 
-    def _new_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], stage: Int[Tensor, "b"]) -> PoolRows:
-        num_maskable = (~clean.prompt_mask).sum(dim=-1)
-        num_revealed = self._draw_num_revealed(num_maskable, stage, Purpose.REFILL, example)
+    def _new_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], stage: Int[Tensor, "b N"]) -> PoolRows:
+        num_blocks = stage.shape[1]
+        num_maskable = in_blocks(~clean.prompt_mask, num_blocks).sum(dim=-1)
+        num_revealed = self._draw_num_revealed(num_maskable, stage, Purpose.REFILL, blocks_of(example, num_blocks))
         return new_rows(clean, example, stage, num_revealed, self.seed)
 
     def _as_batch(self, pool: PoolRows) -> MaskedBatch:
-        return score_masked(pool.x0, pool.xt(self.mask_id), self.mask_id, weights.per_masked(pool.is_masked))
+        weight = weights.per_masked(pool.masked, pool.eligible)
+        return score_masked(pool.x0, pool.xt(self.mask_id), self.mask_id, weight)
 
     def _change_num_stages(self, num_stages: int) -> None:
-        """Rows keep their masks; each gets the stage, of the new K, that its revealed fraction stands for."""
+        """Rows keep their masks; a block gets the stage, of the new K, that its revealed fraction stands for."""
         self.num_stages = num_stages
         if self.pool is not None:
             stage = _stage_of(self.pool.num_revealed, self.pool.num_maskable, num_stages)
@@ -152,6 +172,8 @@ class PumaPool(Pool):
         self.num_stages = state["num_stages"]
 
 
-def _stage_of(num_revealed: Int[Tensor, "b"], num_maskable: Int[Tensor, "b"], num_stages: int) -> Int[Tensor, "b"]:
-    """`floor(K revealed / L_eff)`."""
+def _stage_of(
+    num_revealed: Int[Tensor, "b N"], num_maskable: Int[Tensor, "b N"], num_stages: int
+) -> Int[Tensor, "b N"]:
+    """`floor(K revealed / L_b)`."""
     return num_stages * num_revealed // num_maskable.clamp(min=1)

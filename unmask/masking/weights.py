@@ -1,24 +1,32 @@
 """Loss weights: the factor of a masked token's NLL, in fp64. The loss is the weighted sum over the number of rows.
 
-Dimensions: B rows, L positions.
+Dimensions: B rows, N blocks of a row (1 in plain diffusion), S positions of a block.
 """
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def per_masked(is_masked: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
-    """`1/n` for a row with n masked positions: the mean NLL of its masked tokens.
+def per_masked(is_masked: Bool[Tensor, "B N S"], eligible: Bool[Tensor, "B N S"]) -> Float[Tensor, "B N"]:
+    """`L_b / (n_b L_eff)` for a block with n_b of its L_b maskable positions masked: each block's mean NLL of masked
+    tokens counts by its share of the row. With one block, 1/n: the mean NLL of the row's masked tokens.
 
-    With n uniform on {1, .., L_eff}, the expected loss is the NELBO per maskable token in nats (Ou et al. 2024,
-    2406.03736, k-DCE; Kim et al. 2025, 2502.06768, proposition 2.1).
+    With n_b uniform on {1, .., L_b}, the expected loss is the NELBO per maskable token in nats (Ou et al. 2024,
+    2406.03736, k-DCE; Kim et al. 2025, 2502.06768, proposition 2.1; of blocks: Arriola et al. 2025, 2503.09573).
     """
-    return 1.0 / is_masked.sum(dim=-1).clamp(min=1).double()
+    num_maskable = eligible.sum(dim=-1)
+    # The quotient of whole numbers, rounded once: with one block, 1/n to the last bit.
+    return num_maskable.double() / (is_masked.sum(dim=-1) * _length(num_maskable)).clamp(min=1)
 
 
-def capped(is_masked: Bool[Tensor, "B L"], num_maskable: Int[Tensor, "B"], cap: float) -> Float[Tensor, "B"]:
-    """`min(1/t, cap) / L_eff`, with t = n / L_eff: `1/n`, but never more than `cap / L_eff`.
+def capped(is_masked: Bool[Tensor, "B N S"], eligible: Bool[Tensor, "B N S"], cap: float) -> Float[Tensor, "B N"]:
+    """`min(1/t, cap) / L_eff`, with t = n_b / L_b: as `per_masked`, but never more than `cap / L_eff`.
 
-    The cap bounds the weight of rows that are almost visible, and biases: the loss is no NELBO (PUMBA, appendix B).
+    The cap bounds the weight of blocks that are almost visible, and biases: the loss is no NELBO (PUMBA, appendix B).
     """
-    return per_masked(is_masked).minimum(cap / num_maskable.clamp(min=1).double())
+    return per_masked(is_masked, eligible).minimum(cap / _length(eligible.sum(dim=-1)).clamp(min=1).double())
+
+
+def _length(num_maskable: Int[Tensor, "B N"]) -> Int[Tensor, "B 1"]:
+    """L_eff, of the whole row."""
+    return num_maskable.sum(dim=-1, keepdim=True)

@@ -49,6 +49,11 @@ class TransformerConfig(Section):
     )
     attention: str = Field("auto", description=f"auto = the fastest; or {', '.join(BACKENDS)}")
     causal: bool = Field(False, description="a position sees itself and those before it; for process.name=ar")
+    block_size: int | None = Field(
+        None,
+        ge=1,
+        description="S: a block of S positions sees itself and the blocks before it; set by process.block_size",
+    )
     alignment: Literal["same", "next"] = Field(
         "same", description="next: position i is predicted by what is read at i - 1, as AR models learn it"
     )

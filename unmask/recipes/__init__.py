@@ -10,15 +10,15 @@ from typing import Any
 
 import yaml
 
-from unmask.config import RunConfig, Section
+from unmask.config import RunConfig, Section, section_class
 from unmask.errors import UserError
 
 FOLDER = Path(__file__).parent
 _KEY_ALIASES = {  # names that users of other code bring
     "K": "num_stages",
+    "block_length": "block_size",
     "confidence_threshold": "threshold",
     "unmasking_num": "tokens_per_step",
-    "block_length": "block_size",
     "cfg_scale": "guidance",
     "alg": "confidence",
 }
@@ -111,7 +111,19 @@ def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
     if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
         base.pop("data", None)
     for key, value in update.items():
-        _write(base, key, value, getattr(RunConfig.model_fields.get(key), "annotation", Section))
+        _write(base, key, value, _section(key, base, update))
+
+
+def _section(key: str, *trees: dict[str, Any]) -> type[Section]:
+    """What checks the section `key`, of the component that the trees, one written over the other, name."""
+    field = RunConfig.model_fields.get(key)
+    if field is None:
+        return Section
+    named = {
+        kind: {name: value for tree in trees if isinstance(tree.get(kind), dict) for name, value in tree[kind].items()}
+        for kind in ("task", "model", "process")
+    }
+    return section_class(key, named, field.annotation)
 
 
 def _write(tree: dict[str, Any], key: str, value: Any, section: type[Section] = Section) -> None:

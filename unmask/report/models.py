@@ -82,7 +82,9 @@ def _decode(
     model, dtype, device = _model(run)
     build_decoder(decoder, model, task.tokens)  # refuses what the model cannot do
     engine = in_any_order(decoder, model, task.tokens)
-    result.decoded[name] = met_when_decoding(engine, examples[:_NUM_DECODED], dtype=dtype, device=device)
+    result.decoded[name] = met_when_decoding(
+        engine, examples[:_NUM_DECODED], block_size=model.block_size, dtype=dtype, device=device
+    )
     shown = examples[:num_examples]
     replay.check(task, shown)
     replay.traces[name] = traces(engine, task, shown, dtype=dtype, device=device)
