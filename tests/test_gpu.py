@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from unmask import recipes
-from unmask.models.attention import BACKENDS
+from unmask.models.backends import BACKENDS
+from unmask.models.visibility import EVERYTHING, Visibility
 from unmask.tasks.build import build_task
 from unmask.training.trainer import Trainer
 
@@ -49,14 +50,15 @@ def heads(dtype: torch.dtype) -> list[torch.Tensor]:
 
 # bfloat16 has steps of 2^-8, and values here are about 1
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-2), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("seen", [EVERYTHING, Visibility(1), Visibility(8), Visibility(8, 104), Visibility(40, 120)])
 @pytest.mark.parametrize("backend", ["matmul", "flex"])
-def test_attention_backends_agree(backend: str, is_causal: bool, dtype: torch.dtype, tolerance: float) -> None:
+def test_attention_backends_agree(backend: str, seen: Visibility, dtype: torch.dtype, tolerance: float) -> None:
+    """One stream of 200 positions, or two: 104 and 96 in blocks of 8, 120 and 80 in blocks of 40."""
     results = []
     for name in ("sdpa", backend):
         qkv = heads(dtype)
         run = torch.compile(BACKENDS[name]) if name == "flex" else BACKENDS[name]
-        mixed = run(*qkv, 0.0, is_causal)
+        mixed = run(*qkv, 0.0, seen)
         results.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), qkv)])
     for one, other in zip(*results, strict=True):
         assert torch.allclose(one, other, rtol=tolerance, atol=tolerance)

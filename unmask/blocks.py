@@ -17,8 +17,8 @@ def check_block_size(size: int, length: int, key: str = "process.block_size") ->
         UserError: they do not; names the two nearest sizes that do.
     """
     if length % size:
-        divisors = [divisor for divisor in range(1, length + 1) if length % divisor == 0]
-        nearest = sorted(sorted(divisors, key=lambda divisor: abs(divisor - size))[:2])
+        divisors = [n for n in range(1, length + 1) if length % n == 0]
+        nearest = [max(n for n in divisors if n < size), *[n for n in divisors if n > size][:1]]
         raise UserError(
             f"{key}={size} does not divide rows of {length} positions; use {' or '.join(map(str, nearest))}"
         )

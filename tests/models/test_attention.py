@@ -8,8 +8,12 @@ import torch
 
 from unmask.errors import UserError
 from unmask.models import measuring
-from unmask.models.attention import BACKENDS, Attention, fastest, train_with
+from unmask.models.attention import Attention, train_with
+from unmask.models.backends import BACKENDS, fastest
 from unmask.models.measuring import fastest_here
+from unmask.models.visibility import EVERYTHING, Visibility
+
+SEEN = {False: EVERYTHING, True: Visibility(size=1)}
 
 
 def heads(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -30,7 +34,7 @@ def test_backends_agree_in_values_and_gradients(
     results = []
     for name in ("sdpa", backend):
         qkv = heads(dtype)
-        mixed = BACKENDS[name](*qkv, 0.0, is_causal)
+        mixed = BACKENDS[name](*qkv, 0.0, SEEN[is_causal])
         results.append([mixed, *torch.autograd.grad((mixed * weight).sum(), qkv)])
     for one, other in zip(*results, strict=True):
         assert one.dtype == other.dtype == dtype
@@ -43,7 +47,7 @@ def test_backends_agree_in_values_and_gradients(
 def test_flex_attention_agrees_in_values(dtype: torch.dtype, is_causal: bool) -> None:
     """On CPUs it has no backward pass; `tests/test_gpu.py` compares the gradients."""
     qkv = [x.detach() for x in heads(dtype)]
-    found, expected = (BACKENDS[name](*qkv, 0.0, is_causal) for name in ("flex", "sdpa"))
+    found, expected = (BACKENDS[name](*qkv, 0.0, SEEN[is_causal]) for name in ("flex", "sdpa"))
     assert torch.allclose(found, expected, atol=1e-6)
     with pytest.raises(UserError, match="use auto, sdpa or matmul"):
         BACKENDS["flex"](*heads(dtype), 0.0)
@@ -53,7 +57,7 @@ def test_flex_attention_agrees_in_values(dtype: torch.dtype, is_causal: bool) ->
 def test_causal_attention_is_attention_to_what_came_before(backend: str) -> None:
     """Position i alone, with the keys and values up to i."""
     q, k, v = (x.detach() for x in heads(torch.float64))
-    found = BACKENDS[backend](q, k, v, 0.0, True)
+    found = BACKENDS[backend](q, k, v, 0.0, SEEN[True])
     for i in range(q.shape[2]):
         weights = (q[:, :, i : i + 1] @ k[:, :, : i + 1].mT / 8**0.5).softmax(-1)
         assert torch.allclose(found[:, :, i : i + 1], weights @ v[:, :, : i + 1])
@@ -124,7 +128,7 @@ def test_a_measurement_that_fails_leaves_the_rule(monkeypatch: pytest.MonkeyPatc
 def test_what_was_measured_is_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     for name in ("sdpa", "matmul"):
-        monkeypatch.setitem(BACKENDS, name, lambda q, k, v, dropout, is_causal, name=name: used.append(name) or v)
+        monkeypatch.setitem(BACKENDS, name, lambda q, k, v, dropout, seen, name=name: used.append(name) or v)
     free, told = layer(), layer("sdpa")
     for module in (free, told):
         train_with(module, "matmul")

@@ -60,7 +60,7 @@ class CausalDecoder:
             if not len(row):
                 return
             place = length[row] + step
-            value = self._read(xt[row], length[row], step, cache, self._ask(prompt[row], step, place)).values
+            value = self._read(xt[row], place, step, cache, self._ask(prompt[row], step, place)).values
             xt[row, place] = value
             reveal_step[row, place] = step
             nfe[row] += 1
@@ -87,18 +87,13 @@ class CausalDecoder:
         return length
 
     def _read(
-        self, xt: Int[Tensor, "b L"], length: Int[Tensor, "b"], step: int, cache: KeyValueCache, ask: Ask
+        self, xt: Int[Tensor, "b L"], place: Int[Tensor, "b"], step: int, cache: KeyValueCache, ask: Ask
     ) -> Prediction:
-        """What follows the last token of each row: first the prompts are read, then a token a step."""
-        if step > 0:
-            cache.width += 1
-            start = length + (step - 1)
-            return self.model.predict_next(
-                xt.gather(1, start.unsqueeze(1)), start, torch.arange(len(xt), device=xt.device), cache, ask
-            )
-        cache.width = longest = int(length.max())
-        at = torch.arange(len(xt), device=xt.device) * longest + length - 1
-        return self.model.predict_next(xt[:, :longest], torch.zeros_like(length), at, cache, ask)
+        """What stands at `place` of each row: first the prompts are read, then a token a step."""
+        start = place if step > 0 else torch.ones_like(place)
+        width = 1 if step > 0 else int(place.max())
+        at = torch.arange(len(xt), device=xt.device) * xt.shape[1] + place
+        return self.model.answer(self.model.hidden_within(xt, at, start=start, width=width, cache=cache), ask)
 
     def _ask(self, prompt: Int[Tensor, "b"], step: int, place: Int[Tensor, "b"]) -> Ask:
         steps = torch.full_like(prompt, step)

@@ -166,7 +166,7 @@ class Remembering:
 
     def __init__(self, model: Denoiser, window: Window, xt: Int[Tensor, "B L"]) -> None:
         self.model, self.window = model, window
-        self.cache = KeyValueCache(xt.shape[1])
+        self.cache = KeyValueCache(xt.shape[1], num_rows=len(xt))
 
     def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Ask, blocks: Blocks) -> Prediction:
         read = self.window(blocks)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from unmask.blocks import check_block_size
 from unmask.config import Section, name_of
 from unmask.errors import UserError
 from unmask.masking.process import Requirements
@@ -22,7 +23,11 @@ def build_denoiser(
     dtype: str = "float32",
     device: torch.device | None = None,
 ) -> Denoiser:
-    """A freshly initialised denoiser for `tokens`, of the network that `config.name` stands for."""
+    """A freshly initialised denoiser for `tokens`, of the network that `config.name` stands for.
+
+    Raises:
+        UserError: it cannot be trained by a process of these `requirements`, or has blocks that do not fill a row.
+    """
     backbone: Any = resolve("model", name_of(config)).from_config(config, tokens)
     backbone.init_weights(seed)
     model = Denoiser(
@@ -31,9 +36,19 @@ def build_denoiser(
         confidence=(requirements or Requirements()).confidence or "prob",
         alignment=getattr(config, "alignment", "same"),
     )
-    if requirements is not None and requirements.is_causal != model.is_causal:
+    if model.block_size is not None:
+        check_block_size(model.block_size, tokens.length, "model.block_size")
+    if requirements is not None:
+        _check(model, requirements)
+    return model.to(device=device, dtype=parameter_dtype(dtype))
+
+
+def _check(model: Denoiser, requirements: Requirements) -> None:
+    if requirements.is_causal != model.is_causal:
         what, settings = ("a causal", "true") if requirements.is_causal else ("no causal", "false")
         raise UserError(
             f"model.causal={model.is_causal}: this process trains {what} model; set model.causal={settings}"
         )
-    return model.to(device=device, dtype=parameter_dtype(dtype))
+    if requirements.block_size != model.block_size:
+        needed, own = ("null" if size is None else size for size in (requirements.block_size, model.block_size))
+        raise UserError(f"process.block_size={needed}, model.block_size={own}: set both to the same size, or to null")

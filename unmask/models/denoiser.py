@@ -1,7 +1,7 @@
 """The denoiser: a backbone and its head, answering what the loss, the pool and the decoder ask.
 
 Everything that touches parameters happens in `forward` or `predict`, and only the rows asked for reach the head.
-Dimensions: B rows, L positions, M positions asked for, V vocabulary, D width; n positions that follow a cache's.
+Dimensions: B rows, L positions in blocks of S, M positions asked for, V vocabulary, D width; b of the rows of a cache.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from unmask.models.cache import KeyValueCache
 from unmask.models.head import prediction, token_stats
 from unmask.models.tied import TiedGradient
+from unmask.models.visibility import num_clean
 from unmask.types import Ask, MaskedBatch, Prediction, TokenStats, at_least_fp32, without
 
 LARGE_VOCABULARY = 8192
@@ -52,28 +53,29 @@ class Denoiser(nn.Module):
         self.mask_id = mask_id
         self.confidence = confidence
         self.alignment = alignment
-        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._compiled: Callable[..., Tensor] | None = None
         self._compiled_prediction: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def compile_training(self) -> None:
         """Has `forward` run a compiled backbone while training; evaluation, whose shapes vary, stays as it is."""
-        self._compiled = torch.compile(self.backbone.forward)
+        is_whole = self.block_size is None
+        self._compiled = torch.compile(self.backbone.forward if is_whole else self.backbone.two_streams)
 
     def compile_decoding(self) -> None:
         """Has `predict` run a compiled backbone, for any shape: worth its half minute where much is to be decoded."""
         self._compiled_prediction = torch.compile(self.backbone.forward, dynamic=True)
 
     def forward(self, batch: MaskedBatch) -> TokenStats:
-        """NLL and confidence at the batch's scored positions."""
+        """NLL and confidence at the batch's scored positions; of a block model given the clean blocks before theirs."""
         x0 = batch.gather(batch.x0)
         if not self._is_large:
-            logits = self._head(self._hidden(batch.xt, batch.at))
+            logits = self._head(self._hidden(batch))
             return TokenStats.from_logits(logits, x0, confidence=self.confidence)
         tied = None
         if getattr(self.backbone, "is_tied", False):
             tied = self.backbone.tied = TiedGradient()
         return token_stats(
-            self._hidden(batch.xt, batch.at),
+            self._hidden(batch),
             self.backbone.head_weight,
             x0,
             mask_id=self.mask_id,
@@ -89,7 +91,7 @@ class Denoiser(nn.Module):
 
     @property
     def block_size(self) -> int | None:
-        """S, where a prediction depends on the position's own block and those before it; None: on all positions."""
+        """S, where a prediction depends on the position's block of S and those before it; None: on all positions."""
         return getattr(self.backbone, "block_size", None)
 
     def _aligned(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
@@ -101,12 +103,27 @@ class Denoiser(nn.Module):
         )
         return at - 1
 
-    def _hidden(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:
-        at = self._aligned(xt, at)
-        if self._compiled is None or not self.training:
-            return self.backbone(xt, at)
-        torch._dynamo.mark_dynamic(at, 0)  # how many are scored changes with every step
-        return self._compiled(xt, at)
+    def _hidden(self, batch: MaskedBatch) -> Float[Tensor, "M D"]:
+        is_compiled = self._compiled is not None and self.training
+        at = self._aligned(batch.xt, batch.at)
+        if self.block_size is None:
+            run, canvases = self.backbone, [batch.xt]
+        else:
+            run, canvases = self.backbone.two_streams, [batch.xt, batch.x0]
+            at = self._in_two_streams(batch, at)
+        if is_compiled:
+            run = self._compiled
+            torch._dynamo.mark_dynamic(at, 0)  # how many are scored changes with every step
+        return run(*canvases, at)
+
+    def _in_two_streams(self, batch: MaskedBatch, at: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
+        """Where `at`, the aligned `batch.at`, stands in `[xt ; x0]`: what is read in an earlier block is read clean."""
+        assert self.block_size is not None, "a block model"
+        length = batch.xt.shape[1]
+        place = at % length
+        is_earlier = place // self.block_size < batch.at % length // self.block_size
+        width = length + num_clean(length, self.block_size)
+        return at // length * width + torch.where(is_earlier, place + length, place)
 
     @property
     def _is_large(self) -> bool:
@@ -120,20 +137,37 @@ class Denoiser(nn.Module):
         """What `answer` needs to know of the flat positions `at` of `xt`."""
         return (self._compiled_prediction or self.backbone)(xt, self._aligned(xt, at))
 
-    def predict_next(
+    def hidden_within(
         self,
-        tokens: Int[Tensor, "B n"],
-        start: Int[Tensor, "B"],
+        xt: Int[Tensor, "b L"],
         at: Int[Tensor, "M"],
+        *,
+        start: Int[Tensor, "b"],
+        width: int,
         cache: KeyValueCache,
-        ask: Ask | None = None,
-    ) -> Prediction:
-        """What follows the flat positions `at` of `tokens`, which stand from `start` on, after what is in `cache`.
+        rows: Int[Tensor, "b"] | None = None,
+    ) -> Float[Tensor, "M D"]:
+        """As `hidden`, where only the places `start .. start + width` of each canvas are read anew.
 
-        For causal models: what `predict` says of the same canvas, without reading again what was read.
+        All that they see elsewhere is as the cache knows it; what it knew of them is replaced.
+
+        Args:
+            xt: the canvases.
+            at: flat positions, all inside these windows.
+            start: where each canvas's window begins.
+            width: of all windows.
+            cache: of the canvases. With `alignment=next` the place before `start` is read too; of a causal model, whose
+                last place then says nothing of the window, that one is not.
+            rows: which of the cache's rows these canvases are; None: all.
         """
-        hidden = self.backbone.extend(tokens, start, cache).flatten(0, 1).index_select(0, at)
-        return self.answer(hidden, ask or Ask())
+        shift = int(self.alignment == "next")
+        offset = torch.arange(-shift, width - int(self.is_causal), device=xt.device)
+        place = (start.unsqueeze(1) + offset).clamp(min=0)  # nothing is before place 0: it is read twice, as the same
+        hidden = self.backbone.extend(xt.gather(1, place), place, cache, rows)
+        aligned = self._aligned(xt, at)
+        row = at // xt.shape[1]
+        index = row * len(offset) + aligned % xt.shape[1] - (start[row] - shift)
+        return hidden.flatten(0, 1).index_select(0, index)
 
     def answer(self, hidden: Float[Tensor, "M D"], ask: Ask) -> Prediction:
         """What is asked, of these hidden states. Logits are linear in them."""

@@ -15,10 +15,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from unmask.models.attention import BACKENDS, Attention
+from unmask.models.attention import Attention
+from unmask.models.backends import BACKENDS
+from unmask.models.visibility import Visibility, num_clean
 
 _CANDIDATES = ("sdpa", "matmul")
 _LONGEST = 1024  # the L x L factors that plain products keep would fill the memory of longer rows
+_MOST_BLOCKS = 4  # the fused kernel is called for each: a compiler takes seconds for every call, in every layer
 _TIMEOUT = 300.0  # seconds; a compiler may take one of these minutes
 
 
@@ -32,21 +35,27 @@ class Case:
     width: int
     dtype: str
     threads: int
-    is_causal: bool = False
+    block_size: int | None = None
+    """S of `Visibility`; `length` counts both streams."""
+    noisy: int = 0
 
 
 def fastest_here(model: nn.Module, *, rows: int, length: int, dtype: torch.dtype) -> str | None:
     """The backend whose compiled forward and backward pass takes the least time, at the sizes of `model`.
 
-    None where there is nothing to choose (no attention of ours, one that was told which, rows too long for `matmul`),
-    or where the measurement failed.
+    None where there is nothing to choose (no attention of ours, one that was told which, rows too long for `matmul` or
+    of too many blocks for `sdpa`), or where the measurement failed.
     """
     own = [module for module in model.modules() if isinstance(module, Attention)]
     if not own or own[0].backend != "auto" or length > _LONGEST:
         return None
+    noisy, size = 0, own[0].seen.size
+    if getattr(model, "block_size", None) is not None and size is not None:
+        if length > _MOST_BLOCKS * size:
+            return None
+        noisy, length = length, length + num_clean(length, size)
     name = str(dtype).removeprefix("torch.")
-    threads = torch.get_num_threads()
-    case = Case(rows, own[0].num_heads, length, own[0].head_dim, name, threads, own[0].is_causal)
+    case = Case(rows, own[0].num_heads, length, own[0].head_dim, name, torch.get_num_threads(), size, noisy)
     command = [sys.executable, "-m", "unmask.models.measuring", json.dumps(asdict(case))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)
@@ -62,15 +71,16 @@ def measure(case: Case) -> str:
     return min(seconds, key=lambda name: seconds[name])
 
 
-def _seconds(run: Callable[[Tensor, Tensor, Tensor, float, bool], Tensor], case: Case) -> float:
+def _seconds(run: Callable[[Tensor, Tensor, Tensor, float, Visibility], Tensor], case: Case) -> float:
     """The least of a few forward and backward passes."""
     shape, dtype = (case.rows, case.heads, case.length, case.width), getattr(torch, case.dtype)
     x = torch.zeros(3, *shape, dtype=dtype, requires_grad=True)
     gradient = torch.zeros(shape, dtype=dtype)
+    seen = Visibility(case.block_size, case.noisy)
     best = math.inf
     for _ in range(5):
         started = time.perf_counter()
-        run(x[0], x[1], x[2], 0.0, case.is_causal).backward(gradient)
+        run(x[0], x[1], x[2], 0.0, seen).backward(gradient)
         best = min(best, time.perf_counter() - started)
     return best
 

@@ -1,7 +1,8 @@
-"""The native backbone: a pre-norm transformer, bidirectional or causal, without a time embedding.
+"""The native backbone: a pre-norm transformer, bidirectional, causal or block-causal, without a time embedding.
 
 (What is masked says all about t that the optimal prediction needs: Ou et al. 2024, 2406.03736.)
-Dimensions: B rows, L positions, M positions asked for, n positions that follow those of a cache, D width.
+Dimensions: B rows, L positions in blocks of S, M positions asked for, n that are read beside those of a cache, D width;
+W positions of one stream or two.
 """
 
 import difflib
@@ -17,10 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from unmask import noise
 from unmask.config import Section
-from unmask.models.attention import BACKENDS, Attention, rotary_angles, rows_at
+from unmask.models.attention import Attention, rotary_angles, rows_at
+from unmask.models.backends import BACKENDS
 from unmask.models.cache import KeyValueCache, LayerCache
 from unmask.models.presets import PRESETS
 from unmask.models.tied import TiedGradient, lookup
+from unmask.models.visibility import Visibility, num_clean
 from unmask.noise import Purpose
 from unmask.types import TokenSpec
 
@@ -92,11 +95,21 @@ class TransformerConfig(Section):
             raise ValueError(f"model.rotary needs an even head width, not {self.head_width}; change {cause}")
         if self.attention == "flex" and self.dropout:
             raise ValueError(f"model.attention=flex has no dropout; use sdpa, or 0 instead of {self.dropout}")
+        if self.causal and self.block_size is not None:
+            raise ValueError(
+                f"model.block_size={self.block_size}: a causal model has no blocks; set model.causal=false, or "
+                "model.block_size=null"
+            )
         if self.causal and self.alignment != "next":
             raise ValueError("model.causal=true sees the token that it predicts; set model.alignment=next")
         if not (self.rotary or self.learned_positions):
             raise ValueError("the model would not know its positions; set model.rotary or model.learned_positions")
         return self
+
+    @property
+    def seen(self) -> Visibility:
+        """What a position sees in one stream."""
+        return Visibility(1 if self.causal else self.block_size)
 
     @property
     def head_width(self) -> int:
@@ -135,6 +148,10 @@ class Transformer(nn.Module):
         return self.config.causal
 
     @property
+    def block_size(self) -> int | None:
+        return self.config.block_size
+
+    @property
     def is_tied(self) -> bool:
         return self.head is None
 
@@ -143,32 +160,63 @@ class Transformer(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def forward(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:
+        return self._read(xt, at)
+
+    def two_streams(self, xt: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:
+        """One pass over `[xt ; x0]`: a block of `xt` sees itself and the blocks of `x0` before it, which see no `xt`.
+
+        Nobody sees the last block of `x0`, so it is left out: `at` are flat positions of (B, 2 L - S). With one block
+        this is `forward(xt, at)`. (Arriola et al. 2025, 2503.09573.)
+        """
+        assert self.block_size is not None, "two streams are for block models"
         length = xt.shape[1]
-        x = self._embed(xt)
+        return self._read(torch.cat([xt, x0[:, : num_clean(length, self.block_size)]], dim=1), at, noisy=length)
+
+    def _read(self, tokens: Int[Tensor, "B W"], at: Int[Tensor, "M"], noisy: int = 0) -> Float[Tensor, "M D"]:
+        """Both streams start at place 0."""
+        clean = tokens.shape[1] - noisy
+
+        def by_place(table: Tensor) -> Tensor:
+            return torch.cat([table[:noisy], table[:clean]]) if noisy else table[:clean]
+
+        x = self._embed(tokens)
         if self.positions is not None:
-            x = x + self.positions.weight[:length]
+            x = x + by_place(self.positions.weight)
         x = self.dropout(x)
-        angles = (self.cos[:length], self.sin[:length]) if self.config.rotary else None
+        angles = (by_place(self.cos), by_place(self.sin)) if self.config.rotary else None
         for block in self.blocks[:-1]:
-            x = self._run(block, x, angles)
-        return self.norm(self._run(self.blocks[-1], x, angles, at))  # what it would add elsewhere, nobody reads
+            x = self._run(block, x, angles, None, noisy)
+        return self.norm(self._run(self.blocks[-1], x, angles, at, noisy))  # what it would add elsewhere, nobody reads
 
     def extend(
-        self, tokens: Int[Tensor, "B n"], start: Int[Tensor, "B"], cache: KeyValueCache
+        self,
+        tokens: Int[Tensor, "B n"],
+        position: Int[Tensor, "B n"],
+        cache: KeyValueCache,
+        rows: Int[Tensor, "B"] | None = None,
     ) -> Float[Tensor, "B n D"]:
-        """Hidden states of `tokens` at the positions from `start` on, after what is in `cache`, which they join.
+        """Hidden states of `tokens` at `position`, beside what is in `cache`, which they join.
 
-        Only for a causal model. `cache.width` must count them.
+        Args:
+            tokens: of B canvases.
+            position: where they stand; what the cache had there is replaced.
+            cache: of all that the tokens see and that is not among them.
+            rows: which of the cache's rows these canvases are; None: all.
         """
-        position = start.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device)
+        cache.width = max(cache.width, self._num_seen(position, cache.length))
         x = self._embed(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[position]
         angles = (self.cos[position].unsqueeze(1), self.sin[position].unsqueeze(1)) if self.config.rotary else None
         block: Any  # a Block
         for number, block in enumerate(self.blocks):
-            x = block.extend(x, angles, position, cache.layer(number))
+            x = block.extend(x, angles, position, cache.layer(number), rows)
         return self.norm(x)
+
+    def _num_seen(self, position: Int[Tensor, "B n"], length: int) -> int:
+        """Positions of a canvas up to the last one that is seen from `position`. Waits for the device."""
+        seen = self.config.seen
+        return length if seen.size is None else min(length, int(seen.horizon(position).max()))
 
     def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
         if self.config.checkpointing and self.training:
@@ -216,7 +264,7 @@ class Block(nn.Module):
             qkv_bias=config.qkv_bias,
             dropout=config.dropout,
             backend=config.attention,
-            is_causal=config.causal,
+            seen=config.seen,
             head_dim=config.head_dim,
             qk_norm_eps=config.norm_eps if config.qk_norm else None,
         )
@@ -225,10 +273,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Float[Tensor, "B L D"], angles: tuple[Tensor, Tensor] | None, at: Int[Tensor, "M"] | None = None
-    ) -> Float[Tensor, "B L D"] | Float[Tensor, "M D"]:
+        self,
+        x: Float[Tensor, "B W D"],
+        angles: tuple[Tensor, Tensor] | None,
+        at: Int[Tensor, "M"] | None = None,
+        noisy: int = 0,
+    ) -> Float[Tensor, "B W D"] | Float[Tensor, "M D"]:
         """With `at`, of these flat positions alone: what they attend to, and nothing else, is computed for all."""
-        x = rows_at(x, at) + self.dropout(self.attention(self.attention_norm(x), angles, at))
+        x = rows_at(x, at) + self.dropout(self.attention(self.attention_norm(x), angles, at, noisy))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
     def extend(
@@ -237,9 +289,10 @@ class Block(nn.Module):
         angles: tuple[Tensor, Tensor] | None,
         position: Int[Tensor, "B n"],
         known: LayerCache,
+        rows: Int[Tensor, "B"] | None,
     ) -> Float[Tensor, "B n D"]:
-        """As `forward`, of positions that follow what is `known`."""
-        x = x + self.attention.extend(self.attention_norm(x), angles, position, known)
+        """As `forward`, of positions that are read beside what is `known`."""
+        x = x + self.attention.extend(self.attention_norm(x), angles, position, known, rows)
         return x + self.mlp(self.mlp_norm(x))
 
 

@@ -1,0 +1,181 @@
+"""Attention by blocks in plain products, as one operation: a compiler takes it whole, however many blocks there are.
+
+Noisy block b sees [clean blocks < b ; itself], clean block b the same with itself: both are computed together, as rows
+of one batch, and what they see is a slice of one tensor. For that the keys of the noisy rows start as the noisy ones,
+and turn into the clean ones block by block. The backward pass computes the weights again, from the log-sum-exp.
+
+Dimensions: B rows, R = 2 B or, where there is one stream, B; H heads, E width of a head; W positions of all streams, L
+of one; S of a block that r of R rows have, T seen from there.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unmask.models.visibility import Heads, Visibility
+from unmask.types import at_least_fp32
+
+Stacked = Float[Tensor, "R H L E"]
+Weights = Float[Tensor, "r H S T"]
+
+
+def by_products(q: Heads, k: Heads, v: Heads, dropout: float, seen: Visibility) -> Heads:
+    """`softmax(q k^T / sqrt(E)) v` over what each position sees; exponents and sums in fp32 at least."""
+    seed = torch.randint(2**62, (1,), device=q.device) if dropout else None
+    mixed, _ = _attend(q, k, v, seen.size, seen.noisy, dropout, seed)
+    return mixed
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """How the W positions of B rows become R rows of L: the noisy stream above the clean one."""
+
+    rows: int
+    width: int
+    size: int
+    noisy: int
+
+    @property
+    def length(self) -> int:
+        return self.noisy or self.width
+
+    def stack(self, x: Heads) -> Stacked:
+        """Its own memory where there are two streams. What the clean stream leaves out is 0."""
+        if not self.noisy:
+            return x.contiguous()
+        stacked = x.new_zeros(2 * self.rows, x.shape[1], self.length, x.shape[3])
+        stacked[: self.rows] = x[:, :, : self.noisy]
+        stacked[self.rows :, :, : self.width - self.noisy] = x[:, :, self.noisy :]
+        return stacked
+
+    def unstack(self, x: Stacked) -> Heads:
+        return torch.cat([x[: self.rows], x[self.rows :, :, : self.width - self.noisy]], dim=2) if self.noisy else x
+
+    def blocks(self) -> Iterator[tuple[slice, int, int]]:
+        """Which of R rows have the block, and its bounds: of the last one there is no clean one."""
+        for start in range(0, self.length, self.size):
+            end = min(start + self.size, self.length)
+            yield slice(0, self.rows if end == self.length else None), start, end
+
+    def finish(self, x: Stacked, start: int, end: int) -> None:
+        """The block has passed: from now on the noisy rows see the clean one."""
+        if self.noisy:
+            x[: self.rows, :, start:end] = x[self.rows :, :, start:end]
+
+    def add(self, total: Stacked, part: Float[Tensor, "r H T E"], start: int, end: int) -> None:
+        """Gradients of a block's keys or values: all are of the clean stream's, but the noisy rows' own block."""
+        if not self.noisy:
+            total[:, :, :end] += part
+            return
+        total[: self.rows, :, start:end] = part[: self.rows, :, start:]
+        total[self.rows :, :, :start] += part[: self.rows, :, :start]
+        if len(part) > self.rows:
+            total[self.rows :, :, :end] += part[self.rows :]
+
+
+def _dropping(share: float, seed: Int[Tensor, "1"] | None) -> Callable[[Weights], Weights]:
+    """The backward pass drops the same weights: what is drawn depends on the seed and the order alone."""
+    if seed is None:
+        return lambda weights: weights
+    generator = torch.Generator(seed.device).manual_seed(int(seed))
+    return lambda weights: weights * torch.empty_like(weights).bernoulli_(1 - share, generator=generator) / (1 - share)
+
+
+def _scores(q: Float[Tensor, "r H S E"], k: Float[Tensor, "r H T E"]) -> Weights:
+    return at_least_fp32((q * q.shape[-1] ** -0.5) @ k.mT)
+
+
+@torch.library.custom_op(
+    "unmask::attend_by_blocks",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, int size, int noisy, float dropout, Tensor? seed) -> (Tensor, Tensor)",
+)
+def _attend(
+    q: Heads, k: Heads, v: Heads, size: int, noisy: int, dropout: float, seed: Int[Tensor, "1"] | None
+) -> tuple[Heads, Float[Tensor, "R H L"]]:
+    """The mixed values, and the log-sum-exp of every query's scores."""
+    streams, drop = _Streams(len(q), q.shape[2], size, noisy), _dropping(dropout, seed)
+    queries, keys, values = (streams.stack(x) for x in (q, k, v))
+    mixed = torch.empty_like(queries)
+    log_total = at_least_fp32(mixed.new_zeros(mixed.shape[:3]))
+    for rows, start, end in streams.blocks():
+        scores = _scores(queries[rows, :, start:end], keys[rows, :, :end])
+        largest = scores.amax(dim=-1, keepdim=True)
+        exps = scores.sub_(largest).exp_()
+        total = exps.sum(dim=-1, keepdim=True)
+        mixed[rows, :, start:end] = drop(exps).to(v.dtype) @ values[rows, :, :end] / total
+        log_total[rows, :, start:end] = (largest + total.log()).squeeze(-1)
+        streams.finish(keys, start, end)
+        streams.finish(values, start, end)
+    return streams.unstack(mixed), log_total
+
+
+@torch.library.custom_op(
+    "unmask::attend_by_blocks_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor mixed, Tensor log_total, int size, int noisy, "
+    "float dropout, Tensor? seed) -> (Tensor, Tensor, Tensor)",
+)
+def _attend_backward(
+    grad: Heads,
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    mixed: Heads,
+    log_total: Float[Tensor, "R H L"],
+    size: int,
+    noisy: int,
+    dropout: float,
+    seed: Int[Tensor, "1"] | None,
+) -> tuple[Heads, Heads, Heads]:
+    """With p the weights: `d_v = p^T grad`, `d_score = p (grad v^T - sum(grad mixed))`, and the products of that."""
+    streams, drop = _Streams(len(q), q.shape[2], size, noisy), _dropping(dropout, seed)
+    queries, keys, values, grads = (streams.stack(x) for x in (q, k, v, grad))
+    shift = streams.stack((at_least_fp32(grad) * mixed).sum(dim=-1, keepdim=True))
+    d_q, d_k, d_v = (torch.zeros_like(x) for x in (queries, keys, values))
+    scale = q.shape[-1] ** -0.5
+    for rows, start, end in streams.blocks():
+        q_own, k_seen = queries[rows, :, start:end], keys[rows, :, :end]
+        g, lse = grads[rows, :, start:end], log_total[rows, :, start:end]
+        weights = _scores(q_own, k_seen).sub_(lse.unsqueeze(-1)).exp_()
+        dropped = drop(weights)
+        streams.add(d_v, dropped.to(g.dtype).mT @ g, start, end)
+        d_scores = at_least_fp32(g @ values[rows, :, :end].mT).mul_(dropped)
+        d_scores = d_scores.addcmul_(weights, shift[rows, :, start:end], value=-1).to(q.dtype)
+        d_q[rows, :, start:end] = d_scores @ k_seen * scale
+        streams.add(d_k, d_scores.mT @ (q_own * scale), start, end)
+        streams.finish(keys, start, end)
+        streams.finish(values, start, end)
+    return streams.unstack(d_q), streams.unstack(d_k), streams.unstack(d_v)
+
+
+@_attend.register_fake
+def _shapes(
+    q: Tensor, k: Tensor, v: Tensor, size: int, noisy: int, dropout: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    rows = len(q) * (2 if noisy else 1)
+    log_total = q.new_empty(rows, q.shape[1], noisy or q.shape[2], dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(q.shape), log_total
+
+
+@_attend_backward.register_fake
+def _shapes_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, *ctx.settings, seed = inputs
+    ctx.save_for_backward(q, k, v, *output, seed)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, seed = ctx.saved_tensors
+    return (*_attend_backward(grad, *tensors, *ctx.settings, seed), None, None, None, None)
+
+
+_attend.register_autograd(_differentiate, setup_context=_remember)
