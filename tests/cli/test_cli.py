@@ -223,7 +223,6 @@ def test_names_that_users_of_other_code_bring() -> None:
         "process.confidence=low_confidence",
         "decode.unmasking_num=3",
         "decode.block_length=9",
-        "decode.cfg_scale=1.5",
         "decode.alg=maskgit_plus",
     ]
     config = recipes.load("sudoku/puma", settings)
@@ -234,7 +233,8 @@ def test_names_that_users_of_other_code_bring() -> None:
         "threshold": 0.7,
         "confidence": "prob",
     }
-    assert config.decode.label == "prob/3/block9/guidance1.5"
+    assert config.decode.label == "prob/3/block9"
+    assert recipes.load("tinygsm/puma", ["decode.cfg_scale=1.5", "data.prompt_dropout=0.1"]).decode.guidance == 1.5
     assert recipes.load("debug", ["decode.confidence=top_k_margin"]).decode.confidence == "margin"
 
 

@@ -6,6 +6,7 @@ Dimensions: B rows, L positions, n examples asked for.
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ class TokensData(Section):
     fingerprint: str | None = Field(None, description="of the vocabulary; a store of another one is refused")
     validation_ratio: float = Field(0.02, gt=0, lt=1)
     seed: int = Field(0, ge=0, description="of the split")
+    prompt_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of training examples whose prompt is masked, which decode.guidance needs"
+    )
     prompt_length: int = Field(100, ge=0, description="of the random rows that `unmask bench` takes")
 
     @model_validator(mode="before")
@@ -220,7 +224,7 @@ class Tokens:
 
 
 class TokensStream:
-    """The training rows, shuffled anew in every epoch."""
+    """The training rows, shuffled anew in every epoch; `data.prompt_dropout` of them have the mask for a prompt."""
 
     def __init__(self, task: Tokens, start: int, size: int, seed: int) -> None:
         self._task, self._start, self._size, self._seed = task, start, size, seed
@@ -230,7 +234,19 @@ class TokensStream:
         return self._size
 
     def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
-        return self._task._rows(self._start + shuffled_index(number, self._size, self._seed))
+        rows = self._task._rows(self._start + shuffled_index(number, self._size, self._seed))
+        config = self._task.config
+        is_hidden = noise.uniform(self._seed, Purpose.PROMPT, number) < config.prompt_dropout
+        return hide_prompts(rows, is_hidden, config.mask_id)
+
+
+def hide_prompts(clean: CleanBatch, is_hidden: Bool[Tensor, "B"], mask_id: int) -> CleanBatch:
+    """Examples whose prompts hold the mask where `is_hidden`. They stay prompts: nothing of them is asked for.
+
+    A model that has seen both can be guided (2207.12598).
+    """
+    x0 = clean.x0.masked_fill(is_hidden.unsqueeze(1) & clean.prompt_mask, mask_id)
+    return replace(clean, x0=x0)
 
 
 class RandomTokens:
