@@ -321,7 +321,7 @@ def check_guidance(decode: DecodeConfig, data: Section) -> None:
     Raises:
         UserError: it was not trained on examples without one.
     """
-    if not decode.guidance or getattr(data, "prompt_dropout", 0):
+    if not decode.guidance or getattr(data, "prompt_dropout", None):
         return
     if "prompt_dropout" in type(data).model_fields:
         fix = "(data.prompt_dropout=0); train one with data.prompt_dropout=0.1, or set decode.guidance=0"

@@ -150,7 +150,7 @@ def test_a_question_may_not_hold_the_mask(store: Path, task: Gsm8k, tmp_path: Pa
     """Where the mask is a token that can be written."""
     prepare(settings(tmp_path, mask_token="<|im_start|>"))
     other = Gsm8k(Gsm8kData(path=str(tmp_path / "out")))
-    with pytest.raises(UserError, match="stdin: question 2 holds the mask token"):
+    with pytest.raises(UserError, match=r"stdin, line 2 holds the mask token <\|im_start\|>"):
         other.prompts(["How many?", "How <|im_start|> many?"], "stdin")
     assert task.prompts(["How <|im_start|> many?"], "stdin").shape == (1, 128)  # there the mask is a token of its own
 
