@@ -199,7 +199,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["train"], ["eval"], ["decode"], ["grade"], ["export"], ["bench"], ["bench", "step"]]
+    "arguments", [[], ["train"], ["eval"], ["decode"], ["chat"], ["grade"], ["export"], ["bench"], ["bench", "step"]]
 )
 def test_help_teaches(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(*arguments, "--help") == 0

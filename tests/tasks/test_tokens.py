@@ -242,6 +242,20 @@ def test_prompts_and_their_answers_there_and_back() -> None:
         assert json.loads(json.dumps(task.record(canvas, tokens))) == {"prompt": prompt, "answer": answer}
 
 
+def test_prompts_with_positions_to_fill_in() -> None:
+    task = make_task()
+    full = [None, *range(LENGTH - 1)]
+    canvases = task.prompts(["[1, null, 3, null]", '{"prompt": [null, 2], "seed": 3}', json.dumps(full)], "stdin")
+    assert canvases[0].tolist() == [1, MASK, 3] + [MASK] * (LENGTH - 3)
+    assert canvases[1].tolist() == [MASK, 2] + [MASK] * (LENGTH - 2)
+    assert canvases[2].tolist() == [MASK, *range(LENGTH - 1)]
+    tokens = torch.arange(LENGTH)
+    assert task.record(canvases[0], tokens) == {"prompt": [1, None, 3], "answer": [1, *range(3, LENGTH)]}
+    assert task.record(canvases[2], tokens) == {"prompt": full, "answer": [0]}
+    with pytest.raises(UserError, match="stdin, line 1: 17 ids leave no room for an answer in 16 positions"):
+        task.prompts([json.dumps([None] * (LENGTH + 1))], "stdin")
+
+
 BAD_PROMPTS = {
     "no JSON": ("1 2 3", "not a JSON list of token ids"),
     "cut short": ("[1, 2", "not a JSON list of token ids"),
