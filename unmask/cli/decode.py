@@ -55,7 +55,7 @@ def decode(
     `tokens` (all ids) and, for text, `canvas` (all of it as text). Ctrl-C keeps what is written.
 
     A prompt may be a JSON object: `{"puzzle": ..}` for Sudoku, `{"question": ..}` for word problems. Spans to fill in
-    may stand anywhere in a text, `{"text": "I have <mask:2> apples."}`, and in `{"question": .., "program": ..}`.
+    may stand anywhere in a text, `{"text": "I have<mask:2> apples."}`, and in `{"question": .., "program": ..}`.
     `"seed": 3` in an object fixes the noise of that prompt, wherever it stands in the file.
 
     Examples:
@@ -66,7 +66,7 @@ def decode(
 
     * `unmask decode runs/sudoku-puma puzzles.txt --n 4 --decoder prob,temperature=1`
 
-    * `echo '{"text": "There are <mask:3> in the basket."}' | unmask decode runs/tinygsm-puma --forbid " no"`
+    * `echo '{"text": "There are<mask:3> in the basket."}' | unmask decode runs/tinygsm-puma --forbid " no"`
     """
     opened = Opened(run, weights=weights, step=step, device=device)
     config = _forbidding(opened, opened.decoder(decoder), forbid or [])
