@@ -312,7 +312,23 @@ class RunConfig(Section):
             problems.append("train.steps is missing; give train.steps or train.epochs")
         if problems:
             raise UserError("\n".join(problems))
+        check_guidance(checked["decode"], checked["data"])
         return RunConfig(**checked)
+
+
+def check_guidance(decode: DecodeConfig, data: Section) -> None:
+    """Guidance asks a model what it says without a prompt.
+
+    Raises:
+        UserError: it was not trained on examples without one.
+    """
+    if not decode.guidance or getattr(data, "prompt_dropout", None):
+        return
+    if "prompt_dropout" in type(data).model_fields:
+        fix = "(data.prompt_dropout=0); train one with data.prompt_dropout=0.1, or set decode.guidance=0"
+    else:
+        fix = "and this task cannot hide them in training; set decode.guidance=0"
+    raise UserError(f"decode.guidance={decode.guidance} needs a model that has also seen hidden prompts {fix}")
 
 
 _NAMED_BY = {"data": ("task", "sudoku"), "model": ("model", "transformer"), "process": ("process", "uniform")}

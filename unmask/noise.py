@@ -39,6 +39,7 @@ class Purpose(IntEnum):
     EVALUATE = 15
     BENCHMARK = 16
     REMASK = 17
+    PROMPT = 18
 
 
 Key = int | Int[Tensor, "..."]

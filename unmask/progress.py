@@ -15,11 +15,15 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int | None, *, is_shown: bool = True) -> Iterator[Callable[[int], None]]:
     """A bar for as long as the context lasts; yields a function that takes how much is done, of `total` if known."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
-        *columns, console=console, transient=True, speed_estimate_period=300, disable=not console.is_terminal
+        *columns,
+        console=console,
+        transient=True,
+        speed_estimate_period=300,
+        disable=not (is_shown and console.is_terminal),
     ) as bar:
         task = bar.add_task(description, total=total)
         yield lambda done: bar.update(task, completed=done)

@@ -199,7 +199,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["train"], ["eval"], ["decode"], ["grade"], ["export"], ["bench"], ["bench", "step"]]
+    "arguments", [[], ["train"], ["eval"], ["decode"], ["chat"], ["grade"], ["export"], ["bench"], ["bench", "step"]]
 )
 def test_help_teaches(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(*arguments, "--help") == 0
@@ -225,7 +225,6 @@ def test_names_that_users_of_other_code_bring() -> None:
         "process.confidence=low_confidence",
         "decode.unmasking_num=3",
         "decode.block_length=9",
-        "decode.cfg_scale=1.5",
         "decode.alg=maskgit_plus",
     ]
     config = recipes.load("sudoku/puma", settings)
@@ -239,8 +238,9 @@ def test_names_that_users_of_other_code_bring() -> None:
         "confidence": "prob",
         "block_size": 27,
     }
-    assert config.decode.label == "prob/3/block9/guidance1.5"
     assert config.model.model_dump()["block_size"] == 27  # a model is told what its process asks
+    assert config.decode.label == "prob/3/block9"
+    assert recipes.load("tinygsm/puma", ["decode.cfg_scale=1.5", "data.prompt_dropout=0.1"]).decode.guidance == 1.5
     assert recipes.load("debug", ["decode.confidence=top_k_margin"]).decode.confidence == "margin"
 
 

@@ -150,10 +150,100 @@ def test_a_question_may_not_hold_the_mask(store: Path, task: Gsm8k, tmp_path: Pa
     """Where the mask is a token that can be written."""
     prepare(settings(tmp_path, mask_token="<|im_start|>"))
     other = Gsm8k(Gsm8kData(path=str(tmp_path / "out")))
-    with pytest.raises(UserError, match="stdin: question 2 holds the mask token"):
+    with pytest.raises(UserError, match=r"stdin, line 2 holds the mask token <\|im_start\|>"):
         other.prompts(["How many?", "How <|im_start|> many?"], "stdin")
     assert task.prompts(["How <|im_start|> many?"], "stdin").shape == (1, 128)  # there the mask is a token of its own
 
+
+# --- texts with spans to fill in -------------------------------------------------------------------------------------
+
+
+def test_a_program_with_spans_is_laid_out_as_in_training(store: Path, task: Gsm8k) -> None:
+    """Wherever text can be cut without its tokens changing."""
+    trained, encode, decode = task.examples_from_file(store), task.vocabulary.encode, task.vocabulary.decode
+    num_cut = 0
+    for example, row in zip(range(8), rows(8), strict=True):
+        prompt, ids = int(trained.prompt_mask[example].sum()), encode(row["code"])
+        for k in range(1, len(ids) - 4, 3):
+            head, tail = decode(ids[:k]), decode(ids[k + 3 :])
+            if encode(head) == ids[:k] and encode(tail) == ids[k + 3 :]:
+                spans = {"question": row["question"], "program": f"{head}<mask:3>{tail}"}
+                (canvas,) = task.prompts([json.dumps(spans)], "here")
+                expected = trained.x0[example].clone()
+                expected[prompt + k : prompt + k + 3] = task.tokens.mask_id
+                assert torch.equal(canvas, expected)
+                num_cut += 1
+    assert num_cut > 20
+
+
+def test_spans_may_stand_anywhere_and_are_recorded(task: Gsm8k) -> None:
+    text = "<mask:2>Ann has<mask:3> pens.\n<mask:1>"
+    (canvas,) = task.prompts([json.dumps({"text": text})], "here")
+    encode, mask = task.vocabulary.encode, [task.tokens.mask_id]
+    given = mask * 2 + encode("Ann has") + mask * 3 + encode(" pens.\n") + mask
+    assert canvas.tolist() == given + [task.tokens.eos_id] * (task.config.length - len(given))
+    tokens = canvas.clone()
+    tokens[canvas == mask[0]] = torch.tensor(encode("abc")[:1] * 5 + [task.tokens.eos_id])
+    letter = task.vocabulary.decode(encode("abc")[:1])
+    assert task.record(canvas, tokens) == {
+        "prompt": text,
+        "text": f"{letter * 2}Ann has{letter * 3} pens.\n",
+        "spans": [letter * 2, letter * 3, "<|endoftext|>"],
+    }
+    assert task.text(canvas) == text
+
+
+def test_a_question_with_a_span_is_answered_too(task: Gsm8k) -> None:
+    (canvas,) = task.prompts(["How <mask:2> are left?"], "here")
+    encode = task.vocabulary.encode
+    given = [*encode("How "), *[task.tokens.mask_id] * 2, *encode(" are left?"), *encode("\n")]
+    assert canvas.tolist() == given + [task.tokens.mask_id] * (task.config.length - len(given))
+    assert task.record(canvas, torch.zeros_like(canvas))["prompt"].startswith("How <mask:2> are left?\n<mask:1")
+
+
+def test_a_text_may_fill_the_canvas(task: Gsm8k) -> None:
+    (canvas,) = task.prompts(['{"text": "<mask:128>"}'], "here")
+    assert (canvas == task.tokens.mask_id).all()
+
+
+BAD_SPANS = {
+    "of no tokens": ({"text": "a<mask:0>b"}, "<mask:0>: write <mask:N>"),
+    "of a fraction": ({"text": "a<mask:1.5>b"}, "<mask:1.5>: write <mask:N>"),
+    "below zero": ({"text": "a<mask:-1>b"}, "<mask:-1>: write <mask:N>"),
+    "without a number": ({"question": "a<mask>b"}, "<mask>: write <mask:N>"),
+    "not closed": ({"text": "a<mask:3"}, "<mask:3: write <mask:N>"),
+    "longer than the canvas": ({"text": "<mask:129>"}, "<mask:129>: longer than the canvas, which has 128 tokens"),
+    "far longer": ({"text": f"<mask:{'9' * 5000}>"}, "9: longer than the canvas"),
+    "a text that is too long": ({"text": "<mask:128>!"}, "129 tokens do not fit the canvas, which has 128"),
+    "no room for a program": ({"question": "<mask:100>", "program": "<mask:100>"}, "201 tokens do not fit the canvas"),
+    "no room for an answer": ({"question": "a<mask:127>"}, "129 tokens leave no room for an answer in 128"),
+    "no span": ({"text": "all of it"}, "nothing is to be filled in"),
+    "no span in a program": ({"question": "a", "program": "b"}, "nothing is to be filled in"),
+    "a program alone": ({"program": "<mask:1>"}, "needs `question`, `question` and `program`, or `text` alone"),
+    "two forms": ({"question": "a", "text": "<mask:1>"}, "needs `question`, `question` and `program`, or `text` alone"),
+    "no text": ({"text": 3}, "needs the string `text`"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_SPANS.values(), ids=BAD_SPANS)
+def test_a_bad_span_is_named_with_its_line(task: Gsm8k, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        task.prompts(["How many?", "", json.dumps(row)], "prompts.jsonl")
+    assert str(caught.value).startswith("prompts.jsonl, line 3: ")
+    assert message in str(caught.value)
+
+
+def test_what_can_be_forbidden_is_one_token(task: Gsm8k) -> None:
+    vocabulary = task.vocabulary
+    assert vocabulary.decode([task.token(" return")]) == " return"
+    assert task.token("<|endoftext|>") == task.tokens.eos_id
+    with pytest.raises(UserError, match=r"'Zoë Q' is not one token, but [0-9]+: '.*"):
+        task.token("Zoë Q")
+    with pytest.raises(UserError, match="'' is not one token, but 0"):
+        task.token("")
+
+
+# --- problems from files ---------------------------------------------------------------------------------------------
 
 BAD_PROBLEMS = {
     "no JSON": ("{", "not JSON"),
@@ -213,10 +303,23 @@ def test_held_out_rows_have_an_exact_likelihood(ar_run: Path, capsys: pytest.Cap
 def test_questions_are_answered_with_programs(ar_run: Path, tmp_path: Path) -> None:
     (tmp_path / "questions.txt").write_text('How many?\n\n{"question": "How much?"}\n')
     assert run_cli("decode", ar_run, tmp_path / "questions.txt", "--out", tmp_path / "out.jsonl") == 0
-    assert [(record["question"], type(record["text"])) for record in lines(tmp_path / "out.jsonl")] == [
+    records = lines(tmp_path / "out.jsonl")
+    assert [(record["question"], type(record["text"])) for record in records] == [
         ("How many?", str),
         ("How much?", str),
     ]
+    for record in records:
+        assert record["canvas"].startswith(record["question"] + "\n" + record["text"])
+        assert len(record["tokens"]) == 128
+
+
+def test_a_causal_run_has_no_way_to_fill_in_spans(
+    ar_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.jsonl").write_text('How many?\n{"text": "Ann<mask:3> pens"}\n')
+    assert run_cli("decode", ar_run, tmp_path / "x.jsonl", "--out", tmp_path / "out.jsonl") == 2
+    assert "x.jsonl, line 2: a causal model fills in what follows a prompt" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.parametrize("method", ["uniform", "puma"])
@@ -239,7 +342,8 @@ def test_a_run_can_be_used_where_its_store_is_not(ar_run: Path, store: Path, tmp
     assert run_cli("decode", moved, tmp_path / "questions.txt", "--out", tmp_path / "out.jsonl") == 0
     assert run_cli("export", moved, tmp_path / "export") == 0
     assert run_cli("decode", tmp_path / "export", tmp_path / "questions.txt", "--out", tmp_path / "out2.jsonl") == 0
-    assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "out2.jsonl").read_text()
+    one, other = (lines(tmp_path / name) for name in ("out.jsonl", "out2.jsonl"))
+    assert [record | {"seconds": 0} for record in one] == [record | {"seconds": 0} for record in other]
 
 
 def other_store(tmp_path: Path, **changed: Any) -> Path:

@@ -242,19 +242,36 @@ def test_prompts_and_their_answers_there_and_back() -> None:
         assert json.loads(json.dumps(task.record(canvas, tokens))) == {"prompt": prompt, "answer": answer}
 
 
+def test_prompts_with_positions_to_fill_in() -> None:
+    task = make_task()
+    full = [None, *range(LENGTH - 1)]
+    canvases = task.prompts(["[1, null, 3, null]", '{"prompt": [null, 2], "seed": 3}', json.dumps(full)], "stdin")
+    assert canvases[0].tolist() == [1, MASK, 3] + [MASK] * (LENGTH - 3)
+    assert canvases[1].tolist() == [MASK, 2] + [MASK] * (LENGTH - 2)
+    assert canvases[2].tolist() == [MASK, *range(LENGTH - 1)]
+    tokens = torch.arange(LENGTH)
+    assert task.record(canvases[0], tokens) == {"prompt": [1, None, 3], "answer": [1, *range(3, LENGTH)]}
+    assert task.record(canvases[2], tokens) == {"prompt": full, "answer": [0]}
+    with pytest.raises(UserError, match="stdin, line 1: 17 ids leave no room for an answer in 16 positions"):
+        task.prompts([json.dumps([None] * (LENGTH + 1))], "stdin")
+
+
 BAD_PROMPTS = {
     "no JSON": ("1 2 3", "not a JSON list of token ids"),
     "cut short": ("[1, 2", "not a JSON list of token ids"),
-    "a number": ("0", "not a list of token ids below 20 other than the mask: 0"),
-    "an object": ("{}", "not a list of token ids below 20 other than the mask: {}"),
-    "null": ("null", "not a list of token ids below 20 other than the mask: None"),
-    "text": ('"12"', "not a list of token ids below 20 other than the mask: 12"),
-    "out of the vocabulary": ("[1, 20, 2, 99]", "not a list of token ids below 20 other than the mask: [20, 99]"),
-    "the mask": ("[1, 19]", "not a list of token ids below 20 other than the mask: [19]"),
-    "negative": ("[-1]", "not a list of token ids below 20 other than the mask: [-1]"),
-    "a fraction": ("[1.0]", "not a list of token ids below 20 other than the mask: [1.0]"),
-    "true": ("[true]", "not a list of token ids below 20 other than the mask: [True]"),
-    "a list within": ("[[1]]", "not a list of token ids below 20 other than the mask: [[1]]"),
+    "a number": ("0", "not a list of token ids below 20 other than the mask, or null to fill in: 0"),
+    "an object": ("{}", "not a list of token ids below 20 other than the mask, or null to fill in: {}"),
+    "null": ("null", "not a list of token ids below 20 other than the mask, or null to fill in: None"),
+    "text": ('"12"', "not a list of token ids below 20 other than the mask, or null to fill in: 12"),
+    "out of the vocabulary": (
+        "[1, 20, 2, 99]",
+        "not a list of token ids below 20 other than the mask, or null to fill in: [20, 99]",
+    ),
+    "the mask": ("[1, 19]", "not a list of token ids below 20 other than the mask, or null to fill in: [19]"),
+    "negative": ("[-1]", "not a list of token ids below 20 other than the mask, or null to fill in: [-1]"),
+    "a fraction": ("[1.0]", "not a list of token ids below 20 other than the mask, or null to fill in: [1.0]"),
+    "true": ("[true]", "not a list of token ids below 20 other than the mask, or null to fill in: [True]"),
+    "a list within": ("[[1]]", "not a list of token ids below 20 other than the mask, or null to fill in: [[1]]"),
     "no room": (json.dumps([1] * LENGTH), "16 ids leave no room for an answer in 16 positions"),
 }
 
@@ -366,7 +383,8 @@ def test_decode_answers_every_prompt(run: Path, tmp_path: Path, capsys: pytest.C
     (tmp_path / "bad.jsonl").write_text("[1]\n[19, 20]\n")
     assert run_cli("decode", run, tmp_path / "bad.jsonl") == 2
     assert (
-        "bad.jsonl, line 2: not a list of token ids below 20 other than the mask: [19, 20]" in capsys.readouterr().err
+        "bad.jsonl, line 2: not a list of token ids below 20 other than the mask, or null to fill in: [19, 20]"
+        in capsys.readouterr().err
     )
 
 

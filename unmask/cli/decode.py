@@ -3,34 +3,45 @@
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
-import torch
 import typer
-from rich.live import Live
 from torch import Tensor
 
-from unmask.cli import options
-from unmask.decoding.build import AnyDecoder, build_decoder
-from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
-from unmask.progress import console, progress
-from unmask.tasks.build import build_task
-from unmask.tasks.task import Task
-from unmask.training import loading
-from unmask.training.trainer import resolve_device
+from unmask.cli import options, prompts
+from unmask.cli.opened import Engine, Finished, Opened
+from unmask.cli.prompts import Prompts
+from unmask.config import DecodeConfig
+from unmask.errors import UserError
+from unmask.progress import progress
+from unmask.training.run import Interrupted
 
-_SECONDS_PER_FRAME = 0.12
+_MOST_TRACED = 32
+"""Rows of a batch that is traced: every step of every row is kept."""
 
 
 def decode(
     run: options.Run,
     file: Annotated[
-        str, typer.Argument(help="Prompts, one a line (for Sudoku: 81 symbols, . or 0 for empty); - is stdin.")
+        str,
+        typer.Argument(
+            help="Prompts, one a line; - is stdin. For Sudoku 81 symbols, . or 0 for empty; for text a question, or a "
+            "JSON object (below)."
+        ),
     ] = "-",
     out: Annotated[Path | None, typer.Option(help="Where the JSON lines go; stdout unless given.")] = None,
     decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
+    num_samples: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
+    forbid: Annotated[
+        list[str] | None, typer.Option(help="A token that is never written, as text. May be repeated.")
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also write what the model believed at every step, and what was revealed.")
+    ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show the first prompt being filled in, in the terminal.")
     ] = False,
@@ -38,62 +49,100 @@ def decode(
     step: options.Step = "last",
     device: options.Device = None,
 ) -> None:
-    """Fill in prompts, and write one JSON object for each: the prompt, the answer, and its forward passes (`nfe`).
+    """Fill in prompts, and write one JSON object for each, a batch as soon as it is done.
+
+    An object holds the prompt and the answer, `nfe` (forward passes), `seconds` (of its batch, over the rows of it),
+    `tokens` (all ids) and, for text, `canvas` (all of it as text). Ctrl-C keeps what is written.
+
+    A prompt may be a JSON object: `{"puzzle": ..}` for Sudoku, `{"question": ..}` for word problems. Spans to fill in
+    may stand anywhere in a text, `{"text": "I have<mask:2> apples."}`, and in `{"question": .., "program": ..}`.
+    `"seed": 3` in an object fixes the noise of that prompt, wherever it stands in the file.
 
     Examples:
 
     * `unmask decode runs/sudoku-puma puzzles.txt --out answers.jsonl`
 
     * `head -1 puzzles.txt | unmask decode runs/sudoku-puma --watch --decoder margin`
+
+    * `unmask decode runs/sudoku-puma puzzles.txt --n 4 --decoder prob,temperature=1`
+
+    * `echo '{"text": "There are<mask:3> in the basket."}' | unmask decode runs/tinygsm-puma --forbid " no"`
     """
-    source = loading.read(run, weights=options.check_weights(weights), step=step)
-    config = source.config.decode if decoder is None else options.parse_decoder(decoder, source.config.decode)
-    task = build_task(source.config)
-    prompts = _read_prompts(task, file)
-    place = resolve_device(device or source.config.train.device)
-    dtype = resolve_dtype(config.dtype or source.config.train.dtype, place)
-    model = source.model().to(place, parameter_dtype(dtype))
-    if config.compile:
-        model.compile_decoding()
-    engine = build_decoder(config, model, source.tokens)
+    opened = Opened(run, weights=weights, step=step, device=device)
+    config = _forbidding(opened, opened.decoder(decoder), forbid or [])
+    _check_samples(num_samples, config)
+    asked = prompts.read(opened.task, file)
+    engine = opened.engine(config)
+    asked.check(engine.decoder)
+    job = _Job(engine, asked, num_samples, min(config.batch_size, _MOST_TRACED) if trace else config.batch_size, trace)
     with nullcontext(sys.stdout) if out is None else options.new_file(out) as target:
-        with autocast(dtype, place):
-            if watch:
-                _watch(engine, task, prompts[:1].to(place))
-            records = _decode_all(engine, task, prompts, config.batch_size, place)
-        for record in records:
-            target.write(json.dumps(record) + "\n")
+        if watch:
+            engine.watch(asked.canvases[:1], asked.keys[:1])
+        _write(job, target, name=str(out or "stdout"))
 
 
-def _read_prompts(task: Task, file: str) -> Tensor:
-    if file == "-":
-        if sys.stdin.isatty():
-            console.print("Reading prompts from the terminal: one a line, Ctrl-D to end")
-        return task.prompts(sys.stdin, "stdin")
-    return task.prompts(options.read_lines(file), file)
+def _forbidding(opened: Opened, config: DecodeConfig, texts: list[str]) -> DecodeConfig:
+    ids = {options.token(opened.task, text) for text in texts}
+    return config.model_copy(update={"forbid": sorted(ids.union(config.forbid))})
 
 
-def _decode_all(
-    engine: AnyDecoder, task: Task, prompts: Tensor, batch_size: int, device: torch.device
-) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    num_filled = 0
-    with progress("Decoding", int((prompts == engine.mask_id).sum())) as update:
-        for start in range(0, len(prompts), batch_size):
-            part = prompts[start : start + batch_size]
-            for decoded in engine.steps(part.to(device), torch.arange(start, start + len(part), device=device)):
-                update(num_filled + int((decoded.reveal_step >= 0).sum()))
-            num_filled += int((part == engine.mask_id).sum())
-            for prompt, tokens, nfe in zip(part, decoded.tokens.cpu(), decoded.nfe.tolist(), strict=True):
-                records.append(task.record(prompt, tokens) | {"nfe": nfe})
-    return records
+def _check_samples(num_samples: int, config: DecodeConfig) -> None:
+    is_random = (
+        config.temperature or config.confidence_noise or config.confidence == "random" or config.remask != "none"
+    )
+    if num_samples > 1 and not is_random:
+        raise UserError(
+            f"--n {num_samples}: with decode.temperature=0 all answers to a prompt are the same; draw them with "
+            "--decoder temperature=1, or leave out --n"
+        )
 
 
-def _watch(engine: AnyDecoder, task: Task, prompt: Tensor) -> None:
-    """One canvas, filling in step by step."""
-    is_given = prompt[0] != engine.mask_id
-    with Live(console=console, auto_refresh=False) as live:
-        for state in engine.steps(prompt):
-            is_new = (state.reveal_step[0] == state.nfe[0] - 1) & ~is_given
-            live.update(task.render(state.tokens[0].cpu(), is_given.cpu(), is_new.cpu()), refresh=True)
-            time.sleep(_SECONDS_PER_FRAME)
+@dataclass(frozen=True)
+class _Job:
+    engine: Engine
+    asked: Prompts
+    num_samples: int
+    batch_size: int
+    with_trace: bool
+
+    def batches(self, update: Callable[[int], None]) -> Iterator[list[dict[str, Any]]]:
+        """The records of one batch after the other; `update` is told how many positions are filled in."""
+        before = 0
+        for rows in self.asked.rows(self.num_samples, self.batch_size):
+            finish = self.engine.trace if self.with_trace else self.engine.finish
+            started = time.perf_counter()
+            finished = finish(rows.canvases, rows.keys, _onwards(before, update))
+            seconds = round((time.perf_counter() - started) / len(finished), 6)
+            before += int((rows.canvases == self.engine.decoder.mask_id).sum())
+            yield [
+                self._record(*row, seconds) for row in zip(rows.canvases, rows.samples.tolist(), finished, strict=True)
+            ]
+
+    def _record(self, prompt: Tensor, sample: int, finished: Finished, seconds: float) -> dict[str, Any]:
+        text = getattr(self.engine.task, "text", None)
+        return (
+            self.engine.task.record(prompt, finished.tokens)
+            | ({"sample": sample} if self.num_samples > 1 else {})
+            | {"nfe": finished.nfe, "seconds": seconds, "tokens": finished.tokens.tolist()}
+            | ({} if text is None else {"canvas": text(finished.tokens)})
+            | ({} if finished.steps is None else {"trace": finished.steps})
+        )
+
+
+def _onwards(before: int, update: Callable[[int], None]) -> Callable[[int], None]:
+    return lambda done: update(before + done)
+
+
+def _write(job: _Job, target: TextIO, name: str) -> None:
+    """Batch after batch, so that what is done stays when the rest is not wanted any more."""
+    total = int((job.asked.canvases == job.engine.decoder.mask_id).sum()) * job.num_samples
+    num_written = 0
+    try:
+        with progress("Decoding", total, is_shown=not target.isatty()) as update:  # else it is in the answers' way
+            for records in job.batches(update):
+                target.write("".join(json.dumps(record) + "\n" for record in records))
+                target.flush()
+                num_written += len(records)
+    except KeyboardInterrupt:
+        of = len(job.asked.canvases) * job.num_samples
+        raise Interrupted(f"Interrupted: {num_written} of {of} answers are written to {name}") from None

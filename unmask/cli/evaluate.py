@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from unmask.cli import options
-from unmask.config import DecodeConfig, RunConfig, check_section
+from unmask.config import DecodeConfig, RunConfig, check_guidance, check_section
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
@@ -61,6 +61,8 @@ def evaluate(
     decoders = [options.parse_decoder(text, config.decode) for text in decoder or []] or config.eval.decoders(
         config.decode
     )
+    for each in decoders:
+        check_guidance(each, config.data)
     judge = build_task(config)
     chosen = (
         judge.validation(examples or config.eval.examples)

@@ -1,6 +1,7 @@
 """Options that several verbs share, and what they mean."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from unmask import recipes
 from unmask.config import DecodeConfig, check_section
 from unmask.errors import UserError
+from unmask.tasks.task import Task
 
 Run = Annotated[str, typer.Argument(help="A run folder (or an export).", show_default=False)]
 Weights = Annotated[str | None, typer.Option(help="ema or raw; the average where there is one, unless given.")]
@@ -25,26 +27,52 @@ DECODER_HELP = (
 )
 
 
-def parse_decoder(text: str, base: DecodeConfig) -> DecodeConfig:
-    """A decoder from `key=value,..` over `base`; a first word without `=` is the confidence."""
+def parse_decoder(text: str, base: DecodeConfig, option: str = "--decoder") -> DecodeConfig:
+    """A decoder from `key=value,..` over `base`; a first word without `=` is the confidence.
+
+    Errors name the `option` that `text` was given to.
+    """
+    where = f"{option} {text}"
     asked: dict[str, Any] = {}
-    for number, part in enumerate(text.split(",")):
+    for number, part in enumerate(re.split(r",(?![^\[]*\])", text)):  # not at commas within a list
         key, equals, value = part.partition("=")
         if not equals and number == 0:
             key, value = "confidence", part
         elif not equals:
-            raise UserError(f"--decoder {text}: {part!r} is not key=value")
-        asked[key.removeprefix("decode.")] = _parse_value(value, text)
+            raise UserError(f"{where}: {part!r} is not key=value")
+        asked[key.removeprefix("decode.")] = _parse_value(value, where)
     settings = base.model_dump()
     recipes.merge(settings, recipes.rename_keys(asked), DecodeConfig)
-    return check_section(DecodeConfig, settings, f"--decoder {text}")
+    return check_section(DecodeConfig, settings, where)
 
 
-def _parse_value(value: str, text: str) -> Any:
+def _parse_value(value: str, where: str) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"--decoder {text}: {value!r} is not a value: {error}") from error
+        raise UserError(f"{where}: {value!r} is not a value: {error}") from error
+
+
+def token(task: Task, text: str) -> int:
+    """The id of the one token of `task` that is written `text`.
+
+    Raises:
+        UserError: there is none.
+    """
+    own = getattr(task, "token", None)
+    try:
+        return _token_of_symbol(task, text) if own is None else own(text)
+    except UserError as error:
+        raise UserError(f"--forbid {error}") from error
+
+
+def _token_of_symbol(task: Task, text: str) -> int:
+    known = [i for i in range(task.tokens.vocab_size) if i != task.tokens.mask_id]
+    found = next((i for i in known if task.symbol(i) == text), None)
+    if found is None:
+        some = ", ".join(filter(None, map(task.symbol, known[:10])))
+        raise UserError(f"{text!r}: is no token of this task; its tokens are {some}{', ..' * (len(known) > 10)}")
+    return found
 
 
 def check_weights(weights: str | None) -> str | None:
@@ -65,7 +93,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[TextIO]:
-    """A file that was not there, open for writing; it is gone again if what is inside fails.
+    """A file that was not there, open for writing; it is gone again if what is inside fails with nothing in it yet.
 
     Raises:
         UserError: it exists, or cannot be made.
@@ -81,7 +109,8 @@ def new_file(path: Path) -> Iterator[TextIO]:
         try:
             yield file
         except BaseException:
-            path.unlink()
+            if path.stat().st_size == 0:
+                path.unlink()
             raise
 
 

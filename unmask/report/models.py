@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unmask.config import DecodeConfig
+from unmask.config import DecodeConfig, check_guidance
 from unmask.decoding.build import build_decoder, in_any_order
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
@@ -79,6 +79,7 @@ def _decode(
 ) -> None:
     task = _task(run)
     examples = task.validation(max(num_examples, _NUM_DECODED))
+    check_guidance(decoder, run.config.data)
     model, dtype, device = _model(run)
     build_decoder(decoder, model, task.tokens)  # refuses what the model cannot do
     engine = in_any_order(decoder, model, task.tokens)

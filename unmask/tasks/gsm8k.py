@@ -6,7 +6,7 @@ Dimensions: B rows, L positions.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pydantic import Field
 from rich.text import Text
 from torch import Tensor
 
+from unmask.data.infill import closed, encode_spans, infilled, is_infilling, whole_text
 from unmask.data.prompts import encode_prompts
 from unmask.data.vocabulary import Vocabulary, load_tokenizer
 from unmask.errors import UserError
@@ -121,7 +122,11 @@ class Gsm8k(Tokens):
         if path.is_dir():
             return super().examples_from_file(path)
         problems = read_problems(path)
-        canvases = self._canvases([problem.question for problem in problems], f"{path}: ")
+        prompts = encode_prompts(self.vocabulary, [problem.question for problem in problems], self.config.separator)
+        for number, ids in enumerate(prompts, 1):
+            if self.config.mask_id in ids:
+                raise UserError(f"{path}: question {number} holds the mask token; leave it out")
+        canvases = self._canvases(prompts, f"{path}: ")
         return CleanBatch(
             x0=canvases,
             prompt_mask=canvases != self.config.mask_id,
@@ -129,30 +134,58 @@ class Gsm8k(Tokens):
         )
 
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
-        """Each line a question, or a JSON object with the string `question`."""
-        questions = [_question(line, f"{source}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
-        if not questions:
-            raise UserError(f"{source}: holds no question; write one on each line")
-        return self._canvases(questions, f"{source}: ")
+        """Each line a question, or a JSON object: `question`, `question` and `program`, or `text`.
 
-    def _canvases(self, questions: list[str], where: str) -> Int[Tensor, "B L"]:
-        """Questions to be answered. Of one that is too long the end is kept, half of the canvas left for the answer."""
-        prompts = encode_prompts(self.vocabulary, questions, self.config.separator)
-        for number, ids in enumerate(prompts, 1):
-            if self.config.mask_id in ids:
-                raise UserError(f"{where}question {number} holds the mask token; leave it out")
-        room = self.config.length // 2
-        too_long = [number for number, ids in enumerate(prompts, 1) if len(ids) >= self.config.length]
-        if too_long:
+        Spans to fill in, `<mask:N>`, may stand in any of them (`data/infill.py`).
+        """
+        prompts = [self._prompt(line, f"{source}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+        if not prompts:
+            raise UserError(f"{source}: holds no question; write one on each line")
+        return self._canvases(prompts, f"{source}: ")
+
+    def _prompt(self, line: str, where: str) -> list[int]:
+        """What is given, with the masks between. It fits the canvas, unless it is a question without spans."""
+        row = _read_prompt(line, where)
+        encode = partial(encode_spans, self.vocabulary, where=where, room=self.config.length)
+        if "text" in row:
+            return closed(self.vocabulary, encode(row["text"]), where, length=self.config.length)
+        ids = encode(row["question"].strip()) + self.vocabulary.encode(self.config.separator)  # as `encode_prompts`
+        if "program" in row:
+            ids += encode(row["program"].strip())
+            return closed(self.vocabulary, ids, where, length=self.config.length)
+        if self.config.mask_id in ids and len(ids) >= self.config.length:
+            raise UserError(f"{where}: {len(ids)} tokens leave no room for an answer in {self.config.length}")
+        return ids
+
+    def _canvases(self, prompts: list[list[int]], where: str) -> Int[Tensor, "B L"]:
+        """Canvases to finish. Of too long a question the end is kept, and half of the canvas left for the answer."""
+        length, mask_id = self.config.length, self.config.mask_id
+        room = length // 2
+        is_long = [len(ids) >= length and mask_id not in ids for ids in prompts]
+        if any(is_long):
             warn(
-                f"{where}{len(too_long)} of {len(questions)} questions (the first is number {too_long[0]}) are longer "
-                f"than data.length={self.config.length} tokens; only their last {room} tokens are asked"
+                f"{where}{sum(is_long)} of {len(prompts)} questions (the first is number {is_long.index(True) + 1}) "
+                f"are longer than data.length={length} tokens; only their last {room} tokens are asked"
             )
-        canvases = torch.full((len(prompts), self.config.length), self.config.mask_id)
-        for canvas, ids in zip(canvases, prompts, strict=True):
-            kept = ids if len(ids) < self.config.length else ids[-room:]
+        canvases = torch.full((len(prompts), length), mask_id)
+        for canvas, ids, too_long in zip(canvases, prompts, is_long, strict=True):
+            kept = ids[-room:] if too_long else ids
             canvas[: len(kept)] = torch.tensor(kept)
         return canvases
+
+    def token(self, text: str) -> int:
+        """The one token that `text` is.
+
+        Raises:
+            UserError: it is several, or none.
+        """
+        ids = self.vocabulary.encode(text)
+        if len(ids) != 1:
+            parts = ", ".join(f"{self.vocabulary.decode([i])!r}" for i in ids)
+            raise UserError(
+                f"{text!r} is not one token, but {len(ids)}: {parts}; a word's token often begins with a space"
+            )
+        return ids[0]
 
     # --- grading -----------------------------------------------------------------------------------------------------
 
@@ -200,12 +233,17 @@ class Gsm8k(Tokens):
     # --- for readers -------------------------------------------------------------------------------------------------
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
+        if is_infilling(self.vocabulary, prompt.tolist()):
+            return infilled(self.vocabulary, prompt.tolist(), tokens.tolist())
         is_answer = prompt == self.config.mask_id
         question = self.vocabulary.decode(prompt[~is_answer].tolist())
         return {
             "question": question.removesuffix(self.config.separator),
             "text": self._answer(tokens.cpu(), is_answer.cpu()),
         }
+
+    def text(self, tokens: Int[Tensor, "L"]) -> str:
+        return whole_text(self.vocabulary, tokens.tolist())
 
     def symbol(self, token: int) -> str:
         """Line ends and the end of an answer made visible."""
@@ -224,13 +262,20 @@ class Gsm8k(Tokens):
         return text
 
 
-def _question(line: str, where: str) -> str:
+_FORMS = ({"text"}, {"question"}, {"question", "program"})
+
+
+def _read_prompt(line: str, where: str) -> dict[str, str]:
     if not line.lstrip().startswith("{"):
-        return line.rstrip("\n")
+        return {"question": line.rstrip("\n")}
     try:
         row = parse_object(line)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
-    if not isinstance(row.get("question"), str):
-        raise UserError(f"{where}: needs the string `question`")
-    return row["question"]
+    given: dict[str, Any] = {key: row[key] for key in ("text", "question", "program") if key in row}
+    if set(given) not in _FORMS:
+        raise UserError(f"{where}: needs `question`, `question` and `program`, or `text` alone")
+    for key, value in given.items():
+        if not isinstance(value, str):
+            raise UserError(f"{where}: needs the string `{key}`")
+    return given

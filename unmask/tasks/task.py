@@ -45,9 +45,10 @@ class Task(Protocol):
 
     A class that is named in `task.name` also has `Config`, a pydantic model of the `data` section, and
     `from_config(config)`. Reading or making the data waits until it is asked for. It may have `keep_files(folder)`,
-    which copies files that decoding needs into the folder of a run, where `Config.of_run` finds them, and
-    `original_ids`, the ids that its tokens have in the tokenizer of a Hugging Face checkpoint (None: a new one), for
-    `train.init`.
+    which copies files that decoding needs into the folder of a run, where `Config.of_run` finds them; `original_ids`,
+    the ids that its tokens have in the tokenizer of a Hugging Face checkpoint (None: a new one), for `train.init`;
+    `text(tokens)`, a canvas (L,) as text, and `token(text)`, the id of the one token that is written so (`UserError` if
+    there is none), unless that is what its `symbol` says.
     """
 
     tokens: TokenSpec

@@ -6,6 +6,7 @@ Dimensions: B rows, L positions, n examples asked for.
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ class TokensData(Section):
     fingerprint: str | None = Field(None, description="of the vocabulary; a store of another one is refused")
     validation_ratio: float = Field(0.02, gt=0, lt=1)
     seed: int = Field(0, ge=0, description="of the split")
+    prompt_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of training examples whose prompt is masked, which decode.guidance needs"
+    )
     prompt_length: int = Field(100, ge=0, description="of the random rows that `unmask bench` takes")
 
     @model_validator(mode="before")
@@ -170,33 +174,38 @@ class Tokens:
         return self._checked(store, torch.arange(len(store)))
 
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
-        """Each line a JSON list of ids, which the answer follows."""
+        """Each line a JSON list of ids, null where one is to be filled in, or an object with such a list as `prompt`.
+
+        The answer follows, if the list does not fill the canvas.
+        """
         canvases = [self._canvas(line, f"{source}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
         if not canvases:
             raise UserError(f"{source}: holds no prompt; give a JSON list of token ids on each line")
         return torch.stack(canvases)
 
     def _canvas(self, line: str, where: str) -> Int[Tensor, "L"]:
-        ids = self._ids(line, where)
-        if len(ids) >= self.config.length:
-            raise UserError(f"{where}: {len(ids)} ids leave no room for an answer in {self.config.length} positions")
-        canvas = torch.full((self.config.length,), self.config.mask_id)
-        canvas[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+        ids, length = self._ids(line, where), self.config.length
+        if len(ids) > length or (len(ids) == length and None not in ids):
+            raise UserError(f"{where}: {len(ids)} ids leave no room for an answer in {length} positions")
+        canvas = torch.full((length,), self.config.mask_id)
+        canvas[: len(ids)] = torch.tensor([self.config.mask_id if i is None else i for i in ids], dtype=torch.long)
         return canvas
 
-    def _ids(self, line: str, where: str) -> list[int]:
+    def _ids(self, line: str, where: str) -> list[int | None]:
         try:
-            ids = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not a JSON list of token ids: {error}") from error
+        ids = row.get("prompt", row) if isinstance(row, dict) else row
         wrong = [i for i in ids if not self._may_be_given(i)] if isinstance(ids, list) else ids
         if wrong or not isinstance(ids, list):
-            known = f"token ids below {self.config.vocab_size} other than the mask"
+            known = f"token ids below {self.config.vocab_size} other than the mask, or null to fill in"
             raise UserError(f"{where}: not a list of {known}: {str(wrong)[:60]}")
         return ids
 
     def _may_be_given(self, value: Any) -> bool:
-        return type(value) is int and 0 <= value < self.config.vocab_size and value != self.config.mask_id
+        is_id = type(value) is int and 0 <= value < self.config.vocab_size and value != self.config.mask_id
+        return is_id or value is None
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
         """`accuracy`: the stored answer, up to its first end token; `exact_match`: to the last position."""
@@ -205,8 +214,11 @@ class Tokens:
         return Grades({"accuracy": (is_same | is_ignored).all(dim=-1), "exact_match": is_same.all(dim=-1)})
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
+        """`prompt` as it is given, up to the last position that is, and the `answer`: what was filled in."""
         is_answer = prompt == self.config.mask_id
-        return {"prompt": prompt[~is_answer].tolist(), "answer": tokens[is_answer].tolist()}
+        end = int((~is_answer).nonzero().max()) + 1 if (~is_answer).any() else 0
+        given = [None if masked else i for i, masked in zip(prompt[:end].tolist(), is_answer[:end], strict=True)]
+        return {"prompt": given, "answer": tokens[is_answer].tolist()}
 
     def symbol(self, token: int) -> str:
         return str(token)
@@ -220,7 +232,7 @@ class Tokens:
 
 
 class TokensStream:
-    """The training rows, shuffled anew in every epoch."""
+    """The training rows, shuffled anew in every epoch; `data.prompt_dropout` of them have the mask for a prompt."""
 
     def __init__(self, task: Tokens, start: int, size: int, seed: int) -> None:
         self._task, self._start, self._size, self._seed = task, start, size, seed
@@ -230,7 +242,19 @@ class TokensStream:
         return self._size
 
     def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
-        return self._task._rows(self._start + shuffled_index(number, self._size, self._seed))
+        rows = self._task._rows(self._start + shuffled_index(number, self._size, self._seed))
+        config = self._task.config
+        is_hidden = noise.uniform(self._seed, Purpose.PROMPT, number) < config.prompt_dropout
+        return hide_prompts(rows, is_hidden, config.mask_id)
+
+
+def hide_prompts(clean: CleanBatch, is_hidden: Bool[Tensor, "B"], mask_id: int) -> CleanBatch:
+    """Examples whose prompts hold the mask where `is_hidden`. They stay prompts: nothing of them is asked for.
+
+    A model that has seen both can be guided (2207.12598).
+    """
+    x0 = clean.x0.masked_fill(is_hidden.unsqueeze(1) & clean.prompt_mask, mask_id)
+    return replace(clean, x0=x0)
 
 
 class RandomTokens:

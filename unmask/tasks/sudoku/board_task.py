@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
+from unmask.jsonl import parse_object
 from unmask.tasks.sudoku import board, data, files, grading
 from unmask.tasks.sudoku.board import Boards
 from unmask.tasks.sudoku.data import PuzzleData
@@ -84,7 +85,9 @@ class BoardTask(ABC):
         return self.encode(_tensor(puzzles.puzzles), _tensor(puzzles.solutions), turns)
 
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
-        puzzles, numbers = files.parse_lines(enumerate(lines, start=1), source)
+        """Each line 81 symbols, or a JSON object with such a `puzzle`."""
+        texts = ((i, _puzzle(line, f"{source}, line {i}")) for i, line in enumerate(lines, start=1))
+        puzzles, numbers = files.parse_lines(texts, source)
         if not len(puzzles):
             raise UserError(f"{source}: holds no puzzle; give one of 81 symbols on each line")
         solutions = solve(puzzles, limit=1)
@@ -134,6 +137,18 @@ class BoardStream:
             puzzles, solutions = symmetry.apply(puzzles), symmetry.apply(solutions)
             turns = None if turns is None else symmetry.move(turns)
         return self._encode(puzzles, solutions, turns)
+
+
+def _puzzle(line: str, where: str) -> str:
+    if not line.lstrip().startswith("{"):
+        return line
+    try:
+        puzzle = parse_object(line).get("puzzle")
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    if not isinstance(puzzle, str) or not puzzle.strip():
+        raise UserError(f"{where}: needs the string `puzzle`")
+    return puzzle
 
 
 def _render(clues: NDArray[np.uint8], digits: NDArray[np.uint8], is_new: NDArray[np.bool_]) -> Text:

@@ -1,0 +1,127 @@
+"""`unmask chat`."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+
+from unmask.cli import options, prompts
+from unmask.cli.opened import Engine, Opened
+from unmask.config import DecodeConfig
+from unmask.errors import UserError
+from unmask.progress import console
+
+_HELP = """A prompt a line, as in `unmask decode`: a question, a puzzle, or a JSON object. Commands:
+/decoder margin,threshold=0.9   another decoder: settings over the present ones; alone: which it is
+/seed 3                         of the noise: with temperature=1, another answer to the same prompt
+/help                           this
+/quit                           the end (Ctrl-D too)"""
+
+
+def chat(
+    run: options.Run,
+    decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
+    weights: options.Weights = None,
+    step: options.Step = "last",
+    device: options.Device = None,
+) -> None:
+    """Type prompts, and watch them being filled in.
+
+    A line is a prompt as in `unmask decode`; lines that begin with / are commands, which `/help` lists. Lines that are
+    piped in are answered one by one.
+
+    Examples:
+
+    * `unmask chat runs/sudoku-puma --decoder margin`
+
+    * `echo "How many is two and three?" | unmask chat runs/tinygsm-puma`
+    """
+    conversation = _Conversation(Opened(run, weights=weights, step=step, device=device), decoder)
+    if sys.stdin.isatty():
+        console.print(conversation.greeting)
+    for line in _lines():
+        try:
+            if not conversation.take(line.strip()):
+                return
+        except UserError as error:
+            console.print(f"Error: {error}", style="red")
+        except KeyboardInterrupt:
+            console.print("Stopped")
+
+
+def _lines() -> Iterator[str]:
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401  # history, and keys that move within the line
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield console.input("> ")
+
+
+class _Conversation:
+    def __init__(self, opened: Opened, decoder: str | None) -> None:
+        self.opened = opened
+        self._use(opened.decoder(decoder))
+
+    def _use(self, config: DecodeConfig) -> None:
+        """Raises before anything changes."""
+        self.engine: Engine = self.opened.engine(config)
+        self.config = config
+
+    @property
+    def greeting(self) -> str:
+        source = self.opened.source
+        return f"Step {source.step}, {source.weights} weights, decoder {self.config.label}; /help says what there is"
+
+    def take(self, line: str) -> bool:
+        """Answers a line; False: that was the last one."""
+        if line == "/quit":
+            return False
+        if line.startswith("/"):
+            self._command(*line.partition(" ")[::2])
+        elif line:
+            self._answer(line)
+        return True
+
+    def _command(self, name: str, value: str) -> None:
+        commands: dict[str, Callable[[str], None]] = {
+            "/decoder": self._change_decoder,
+            "/seed": self._change_seed,
+            "/help": lambda value: console.print(_HELP),
+        }
+        if name not in commands:
+            raise UserError(f"{name}: no such command; use {', '.join(commands)} or /quit")
+        commands[name](value.strip())
+
+    def _change_decoder(self, value: str) -> None:
+        if value:
+            self._use(self.opened.decoder(value, self.config, "/decoder"))
+        console.print(f"decoder {self.config.label}")
+
+    def _change_seed(self, value: str) -> None:
+        if not value.isdecimal():
+            raise UserError(f"/seed {value}: give a whole number, 0 or more")
+        self._use(self.config.model_copy(update={"seed": int(value)}))
+        console.print(f"decoder {self.config.label}")
+
+    def _answer(self, line: str) -> None:
+        asked = prompts.parse(self.opened.task, [line], "prompt")
+        asked.check(self.engine.decoder)
+        is_shown = sys.stdin.isatty() and console.is_terminal
+        decoded, seconds = self.engine.watch(asked.canvases, asked.keys, is_shown=is_shown)
+        record = self.opened.task.record(asked.canvases[0], decoded.tokens[0].cpu())
+        out = options.results()
+        for key, value in record.items():
+            out.print(f"{key}: {_shown(value)}")
+        nfe = int(decoded.nfe[0])
+        out.print(f"{nfe} forward pass{'es' * (nfe != 1)}, {seconds:.2f} s")
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"\n{text}" if "\n" in text else text

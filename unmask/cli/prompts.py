@@ -1,0 +1,93 @@
+"""What is to be decoded, from a file, stdin or a line that was typed.
+
+Dimensions: B prompts, b rows of a batch, L positions.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask.cli import options
+from unmask.decoding.build import AnyDecoder
+from unmask.errors import UserError
+from unmask.jsonl import parse_object
+from unmask.progress import console
+from unmask.tasks.task import Task
+
+_SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Prompts:
+    canvases: Int[Tensor, "B L"]
+    keys: Int[Tensor, "B"]
+    """What the noise of each is keyed by: its number, from 0, or its own `seed`."""
+    places: list[str]
+    """Where each stands: `FILE, line 3`."""
+
+    def rows(self, num_samples: int, batch_size: int) -> Iterator["Rows"]:
+        """Every prompt `num_samples` times, in batches."""
+        total = len(self.canvases) * num_samples
+        for start in range(0, total, batch_size):
+            row = torch.arange(start, min(start + batch_size, total))
+            number, sample = row // num_samples, row % num_samples
+            yield Rows(self.canvases[number], self.keys[number] + sample * _SEEDS, sample)
+
+    def check(self, decoder: AnyDecoder) -> None:
+        """Refuses, before any work, what the decoder cannot finish."""
+        for canvas, place in zip(self.canvases, self.places, strict=True):
+            try:
+                next(decoder.steps(canvas[None]))
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch: prompts, each with the key of its noise and the number of its sample."""
+
+    canvases: Int[Tensor, "b L"]
+    keys: Int[Tensor, "b"]
+    """Of sample 0 the prompt's own; no two rows of different prompts or samples share one."""
+    samples: Int[Tensor, "b"]
+
+
+def read(task: Task, file: str) -> Prompts:
+    """The prompts of a file; `-` is stdin."""
+    if file != "-":
+        return parse(task, options.read_lines(file), file)
+    if sys.stdin.isatty():
+        console.print("Reading prompts from the terminal: one a line, Ctrl-D to end")
+    return parse(task, sys.stdin, "stdin")
+
+
+def parse(task: Task, lines: Iterable[str], source: str) -> Prompts:
+    """The prompts in `lines`, one in each that is not empty.
+
+    Raises:
+        UserError: one that the task cannot read, or with a `seed` that is none.
+    """
+    lines = list(lines)
+    places = [f"{source}, line {number}" for number, line in enumerate(lines, 1) if line.strip()]
+    canvases = task.prompts(lines, source)
+    given = [_seed(line, place) for line, place in zip(filter(str.strip, lines), places, strict=True)]
+    keys = [number if seed is None else seed for number, seed in enumerate(given)]
+    return Prompts(canvases, torch.tensor(keys), places)
+
+
+def _seed(line: str, place: str) -> int | None:
+    """The `seed` of a prompt that is a JSON object."""
+    if not line.lstrip().startswith("{"):
+        return None
+    try:
+        seed = parse_object(line).get("seed")
+    except ValueError:
+        return None  # the task reads such lines otherwise
+    if seed is not None and not (type(seed) is int and 0 <= seed < _SEEDS):
+        raise UserError(f"{place}: seed={json.dumps(seed)[:40]}: must be a whole number from 0 to {_SEEDS - 1}")
+    return seed

@@ -1,0 +1,77 @@
+"""Text with gaps: `<mask:N>` stands for N masked tokens, and what is around it is given."""
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from unmask.data.vocabulary import Vocabulary
+from unmask.errors import UserError
+
+_SPAN = re.compile(r"(<mask(?::[^<>\n]*>?|>))")
+_WELL_FORMED = re.compile(r"<mask:0*([1-9][0-9]*)>")
+
+
+def encode_spans(vocabulary: Vocabulary, text: str, where: str, *, room: int) -> list[int]:
+    """The ids of `text`, the mask N times for `<mask:N>`. What is between two spans is encoded apart.
+
+    Raises:
+        UserError: a span is malformed or longer than `room`, or the mask token stands in the text by name.
+    """
+    ids: list[int] = []
+    for number, part in enumerate(_SPAN.split(text)):
+        is_span = number % 2 == 1
+        ids += [vocabulary.mask_id] * _span_length(part, where, room) if is_span else _given(vocabulary, part, where)
+    return ids
+
+
+def _span_length(span: str, where: str, room: int) -> int:
+    found = _WELL_FORMED.fullmatch(span)
+    if found is None:
+        raise UserError(f"{where}: {span}: write <mask:N>, N tokens to fill in, with N at least 1")
+    if len(found[1]) > len(str(room)) or int(found[1]) > room:
+        raise UserError(f"{where}: {span[:40]}: longer than the canvas, which has {room} tokens (data.length)")
+    return int(found[1])
+
+
+def _given(vocabulary: Vocabulary, text: str, where: str) -> list[int]:
+    ids = vocabulary.encode(text)
+    if vocabulary.mask_id in ids:
+        name = vocabulary.name(vocabulary.mask_id)
+        raise UserError(f"{where} holds the mask token {name}; leave it out, or write <mask:N> for N tokens to fill in")
+    return ids
+
+
+def closed(vocabulary: Vocabulary, ids: Sequence[int], where: str, *, length: int) -> list[int]:
+    """The canvas of a text with spans: `ids`, and end tokens up to `length`, all of them given.
+
+    Raises:
+        UserError: it does not fit, or there is nothing to fill in.
+    """
+    if vocabulary.mask_id not in ids:
+        raise UserError(f"{where}: nothing is to be filled in; write <mask:N> for N tokens to fill in")
+    if len(ids) > length:
+        raise UserError(f"{where}: {len(ids)} tokens do not fit the canvas, which has {length} (data.length)")
+    return [*ids, *[vocabulary.eos_id] * (length - len(ids))]
+
+
+def is_infilling(vocabulary: Vocabulary, prompt: Sequence[int]) -> bool:
+    """Whether something is given after what is to be filled in."""
+    is_masked = [i == vocabulary.mask_id for i in prompt]
+    return is_masked != sorted(is_masked)
+
+
+def whole_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
+    """The text of a canvas without the end tokens that pad it, masks as `<mask:N>`."""
+    end = len(ids)
+    while end and ids[end - 1] == vocabulary.eos_id:
+        end -= 1
+    runs = groupby(ids[:end], key=lambda i: i == vocabulary.mask_id)
+    return "".join(f"<mask:{len(list(run))}>" if is_mask else vocabulary.decode(list(run)) for is_mask, run in runs)
+
+
+def infilled(vocabulary: Vocabulary, prompt: Sequence[int], tokens: Sequence[int]) -> dict[str, Any]:
+    """What to record of a text with spans: the `prompt`, the whole `text`, and what each of its `spans` became."""
+    runs = groupby(zip(prompt, tokens, strict=True), key=lambda pair: pair[0] == vocabulary.mask_id)
+    spans = [vocabulary.decode([token for _, token in run]) for is_span, run in runs if is_span]
+    return {"prompt": whole_text(vocabulary, prompt), "text": whole_text(vocabulary, tokens), "spans": spans}
