@@ -204,6 +204,8 @@ def test_every_row_meets_one_fate_and_is_counted(tmp_path: Path) -> None:
             "dropped_too_long": dropped,
             "dropped_no_room": 1,
             "dropped_empty": 2,
+            "dropped_short": 0,
+            "dropped_unknown": 0,
             "bad": 2,
         }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from unmask.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, Predictor
 from unmask.models.precision import autocast
-from unmask.tasks.task import Task
+from unmask.tasks.task import GradedTask, Task
 from unmask.types import Ask, CleanBatch, Prediction
 
 
@@ -44,7 +44,7 @@ class Witness:
 def traces(
     predict: Predictor, task: Task, examples: CleanBatch, config: DecodeConfig, *, dtype: str, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """For each example: `tokens`, the finished canvas, whether it `is_solved`, and its `steps`.
+    """For each example: `tokens`, the finished canvas, whether it `is_solved` (None: no answer can be), its `steps`.
 
     A step holds the masked positions (`at`), the likeliest token of each (`guess`) with its probability in percent
     (`sure`), and what was `revealed`.
@@ -59,7 +59,7 @@ def traces(
         tokens, reveal_step = decoded.tokens.cpu(), decoded.reveal_step[0].cpu()
         yield {
             "tokens": tokens[0].tolist(),
-            "is_solved": bool(task.grade(example, tokens).measures["accuracy"][0]),
+            "is_solved": _is_solved(task, example, tokens),
             "steps": [
                 {
                     "at": said.at.tolist(),
@@ -70,3 +70,7 @@ def traces(
                 for step, said in enumerate(witness.said)
             ],
         }
+
+
+def _is_solved(task: Task, example: CleanBatch, tokens: Int[Tensor, "1 L"]) -> bool | None:
+    return bool(task.grade(example, tokens).measures["accuracy"][0]) if isinstance(task, GradedTask) else None

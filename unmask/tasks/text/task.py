@@ -1,0 +1,104 @@
+"""Running text. Nothing is asked and nothing solved: a model is worth the likelihood that it gives to held-out documents.
+
+A row is the end token, which is given, and text (`data/prepare/packing.py`): documents joined by end tokens and cut
+(`data.rows=wrap`), or one document and its padding (`document`). Dimensions: B rows, L positions, n places asked for.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask import noise
+from unmask.data.prepare.corpora import find_source
+from unmask.data.prepare.documents import make_shard
+from unmask.data.prepare.packing import LAYOUTS, Documents
+from unmask.data.store import RowStore
+from unmask.data.vocabulary import Vocabulary
+from unmask.errors import UserError
+from unmask.masking.causal import is_answer
+from unmask.noise import Purpose
+from unmask.tasks.task import Extent
+from unmask.tasks.text.corpus import TextData, is_store, settings_of, store_of
+from unmask.tasks.worded import Worded, read_lines
+from unmask.types import CleanBatch
+
+
+class Text(Worded):
+    config: TextData
+    Config = TextData
+
+    def __init__(self, config: TextData) -> None:
+        super().__init__(config)
+        if config.rows == "wrap":  # no row ends before its last position
+            self.tokens = replace(self.tokens, eos_id=None, pad_id=None)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        bytes_alone = Vocabulary.of_bytes()
+        return bytes_alone if self.config.fingerprint == bytes_alone.fingerprint else super().vocabulary
+
+    def _folder(self) -> Path:
+        return store_of(self.config)
+
+    # --- examples ----------------------------------------------------------------------------------------------------
+
+    def _check_store(self, store: RowStore) -> RowStore:
+        for key, name in (("rows", "packing"), ("validation_ratio", "validation_ratio"), ("seed", "split_seed")):
+            own, said = getattr(self.config, key), store.meta.get(name)
+            if own != said:
+                raise UserError(f"{store.folder}: data.{key}={own}, but it was made with {said}; prepare it so")
+        return super()._check_store(store)
+
+    def _num_held_out(self, store: RowStore) -> int:
+        return int(store.meta["num_held_out"])
+
+    def _row(self, place: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        """Those that are held out lie behind the others, and are shuffled: the first may be of one document."""
+        held_out = self._num_held_out(self._store)
+        is_held_out = place < held_out
+        shuffled = noise.permute(torch.where(is_held_out, place, 0), held_out, self.config.seed, Purpose.SPLIT)
+        return torch.where(is_held_out, len(self._store) - held_out + shuffled, place - held_out)
+
+    def examples_from_file(self, path: Path) -> CleanBatch:
+        """All rows of a folder that `unmask prepare` made; or those of a text, a file or a folder of such."""
+        if is_store(path):
+            return super().examples_from_file(path)
+        settings = settings_of([str(path)], self.config, path)
+        shard = make_shard(list(find_source(str(path)).rows(settings.fields)), self.vocabulary, settings)
+        for bad in shard.report.bad[:1]:
+            raise UserError(f"{bad['place']}: {bad['problem']}")
+        layout = LAYOUTS[self.config.rows]
+        rows = [*layout([Documents(shard.ids, shard.num_tokens)], self.config.length, self.vocabulary.eos_id)][0]
+        if not len(rows):
+            raise UserError(f"{path}: its text fills no row of data.length={self.config.length} tokens; give more")
+        return self._first_given(torch.from_numpy(rows.astype(np.int64)))
+
+    def _first_given(self, x0: Int[Tensor, "B L"]) -> CleanBatch:
+        is_first = torch.arange(self.config.length) == 0
+        return CleanBatch(x0=x0, prompt_mask=is_first.expand(x0.shape).clone())
+
+    def extent(self, examples: CleanBatch) -> Extent:
+        is_text = is_answer(examples, self.tokens.eos_id)
+        rows = [x0[own].tolist() for x0, own in zip(examples.x0, is_text, strict=True)]
+        return Extent(tokens=int(is_text.sum()), bytes=sum(map(self.vocabulary.num_bytes, rows)))
+
+    # --- decoding ----------------------------------------------------------------------------------------------------
+
+    def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
+        """Each line a text to be continued, or a JSON object with the string `text`, which may be empty."""
+        texts = read_lines(lines, source, "text")
+        eos_id = self.vocabulary.eos_id
+        return self._canvases([[eos_id, *ids] for ids in self.vocabulary.encode_batch(texts)], f"{source}: ", "text")
+
+    def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
+        """The prompt, and how it goes on to the end of the document."""
+        is_new = prompt == self.config.mask_id
+        given = [i for i in prompt[~is_new].tolist() if i != self.config.eos_id]
+        return {"prompt": self.vocabulary.decode(given), "text": self._answer(tokens.cpu(), is_new.cpu())}
