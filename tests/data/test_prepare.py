@@ -460,7 +460,7 @@ def test_after_a_bad_row_the_work_goes_on_with_skip_bad(tmp_path: Path, monkeypa
 
 def test_no_row_left_is_an_error(tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", [{"question": "?", "code": ""}])
-    with pytest.raises(UserError, match=r"out: no row is left: .*\"dropped_empty\": 1"):
+    with pytest.raises(UserError, match=r"out: no row is left: .*1 dropped: an empty prompt"):
         prepare(settings(tmp_path))
     write_lines(tmp_path / "rows.jsonl", [])
     with pytest.raises(UserError, match=r"empty: no row is left"):

@@ -87,6 +87,7 @@ def evaluate(
         "data_sha256": _sha256(chosen),
         "examples": len(chosen),
         "nelbo": _how(result, draws),
+        **({} if result.text is None else {"rows": result.text.rows}),
         "decoders": {decoder.label: decoder.model_dump(mode="json") for decoder in decoders},
     }
     if as_json:
@@ -175,9 +176,8 @@ def _print_table(result: Evaluation, protocol: dict[str, Any]) -> None:
         out.print(f"{result.likelihood} {nelbo.value:.4f} ± {nelbo.stderr:.4f} nats per maskable token")
     if result.text is not None:
         bound = "" if result.is_exact else " at most"
-        out.print(
-            f"Perplexity{bound} {result.text.ppl:.2f} per token;{bound} {result.text.bits_per_byte:.3f} bits per byte"
-        )
+        ppl, bits = f"{result.text.ppl:.2f} per token", f"{result.text.bits_per_byte:.3f} bits per byte"
+        out.print(f"Perplexity{bound} {ppl} (rows: {result.text.rows});{bound} {bits}")
 
 
 def _accuracy_table(result: Evaluation) -> Table:

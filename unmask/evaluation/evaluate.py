@@ -32,7 +32,8 @@ class Evaluation:
     def likelihoods(self) -> dict[str, float]:
         """The NELBO and, of running text, its other units, by name."""
         own = {} if self.nelbo is None else {"nelbo": self.nelbo.value, "nelbo_stderr": self.nelbo.stderr}
-        return own | ({} if self.text is None else vars(self.text))
+        text = {} if self.text is None else {"ppl": self.text.ppl, "bits_per_byte": self.text.bits_per_byte}
+        return own | text
 
 
 def evaluate(

@@ -14,6 +14,8 @@ class TextLikelihood:
     """exp of the nats per token of text, a document's end token among them and its padding not."""
     bits_per_byte: float
     """Of the text, whatever the tokenizer."""
+    rows: str
+    """As `Extent.rows`."""
 
     @staticmethod
     def of(nelbo: float, num_maskable: int, extent: Extent) -> "TextLikelihood":
@@ -22,4 +24,5 @@ class TextLikelihood:
         return TextLikelihood(
             ppl=math.exp(min(700.0, nats / extent.tokens)),  # what no float holds is of a model that has diverged
             bits_per_byte=nats / (math.log(2) * max(1, extent.bytes)),
+            rows=extent.rows,
         )

@@ -5,7 +5,7 @@ Dimensions: B rows, L positions, n examples asked for.
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -93,7 +93,7 @@ class StoredRows:
         )
 
     @classmethod
-    def from_config(cls, config: TokensData) -> Self:
+    def from_config(cls, config: TokensData) -> "StoredRows":
         return cls(config)
 
     @cached_property

@@ -45,6 +45,8 @@ class Extent:
 
     tokens: int
     bytes: int
+    rows: str
+    """How it was cut: `wrap` or `document`. Perplexities of the two cannot be compared."""
 
 
 @runtime_checkable

@@ -68,7 +68,8 @@ def write_store(
         vocabulary = vocabulary.keeping(_used(paths, len(vocabulary.original_ids)))
     counts = _counts(paths)
     if not counts["kept"]:
-        raise UserError(f"{settings.out}: no row is left: {json.dumps(counts)}; nothing was made")
+        said = [f"{count} {shards.COUNTS[key]}" for key, count in counts.items() if count]
+        raise UserError(f"{settings.out}: no row is left: {', '.join(said) or 'nothing to read'}; nothing was made")
     num_rows, checksums = _write_rows(folder, blocks(paths, vocabulary, settings), settings.length)
     _write_bad(folder, paths)
     vocabulary.save(folder)

@@ -47,8 +47,8 @@ def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: Settings) ->
             yield Block(labels, np.ones(len(labels), np.int64), is_held_out)
         if not num_rows:
             raise UserError(
-                f"the {'held-out' if is_held_out else 'training'} documents fill no row of {settings.length} tokens (a share "
-                f"of {settings.validation_ratio} is held out); give more text, shorter rows, or another share"
+                f"the {'held-out' if is_held_out else 'training'} documents fill no row of {settings.length} tokens (a "
+                f"share of {settings.validation_ratio} is held out); give more text, shorter rows, or another share"
             )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +22,17 @@ from unmask.tasks.worded import WordedData
 _VERSION = 1  # of the preparation: another one makes other rows of the same text
 
 
+def is_store(path: Path) -> bool:
+    return (path / "labels.bin").exists()
+
+
 class TextData(WordedData):
     """Without a store, text is bytes."""
 
     path: str | None = Field(
         None,
-        description="text (.txt, .jsonl, .jsonl.gz, .parquet), a folder of such, or one that `unmask prepare` made; null = "
-        "the sources of Python's standard library",
+        description="text (.txt, .jsonl, .jsonl.gz, .parquet), a folder of such, or one that `unmask prepare` made; "
+        "null = the sources of Python's standard library",
     )
     rows: Literal["wrap", "document"] = Field(
         "wrap", description="documents joined and cut into rows, or one document a row, with padding"
@@ -44,13 +49,20 @@ class TextData(WordedData):
     @model_validator(mode="before")
     @classmethod
     def _bytes_have_their_fingerprint(cls, given: Any) -> Any:
-        if isinstance(given, dict) and not given.keys() & {"vocab_size", "mask_id", "eos_id"}:
+        if not isinstance(given, dict) or given.keys() & {"vocab_size", "mask_id", "eos_id"}:
+            return given
+        if given.get("path") is None or not is_store(Path(str(given["path"])).expanduser()):
             return {"fingerprint": Vocabulary.of_bytes().fingerprint} | given
         return given
 
 
-def is_store(path: Path) -> bool:
-    return (path / "labels.bin").exists()
+def check_ids(config: TextData) -> None:
+    """Whether the ids are those of bytes, as text has them that is not in a store."""
+    if config.fingerprint != Vocabulary.of_bytes().fingerprint:
+        raise UserError(
+            f"data.path={config.path}: is not a folder that `unmask prepare` made, but the ids are not those of bytes; "
+            "give the store that they were made with, or prepare the text: unmask prepare text SOURCE --tokenizer NAME"
+        )
 
 
 def settings_of(sources: Sequence[str], config: TextData, out: Path) -> Settings:
@@ -76,24 +88,28 @@ def store_of(config: TextData) -> Path:
     """
     if config.path is not None and is_store(Path(config.path).expanduser()):
         return Path(config.path).expanduser()
-    if config.fingerprint != Vocabulary.of_bytes().fingerprint:
-        raise UserError(
-            f"data.path={config.path}: is not a folder that `unmask prepare` made, but the ids are not those of bytes; "
-            "give the store that they were made with, or prepare the text: unmask prepare text SOURCE --tokenizer NAME"
-        )
+    check_ids(config)
     sources = [] if config.path is None else [config.path]
     if config.path is not None and not Path(config.path).expanduser().exists():
         raise UserError(
-            f"data.path={config.path}: no such file or folder; a data set on the Hugging Face hub is prepared first: "
-            f"unmask prepare text {config.path} --tokenizer bytes --out FOLDER"
+            f"data.path={config.path}: no such file or folder; what is on the Hugging Face hub is prepared first: "
+            "unmask prepare text OWNER/NAME --tokenizer bytes --out FOLDER"
         )
     name = "python" if config.path is None else Path(config.path).expanduser().name
     folder = cache.folder(config.cache_dir) / "text" / f"{name}_{config.length}_{_digest(sources, config)}"
     with cache.held(folder):
         if not folder.exists():
-            prepare(settings_of(sources, config, folder))
+            _make(settings_of(sources, config, folder))
             console.print(f"Rows of text kept in {folder}")
     return folder
+
+
+def _make(settings: Settings) -> None:
+    try:
+        prepare(settings)
+    except UserError as error:
+        shutil.rmtree(settings.partial, ignore_errors=True)  # another text will be given, or another file of it
+        raise UserError(f"data.path={', '.join(settings.sources) or None}: {error}") from error
 
 
 def _digest(sources: Sequence[str], config: TextData) -> str:

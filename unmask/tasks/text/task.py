@@ -1,4 +1,4 @@
-"""Running text. Nothing is asked and nothing solved: a model is worth the likelihood that it gives to held-out documents.
+"""Running text. Nothing is asked, nothing solved: a model is worth the likelihood that it gives to held-out documents.
 
 A row is the end token, which is given, and text (`data/prepare/packing.py`): documents joined by end tokens and cut
 (`data.rows=wrap`), or one document and its padding (`document`). Dimensions: B rows, L positions, n places asked for.
@@ -25,7 +25,7 @@ from unmask.errors import UserError
 from unmask.masking.causal import is_answer
 from unmask.noise import Purpose
 from unmask.tasks.task import Extent
-from unmask.tasks.text.corpus import TextData, is_store, settings_of, store_of
+from unmask.tasks.text.corpus import TextData, check_ids, is_store, settings_of, store_of
 from unmask.tasks.worded import Worded, read_lines
 from unmask.types import CleanBatch
 
@@ -41,8 +41,12 @@ class Text(Worded):
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        bytes_alone = Vocabulary.of_bytes()
-        return bytes_alone if self.config.fingerprint == bytes_alone.fingerprint else super().vocabulary
+        path, bytes_alone = self.config.path, Vocabulary.of_bytes()
+        if self.config.fingerprint == bytes_alone.fingerprint:
+            return bytes_alone
+        if self.config.tokenizer is None and not (path is not None and is_store(Path(path).expanduser())):
+            check_ids(self.config)
+        return super().vocabulary
 
     def _folder(self) -> Path:
         return store_of(self.config)
@@ -74,8 +78,8 @@ class Text(Worded):
         shard = make_shard(list(find_source(str(path)).rows(settings.fields)), self.vocabulary, settings)
         for bad in shard.report.bad[:1]:
             raise UserError(f"{bad['place']}: {bad['problem']}")
-        layout = LAYOUTS[self.config.rows]
-        rows = [*layout([Documents(shard.ids, shard.num_tokens)], self.config.length, self.vocabulary.eos_id)][0]
+        documents = Documents(shard.ids, shard.num_tokens)
+        rows = next(LAYOUTS[self.config.rows]([documents], self.config.length, self.vocabulary.eos_id))
         if not len(rows):
             raise UserError(f"{path}: its text fills no row of data.length={self.config.length} tokens; give more")
         return self._first_given(torch.from_numpy(rows.astype(np.int64)))
@@ -87,7 +91,7 @@ class Text(Worded):
     def extent(self, examples: CleanBatch) -> Extent:
         is_text = is_answer(examples, self.tokens.eos_id)
         rows = [x0[own].tolist() for x0, own in zip(examples.x0, is_text, strict=True)]
-        return Extent(tokens=int(is_text.sum()), bytes=sum(map(self.vocabulary.num_bytes, rows)))
+        return Extent(tokens=int(is_text.sum()), bytes=sum(map(self.vocabulary.num_bytes, rows)), rows=self.config.rows)
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
