@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from unmask.data.prepare import Settings, pool
-from unmask.data.prepare.finish import write_store
+from unmask.data.prepare.finish import blocks, write_store
 from unmask.data.prepare.run import batched
 from unmask.data.prepare.sources import File
 from unmask.data.prepare.work import Work
@@ -52,7 +52,7 @@ def prepare(settings: Settings, vocabulary: Vocabulary, num_rows: int) -> float:
         first = next(reports).counts["read"]
         start = time.perf_counter()
         num_shards = 1 + sum(1 for _ in reports)
-        write_store(work.store, [work.shard(i) for i in range(num_shards)], vocabulary, settings, {})
+        write_store(work.store, [work.shard(i) for i in range(num_shards)], vocabulary, settings, {}, blocks)
         seconds = time.perf_counter() - start
         work.delete()
     return seconds * num_rows / (num_rows - first)

@@ -11,6 +11,7 @@ COMPONENTS = {
         "sudoku": "unmask.tasks.sudoku.task:Sudoku",
         "sudoku_moves": "unmask.tasks.sudoku.moves:SudokuMoves",
         "tokens": "unmask.tasks.tokens:Tokens",
+        "text": "unmask.tasks.text.task:Text",
         "gsm8k": "unmask.tasks.gsm8k:Gsm8k",
         "toy": "unmask.tasks.toy:Toy",
     },

@@ -74,7 +74,7 @@ BAD = {
     "the same twice": (["debug", "debug"], "give two recipes or more"),
     "unknown recipe": (["debug", "sudoku/pumma"], "did you mean sudoku/puma?"),
     "two tasks": (["debug", "TOY"], "of different tasks (sudoku, toy)"),
-    "a loss": (["debug", "sudoku/puma", "--measure", "eval/nelbo"], "give one of eval/accuracy/ema/prob/3"),
+    "a loss": (["debug", "sudoku/puma", "--measure", "train/loss"], "give one of eval/accuracy/ema/prob/3, eval/nelbo"),
     "wrong setting": (["debug", "sudoku/puma", "train.batch_size=0"], "train.batch_size=0"),
 }
 

@@ -204,6 +204,8 @@ def test_every_row_meets_one_fate_and_is_counted(tmp_path: Path) -> None:
             "dropped_too_long": dropped,
             "dropped_no_room": 1,
             "dropped_empty": 2,
+            "dropped_short": 0,
+            "dropped_unknown": 0,
             "bad": 2,
         }
 
@@ -458,7 +460,7 @@ def test_after_a_bad_row_the_work_goes_on_with_skip_bad(tmp_path: Path, monkeypa
 
 def test_no_row_left_is_an_error(tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", [{"question": "?", "code": ""}])
-    with pytest.raises(UserError, match=r"out: no row is left: .*\"dropped_empty\": 1"):
+    with pytest.raises(UserError, match=r"out: no row is left: .*1 dropped: an empty prompt"):
         prepare(settings(tmp_path))
     write_lines(tmp_path / "rows.jsonl", [])
     with pytest.raises(UserError, match=r"empty: no row is left"):

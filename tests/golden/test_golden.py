@@ -1,7 +1,7 @@
 """The first steps of every recipe, beside the tests of truths: a change of these numbers is a change of results.
 
 Made by `python -m tests.golden.test_golden`, with torch 2.13.0 on an x86 CPU. Small batches in fp32: generated puzzles,
-or random tokens with a small model.
+or a small model with random tokens or a few lines of text.
 """
 
 import json
@@ -24,6 +24,10 @@ SMALL_TASK = {
     "sudoku": ["data.puzzles=64", "data.givens=[40, 45]"],
     "tinygsm": SMALL_TEXT,
     **{name: [*SMALL_TEXT, "process.block_size=8"] for name in recipes.names() if name.startswith("tinygsm/block_")},
+    "text": [
+        f"data={{path: {FILE.with_name('text.jsonl')}, length: 24, validation_ratio: 0.2}}",
+        "model={dim: 32, ff_dim: 48, num_layers: 2, num_heads: 4, dropout: 0}",
+    ],
     # without dropout, whose bits are PyTorch's
     "sudoku/ar": ["data.puzzles=64", "data.givens=[40, 45]", *SMALL_MOVES],
     "sudoku/ar_ordered": SMALL_MOVES,

@@ -23,6 +23,18 @@ def test_a_cost_lies_between_the_evaluations_around_the_level() -> None:
     assert rising.cost(0.7, "step") is None
 
 
+def test_of_a_likelihood_less_is_better() -> None:
+    rows = [
+        {"step": step, "seconds": 1.0 * step, "examples_seen": step, "eval/nelbo": nelbo}
+        for step, nelbo in ((10, 3.0), (20, 2.0), (30, 1.0))
+    ]
+    baseline, other = Curve.of(rows, "eval/nelbo"), Curve.of(rows[:2], "eval/nelbo")
+    assert baseline.cost(2.5, "step") == 15
+    assert baseline.cost(0.5, "step") is None
+    (level,) = Comparison({"slow": [other], "fast": [baseline]}).levels()
+    assert (level.name, level.costs["fast"]["step"]) == ("slow's final 2.0000", [20])
+
+
 def test_the_ratio_is_of_the_means() -> None:
     result = speed_up([20.0, 30.0, 40.0], [10.0, 10.0, 10.0])
     assert result is not None

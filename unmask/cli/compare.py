@@ -39,7 +39,10 @@ def compare(
     seconds: Annotated[float | None, typer.Option(help="Budget: seconds of training, if that is sooner.")] = None,
     examples: Annotated[int | None, typer.Option(min=1, help="Budget: examples drawn, if that is sooner.")] = None,
     measure: Annotated[
-        str | None, typer.Option(help="The rate to compare by, as in metrics.jsonl; the first decoder's unless given.")
+        str | None,
+        typer.Option(
+            help="What to compare by, as in metrics.jsonl: the first decoder's rate unless given; of text, eval/nelbo."
+        ),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trainings at once, sharing the cores; as many as cores unless given.")
@@ -87,11 +90,15 @@ def compare(
 
 
 def _check_measure(measure: str | None, configs: list[RunConfig]) -> str:
-    """Before anything is trained: a share that every training will evaluate."""
+    """Before anything is trained: a share that every training will evaluate, or the NELBO."""
     common = [rate for rate in rates(configs[0]) if all(rate in rates(config) for config in configs)]
-    if not common or measure not in (None, *common):
-        said = f"give one of {', '.join(common)}" if common else "set eval.* alike for all"
-        raise UserError(f"--measure {measure or ''}: not what all of these recipes evaluate; {said}")
+    common += ["eval/nelbo"]
+    if rates(configs[0]) and len(common) == 1 and measure is None:
+        raise UserError(
+            "--measure: these recipes evaluate no rate in common; set eval.* alike for all, or give eval/nelbo"
+        )
+    if measure not in (None, *common):
+        raise UserError(f"--measure {measure}: not what all of these recipes evaluate; give one of {', '.join(common)}")
     return measure or common[0]
 
 
@@ -138,15 +145,16 @@ def _curves_table(comparison: Comparison, measure: str) -> Table:
         table.add_column(method, justify="right")
     steps = sorted({step for curves in comparison.methods.values() for curve in curves for step in curve.spent["step"]})
     for step in steps:
-        table.add_row(f"{step:.0f}", *(_at(curves, step) for curves in comparison.methods.values()))
+        table.add_row(f"{step:.0f}", *(_at(comparison, curves, step) for curves in comparison.methods.values()))
     return table
 
 
-def _at(curves: list[Curve], step: float) -> str:
+def _at(comparison: Comparison, curves: list[Curve], step: float) -> str:
     values = [value for c in curves for value, own in zip(c.values, c.spent["step"], strict=True) if own == step]
     if not values:
         return ""
-    return f"{mean(values):.1%}" + (f" ± {stdev(values):.1%}" if len(values) > 1 else "")
+    spread = f" ± {comparison.text(stdev(values))}" if len(values) > 1 else ""
+    return comparison.text(mean(values)) + spread
 
 
 def _cost_table(comparison: Comparison) -> Table:

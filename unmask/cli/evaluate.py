@@ -17,7 +17,7 @@ from unmask.evaluation.evaluate import evaluate as evaluate_model
 from unmask.models.precision import parameter_dtype, resolve_dtype
 from unmask.progress import progress
 from unmask.registry import resolve
-from unmask.tasks.build import build_task
+from unmask.tasks.build import build_task, is_graded
 from unmask.training import loading
 from unmask.training.trainer import resolve_device
 from unmask.types import CleanBatch
@@ -44,7 +44,8 @@ def evaluate(
     device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Evaluate a run: NELBO under uniform masks (a causal model: NLL), and accuracy for each decoder.
+    """Evaluate a run: NELBO under uniform masks (a causal model: NLL), and accuracy for each decoder; of running text,
+    perplexity and bits per byte.
 
     Examples:
 
@@ -58,12 +59,10 @@ def evaluate(
     """
     source = loading.read(run, weights=options.check_weights(weights), step=step)
     config = source.config if task is None else _with_task(source.config, task)
-    decoders = [options.parse_decoder(text, config.decode) for text in decoder or []] or config.eval.decoders(
-        config.decode
-    )
+    judge = build_task(config)
+    decoders = _decoders(config, decoder or [], out)
     for each in decoders:
         check_guidance(each, config.data)
-    judge = build_task(config)
     chosen = (
         judge.validation(examples or config.eval.examples)
         if data is None
@@ -90,12 +89,25 @@ def evaluate(
         "data_sha256": _sha256(chosen),
         "examples": len(chosen),
         "nelbo": _how(result, draws),
+        **({} if result.text is None else {"rows": result.text.rows}),
         "decoders": {decoder.label: decoder.model_dump(mode="json") for decoder in decoders},
     }
     if as_json:
         options.print_json(_as_dict(result) | {"protocol": protocol})
     else:
         _print_table(result, protocol)
+
+
+def _decoders(config: RunConfig, asked: list[str], out: Path | None) -> list[DecodeConfig]:
+    if is_graded(config):
+        return [options.parse_decoder(text, config.decode) for text in asked] or config.eval.decoders(config.decode)
+    for option, value in (("--decoder", asked), ("--out", out)):
+        if value:
+            raise UserError(
+                f"{option}: the task {config.task.name} has no right answers, so nothing is decoded here; leave it "
+                "out, and see what the model writes with `unmask decode`"
+            )
+    return []
 
 
 def _write(result: Evaluation, target: TextIO) -> None:
@@ -132,7 +144,7 @@ def _check_decoders(decoders: list[DecodeConfig]) -> str | None:
     labels = [config.label for config in decoders]
     if repeated := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"--decoder: {', '.join(sorted(repeated))} is asked for twice")
-    first, *others = {config.dtype for config in decoders}
+    first, *others = {config.dtype for config in decoders} or {None}
     if others:
         raise UserError(f"--decoder: one evaluation runs in one dtype, not in {first} and {others[0]}; run it twice")
     return first
@@ -141,8 +153,7 @@ def _check_decoders(decoders: list[DecodeConfig]) -> str | None:
 def _as_dict(result: Evaluation) -> dict[str, Any]:
     accuracy = result.accuracy
     return {
-        "nelbo": result.nelbo and result.nelbo.value,
-        "nelbo_stderr": result.nelbo and result.nelbo.stderr,
+        **({"nelbo": None, "nelbo_stderr": None} | result.likelihoods()),
         "accuracy": {label: measured.accuracy for label, measured in accuracy.items()},
         "accuracy_stderr": {label: measured.stderr for label, measured in accuracy.items()},
         "interval": {label: list(measured.interval) for label, measured in accuracy.items()},
@@ -153,6 +164,25 @@ def _as_dict(result: Evaluation) -> dict[str, Any]:
 
 
 def _print_table(result: Evaluation, protocol: dict[str, Any]) -> None:
+    out = options.results()
+    out.print(
+        f"{protocol['run']}, step {protocol['step']}, {protocol['weights']} weights, {protocol['examples']} examples"
+    )
+    if result.accuracy:
+        out.print(_accuracy_table(result))
+    for label, measured in result.accuracy.items():
+        if measured.reasons:
+            out.print(f"{label}: " + ", ".join(f"{count} {reason}" for reason, count in measured.reasons.items()))
+    if result.nelbo is not None:
+        nelbo = result.nelbo
+        out.print(f"{result.likelihood} {nelbo.value:.4f} ± {nelbo.stderr:.4f} nats per maskable token")
+    if result.text is not None:
+        bound = "" if result.is_exact else " at most"
+        ppl, bits = f"{result.text.ppl:.2f} per token", f"{result.text.bits_per_byte:.3f} bits per byte"
+        out.print(f"Perplexity{bound} {ppl} (rows: {result.text.rows});{bound} {bits}")
+
+
+def _accuracy_table(result: Evaluation) -> Table:
     measures = list(next(iter(result.accuracy.values())).shares)
     table = Table()
     for column in ("decoder", measures[0], "95 % interval", *measures[1:], "NFE"):
@@ -161,14 +191,4 @@ def _print_table(result: Evaluation, protocol: dict[str, Any]) -> None:
         first, *others = (f"{share:.1%}" for share in measured.shares.values())
         low, high = measured.interval
         table.add_row(label, first, f"{low:.1%} to {high:.1%}", *others, f"{measured.nfe:.1f}")
-    out = options.results()
-    out.print(
-        f"{protocol['run']}, step {protocol['step']}, {protocol['weights']} weights, {protocol['examples']} examples"
-    )
-    out.print(table)
-    for label, measured in result.accuracy.items():
-        if measured.reasons:
-            out.print(f"{label}: " + ", ".join(f"{count} {reason}" for reason, count in measured.reasons.items()))
-    if result.nelbo is not None:
-        name = "NLL" if result.is_exact else "NELBO"
-        out.print(f"{name} {result.nelbo.value:.4f} ± {result.nelbo.stderr:.4f} nats per maskable token")
+    return table

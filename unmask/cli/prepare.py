@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from unmask.cli import options
+from unmask.data.byte_level import BYTES
 from unmask.data.prepare import run
 from unmask.data.prepare.datasets import DATASETS
 from unmask.data.prepare.settings import Settings
@@ -19,15 +20,17 @@ def prepare(
     tokenizer: Annotated[
         str,
         typer.Option(
-            help="A folder with tokenizer.json, such a file, or a name on the Hugging Face hub.", show_default=False
+            help="A folder with tokenizer.json, such a file, or a name on the Hugging Face hub; or `bytes`.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)],
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE]...",
-            help="Its files (.jsonl, .jsonl.gz, .parquet), read one after the other; from the hub if there are none.",
+            metavar="[SOURCE]...",
+            help="Its files (.jsonl, .jsonl.gz, .parquet; of text also .txt), folders of such, or OWNER/NAME:CONFIG on "
+            "the hub, one after the other. Without any: the data set from the hub; of text, Python's standard library.",
             show_default=False,
         ),
     ] = None,
@@ -38,6 +41,10 @@ def prepare(
     vocab: Annotated[
         str, typer.Option(help="full: all ids of the tokenizer; used: only those that occur, for a far smaller model.")
     ] = "full",
+    rows: Annotated[
+        str,
+        typer.Option(help="Of text. wrap: documents joined and cut into rows; document: one a row, with padding."),
+    ] = "wrap",
     separator: Annotated[
         str, typer.Option(help=r"Text between prompt and answer; \n is a newline, \t a tab.", show_default=r"\n")
     ] = "\n",
@@ -48,8 +55,11 @@ def prepare(
     eos: Annotated[str | None, typer.Option(help="What ends an answer; unless given, the tokenizer's own.")] = None,
     prompt_field: Annotated[str | None, typer.Option(help="The field of the prompt, if not the usual one.")] = None,
     answer_field: Annotated[str | None, typer.Option(help="The field of the answer, if not the usual one.")] = None,
-    validation_ratio: Annotated[float, typer.Option(help="Noted for the training: the share that is held out.")] = 0.02,
-    split_seed: Annotated[int, typer.Option(help="Noted for the training: the seed that draws it.")] = 0,
+    text_field: Annotated[str | None, typer.Option(help="The field of the text, if not the usual one.")] = None,
+    validation_ratio: Annotated[
+        float, typer.Option(help="The share that is held out: of text, of the documents; else noted for the training.")
+    ] = 0.02,
+    split_seed: Annotated[int, typer.Option(help="The seed that draws it, likewise.")] = 0,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="List unusable rows in bad_rows.jsonl instead of stopping.")
     ] = False,
@@ -58,7 +68,7 @@ def prepare(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a folder of tokenised rows to train on: prompt, separator, answer, end tokens.
+    """Make a folder of tokenised rows to train on: prompt, separator, answer, end tokens; or running text.
 
     What is stopped goes on when it is called again. A folder that exists is never touched.
 
@@ -70,6 +80,10 @@ def prepare(
     * `unmask prepare tinygsm rows.jsonl.gz --tokenizer ./qwen --length 256 --vocab used --out data/small`
 
     * `unmask prepare gsm8k train.jsonl --tokenizer gpt2 --limit 1000 --out data/try`
+
+    * `unmask prepare text corpus.txt --tokenizer bytes --length 256 --out data/corpus`
+
+    * `unmask prepare text Salesforce/wikitext:wikitext-103-raw-v1 --tokenizer gpt2 --length 1024 --out data/wikitext`
     """
     settings = Settings(
         dataset=dataset,
@@ -79,12 +93,14 @@ def prepare(
         length=length,
         too_long=too_long,
         vocab=vocab,
+        rows=rows,
         separator=separator.replace(r"\n", "\n").replace(r"\t", "\t"),
         limit=limit,
         mask_token=mask_token,
         eos_token=eos,
         prompt_field=prompt_field,
         answer_field=answer_field,
+        text_field=text_field,
         validation_ratio=validation_ratio,
         split_seed=split_seed,
         skip_bad=skip_bad,
@@ -109,6 +125,10 @@ def _print(meta: dict[str, Any], settings: Settings) -> None:
     for key, label in COUNTS.items():
         if meta["rows"][key] or key in ("read", "kept"):
             out.print(f"{meta['rows'][key]:>12,}  {label}")
+    out.print(f"{meta['num_examples']:>12,}  rows of {meta['max_len']} tokens")
+    if meta["num_held_out"]:
+        out.print(f"{meta['num_held_out']:>12,}  of them held out")
     out.print(f"{meta['vocab_size']:>12,}  ids; the mask is {meta['mask_id']}, the end {meta['eos_id']}")
-    recipe = "tinygsm/puma_small" if settings.vocab == "used" else "tinygsm/puma"
+    is_small = settings.vocab == "used" or settings.tokenizer == BYTES
+    recipe = settings.row.recipe + ("_small" if is_small else "")
     out.print(f"Next: unmask train {recipe} data.path={settings.out}")

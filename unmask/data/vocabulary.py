@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders
 
 from unmask import durable
+from unmask.data.byte_level import BYTES, EOS_ID, Bytes, byte_tokenizer
 from unmask.data.tokenizer_files import TOKENIZER, end_token, find_tokenizer, read_tokenizer
 from unmask.data.tokenizer_files import load_tokenizer as load_tokenizer
 from unmask.data.words import Words, byte_symbols
@@ -43,11 +44,11 @@ class Vocabulary:
         self.vocab_size = len(self.original_ids)
         self.eos_id, self.mask_id = self.original_ids.index(eos), self.original_ids.index(mask)
         self._model_ids = None if self.kept is None else {original: i for i, original in enumerate(self.kept)}
-        self._words = Words.of(tokenizer)
+        self._short_way = Bytes.of(tokenizer) or Words.of(tokenizer)
 
     @classmethod
     def from_source(cls, source: str, eos_token: str | None = None, mask_token: str | None = None) -> "Vocabulary":
-        """All ids of the tokenizer `source` (`load_tokenizer`).
+        """All ids of the tokenizer `source` (`load_tokenizer`; `bytes`: text is its bytes).
 
         Args:
             eos_token: the end token, where it is not the one that `source` names.
@@ -56,6 +57,10 @@ class Vocabulary:
         Raises:
             UserError: no such tokenizer or token, or no end token.
         """
+        if source == BYTES:
+            if eos_token or mask_token:
+                raise UserError(f"{source}: has its own end and mask; leave out --eos and --mask-token")
+            return cls.of_bytes()
         path = find_tokenizer(source)
         tokenizer = read_tokenizer(path, source)
         eos_token = eos_token or end_token(path)
@@ -70,6 +75,11 @@ class Vocabulary:
         if mask == eos:
             raise UserError(f"--mask-token {mask_token}: is the end token too; name another one")
         return cls(tokenizer, eos, mask)
+
+    @classmethod
+    def of_bytes(cls) -> "Vocabulary":
+        """The 256 bytes, an end token and a mask (`byte_level.py`)."""
+        return cls(byte_tokenizer(), EOS_ID)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -90,7 +100,7 @@ class Vocabulary:
         Raises:
             UserError: a token is not kept, and there is nothing to put in its place.
         """
-        found = [self._words.encode(text) if self._words else None for text in texts]
+        found = [self._short_way.encode(text) if self._short_way else None for text in texts]
         rest = [i for i, ids in enumerate(found) if ids is None]
         encodings = self.tokenizer.encode_batch_fast([texts[i] for i in rest], add_special_tokens=False)
         slow = dict(zip(rest, (encoding.ids for encoding in encodings), strict=True))
@@ -102,6 +112,16 @@ class Vocabulary:
             return self._text(i for i in ids if i != self.mask_id)
         runs = groupby(ids, key=lambda i: i == self.mask_id)
         return "".join(mask_text * len(list(run)) if is_mask else self._text(run) for is_mask, run in runs)
+
+    def num_bytes(self, ids: Sequence[int]) -> int:
+        """Bytes of the text of the model's `ids`, without the end token and the mask.
+
+        Exact, also where a row ends within a character, if the tokenizer is byte-level; else those of what it decodes.
+        """
+        text = [i for i in ids if i not in (self.eos_id, self.mask_id)]
+        if self._bytes_of_ids is not None:
+            return sum(self._bytes_of_ids[i] for i in text)
+        return len(self.decode(text).encode())
 
     def original(self, ids: Iterable[int]) -> list[int | None]:
         """The tokenizer's ids of the model's `ids`; None for a mask that it does not have."""
@@ -119,7 +139,7 @@ class Vocabulary:
         """
         eos, mask = self.original([self.eos_id, self.mask_id])
         assert eos is not None
-        always = {eos, mask, self._unknown_id, *(self._byte_ids or [])}
+        always = {eos, mask, self._unknown, *(self._byte_ids or [])}
         return Vocabulary(self.tokenizer, eos, mask, sorted({*used, *(i for i in always if i is not None)}))
 
     def save(self, folder: Path) -> None:
@@ -161,8 +181,26 @@ class Vocabulary:
     def _bytes_of_symbols(self) -> dict[str, int]:
         return {symbol: byte for byte, symbol in enumerate(byte_symbols())}
 
+    @cached_property
+    def _bytes_of_ids(self) -> list[int] | None:
+        """How many bytes each of the model's ids stands for, if the tokenizer is byte-level."""
+        if self._byte_ids is None:
+            return None
+        added = self.tokenizer.get_added_tokens_decoder()
+        names = [self.name(i) for i in range(self.vocab_size)]
+        return [
+            len(name.encode() if original in added else name)
+            for name, original in zip(names, self.original_ids, strict=True)
+        ]
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The model's id of what the tokenizer does not know; None where it knows all."""
+        unknown = self._unknown
+        return self.original_ids.index(unknown) if unknown is not None and unknown in self.original_ids else None
+
     @property
-    def _unknown_id(self) -> int | None:
+    def _unknown(self) -> int | None:
         unknown = getattr(self.tokenizer.model, "unk_token", None)
         return None if unknown is None else self.tokenizer.token_to_id(unknown)
 
@@ -183,12 +221,12 @@ class Vocabulary:
             is_added = original in self.tokenizer.get_added_tokens_decoder()
             content = token.encode() if is_added else bytes(self._bytes_of_symbols[symbol] for symbol in token)
             return [self._byte_ids[byte] for byte in content]
-        if self._unknown_id is None:
+        if self._unknown is None:
             raise UserError(
                 f"token {token!r} is not in the vocabulary, and the tokenizer has neither bytes nor an unknown token "
                 "for it; prepare with --vocab full"
             )
-        return [self._unknown_id]
+        return [self._unknown]
 
     def _text(self, ids: Iterable[int]) -> str:
         originals = [i for i in self.original(ids) if i is not None]

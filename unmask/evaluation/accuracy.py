@@ -15,7 +15,7 @@ from unmask.decoding.build import build_decoder
 from unmask.interval import wilson
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
-from unmask.tasks.task import Grades, Task
+from unmask.tasks.task import GradedTask, Grades, Task
 from unmask.types import CleanBatch, Decoded
 
 
@@ -51,7 +51,7 @@ class Accuracy:
 
 def accuracy(
     model: Denoiser,
-    task: Task,
+    task: GradedTask,
     examples: CleanBatch,
     config: DecodeConfig,
     *,

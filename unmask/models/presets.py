@@ -30,4 +30,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "qkv_bias": True,
         "tied_head": True,
     },
+    # Text as bytes on a CPU: 1.3M parameters.
+    "text-small": {"dim": 128, "ff_dim": 384, "num_layers": 6, "num_heads": 4, "tied_head": True},
+    # As wide and deep as GPT-2's smallest and MDLM's: 113.3M parameters, and embedding and head.
+    "text-110m": {"dim": 768, "ff_dim": 2048, "num_layers": 12, "num_heads": 12},
 }

@@ -91,10 +91,19 @@ class Comparison:
         """Of the method that has the fewest."""
         return min(len(curves) for curves in self.methods.values())
 
+    @property
+    def is_share(self) -> bool:
+        return self.methods[self.baseline][0].is_share
+
+    def text(self, value: float) -> str:
+        """A value of the measure, for people."""
+        return f"{value:.1%}" if self.is_share else f"{value:.4f}"
+
     def levels(self, at: Sequence[float] = (0.5, 0.9)) -> list[Level]:
-        """The levels `at`, and the baseline's own final rate (the mean over its seeds)."""
+        """The shares `at`, and the baseline's own final value (the mean over its seeds)."""
         final = float(np.mean([curve.values[-1] for curve in self.methods[self.baseline]]))
-        named = [(f"{level:.0%}", level) for level in at] + [(f"{self.baseline}'s final {final:.1%}", final)]
+        named = [(f"{level:.0%}", level) for level in at] if self.is_share else []
+        named += [(f"{self.baseline}'s final {self.text(final)}", final)]
         return [self._level(name, level) for name, level in named if level > 0]  # 0 is reached before the start
 
     def _level(self, name: str, level: float) -> Level:

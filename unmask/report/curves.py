@@ -21,6 +21,8 @@ class Curve:
 
     values: tuple[float, ...]
     spent: dict[str, tuple[float, ...]]
+    is_share: bool = True
+    """Of examples solved: more is better. Else it is a likelihood's cost, of which less is better."""
 
     @staticmethod
     def of(rows: Iterable[Row], measure: str) -> "Curve":
@@ -29,13 +31,14 @@ class Curve:
         return Curve(
             values=tuple(float(row[measure]) for row in rows),
             spent={axis: tuple(float(row[axis]) for row in rows) for axis in AXES},
+            is_share=measure.startswith("eval/accuracy"),
         )
 
     def cost(self, level: float, axis: str) -> float | None:
         """What was spent on `axis` when the measure first reached `level`, between evaluations on a straight line."""
         at = self.spent[axis]
         for i, value in enumerate(self.values):
-            if value >= level:
+            if value >= level if self.is_share else value <= level:
                 if i == 0 or value == self.values[i - 1]:
                     return at[i]
                 share = (level - self.values[i - 1]) / (value - self.values[i - 1])

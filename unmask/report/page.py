@@ -16,6 +16,7 @@ from unmask.report.comparison import Comparison, CostRow
 from unmask.report.curves import AXES, is_finite
 from unmask.report.models import Study
 from unmask.report.runs import Methods, Recorded, common_measures, differences
+from unmask.tasks.build import is_graded
 
 _X_LABELS = {"step": "training steps", "seconds": "seconds of training", "examples_seen": "examples drawn"}
 
@@ -46,6 +47,7 @@ def render(methods: Methods, study: Study, *, title: str, first_measure: str | N
         measures=[_measure(methods, measure) for measure in measures],
         curves_note=_curves_note(methods),
         replay=None if study.replay is None else _inline_json(study.replay),
+        is_graded=is_graded(next(iter(methods.values()))[0].config),
         num_puzzles=0 if study.replay is None else len(study.replay["puzzles"]),
         missing=study.missing,
         decoder=study.decoder,
@@ -142,24 +144,32 @@ class _Measure:
 
 def _measure(methods: Methods, measure: str) -> _Measure:
     name, is_share = _title(measure)
+    has_shares = any(key.startswith("eval/accuracy/") for key in common_measures(methods))
     charts = [
         Chart(
             title=f"{name} against {_X_LABELS[axis]}",
             x_label=_X_LABELS[axis],
-            y_label="solved" if is_share else "nats",
+            y_label="solved" if is_share else _units(measure),
             lines=[_line(label, number, runs, measure, axis) for number, (label, runs) in enumerate(methods.items())],
             is_share=is_share,
         )
         for axis in AXES
     ]
-    return _Measure(name, charts, _costs(methods, measure) if is_share and len(methods) > 1 else [])
+    return _Measure(name, charts, _costs(methods, measure) if (is_share or not has_shares) and len(methods) > 1 else [])
+
+
+_NAMES = {"nelbo": "NELBO (nats)", "bits_per_byte": "Bits per byte"}
+
+
+def _units(measure: str) -> str:
+    return "bits per byte" if measure == "eval/bits_per_byte" else "nats"
 
 
 def _title(measure: str) -> tuple[str, bool]:
     """`eval/accuracy/ema/prob/3` for a reader, and whether it is a share."""
     kind, *details = measure.removeprefix("eval/").split("/")
     if kind != "accuracy":
-        return ("NELBO (nats)" if kind == "nelbo" else measure.removeprefix("eval/")), False
+        return _NAMES.get(kind, measure.removeprefix("eval/")), False
     if len(details) < 3:
         return "Share solved", True
     weights, order, amount, *rest = details

@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.reading import Anew, Blocks, Reader
 from unmask.models.precision import autocast
-from unmask.tasks.task import Task
+from unmask.tasks.task import GradedTask, Task
 from unmask.types import Ask, CleanBatch, Decoded, Prediction
 
 
@@ -65,11 +65,13 @@ class _Overheard:
 def traces(
     decoder: Decoder, task: Task, examples: CleanBatch, *, dtype: str, device: torch.device
 ) -> list[dict[str, Any]]:
-    """For each example: `tokens`, the finished canvas, whether it `is_solved`, and its `steps`."""
+    """For each example: `tokens`, the finished canvas, whether it `is_solved` (None: no answer can be), its `steps`."""
     xt = examples.masked(task.tokens.mask_id)
     with autocast(dtype, device):
         tokens, steps = trace(decoder, xt.to(device))
-    is_solved = task.grade(examples, tokens).measures["accuracy"].tolist()
+    is_solved = [None] * len(tokens)
+    if isinstance(task, GradedTask):
+        is_solved = task.grade(examples, tokens).measures["accuracy"].tolist()
     return [
         {"tokens": own.tolist(), "is_solved": solved, "steps": each}
         for own, solved, each in zip(tokens, is_solved, steps, strict=True)

@@ -133,7 +133,7 @@ def _check_comparable(runs: Iterable[Recorded]) -> None:
 
 
 def common_measures(methods: Methods) -> list[str]:
-    """What the evaluations of all runs measured: rates by decoder, in the first run's order, then the NELBO.
+    """What the evaluations of all runs measured: rates by decoder, in the first run's order, then likelihoods.
 
     `eval/accuracy`, the rate of each run's own first decoder, is none of them: decoders may differ.
 
@@ -142,7 +142,8 @@ def common_measures(methods: Methods) -> list[str]:
     """
     runs = [run for same in methods.values() for run in same]
     common = [key for key in runs[0].measures() if all(key in run.measures() for run in runs)]
-    shown = [key for key in common if key.startswith("eval/accuracy/")] + [key for key in common if key == "eval/nelbo"]
+    shown = [key for key in common if key.startswith("eval/accuracy/")]
+    shown += [key for key in common if key in ("eval/nelbo", "eval/bits_per_byte")]
     if not shown:
         said = "; ".join(f"{run.folder}: {', '.join(run.measures()) or 'no evaluation yet'}" for run in runs)
         raise UserError(f"these runs have no evaluation in common ({said}); evaluate them alike, with eval.*")

@@ -20,6 +20,11 @@ def build_task(config: RunConfig) -> Task:
     return task
 
 
+def is_graded(config: RunConfig) -> bool:
+    """Whether the task that `task.name` stands for can say what is right (`GradedTask`)."""
+    return hasattr(resolve("task", config.task.name), "grade")
+
+
 def keep_files(task: Task, folder: Path) -> None:
     """Puts what decoding needs of the task's files, a tokenizer for instance, into the folder of a run or an export."""
     keep = getattr(task, "keep_files", None)

@@ -39,16 +39,27 @@ class Grades:
     """What else there is to say of each, as JSON objects."""
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much text examples hold where it can be masked: tokens up to the end, and the bytes that they stand for."""
+
+    tokens: int
+    bytes: int
+    rows: str
+    """How it was cut: `wrap` or `document`. Perplexities of the two cannot be compared."""
+
+
 @runtime_checkable
 class Task(Protocol):
-    """Data, and what counts as solved.
+    """Data, and how people read it.
 
     A class that is named in `task.name` also has `Config`, a pydantic model of the `data` section, and
     `from_config(config)`. Reading or making the data waits until it is asked for. It may have `keep_files(folder)`,
     which copies files that decoding needs into the folder of a run, where `Config.of_run` finds them; `original_ids`,
     the ids that its tokens have in the tokenizer of a Hugging Face checkpoint (None: a new one), for `train.init`;
     `text(tokens)`, a canvas (L,) as text, and `token(text)`, the id of the one token that is written so (`UserError` if
-    there is none), unless that is what its `symbol` says.
+    there is none), unless that is what its `symbol` says. Running text has `extent(examples) -> Extent`. What can be
+    solved has `grade`: `GradedTask`.
     """
 
     tokens: TokenSpec
@@ -74,10 +85,6 @@ class Task(Protocol):
         """Canvases to decode, one per non-empty line, `mask_id` where something is to be filled in."""
         ...
 
-    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> "Grades":
-        """What is right about finished canvases."""
-        ...
-
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         """One decoded prompt as a JSON object."""
         ...
@@ -90,4 +97,13 @@ class Task(Protocol):
         self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]
     ) -> RenderableType:
         """A canvas for the terminal."""
+        ...
+
+
+@runtime_checkable
+class GradedTask(Task, Protocol):
+    """A task whose answers are right or wrong. Of others an evaluation takes the likelihood alone."""
+
+    def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
+        """What is right about finished canvases."""
         ...

@@ -16,7 +16,7 @@ from unmask.decoding.build import build_decoder
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation, evaluate
 from unmask.progress import console, warn
-from unmask.tasks.build import build_task, keep_files
+from unmask.tasks.build import build_task, is_graded, keep_files
 from unmask.training import checkpoint, warm_start
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.logger import Board, MetricsFile, StepDisplay
@@ -46,7 +46,7 @@ class Progress:
     best_nelbo: float = math.inf
 
     def is_better(self, score: float, nelbo: float) -> bool:
-        """By accuracy; where that is equal (0, early on), by NELBO."""
+        """By accuracy; where that is equal (0, early on or always), by NELBO."""
         return (score, -nelbo) > (self.best_score, -self.best_nelbo)
 
 
@@ -61,9 +61,19 @@ def rate(weights: str, decoder: str) -> str:
 
 
 def rates(config: RunConfig) -> list[str]:
-    """All that the evaluations of a run will write; `eval/accuracy` repeats the first."""
+    """All shares that the evaluations of a run will write; `eval/accuracy` repeats the first. None of running text."""
+    if not is_graded(config):
+        return []
     labels = [decoder.label for decoder in config.eval.decoders(config.decode)]
     return [rate(weights, label) for weights in evaluated_weights(config) for label in labels]
+
+
+def _in_words(result: Evaluation) -> str:
+    assert result.nelbo is not None, "held-out examples are known"
+    shown = ", ".join(f"{label} {measured.accuracy:.1%}" for label, measured in result.accuracy.items())
+    text = "" if result.text is None else f", {result.text.bits_per_byte:.3f} bits per byte"
+    accuracy = f"accuracy {shown}; " if shown else ""
+    return f"{accuracy}{result.likelihood} {result.nelbo.value:.4f} nats{text}"
 
 
 class Run:
@@ -109,7 +119,7 @@ class Run:
     def _check_model(self) -> None:
         """Whether the model can be trained on these examples, and evaluated as asked: before any work is done."""
         model = self.trainer.model
-        for decoder in self.config.eval.decoders(self.config.decode):
+        for decoder in self.config.eval.decoders(self.config.decode) if is_graded(self.config) else ():
             build_decoder(decoder, model, self.task.tokens)
         if model.alignment == "next" and not self.examples.prompt_mask[:, 0].all():
             raise UserError(
@@ -240,30 +250,24 @@ class Run:
         """Evaluates all weights asked for, and logs; returns whether this is the best so far."""
         results = {name: self._evaluate_weights(name) for name in evaluated_weights(self.config)}
         headline = next(iter(results.values()))
-        first = next(iter(headline.accuracy.values()))
+        score = next((measured.accuracy for measured in headline.accuracy.values()), 0.0)
         assert headline.nelbo is not None, "held-out examples are known"
-        values = {
-            "eval/nelbo": headline.nelbo.value,
-            "eval/nelbo_stderr": headline.nelbo.stderr,
-            "eval/accuracy": first.accuracy,
-        }
+        values = {f"eval/{name}": value for name, value in headline.likelihoods().items()}
+        if headline.accuracy:
+            values["eval/accuracy"] = score
         for name, result in results.items():
             assert result.nelbo is not None, "the same examples"
             values[f"eval/nelbo/{name}"] = result.nelbo.value
             for label, measured in result.accuracy.items():
                 values[rate(name, label)] = measured.accuracy
         self._log(values)
-        shown = ", ".join(f"{label} {measured.accuracy:.1%}" for label, measured in headline.accuracy.items())
-        console.print(
-            f"{self.title}  step {self.progress.step}: accuracy {shown}; "
-            f"{'NLL' if headline.is_exact else 'NELBO'} {headline.nelbo.value:.4f} nats"
-        )
+        console.print(f"{self.title}  step {self.progress.step}: {_in_words(headline)}")
         progress = self.progress
         progress.evaluated_step = progress.step
-        if not progress.is_better(first.accuracy, headline.nelbo.value):
+        if not progress.is_better(score, headline.nelbo.value):
             return False
         progress.best_step = progress.step
-        progress.best_score, progress.best_nelbo = first.accuracy, headline.nelbo.value
+        progress.best_score, progress.best_nelbo = score, headline.nelbo.value
         return True
 
     def _evaluate_weights(self, name: str) -> Evaluation:

@@ -8,19 +8,30 @@ class Dataset:
     """Where a data set is on the Hugging Face hub, and what its fields are called.
 
     Attributes:
+        repository: its name on the hub; None: without files, the sources of Python's standard library.
+        fields: those of prompt and answer; or one alone, that of running text.
+        recipe: what trains on it.
         config: the hub's name for a variant of it, if there are several.
         test_split: rows for evaluation, which are copied as text, if there are such.
     """
 
-    repository: str
-    prompt_field: str
-    answer_field: str
+    repository: str | None
+    fields: tuple[str, ...]
+    recipe: str
     config: str | None = None
     split: str = "train"
     test_split: str | None = None
 
+    @property
+    def kind(self) -> str:
+        """A key of `kinds.KINDS`."""
+        return "text" if len(self.fields) == 1 else "answers"
+
 
 DATASETS = {
-    "tinygsm": Dataset("TinyGSM/TinyGSM", prompt_field="question", answer_field="code"),
-    "gsm8k": Dataset("openai/gsm8k", config="main", prompt_field="question", answer_field="answer", test_split="test"),
+    "tinygsm": Dataset("TinyGSM/TinyGSM", ("question", "code"), "tinygsm/puma"),
+    "gsm8k": Dataset("openai/gsm8k", ("question", "answer"), "tinygsm/puma", config="main", test_split="test"),
+    "text": Dataset(None, ("text",), "text/uniform"),
+    "lm1b": Dataset("dvruette/lm1b", ("text",), "text/lm1b_uniform"),
+    "openwebtext": Dataset("Skylion007/openwebtext", ("text",), "text/owt_uniform"),
 }

@@ -5,9 +5,10 @@ import json
 import platform
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,17 @@ from unmask.data.prepare.settings import Settings
 from unmask.data.prepare.shards import Shard
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
+
+
+class Block(NamedTuple):
+    """n finished rows of a store: the model's ids (n, L), and how many of each are given (n,)."""
+
+    labels: NDArray[np.uint32]
+    num_prompt: NDArray[np.int64]
+    is_held_out: bool = False
+
+
+Blocks = Callable[[Sequence[Path], Vocabulary, Settings], Iterator[Block]]
 
 
 class _Checked:
@@ -38,13 +50,14 @@ class _Checked:
 
 
 def write_store(
-    folder: Path, paths: list[Path], vocabulary: Vocabulary, settings: Settings, told: dict[str, Any]
+    folder: Path, paths: list[Path], vocabulary: Vocabulary, settings: Settings, told: dict[str, Any], blocks: Blocks
 ) -> dict[str, Any]:
     """Writes the shards at `paths` as a store into `folder`, which is made anew; returns its `meta.json`.
 
     Args:
         vocabulary: that of all ids.
         told: what else `meta.json` says.
+        blocks: from shards to rows; those that are held out, if any, come last.
 
     Raises:
         UserError: no row is left.
@@ -53,18 +66,21 @@ def write_store(
     folder.mkdir()
     if settings.vocab == "used":
         vocabulary = vocabulary.keeping(_used(paths, len(vocabulary.original_ids)))
-    counts, checksums = _write_rows(folder, paths, vocabulary, settings.length)
+    counts = _counts(paths)
     if not counts["kept"]:
-        raise UserError(f"{settings.out}: no row is left: {json.dumps(counts)}; nothing was made")
+        said = [f"{count} {shards.COUNTS[key]}" for key, count in counts.items() if count]
+        raise UserError(f"{settings.out}: no row is left: {', '.join(said) or 'nothing to read'}; nothing was made")
+    num_rows, checksums = _write_rows(folder, blocks(paths, vocabulary, settings), settings.length)
+    _write_bad(folder, paths)
     vocabulary.save(folder)
     meta = {
-        "num_examples": counts["kept"],
+        "num_examples": sum(num_rows.values()),
+        "num_held_out": num_rows[True] or None,
         "max_len": settings.length,
         "format": "unmask-rows",
         "vocab_size": vocabulary.vocab_size,
         "eos_id": vocabulary.eos_id,
         "mask_id": vocabulary.mask_id,
-        "separator": settings.separator,
         "tokenizer": {"source": settings.tokenizer, "fingerprint": vocabulary.fingerprint},
         "rows": counts,
         "sha256": checksums,
@@ -84,34 +100,47 @@ def _used(paths: list[Path], size: int) -> list[int]:
     return [int(i) for i in is_used.nonzero()[0]]
 
 
-def _write_rows(
-    folder: Path, paths: list[Path], vocabulary: Vocabulary, length: int
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Writes labels, prompts and bad rows; returns the counts, and the SHA-256 of the first two."""
-    labels, prompts, bad = (_Checked(folder / name) for name in ("labels.bin", "prompt_mask.bin", "bad_rows.jsonl"))
-    model_ids = _model_ids(vocabulary)
+def _counts(paths: Sequence[Path]) -> dict[str, int]:
+    """How many rows of the sources met which fate, in all shards."""
     counts: Counter[str] = Counter()
-    for shard in map(shards.load, paths):
-        labels.write(_labels(shard, model_ids, vocabulary.eos_id, length).astype("<u4", copy=False).tobytes())
-        is_prompt = np.arange(length) < shard.num_prompt[:, None]
+    for path in paths:
+        counts.update(shards.load_report(path).counts)
+    return {key: counts[key] for key in shards.COUNTS}
+
+
+def _write_rows(folder: Path, blocks: Iterator[Block], length: int) -> tuple[Counter[bool], dict[str, str]]:
+    """Writes labels and prompts; returns how many rows are held out or not, and the SHA-256 of both files."""
+    labels, prompts = (_Checked(folder / name) for name in ("labels.bin", "prompt_mask.bin"))
+    num_rows: Counter[bool] = Counter()
+    for block in blocks:
+        labels.write(block.labels.astype("<u4", copy=False).tobytes())
+        is_prompt = np.arange(length) < block.num_prompt[:, None]
         prompts.write(np.packbits(is_prompt, axis=-1, bitorder="little").tobytes())
-        bad.write("".join(json.dumps(row) + "\n" for row in shard.report.bad).encode())
-        counts.update(shard.report.counts)
-    checksums = {"labels.bin": labels.close(), "prompt_mask.bin": prompts.close()}
-    bad.close()
-    if not counts["bad"]:
-        (folder / "bad_rows.jsonl").unlink()
-    return {key: counts[key] for key in shards.COUNTS}, checksums
+        num_rows[block.is_held_out] += len(block.labels)
+    return num_rows, {"labels.bin": labels.close(), "prompt_mask.bin": prompts.close()}
 
 
-def _labels(shard: Shard, model_ids: NDArray[np.uint32], eos_id: int, length: int) -> NDArray[np.uint32]:
+def _write_bad(folder: Path, paths: Sequence[Path]) -> None:
+    bad = [row for path in paths for row in shards.load_report(path).bad]
+    if bad:
+        durable.write(folder / "bad_rows.jsonl", "".join(json.dumps(row) + "\n" for row in bad))
+
+
+def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: Settings) -> Iterator[Block]:
+    """Of prompts with answers: the rows of each shard at `paths`."""
+    table = model_ids(vocabulary)
+    for shard in map(shards.load, paths):
+        yield Block(_labels(shard, table, vocabulary.eos_id, settings.length), shard.num_prompt)
+
+
+def _labels(shard: Shard, table: NDArray[np.uint32], eos_id: int, length: int) -> NDArray[np.uint32]:
     """The rows (n, length) of `shard` in the model's ids; the end token follows each and fills it up."""
     labels = np.full((len(shard.num_tokens), length), eos_id, np.uint32)
-    labels[np.arange(length) < shard.num_tokens[:, None]] = model_ids[shard.ids]
+    labels[np.arange(length) < shard.num_tokens[:, None]] = table[shard.ids]
     return labels
 
 
-def _model_ids(vocabulary: Vocabulary) -> NDArray[np.uint32]:
+def model_ids(vocabulary: Vocabulary) -> NDArray[np.uint32]:
     """The model's id of each of the tokenizer's, where it has one."""
     known = [(original, i) for i, original in enumerate(vocabulary.original_ids) if original is not None]
     table = np.zeros(known[-1][0] + 1, np.uint32)

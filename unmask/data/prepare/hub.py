@@ -22,7 +22,7 @@ class Hub:
     @cached_property
     def _revision(self) -> str:
         with _explained(self._dataset):
-            return newest_revision(self._dataset.repository)
+            return newest_revision(_name(self._dataset))
 
     def of_split(self, split: str) -> "Hub":
         """Another split of the same revision."""
@@ -38,11 +38,16 @@ class Hub:
     def num_rows(self) -> int | None:
         return None
 
-    def rows(self, fields: tuple[str, str]) -> Iterator[Row]:
-        name = f"{self._dataset.repository} ({self._split})"
+    def rows(self, fields: tuple[str, ...]) -> Iterator[Row]:
+        name = f"{_name(self._dataset)} ({self._split})"
         with _explained(self._dataset):
             for number, content in enumerate(stream(self._dataset, self._split, self._revision), 1):
                 yield Row(name, number, content)
+
+
+def _name(dataset: Dataset) -> str:
+    assert dataset.repository is not None, "a data set that is on the hub"
+    return dataset.repository
 
 
 def newest_revision(repository: str) -> str:
@@ -57,11 +62,11 @@ def stream(dataset: Dataset, split: str, revision: str) -> Iterable[dict[str, An
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise UserError(f"{dataset.repository}: to read from the hub, pip install 'unmask[data]'") from error
-    return load_dataset(dataset.repository, dataset.config, split=split, streaming=True, revision=revision)
+        raise UserError(f"{_name(dataset)}: to read from the hub, pip install 'unmask[data]'") from error
+    return load_dataset(_name(dataset), dataset.config, split=split, streaming=True, revision=revision)
 
 
-def write_rows(source: Hub, fields: tuple[str, str], path: Path) -> None:
+def write_rows(source: Hub, fields: tuple[str, ...], path: Path) -> None:
     """The texts of a small split, a JSON object a line."""
     rows = (row.content for row in source.rows(fields) if isinstance(row.content, dict))
     durable.write(path, "".join(json.dumps({field: row[field] for field in fields}) + "\n" for row in rows))
@@ -76,6 +81,6 @@ def _explained(dataset: Dataset) -> Iterator[None]:
     except Exception as error:  # it has dozens of kinds: no network, offline, not logged in, moved, damaged
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{dataset.repository}: not to be had from the Hugging Face hub: {lines[0]}; call again to go on, or "
+            f"{_name(dataset)}: not to be had from the Hugging Face hub: {lines[0]}; call again to go on, or "
             "download its files and name them: `unmask prepare DATASET FILE ...`"
         ) from error

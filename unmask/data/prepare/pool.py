@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 
 from unmask.data.prepare import shards
-from unmask.data.prepare.rows import make_shard
+from unmask.data.prepare.kinds import KINDS
 from unmask.data.prepare.settings import Settings
 from unmask.data.prepare.shards import Report
 from unmask.data.prepare.sources import Row
@@ -63,6 +63,7 @@ def _submit(executor: Executor, rows: list[Row], path: Path) -> Callable[[], Rep
 
 def _make(rows: list[Row], path: Path) -> Report:
     assert _worker is not None
+    make_shard = KINDS[_worker.settings.row.kind].make_shard
     shard = make_shard(rows, _worker.vocabulary, _worker.settings)
     shards.save(path, shard)
     return shard.report

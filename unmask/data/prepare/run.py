@@ -6,11 +6,13 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from unmask import durable
+from unmask.data.prepare.corpora import find_sources
 from unmask.data.prepare.finish import write_store
 from unmask.data.prepare.hub import Hub, write_rows
+from unmask.data.prepare.kinds import KINDS
 from unmask.data.prepare.pool import tokenise
 from unmask.data.prepare.settings import Settings
-from unmask.data.prepare.sources import File, Source
+from unmask.data.prepare.sources import Source
 from unmask.data.prepare.work import Work
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
@@ -27,13 +29,14 @@ def prepare(settings: Settings) -> dict[str, Any]:
     Called again after it was stopped or killed, it goes on. Each row is the prompt and the separator
     (`prompts.encode_prompts`), then the answer, both without the space around them, then end tokens up to the length. A
     row fits if it has an end token; one that was truncated has none, so that no model learns to end in the middle.
+    (Running text: `packing.py`.)
 
     Raises:
         UserError: something in `settings`, a source or a row cannot be used, or `settings.out` exists.
     """
     if settings.out.exists():
         raise UserError(f"--out {settings.out}: exists already; delete it, or name another folder")
-    sources = _sources(settings)
+    sources = find_sources(settings.sources, settings.row)
     vocabulary = Vocabulary.from_source(settings.tokenizer, settings.eos_token, settings.mask_token)
     fingerprints = [source.fingerprint() for source in sources]
     identity = settings.identity() | {"sources": fingerprints, "tokenizer": vocabulary.fingerprint}
@@ -46,7 +49,8 @@ def prepare(settings: Settings) -> dict[str, Any]:
                 [work.shard(number) for number in range(num_shards)],
                 vocabulary,
                 settings,
-                told | {"sources": fingerprints},
+                told | settings.layout | {"sources": fingerprints},
+                KINDS[settings.row.kind].blocks,
             )
             _write_test(sources, settings, work)
             _publish(work, settings)
@@ -55,12 +59,6 @@ def prepare(settings: Settings) -> dict[str, Any]:
             f"{settings.partial}: cannot be written: {error}; mend that, and the same command goes on"
         ) from error
     return meta
-
-
-def _sources(settings: Settings) -> list[Source]:
-    if settings.sources:
-        return [File(path) for path in settings.sources]
-    return [Hub(settings.row, settings.row.split)]
 
 
 def _make_shards(sources: list[Source], vocabulary: Vocabulary, settings: Settings, work: Work) -> int:
@@ -97,7 +95,9 @@ def _tell(bad: dict[str, str], number: int, settings: Settings) -> None:
     """Of the bad row of this number: it ends the preparation, or is shown."""
     message = f"{bad['place']}: {bad['problem']}"
     if not settings.skip_bad:
-        raise UserError(f"{message}; correct it, or leave out such rows with --skip-bad (what is done is kept)")
+        raise UserError(
+            f"{message}; correct it, or leave out such rows with --skip-bad (of `unmask prepare`; what is done is kept)"
+        )
     if number <= _NUM_SHOWN:
         warn(f"left out: {message}")
     elif number == _NUM_SHOWN + 1:

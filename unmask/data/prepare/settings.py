@@ -7,7 +7,13 @@ from typing import Any
 from unmask.data.prepare.datasets import DATASETS, Dataset
 from unmask.errors import UserError
 
-_CHOICES = {"dataset": tuple(DATASETS), "too_long": ("truncate", "drop"), "vocab": ("full", "used")}
+_CHOICES = {
+    "dataset": tuple(DATASETS),
+    "too_long": ("truncate", "drop"),
+    "vocab": ("full", "used"),
+    "rows": ("wrap", "document"),
+}
+_ONLY_FOR = {"text": ("rows", "text_field"), "answers": ("separator", "prompt_field", "answer_field")}
 _FREE = ("out", "workers", "skip_bad")
 
 
@@ -17,18 +23,21 @@ class Settings:
 
     Attributes:
         dataset: a name in `DATASETS`.
-        tokenizer: a folder, a `tokenizer.json`, or a name on the Hugging Face hub.
+        tokenizer: a folder, a `tokenizer.json`, or a name on the Hugging Face hub; `bytes`: none.
         out: the folder to make; work is kept in `OUT.partial` until it is whole.
-        sources: files (.jsonl, .jsonl.gz, .parquet), read one after the other; none for the hub.
+        sources: files, folders and names on the hub, read one after the other (`corpora.find_source`); none for the
+            data set as it is published.
         length: tokens of a row, a multiple of 8.
         too_long: what becomes of a row of more tokens: `truncate` or `drop`.
         vocab: `full` for all ids of the tokenizer, `used` for those that occur.
+        rows: of text: `wrap` for documents joined and cut into rows, `document` for one document a row.
         separator: text between prompt and answer, part of the prompt.
         limit: rows to read; None for all.
         mask_token: a token of the tokenizer that no text holds; None for a new one.
         eos_token: what ends an answer; None for what the tokenizer's settings name.
-        prompt_field, answer_field: as in `DATASETS` unless given.
-        validation_ratio, split_seed: noted in `meta.json` for the training, which splits.
+        prompt_field, answer_field, text_field: as in `DATASETS` unless given.
+        validation_ratio, split_seed: which documents of text are held out; of answers, noted in `meta.json` for the
+            training, which splits the rows.
         skip_bad: leave out rows that cannot be used, and list them, instead of stopping at the first.
         workers: processes; 1 for this one.
         batch_rows: rows of a shard.
@@ -41,12 +50,14 @@ class Settings:
     length: int = 512
     too_long: str = "truncate"
     vocab: str = "full"
+    rows: str = "wrap"
     separator: str = "\n"
     limit: int | None = None
     mask_token: str | None = None
     eos_token: str | None = None
     prompt_field: str | None = None
     answer_field: str | None = None
+    text_field: str | None = None
     validation_ratio: float = 0.02
     split_seed: int = 0
     skip_bad: bool = False
@@ -57,6 +68,7 @@ class Settings:
         for key, choices in _CHOICES.items():
             if getattr(self, key) not in choices:
                 raise UserError(f"{_option(key)}{getattr(self, key)}: use {' or '.join(choices)}")
+        self._check_kind()
         if self.length < 8 or self.length % 8:
             near = max(8, round(self.length / 8) * 8)
             raise UserError(f"--length {self.length}: must be a multiple of 8, eight positions a byte; use {near}")
@@ -69,14 +81,31 @@ class Settings:
         if self.split_seed < 0:
             raise UserError(f"--split-seed {self.split_seed}: must not be negative")
 
+    def _check_kind(self) -> None:
+        """Options that this kind of data does not know."""
+        for kind, keys in _ONLY_FOR.items():
+            for key in keys if kind != self.row.kind else ():
+                if getattr(self, key) != type(self).__dataclass_fields__[key].default:
+                    raise UserError(f"{_option(key)}{getattr(self, key)}: {self.dataset} has none; leave it out")
+        if self.row.kind == "text" and self.rows == "wrap" and self.too_long == "drop":
+            raise UserError(
+                "--too-long drop: nothing is too long for --rows wrap; use --rows document, or leave it out"
+            )
+
     @property
     def row(self) -> Dataset:
         return DATASETS[self.dataset]
 
     @property
-    def fields(self) -> tuple[str, str]:
-        """What prompt and answer are called."""
-        return self.prompt_field or self.row.prompt_field, self.answer_field or self.row.answer_field
+    def fields(self) -> tuple[str, ...]:
+        """What prompt and answer are called, or text."""
+        given = (self.text_field,) if self.row.kind == "text" else (self.prompt_field, self.answer_field)
+        return tuple(own or usual for own, usual in zip(given, self.row.fields, strict=True))
+
+    @property
+    def layout(self) -> dict[str, str]:
+        """What `meta.json` says of how a row is put together."""
+        return {"packing": self.rows} if self.row.kind == "text" else {"separator": self.separator}
 
     @property
     def partial(self) -> Path:

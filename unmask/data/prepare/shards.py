@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ COUNTS = {
     "dropped_too_long": "dropped: too long",
     "dropped_no_room": "dropped: the prompt leaves no room",
     "dropped_empty": "dropped: an empty prompt or answer",
+    "dropped_short": "dropped: fewer than two tokens",
+    "dropped_unknown": "dropped: nothing in it is known to the tokenizer",
     "bad": "bad rows, left out",
 }
 """How many rows met which fate, and what that is called: `read` is the sum of the others without `truncated`."""
@@ -46,12 +48,14 @@ class Shard:
         ids: the tokenizer's ids of all rows, one row after the other, uint32.
         num_tokens: (n,) ids of each row, the prompt's among them.
         num_prompt: (n,) ids of its prompt.
+        keys: (n,) hashes of the texts, by which documents are split; none for rows that are split later.
     """
 
     ids: NDArray[np.uint32]
     num_tokens: NDArray[np.int64]
     num_prompt: NDArray[np.int64]
     report: Report
+    keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
 
 
 def save(path: Path, shard: Shard) -> None:
@@ -63,6 +67,7 @@ def save(path: Path, shard: Shard) -> None:
         ids=shard.ids,
         num_tokens=shard.num_tokens,
         num_prompt=shard.num_prompt,
+        keys=shard.keys,
         report=np.frombuffer(report, np.uint8),
     )
     durable.write(path, file.getvalue())
@@ -70,13 +75,19 @@ def save(path: Path, shard: Shard) -> None:
 
 def load(path: Path) -> Shard:
     with _open(path) as arrays:
-        return Shard(arrays["ids"], arrays["num_tokens"], arrays["num_prompt"], _report(arrays))
+        return Shard(arrays["ids"], arrays["num_tokens"], arrays["num_prompt"], _report(arrays), arrays["keys"])
 
 
 def load_report(path: Path) -> Report:
     """That of the shard at `path`, without reading its ids."""
     with _open(path) as arrays:
         return _report(arrays)
+
+
+def load_keys(path: Path) -> NDArray[np.uint64]:
+    """Those of the shard at `path`, likewise."""
+    with _open(path) as arrays:
+        return arrays["keys"]
 
 
 def _open(path: Path) -> Any:

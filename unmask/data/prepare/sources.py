@@ -2,11 +2,12 @@
 
 import gzip
 import hashlib
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from unmask.errors import UserError
 from unmask.jsonl import parse_object
@@ -14,20 +15,48 @@ from unmask.jsonl import parse_object
 _CHUNK = 2**20
 
 
+PART = 2**16
+"""Bytes of a text file above which it is several documents, each of which ends with a line."""
+
+
+class Passage(NamedTuple):
+    """A stretch of a text file, still encoded; what it holds goes by the name `field`."""
+
+    raw: bytes
+    field: str
+
+    def decoded(self) -> dict[str, Any]:
+        """By name; `ValueError` if it is not UTF-8."""
+        try:
+            return {self.field: self.raw.decode("utf-8-sig")}
+        except UnicodeDecodeError as error:
+            line = self.raw[: error.start].count(b"\n") + 1
+            raise ValueError(
+                f"not UTF-8: byte 0x{self.raw[error.start]:02x} in line {line} of it; convert the file, as with "
+                "iconv -f latin1 -t utf-8"
+            ) from error
+
+
 class Row(NamedTuple):
-    """A row, not yet looked at: a line of JSON, or a mapping. `number` counts lines or rows of `source` from 1."""
+    """A row, not yet looked at: a line of JSON, a mapping, or a passage of text.
+
+    `number` counts lines or rows of `source` from 1; of a passage it is the line that it starts with.
+    """
 
     source: str
     number: int
-    content: bytes | dict[str, Any]
+    content: bytes | dict[str, Any] | Passage
 
     @property
     def place(self) -> str:
-        return f"{self.source}, {'line' if isinstance(self.content, bytes) else 'row'} {self.number}"
+        unit = "row" if isinstance(self.content, dict) else "line" if isinstance(self.content, bytes) else "from line"
+        return f"{self.source}, {unit} {self.number}"
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What it holds, by name; `ValueError` if it is no JSON object."""
+        """What it holds, by name; `ValueError` if it is no JSON object, or no text."""
+        if isinstance(self.content, Passage):
+            return self.content.decoded()
         return parse_object(self.content) if isinstance(self.content, bytes) else self.content
 
 
@@ -39,7 +68,7 @@ class Source(Protocol):
     def num_rows(self) -> int | None:
         """How many there are, if that is known without reading them all."""
 
-    def rows(self, fields: tuple[str, str]) -> Iterator[Row]:
+    def rows(self, fields: tuple[str, ...]) -> Iterator[Row]:
         """All rows, in order.
 
         Raises:
@@ -71,12 +100,12 @@ class File:
     def num_rows(self) -> int | None:
         if self._read is _parquet:
             return _open_parquet(self.path).metadata.num_rows
-        if self._read is _gzipped_lines:
+        if self._read in (_gzipped_lines, _passages):
             return None
         with self.path.open("rb") as file:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
 
-    def rows(self, fields: tuple[str, str]) -> Iterator[Row]:
+    def rows(self, fields: tuple[str, ...]) -> Iterator[Row]:
         try:
             yield from self._read(self.path, fields)
         except (OSError, EOFError, zlib.error) as error:
@@ -89,17 +118,40 @@ def _lines(file: Iterator[bytes], path: Path) -> Iterator[Row]:
             yield Row(str(path), number, line)
 
 
-def _plain_lines(path: Path, fields: tuple[str, str]) -> Iterator[Row]:
+def _plain_lines(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     with path.open("rb") as file:
         yield from _lines(file, path)
 
 
-def _gzipped_lines(path: Path, fields: tuple[str, str]) -> Iterator[Row]:
+def _gzipped_lines(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     with gzip.open(path, "rb") as file:
         yield from _lines(file, path)
 
 
-def _parquet(path: Path, fields: tuple[str, str]) -> Iterator[Row]:
+def _passages(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
+    if len(fields) > 1:
+        raise UserError(f"{path}: text has no fields {' and '.join(fields)}; give .jsonl, .jsonl.gz or .parquet")
+    number = 1
+    with path.open("rb") as file:
+        while raw := _passage(file):
+            yield Row(str(path), number, Passage(raw, fields[0]))
+            number += raw.count(b"\n")
+
+
+def _passage(file: BinaryIO) -> bytes:
+    """What comes next, to the end of a line; where no line ends for long, to that of a character."""
+    raw = file.read(PART)
+    if not raw.endswith(b"\n"):
+        raw += file.readline(PART)
+    while not raw.endswith(b"\n") and (byte := file.read(1)):
+        if byte[0] & 0b1100_0000 != 0b1000_0000:
+            file.seek(-1, os.SEEK_CUR)
+            break
+        raw += byte
+    return raw
+
+
+def _parquet(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     file = _open_parquet(path)
     names = file.schema_arrow.names
     for field in fields:
@@ -123,9 +175,12 @@ def _open_parquet(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
-_FIELDS_FIX = "name the fields with --prompt-field and --answer-field"
-_KINDS: dict[str, Callable[[Path, tuple[str, str]], Iterator[Row]]] = {
+_FIELDS_FIX = "name the fields with --prompt-field and --answer-field; of text, with --text-field or data.field"
+_KINDS: dict[str, Callable[[Path, tuple[str, ...]], Iterator[Row]]] = {
     ".jsonl": _plain_lines,
     ".jsonl.gz": _gzipped_lines,
     ".parquet": _parquet,
+    **dict.fromkeys((".txt", ".md", ".rst", ".py"), _passages),
 }
+ENDINGS = tuple(_KINDS)
+"""Of the names of files that can be read."""

@@ -16,9 +16,11 @@
   const slider = find("step"), puzzle = find("puzzle"), play = find("play");
   let timer = null;
 
+  const isGraded = puzzles[0].traces[0].is_solved !== null;
+
   puzzles.forEach((each, number) => {
     const solved = each.traces.map((trace, m) => `${methods[m]}: ${trace.is_solved ? "solved" : "not"}`).join(", ");
-    puzzle.append(new Option(`${number + 1} (${solved})`, number));
+    puzzle.append(new Option(isGraded ? `${number + 1} (${solved})` : number + 1, number));
   });
 
   const make = (tag, kind, text) => {
@@ -66,7 +68,7 @@
       cell.classList.add("filled");
       if (clue) cell.classList.add("given");
       if (when.step === step - 1) cell.classList.add("fresh");
-      if (!trace.is_solved && own !== truth[position]) cell.classList.add("wrong");
+      if (trace.is_solved === false && own !== truth[position]) cell.classList.add("wrong");
       cell.title = `step ${when.step + 1}` + (when.sure === undefined ? "" : `, ${when.sure} % sure`);
       cell.append(make("small", "", when.step + 1), symbols[own]);
     }
@@ -99,7 +101,7 @@
       const known = last.map((each) => each.sure).filter((each) => each !== undefined);
       const sure = known.length ? `, the last with ${Math.min(...known)} %` : "";
       const wrong = [...when].filter(([position, { value }]) => value !== truth[position]).length;
-      const end = step < trace.steps.length ? "" : trace.is_solved ? "; solved" : `; not solved, ${wrong} wrong`;
+      const end = step < trace.steps.length || !isGraded ? "" : trace.is_solved ? "; solved" : `; not solved, ${wrong} wrong`;
       status.textContent = `${when.size} of ${when.size + masked.size} filled${sure}${end}`;
       cells.setAttribute("aria-label", `${name}: ${status.textContent}`);
     });

@@ -1,15 +1,14 @@
-"""Generated puzzles, kept on disk: made once, shared by all runs, safe for processes that ask at the same time."""
+"""Generated puzzles, kept on disk."""
 
-import fcntl
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from unmask import durable
+from unmask.cache import held
 from unmask.errors import UserError
 from unmask.progress import console, progress
 from unmask.tasks.sudoku.generator import Difficulty, generate
@@ -18,24 +17,12 @@ from unmask.tasks.sudoku.puzzles import PuzzleSet
 _VERSION = 1  # of the generator: another one makes other puzzles from the same seed
 
 
-def default_folder() -> Path:
-    """`$UNMASK_CACHE`, or `unmask` in the user's cache folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("UNMASK_CACHE", base / "unmask"))
-
-
 def load_or_generate(count: int, givens: tuple[int, int], difficulty: Difficulty, seed: int, folder: Path) -> PuzzleSet:
     """The puzzles of these settings, from the cache or newly generated (the first process does, others wait for it)."""
     settings = {"count": count, "givens": givens, "difficulty": difficulty, "seed": seed, "version": _VERSION}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / "sudoku" / f"{difficulty}_{givens[0]}-{givens[1]}_{count}_{digest}.npy"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be written: {error}; set data.cache_dir or UNMASK_CACHE") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(path):
         if not path.exists():
             with progress(
                 f"Generating {count} puzzles ({difficulty}, {givens[0]}-{givens[1]} givens)", count

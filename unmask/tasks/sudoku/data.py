@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator
 
-from unmask import noise
+from unmask import cache, noise
 from unmask.config import Section
 from unmask.errors import UserError
 from unmask.noise import Purpose
-from unmask.tasks.sudoku import cache, files
+from unmask.tasks.sudoku import files
+from unmask.tasks.sudoku.cache import load_or_generate
 from unmask.tasks.sudoku.generator import Difficulty, check_givens
 from unmask.tasks.sudoku.puzzles import PuzzleSet
 
@@ -44,8 +45,8 @@ def load(config: PuzzleData, *, with_turns: bool) -> PuzzleSet:
     """The puzzles of a file, or generated ones."""
     if config.path is not None:
         return files.load(Path(config.path).expanduser(), with_turns=with_turns)
-    folder = Path(config.cache_dir).expanduser() if config.cache_dir else cache.default_folder()
-    return cache.load_or_generate(config.puzzles, config.givens, config.difficulty, config.seed, folder)
+    folder = cache.folder(config.cache_dir)
+    return load_or_generate(config.puzzles, config.givens, config.difficulty, config.seed, folder)
 
 
 def synthetic(givens: tuple[int, int], seed: int, *, with_turns: bool) -> PuzzleSet:

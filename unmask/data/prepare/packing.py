@@ -1,0 +1,91 @@
+"""From documents to rows. Every row starts with the end token, which is given: a model that predicts a token from those
+before it has one to start from.
+
+Dimensions: n documents or rows, L tokens of a row.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.data.prepare import shards
+from unmask.data.prepare.finish import Block, model_ids
+from unmask.data.prepare.settings import Settings
+from unmask.data.prepare.shards import Shard
+from unmask.data.prepare.sources import PART
+from unmask.data.vocabulary import Vocabulary
+from unmask.errors import UserError
+
+Labels = NDArray[np.uint32]
+
+
+class Documents(NamedTuple):
+    """The ids of n documents, one after the other, and how many each has."""
+
+    ids: NDArray[np.uint32]
+    num_tokens: NDArray[np.int64]
+
+
+def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: Settings) -> Iterator[Block]:
+    """The training rows of the shards at `paths`, then those that are held out.
+
+    Raises:
+        UserError: too little text for a part.
+    """
+    last = _last_held_out(
+        np.concatenate([np.zeros(0, np.uint64), *(shards.load_keys(path) for path in paths)]), settings
+    )
+    table = model_ids(vocabulary)
+    for is_held_out in (False, True):
+        num_rows = 0
+        chosen = (_chosen(shard, (shard.keys <= last) == is_held_out, table) for shard in map(shards.load, paths))
+        for labels in LAYOUTS[settings.rows](chosen, settings.length, vocabulary.eos_id):
+            num_rows += len(labels)
+            yield Block(labels, np.ones(len(labels), np.int64), is_held_out)
+        if not num_rows:
+            raise UserError(
+                f"the {'held-out' if is_held_out else 'training'} documents fill no row of {settings.length} tokens (a "
+                f"share of {settings.validation_ratio} is held out); give more text, shorter rows, or another share"
+            )
+
+
+def _last_held_out(keys: NDArray[np.uint64], settings: Settings) -> np.uint64:
+    """Up to this key documents are held out: `validation_ratio` of them, at least one, but not all."""
+    distinct = np.unique(keys)
+    if len(distinct) < 2:
+        raise UserError(
+            f"{len(distinct)} document of at least two tokens: one to train on and one to hold out are needed; give "
+            f"more text (a text file is one document up to {PART // 1024} kB)"
+        )
+    count = round(settings.validation_ratio * len(distinct))
+    return distinct[min(max(count, 1), len(distinct) - 1) - 1]
+
+
+def _chosen(shard: Shard, is_chosen: NDArray[np.bool_], table: NDArray[np.uint32]) -> Documents:
+    ids = table[shard.ids[np.repeat(is_chosen, shard.num_tokens)]]
+    return Documents(ids, shard.num_tokens[is_chosen])
+
+
+def wrap(parts: Iterable[Documents], length: int, eos_id: int) -> Iterator[Labels]:
+    """Documents, an end token after each, cut into rows without padding; what fills no row at the end is left out."""
+    rest = np.zeros(0, np.uint32)
+    for part in parts:
+        stream = np.concatenate([rest, np.insert(part.ids, np.cumsum(part.num_tokens), eos_id)])
+        num_rows = len(stream) // (length - 1)
+        rows, rest = np.split(stream, [num_rows * (length - 1)])
+        yield np.insert(rows.reshape(num_rows, length - 1), 0, eos_id, axis=1)
+
+
+def one_each(parts: Iterable[Documents], length: int, eos_id: int) -> Iterator[Labels]:
+    """A document a row, end tokens after it up to the length; of a long one the start, without an end."""
+    for part in parts:
+        labels = np.full((len(part.num_tokens), length), eos_id, np.uint32)
+        position = np.arange(length)
+        labels[(position > 0) & (position <= part.num_tokens[:, None])] = part.ids
+        yield labels
+
+
+LAYOUTS = {"wrap": wrap, "document": one_each}

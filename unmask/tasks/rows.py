@@ -1,0 +1,215 @@
+"""Tasks whose examples are rows of token ids in a store on disk (`data/store.py`): settings, splits, streams.
+
+Dimensions: B rows, L positions, n examples asked for.
+"""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from unmask import noise
+from unmask.config import Section
+from unmask.data.store import RowStore, read_meta
+from unmask.data.stream import shuffled_index
+from unmask.errors import UserError
+from unmask.noise import Purpose
+from unmask.types import CleanBatch, TokenSpec
+
+
+class TokensData(Section):
+    """What is not given is as the store at `path` says, if that was made by `unmask prepare`."""
+
+    path: str | None = Field(None, description="folder of labels.bin, prompt_mask.bin and meta.json")
+    length: int = Field(512, ge=1, description="positions of a row")
+    vocab_size: int = Field(ge=2, description="ids that the model knows, the mask among them")
+    mask_id: int = Field(ge=0, description="an id that no row holds")
+    eos_id: int | None = Field(None, ge=0, description="ends an answer, and pads it")
+    fingerprint: str | None = Field(None, description="of the vocabulary; a store of another one is refused")
+    validation_ratio: float = Field(0.02, gt=0, lt=1)
+    seed: int = Field(0, ge=0, description="of the split")
+    prompt_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of training examples whose prompt is masked, which decode.guidance needs"
+    )
+    prompt_length: int = Field(100, ge=0, description="of the random rows that `unmask bench` takes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_store(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("path"), str):
+            return given
+        try:
+            meta = read_meta(Path(given["path"]).expanduser())
+        except UserError:
+            return given  # who opens the store says what is wrong
+        return {key: value for key, value in _settings_in(meta).items() if key in cls.model_fields} | given
+
+    @model_validator(mode="after")
+    def _check(self) -> "TokensData":
+        for key, value in (("mask_id", self.mask_id), ("eos_id", self.eos_id)):
+            if value is not None and value >= self.vocab_size:
+                raise ValueError(f"data.{key}={value}: must be below data.vocab_size={self.vocab_size}")
+        if self.mask_id == self.eos_id:
+            raise ValueError(f"data.mask_id={self.mask_id} is data.eos_id too; the mask is an id that no row holds")
+        if self.vocab_size <= len(self.special_ids):
+            raise ValueError(f"data.vocab_size={self.vocab_size} leaves no id beside data.mask_id and data.eos_id")
+        return self
+
+    @property
+    def special_ids(self) -> list[int]:
+        """The mask and the end token, ascending."""
+        return sorted([self.mask_id] if self.eos_id is None else [self.mask_id, self.eos_id])
+
+
+def _settings_in(meta: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the section `data` that a store was made with, as far as its `meta.json` says."""
+    tokenizer = meta.get("tokenizer")
+    said = {key: meta.get(name) for key, name in _IN_META.items()}
+    said["fingerprint"] = tokenizer.get("fingerprint") if isinstance(tokenizer, dict) else None
+    return {key: value for key, value in said.items() if value is not None}
+
+
+_IN_META = {
+    "length": "max_len",
+    "seed": "split_seed",
+    "rows": "packing",
+    **{key: key for key in ("vocab_size", "mask_id", "eos_id", "separator", "validation_ratio")},
+}
+
+
+class StoredRows:
+    """What such tasks have in common: all but what is asked, and what it means."""
+
+    def __init__(self, config: TokensData) -> None:
+        self.config = config
+        self.tokens = TokenSpec(
+            vocab_size=config.vocab_size,
+            length=config.length,
+            mask_id=config.mask_id,
+            eos_id=config.eos_id,
+            pad_id=config.eos_id,
+            fingerprint=config.fingerprint,
+        )
+
+    @classmethod
+    def from_config(cls, config: TokensData) -> "StoredRows":
+        return cls(config)
+
+    @cached_property
+    def _store(self) -> RowStore:
+        return self._check_store(RowStore(self._folder()))
+
+    def _folder(self) -> Path:
+        if self.config.path is None:
+            raise UserError(
+                "data.path is missing; give the folder that holds labels.bin, prompt_mask.bin and meta.json"
+            )
+        return Path(self.config.path).expanduser()
+
+    def _check_store(self, store: RowStore) -> RowStore:
+        if store.length != self.config.length:
+            raise UserError(f"{store.folder}: its rows have {store.length} tokens; set data.length={store.length}")
+        if self._num_held_out(store) in (0, len(store)):
+            ratio = self.config.validation_ratio
+            raise UserError(f"{store.folder}: data.validation_ratio={ratio} of {len(store)} rows leaves a part empty")
+        self._check_vocabulary(store)
+        return store
+
+    def _check_vocabulary(self, store: RowStore) -> None:
+        """Whether ids mean the same in the store and to the model, as far as both say."""
+        said = _settings_in(store.meta).get("fingerprint")
+        if self.config.fingerprint is not None and said not in (None, self.config.fingerprint):
+            raise UserError(
+                f"{store.folder}: was made with another tokenizer or vocabulary than data.fingerprint, which is the "
+                "run's; prepare these rows as the run's were (together, with --vocab used), or train another run"
+            )
+
+    def _num_held_out(self, store: RowStore) -> int:
+        return round(self.config.validation_ratio * len(store))
+
+    def _rows(self, place: Int[Tensor, "n"]) -> CleanBatch:
+        """The rows at `place` of an order in which those that are held out come first."""
+        return self._checked(self._store, self._row(place))
+
+    def _row(self, place: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        return noise.permute(place, len(self._store), self.config.seed, Purpose.SPLIT)
+
+    def _checked(self, store: RowStore, row: Int[Tensor, "n"]) -> CleanBatch:
+        batch = store[row]
+        is_wrong = ((batch.x0 >= self.config.vocab_size) | (batch.x0 == self.config.mask_id)).any(dim=-1)
+        is_empty = batch.prompt_mask.all(dim=-1)
+        for problem, rows in (
+            ("holds the mask or an id out of data.vocab_size", is_wrong),
+            ("is all prompt", is_empty),
+        ):
+            if rows.any():
+                raise UserError(f"{store.folder}: row {int(row[rows][0])} {problem}")
+        return batch
+
+    def train_stream(self, seed: int) -> "RowsStream":
+        held_out = self._num_held_out(self._store)
+        return RowsStream(self, held_out, len(self._store) - held_out, seed)
+
+    def synthetic_stream(self, seed: int) -> "RandomTokens":
+        config = self.config
+        if config.prompt_length >= config.length:
+            raise UserError(f"data.prompt_length={config.prompt_length}: leaves nothing of data.length={config.length}")
+        return RandomTokens(config, seed)
+
+    def validation(self, limit: int) -> CleanBatch:
+        return self._rows(torch.arange(min(limit, self._num_held_out(self._store))))
+
+    def examples_from_file(self, path: Path) -> CleanBatch:
+        store = RowStore(path)
+        if store.length != self.config.length:
+            raise UserError(f"{path}: its rows have {store.length} tokens, the model's {self.config.length}")
+        self._check_vocabulary(store)
+        return self._checked(store, torch.arange(len(store)))
+
+
+class RowsStream:
+    """The training rows, shuffled anew in every epoch; `data.prompt_dropout` of them have the mask for a prompt."""
+
+    def __init__(self, task: StoredRows, start: int, size: int, seed: int) -> None:
+        self._task, self._start, self._size, self._seed = task, start, size, seed
+
+    @property
+    def epoch_size(self) -> int:
+        return self._size
+
+    def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
+        rows = self._task._rows(self._start + shuffled_index(number, self._size, self._seed))
+        config = self._task.config
+        is_hidden = noise.uniform(self._seed, Purpose.PROMPT, number) < config.prompt_dropout
+        return hide_prompts(rows, is_hidden, config.mask_id)
+
+
+def hide_prompts(clean: CleanBatch, is_hidden: Bool[Tensor, "B"], mask_id: int) -> CleanBatch:
+    """Examples whose prompts hold the mask where `is_hidden`. They stay prompts: nothing of them is asked for.
+
+    A model that has seen both can be guided (2207.12598).
+    """
+    x0 = clean.x0.masked_fill(is_hidden.unsqueeze(1) & clean.prompt_mask, mask_id)
+    return replace(clean, x0=x0)
+
+
+class RandomTokens:
+    """Rows of random ids, neither the mask nor the end token, `data.prompt_length` of them the prompt."""
+
+    epoch_size = 1024
+
+    def __init__(self, config: TokensData, seed: int) -> None:
+        self._config, self._seed = config, seed
+
+    def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
+        position = torch.arange(self._config.length)
+        u = noise.uniform(self._seed, Purpose.BENCHMARK, number.unsqueeze(1), position)
+        x0 = (u * (self._config.vocab_size - len(self._config.special_ids))).long()
+        for special in self._config.special_ids:
+            x0 += x0 >= special
+        return CleanBatch(x0=x0, prompt_mask=(position < self._config.prompt_length).expand(x0.shape).clone())

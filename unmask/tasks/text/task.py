@@ -1,0 +1,120 @@
+"""Running text. Nothing is asked, nothing solved: a model is worth the likelihood that it gives to held-out documents.
+
+A row is the end token, which is given, and text (`data/prepare/packing.py`): documents joined by end tokens and cut
+(`data.rows=wrap`), or one document and its padding (`document`). Dimensions: B rows, L positions, n places asked for.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask import noise
+from unmask.data.infill import closed, encode_spans, infilled, is_infilling
+from unmask.data.prepare.corpora import find_source
+from unmask.data.prepare.documents import make_shard
+from unmask.data.prepare.packing import LAYOUTS, Documents
+from unmask.data.store import RowStore
+from unmask.data.vocabulary import Vocabulary
+from unmask.errors import UserError
+from unmask.masking.causal import is_answer
+from unmask.noise import Purpose
+from unmask.tasks.task import Extent
+from unmask.tasks.text.corpus import TextData, check_ids, is_store, settings_of, store_of
+from unmask.tasks.worded import Worded, numbered, read_prompt
+from unmask.types import CleanBatch
+
+
+class Text(Worded):
+    config: TextData
+    Config = TextData
+
+    def __init__(self, config: TextData) -> None:
+        super().__init__(config)
+        if config.rows == "wrap":  # no row ends before its last position
+            self.tokens = replace(self.tokens, eos_id=None, pad_id=None)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        path, bytes_alone = self.config.path, Vocabulary.of_bytes()
+        if self.config.fingerprint == bytes_alone.fingerprint:
+            return bytes_alone
+        if self.config.tokenizer is None and not (path is not None and is_store(Path(path).expanduser())):
+            check_ids(self.config)
+        return super().vocabulary
+
+    def _folder(self) -> Path:
+        return store_of(self.config)
+
+    # --- examples ----------------------------------------------------------------------------------------------------
+
+    def _check_store(self, store: RowStore) -> RowStore:
+        for key, name in (("rows", "packing"), ("validation_ratio", "validation_ratio"), ("seed", "split_seed")):
+            own, said = getattr(self.config, key), store.meta.get(name)
+            if own != said:
+                raise UserError(f"{store.folder}: data.{key}={own}, but it was made with {said}; prepare it so")
+        return super()._check_store(store)
+
+    def _num_held_out(self, store: RowStore) -> int:
+        return int(store.meta["num_held_out"])
+
+    def _row(self, place: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        """Those that are held out lie behind the others, and are shuffled: the first may be of one document."""
+        held_out = self._num_held_out(self._store)
+        is_held_out = place < held_out
+        shuffled = noise.permute(torch.where(is_held_out, place, 0), held_out, self.config.seed, Purpose.SPLIT)
+        return torch.where(is_held_out, len(self._store) - held_out + shuffled, place - held_out)
+
+    def examples_from_file(self, path: Path) -> CleanBatch:
+        """All rows of a folder that `unmask prepare` made; or those of a text, a file or a folder of such."""
+        if is_store(path):
+            return super().examples_from_file(path)
+        settings = settings_of([str(path)], self.config, path)
+        shard = make_shard(list(find_source(str(path)).rows(settings.fields)), self.vocabulary, settings)
+        for bad in shard.report.bad[:1]:
+            raise UserError(f"{bad['place']}: {bad['problem']}")
+        documents = Documents(shard.ids, shard.num_tokens)
+        rows = next(LAYOUTS[self.config.rows]([documents], self.config.length, self.vocabulary.eos_id))
+        if not len(rows):
+            raise UserError(f"{path}: its text fills no row of data.length={self.config.length} tokens; give more")
+        return self._first_given(torch.from_numpy(rows.astype(np.int64)))
+
+    def _first_given(self, x0: Int[Tensor, "B L"]) -> CleanBatch:
+        is_first = torch.arange(self.config.length) == 0
+        return CleanBatch(x0=x0, prompt_mask=is_first.expand(x0.shape).clone())
+
+    def extent(self, examples: CleanBatch) -> Extent:
+        is_text = is_answer(examples, self.tokens.eos_id)
+        rows = [x0[own].tolist() for x0, own in zip(examples.x0, is_text, strict=True)]
+        return Extent(tokens=int(is_text.sum()), bytes=sum(map(self.vocabulary.num_bytes, rows)), rows=self.config.rows)
+
+    # --- decoding ----------------------------------------------------------------------------------------------------
+
+    def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
+        """Each line a text to be continued, or a JSON object with the string `text`, which may be empty.
+
+        With spans to fill in, `<mask:N>`, a document ends after its text; what is packed goes on.
+        """
+        prompts = [self._prompt(line, where) for line, where in numbered(lines, source)]
+        return self._canvases(prompts, f"{source}: ", "text")
+
+    def _prompt(self, line: str, where: str) -> list[int]:
+        text = read_prompt(line, where, (frozenset({"text"}),))["text"]
+        ids = [self.vocabulary.eos_id, *encode_spans(self.vocabulary, text, where, room=self.config.length)]
+        if self.config.mask_id in ids and self.config.rows == "document":
+            return closed(self.vocabulary, ids, where, length=self.config.length)
+        return self._followed_up(ids, where)
+
+    def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
+        """The prompt, and how it goes on to the end of the document; or the whole text and what its spans became."""
+        if is_infilling(self.vocabulary, prompt.tolist()):
+            return infilled(self.vocabulary, prompt.tolist(), tokens.tolist())
+        is_new = prompt == self.config.mask_id
+        given = [i for i in prompt[~is_new].tolist() if i != self.config.eos_id]
+        return {"prompt": self.vocabulary.decode(given), "text": self._answer(tokens.cpu(), is_new.cpu())}
