@@ -3,9 +3,21 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
+from unmask.masking.process import score
 from unmask.models import compiling
+from unmask.models.build import build_denoiser
 from unmask.models.head import token_stats
+from unmask.models.transformer import TransformerConfig
+from unmask.types import MaskedBatch, TokenSpec
+
+
+@pytest.fixture(autouse=True)
+def _needs_compiler() -> None:
+    if not compiling.should_compile("auto", torch.device("cpu")):
+        pytest.skip("no compiler")
+    torch._dynamo.reset()
 
 
 def scaled_loss(hidden: Tensor, weight: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
@@ -15,9 +27,6 @@ def scaled_loss(hidden: Tensor, weight: Tensor, x0: Tensor) -> tuple[Tensor, Ten
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_compiled_caller_gets_the_same(autocast: bool) -> None:
-    if not compiling.should_compile("auto", torch.device("cpu")):
-        pytest.skip("no compiler")
-    torch._dynamo.reset()
     hidden, weight, x0 = torch.randn(6, 8).requires_grad_(), torch.randn(30, 8).requires_grad_(), torch.arange(6)
     found = []
     for compute in (scaled_loss, torch.compile(scaled_loss)):
@@ -26,3 +35,28 @@ def test_a_compiled_caller_gets_the_same(autocast: bool) -> None:
         found.append([loss, confidence, *torch.autograd.grad(loss, [hidden, weight])])
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)  # the caller's products may be fused: fp32 rounding
+
+
+def masked(share: float) -> MaskedBatch:
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randint(8, (16, 24), generator=generator)
+    is_masked = (torch.rand(16, 24, generator=generator) < share) & (torch.arange(24) > 0)
+    return score(x0, torch.where(is_masked, 8, x0), is_masked, torch.ones(16, 24))
+
+
+def test_compiled_streams_are_the_plain_ones_and_compile_once() -> None:
+    config = TransformerConfig(
+        dim=16, ff_dim=24, num_layers=1, num_heads=2, block_size=4, alignment="next", checkpointing=True
+    )
+    plain, compiled = (build_denoiser(config, TokenSpec(vocab_size=9, length=24, mask_id=8)) for _ in range(2))
+    compiled.compile_training()
+    graphs = 0
+    for share in (0.3, 0.9):  # other numbers of scored positions
+        found = []
+        for model in (plain, compiled):
+            loss = (model(masked(share)).nll * masked(share).weight).sum()
+            found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+        for one, other in zip(*found, strict=True):
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)  # fp32, fused, summed over some 100 positions
+        graphs = graphs or counters["stats"]["unique_graphs"]
+        assert counters["stats"]["unique_graphs"] == graphs > 0

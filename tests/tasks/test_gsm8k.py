@@ -219,8 +219,8 @@ BAD_SPANS = {
     "no room for an answer": ({"question": "a<mask:127>"}, "129 tokens leave no room for an answer in 128"),
     "no span": ({"text": "all of it"}, "nothing is to be filled in"),
     "no span in a program": ({"question": "a", "program": "b"}, "nothing is to be filled in"),
-    "a program alone": ({"program": "<mask:1>"}, "needs `question`, `question` and `program`, or `text` alone"),
-    "two forms": ({"question": "a", "text": "<mask:1>"}, "needs `question`, `question` and `program`, or `text` alone"),
+    "a program alone": ({"program": "<mask:1>"}, "needs `question`, or `question` and `program`, or `text`"),
+    "two forms": ({"question": "a", "text": "<mask:1>"}, "needs `question`, or `question` and `program`, or `text`"),
     "no text": ({"text": 3}, "needs the string `text`"),
 }
 

@@ -98,9 +98,9 @@ def score_masked(
 ) -> MaskedBatch:
     """A batch that scores exactly the masked positions, each with its row's or block's weight.
 
-    Waits for the device once.
+    A prompt that is hidden holds the mask in `x0` too, and is not scored. Waits for the device once.
     """
-    return score(x0, xt, xt == mask_id, over_positions(weight, x0.shape[1]))
+    return score(x0, xt, (xt == mask_id) & (x0 != mask_id), over_positions(weight, x0.shape[1]))
 
 
 def score(

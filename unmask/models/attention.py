@@ -134,7 +134,13 @@ class Attention(nn.Module):
         if seen.is_causal or seen.is_full(length):
             return fastest(device=device, dtype=q.dtype, length=length, with_gradient=q.requires_grad)
         can_flex = torch.compiler.is_compiling() and not self.dropout and q.dtype != torch.float64
-        return fastest_by_block(device=device, with_gradient=q.requires_grad, can_flex=can_flex)
+        return fastest_by_block(
+            device=device,
+            dtype=q.dtype,
+            num_blocks=seen.num_blocks(length),
+            with_gradient=q.requires_grad,
+            can_flex=can_flex,
+        )
 
 
 def _normalised(norm: nn.Module, x: Float[Tensor, "B H L E"]) -> Float[Tensor, "B H L E"]:

@@ -99,14 +99,18 @@ def fastest(*, device: str, dtype: torch.dtype, length: int, with_gradient: bool
     return "matmul" if is_slow else "sdpa"
 
 
-def fastest_by_block(*, device: str, with_gradient: bool, can_flex: bool) -> str:
+FEW_BLOCKS = 4
+"""The fused kernel is called for every block and layer: a compiler takes seconds for each of the calls."""
+
+
+def fastest_by_block(*, device: str, dtype: torch.dtype, num_blocks: int, with_gradient: bool, can_flex: bool) -> str:
     """As `fastest`, where positions see blocks.
 
-    On CPUs, with a gradient, plain products: the fused kernel's backward pass is slow for the few queries of a block
-    (at L = 256 in bfloat16 2 times at 2 blocks, 3 times at 16), and a compiler takes minutes for its many calls.
+    On CPUs, with a gradient, the fused kernel is the faster one for few blocks in fp32 alone: its backward pass is slow
+    for the few queries of a block (at L = 256 in bfloat16 2 times at 2 blocks, 3 times at 16).
     """
     if not with_gradient:
         return "sdpa"
     if device == "cpu":
-        return "matmul"
+        return "sdpa" if num_blocks <= FEW_BLOCKS and dtype != torch.bfloat16 else "matmul"
     return "flex" if can_flex else "sdpa"

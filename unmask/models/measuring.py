@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from unmask.models.attention import Attention
-from unmask.models.backends import BACKENDS
+from unmask.models.backends import BACKENDS, FEW_BLOCKS
 from unmask.models.visibility import Visibility, num_clean
 
 _CANDIDATES = ("sdpa", "matmul")
 _LONGEST = 1024  # the L x L factors that plain products keep would fill the memory of longer rows
-_MOST_BLOCKS = 4  # the fused kernel is called for each: a compiler takes seconds for every call, in every layer
 _TIMEOUT = 300.0  # seconds; a compiler may take one of these minutes
 
 
@@ -51,7 +50,7 @@ def fastest_here(model: nn.Module, *, rows: int, length: int, dtype: torch.dtype
         return None
     noisy, size = 0, own[0].seen.size
     if getattr(model, "block_size", None) is not None and size is not None:
-        if length > _MOST_BLOCKS * size:
+        if length > FEW_BLOCKS * size:
             return None
         noisy, length = length, length + num_clean(length, size)
     name = str(dtype).removeprefix("torch.")

@@ -36,6 +36,10 @@ class Visibility:
         """Whether every one of `width` positions sees every other: there is one block."""
         return self.size is None or self.size >= width
 
+    def num_blocks(self, width: int) -> int:
+        """Of a row, whose `width` positions are of one stream or of two."""
+        return 1 if self.size is None else -(-(self.noisy or width) // self.size)
+
     def horizon(self, place: Int[Tensor, "*rows n"]) -> Int[Tensor, "*rows n"]:
         """The first place that a clean one at `place` does not see. Not for `size=None`."""
         assert self.size is not None, "without blocks there is no horizon"

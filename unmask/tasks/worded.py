@@ -127,7 +127,7 @@ class Worded(StoredRows):
             UserError: there are masks among them, and no room.
         """
         if self.config.mask_id in ids and len(ids) >= self.config.length:
-            raise UserError(f"{where}: {len(ids)} tokens leave no room for what follows in {self.config.length}")
+            raise UserError(f"{where}: {len(ids)} tokens leave no room for an answer in {self.config.length}")
         return ids
 
     def token(self, text: str) -> int:

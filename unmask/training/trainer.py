@@ -126,11 +126,12 @@ class Trainer:
     def warm_up(self) -> None:
         """Compiles what a step runs, where it is to be compiled, and leaves no trace in the state."""
         shape = (self.shard.size // self.config.train.accumulate, self.tokens.length)
-        xt = torch.full(shape, self.tokens.mask_id, device=self.device)
-        xt[:, 0] = 1 - min(1, self.tokens.mask_id)  # any token but the mask: alignment=next needs one to start from
+        x0 = torch.full(shape, 1 - min(1, self.tokens.mask_id), device=self.device)  # any token but the mask
+        xt = torch.full_like(x0, self.tokens.mask_id)
+        xt[:, 0] = x0[:, 0]  # alignment=next needs one to start from
         on_cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(on_cuda):
-            self._backward(score_masked(xt, xt, self.tokens.mask_id, torch.zeros(shape[0], device=self.device)))
+            self._backward(score_masked(x0, xt, self.tokens.mask_id, torch.zeros(shape[0], device=self.device)))
         self.optimizer.zero_grad()
 
     def step(self) -> StepReport:
