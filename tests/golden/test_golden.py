@@ -23,7 +23,6 @@ SMALL_TEXT = [
 SMALL_TASK = {
     "sudoku": ["data.puzzles=64", "data.givens=[40, 45]"],
     "tinygsm": SMALL_TEXT,
-    **{name: [*SMALL_TEXT, "process.block_size=8"] for name in recipes.names() if name.startswith("tinygsm/block_")},
     "text": [
         f"data={{path: {FILE.with_name('text.jsonl')}, length: 24, validation_ratio: 0.2}}",
         "model={dim: 32, ff_dim: 48, num_layers: 2, num_heads: 4, dropout: 0}",
@@ -38,7 +37,10 @@ STEPS = 4
 
 def losses(recipe: str) -> list[float]:
     family = recipe.split("/")[0]
-    config = recipes.load(recipe, [*SMALL, *SMALL_TASK.get(recipe, SMALL_TASK.get(family, SMALL_TASK["sudoku"]))])
+    small = [*SMALL, *SMALL_TASK.get(recipe, SMALL_TASK.get(family, SMALL_TASK["sudoku"]))]
+    if recipe.startswith(("tinygsm/block_", "text/block_")):
+        small.append("process.block_size=8")
+    config = recipes.load(recipe, small)
     task = resolve("task", config.task.name).from_config(config.data)
     is_synthetic = recipe.startswith(NEEDS_DATA)
     stream = (task.synthetic_stream if is_synthetic else task.train_stream)(config.train.seed)
