@@ -5,78 +5,26 @@ The `data`, `model` and `process` sections are checked by the `Config` of the cl
 tree that `RunConfig.from_tree` checks.
 """
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, SerializeAsAny, model_validator
 
 from unmask.errors import UserError
 from unmask.registry import resolve
 from unmask.reveal import ORDERS, SCHEDULES
-
-_ORDER_ALIASES = {
-    "low_confidence": "prob",
-    "maskgit_plus": "prob",
-    "top_k_margin": "margin",
-    "topk_margin": "margin",
-    "entropy": "neg_entropy",
-}
-
-
-def _known(what: str, table: Mapping[str, object]) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in table:
-            raise ValueError(f"unknown {what}; use one of {', '.join(table)}")
-        return value
-
-    return AfterValidator(check)
-
-
-OrderName = Annotated[
-    str,
-    BeforeValidator(lambda value: _ORDER_ALIASES.get(value, value) if isinstance(value, str) else value),
-    _known("order", ORDERS),
-]
-"""A key of `reveal.ORDERS`, or a name that LLaDA, Dream or PUMA users bring."""
-
-DTypeName = Literal["auto", "float32", "bfloat16", "float64"]
-WeightsName = Literal["ema", "raw"]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(lambda ids: sorted(set(ids)))]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    alternatives: ClassVar[tuple[str, ...]] = ()
-    """Keys of which a later one, in an override or an extending recipe, takes the place of an earlier one."""
-    dependents: ClassVar[dict[str, str]] = {}
-    """Keys that mean something only beside one of the alternatives, and go where another takes its place."""
-
-    def of_run(self, folder: Path) -> "Section":
-        """These settings where the run lies in `folder`: a section may prefer copies of its files kept there."""
-        return self
-
-
-def name_of(section: Section) -> str:
-    """What a `data`, `model` or `process` section says its component is."""
-    return str(section.model_dump()["name"])
-
-
-SectionT = TypeVar("SectionT", bound=Section)
+from unmask.section import (
+    Beta,
+    DTypeName,
+    OrderName,
+    Section,
+    TokenIds,
+    WeightsName,
+    check_into,
+    known,
+    unknown,
+)
 
 
 class TaskChoice(Section):
@@ -139,7 +87,7 @@ class DecodeConfig(Section):
         1, ge=1, description="positions revealed in a step; steps, threshold, factor and entropy_bound win over it"
     )
     steps: int | None = Field(None, ge=1, description="number of steps")
-    schedule: Annotated[str, _known("schedule", SCHEDULES)] = Field(
+    schedule: Annotated[str, known("schedule", SCHEDULES)] = Field(
         "linear", description=f"how the reveals are spread over the steps: {', '.join(SCHEDULES)} (few at first)"
     )
     threshold: float | None = Field(
@@ -304,9 +252,9 @@ class RunConfig(Section):
         problems: list[str] = []
         for key, field in RunConfig.model_fields.items():
             section = section_class(key, tree, field.annotation)
-            checked[key] = _check(section, tree.get(key, {}), key, problems)
+            checked[key] = check_into(section, tree.get(key, {}), key, problems)
         checked["model"] = _in_blocks(checked["model"], checked["process"], problems)
-        problems += [_unknown(str(key), list(RunConfig.model_fields)) for key in tree if key not in checked]
+        problems += [unknown(str(key), list(RunConfig.model_fields)) for key in tree if key not in checked]
         train = checked["train"]
         if train is not None and train.steps is None and train.epochs is None:
             problems.append("train.steps is missing; give train.steps or train.epochs")
@@ -351,61 +299,9 @@ def _in_blocks(model: Section | None, process: Section | None, problems: list[st
         return model
     own = getattr(model, "block_size", None)
     if own in (None, size):
-        return _check(type(model), {**model.model_dump(), "block_size": size}, "model", problems)
+        return check_into(type(model), {**model.model_dump(), "block_size": size}, "model", problems)
     problems.append(
         f"process.block_size={size} and model.block_size={own} differ; with model.block_size=null the model takes the "
         "process's"
     )
     return None
-
-
-class WrongSettings(UserError):
-    """A `UserError` that names every wrong key."""
-
-
-def check_section(section: type[SectionT], value: Any, prefix: str) -> SectionT:
-    """Checks one section.
-
-    Raises:
-        WrongSettings: with the keys under `prefix`.
-    """
-    try:
-        return section.model_validate(value)
-    except ValidationError as error:
-        raise WrongSettings("\n".join(_explain(section, detail, prefix) for detail in error.errors())) from None
-
-
-def _check(section: type[Section], value: Any, prefix: str, problems: list[str]) -> Section | None:
-    try:
-        return check_section(section, value, prefix)
-    except UserError as error:
-        problems.append(str(error))
-        return None
-
-
-def _explain(section: type[Section], detail: Any, prefix: str) -> str:
-    key = ".".join([prefix, *(str(part) for part in detail["loc"])])
-    if detail["type"] == "extra_forbidden":
-        return _unknown(key, [f"{prefix}.{name}" for name in section.model_fields])
-    if detail["type"] == "missing":
-        return f"{key} is missing"
-    cause = detail.get("ctx", {}).get("error")
-    if isinstance(cause, WrongSettings):  # of a section within this one
-        return str(cause)
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}={detail['input']!r}: {message}" if detail["loc"] else f"{prefix}: {message}"
-
-
-def _unknown(key: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(valid)}"
-    return f"unknown key {key}; {hint}"
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested dict."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -2,9 +2,10 @@
 
 import pytest
 
-from unmask.config import DecodeConfig, WrongSettings, check_section
+from unmask.config import DecodeConfig
 from unmask.decoding.rules import rule_from
 from unmask.reveal import CosineSteps, EntropyBound, Factor, Fixed, RevealRule, Steps, Threshold
+from unmask.section import WrongSettings, check_section
 
 AMOUNTS: list[tuple[dict[str, object], str, RevealRule]] = [
     ({}, "1", Fixed(1)),

@@ -10,13 +10,14 @@ import typer
 from rich.table import Table
 
 from unmask.cli import options
-from unmask.config import DecodeConfig, RunConfig, check_guidance, check_section
+from unmask.config import DecodeConfig, RunConfig, check_guidance
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
 from unmask.models.precision import parameter_dtype, resolve_dtype
 from unmask.progress import progress
 from unmask.registry import resolve
+from unmask.section import check_section
 from unmask.tasks.build import build_task, is_graded
 from unmask.training import loading
 from unmask.training.trainer import resolve_device

@@ -12,8 +12,9 @@ import yaml
 from rich.console import Console
 
 from unmask import recipes
-from unmask.config import DecodeConfig, check_section
+from unmask.config import DecodeConfig
 from unmask.errors import UserError
+from unmask.section import check_section
 from unmask.tasks.task import Task
 
 Run = Annotated[str, typer.Argument(help="A run folder (or an export).", show_default=False)]

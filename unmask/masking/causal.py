@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from unmask.config import Section
 from unmask.data.stream import ExampleStream
 from unmask.masking.independent import IndependentBatches
 from unmask.masking.process import ProcessContext, Requirements, RowShard, score
+from unmask.section import Section
 from unmask.types import CleanBatch, MaskedBatch
 
 

@@ -7,11 +7,11 @@ from jaxtyping import Int
 from pydantic import Field, SerializeAsAny, field_validator
 from torch import Tensor
 
-from unmask.config import Section, check_section, name_of
 from unmask.data.stream import ExampleStream
 from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess, ProcessContext, Requirements
 from unmask.registry import resolve
+from unmask.section import Section, check_section, name_of
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
 

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import blocks_of, count_blocks
-from unmask.config import OrderName, Section
 from unmask.data.stream import ExampleStream
 from unmask.errors import UserError
 from unmask.masking.process import Requirements, RowShard
@@ -33,6 +32,7 @@ from unmask.masking.rows import PoolRows
 from unmask.masking.upcoming import Upcoming
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, PARALLEL_RULES, RevealRule, RevealState, surest
+from unmask.section import OrderName, Section
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import count_blocks, in_blocks
-from unmask.config import Section
 from unmask.data.stream import ExampleStream
 from unmask.masking import weights
 from unmask.masking.independent import IndependentBatches
@@ -18,6 +17,7 @@ from unmask.masking.process import ProcessContext, Requirements, RowShard, score
 from unmask.masking.time import TimeDensity, UniformTime, masked_count, stratified
 from unmask.noise import Purpose
 from unmask.reveal import surest
+from unmask.section import Section
 from unmask.types import CleanBatch, MaskedBatch
 
 BLOCK_SIZE = "S: blocks of S positions, each predicted from the clean blocks before it; null = the row is one block"

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unmask import noise
-from unmask.config import Section
 from unmask.models.attention import Attention, rotary_angles, rows_at
 from unmask.models.backends import BACKENDS
 from unmask.models.cache import KeyValueCache, LayerCache
@@ -25,6 +24,7 @@ from unmask.models.presets import PRESETS
 from unmask.models.tied import TiedGradient, lookup
 from unmask.models.visibility import Visibility, num_clean
 from unmask.noise import Purpose
+from unmask.section import Section
 from unmask.types import TokenSpec
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from unmask.config import RunConfig, Section, section_class
+from unmask.config import RunConfig, section_class
 from unmask.errors import UserError
+from unmask.section import Section
 
 FOLDER = Path(__file__).parent
 _KEY_ALIASES = {  # names that users of other code bring

@@ -10,12 +10,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from unmask.config import flatten
 from unmask.report.chart import Chart, Line, Points, legend_mark
 from unmask.report.comparison import Comparison, CostRow
 from unmask.report.curves import AXES, is_finite
 from unmask.report.models import Study
 from unmask.report.runs import Methods, Recorded, common_measures, differences
+from unmask.section import flatten
 from unmask.tasks.build import is_graded
 
 _X_LABELS = {"step": "training steps", "seconds": "seconds of training", "examples_seen": "examples drawn"}

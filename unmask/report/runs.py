@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unmask.config import RunConfig, flatten
+from unmask.config import RunConfig
 from unmask.errors import UserError
 from unmask.report.curves import Curve, Row, read_metrics
+from unmask.section import flatten
 from unmask.training.folder import RunFolder, read_environment, read_tree
 
 _NOT_THE_METHOD = (

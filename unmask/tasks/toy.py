@@ -15,9 +15,9 @@ from rich.text import Text
 from torch import Tensor
 
 from unmask import noise
-from unmask.config import Section
 from unmask.errors import UserError
 from unmask.noise import Purpose
+from unmask.section import Section
 from unmask.tasks.task import Canvas, Grades
 from unmask.types import CleanBatch, TokenSpec
 

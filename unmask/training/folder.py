@@ -16,8 +16,9 @@ import torch
 import yaml
 
 from unmask import durable
-from unmask.config import RunConfig, flatten
+from unmask.config import RunConfig
 from unmask.errors import UserError
+from unmask.section import flatten
 
 _MAY_CHANGE = tuple(
     f"train.{key}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask import noise
-from unmask.config import RunConfig, name_of
+from unmask.config import RunConfig
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess, ProcessContext, RowShard, score_masked
@@ -24,6 +24,7 @@ from unmask.models.measuring import fastest_here
 from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
 from unmask.noise import Purpose
 from unmask.registry import resolve
+from unmask.section import name_of
 from unmask.training.optim import (
     build_optimizer,
     learning_rate,

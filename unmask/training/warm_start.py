@@ -4,10 +4,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from unmask.config import Section
 from unmask.errors import UserError
 from unmask.models import hf
 from unmask.models.transformer import TransformerConfig
+from unmask.section import Section
 from unmask.tasks.task import Task
 from unmask.training import loading
 

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field, field_validator
 
 from unmask import cache, noise
-from unmask.config import Section
 from unmask.errors import UserError
 from unmask.noise import Purpose
+from unmask.section import Section
 from unmask.tasks.sudoku import files
 from unmask.tasks.sudoku.cache import load_or_generate
 from unmask.tasks.sudoku.generator import Difficulty, check_givens

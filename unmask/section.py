@@ -1,0 +1,120 @@
+"""A section of settings: what it may hold, and how a wrong one is explained."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from unmask.errors import UserError
+from unmask.reveal import ORDERS
+
+_ORDER_ALIASES = {
+    "low_confidence": "prob",
+    "maskgit_plus": "prob",
+    "top_k_margin": "margin",
+    "topk_margin": "margin",
+    "entropy": "neg_entropy",
+}
+
+
+def known(what: str, table: Mapping[str, object]) -> AfterValidator:
+    """A setting that is a key of `table`, which is called `what`."""
+
+    def check(value: str) -> str:
+        if value not in table:
+            raise ValueError(f"unknown {what}; use one of {', '.join(table)}")
+        return value
+
+    return AfterValidator(check)
+
+
+OrderName = Annotated[
+    str,
+    BeforeValidator(lambda value: _ORDER_ALIASES.get(value, value) if isinstance(value, str) else value),
+    known("order", ORDERS),
+]
+"""A key of `reveal.ORDERS`, or a name that LLaDA, Dream or PUMA users bring."""
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float64"]
+WeightsName = Literal["ema", "raw"]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(lambda ids: sorted(set(ids)))]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    alternatives: ClassVar[tuple[str, ...]] = ()
+    """Keys of which a later one, in an override or an extending recipe, takes the place of an earlier one."""
+    dependents: ClassVar[dict[str, str]] = {}
+    """Keys that mean something only beside one of the alternatives, and go where another takes its place."""
+
+    def of_run(self, folder: Path) -> "Section":
+        """These settings where the run lies in `folder`: a section may prefer copies of its files kept there."""
+        return self
+
+
+def name_of(section: Section) -> str:
+    """What a `data`, `model` or `process` section says its component is."""
+    return str(section.model_dump()["name"])
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class WrongSettings(UserError):
+    """A `UserError` that names every wrong key."""
+
+
+def check_section(section: type[SectionT], value: Any, prefix: str) -> SectionT:
+    """Checks one section.
+
+    Raises:
+        WrongSettings: with the keys under `prefix`.
+    """
+    try:
+        return section.model_validate(value)
+    except ValidationError as error:
+        raise WrongSettings("\n".join(_explain(section, detail, prefix) for detail in error.errors())) from None
+
+
+def check_into(section: type[Section], value: Any, prefix: str, problems: list[str]) -> Section | None:
+    """As `check_section`, but adds to `problems` what is wrong, and returns None."""
+    try:
+        return check_section(section, value, prefix)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _explain(section: type[Section], detail: Any, prefix: str) -> str:
+    key = ".".join([prefix, *(str(part) for part in detail["loc"])])
+    if detail["type"] == "extra_forbidden":
+        return unknown(key, [f"{prefix}.{name}" for name in section.model_fields])
+    if detail["type"] == "missing":
+        return f"{key} is missing"
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, WrongSettings):  # of a section within this one
+        return str(cause)
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}={detail['input']!r}: {message}" if detail["loc"] else f"{prefix}: {message}"
+
+
+def unknown(key: str, valid: list[str]) -> str:
+    """What to say of an unknown key."""
+    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(valid)}"
+    return f"unknown key {key}; {hint}"
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested dict."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
