@@ -65,7 +65,7 @@ class ProcessContext:
 class MaskingProcess(Protocol):
     """How training sequences are masked. The trainer knows no more of a method than this.
 
-    A class that is named in `process.name` also has `Config`, a `section.Section` of its settings with the field `name`,
+    A class that is named in `process.name` also has `Config`, a `section.Section` with the field `name`,
     and `from_config(config, context)`.
     """
 
