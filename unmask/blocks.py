@@ -18,7 +18,7 @@ def check_block_size(size: int, length: int, key: str = "process.block_size") ->
     """
     if length % size:
         divisors = [n for n in range(1, length + 1) if length % n == 0]
-        nearest = [max(n for n in divisors if n < size), *[n for n in divisors if n > size][:1]]
+        nearest = sorted(sorted(divisors, key=lambda n: abs(n - size))[:2])
         raise UserError(
             f"{key}={size} does not divide rows of {length} positions; use {' or '.join(map(str, nearest))}"
         )

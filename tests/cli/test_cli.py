@@ -26,7 +26,10 @@ def test_a_run_folder_has_what_it_should(run: Path) -> None:
         "num_stages": 4,
         "stage_schedule": [],
         "threshold": 0.9,
+        "factor": None,
+        "entropy_bound": None,
         "confidence": "prob",
+        "block_size": None,
     }
     environment = json.loads((run / "environment.json").read_text())
     assert environment["torch"] == torch.__version__

@@ -308,7 +308,7 @@ def test_both_kinds_of_attention_can_be_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "fix"), [(48, "use 32 or 64"), (3, "use 2 or 4"), (300, "use 256"), (255, "use 128 or 256")]
+    ("size", "fix"), [(48, "use 32 or 64"), (3, "use 2 or 4"), (300, "use 128 or 256"), (255, "use 128 or 256")]
 )
 def test_a_block_size_must_divide_the_row(size: int, fix: str) -> None:
     with pytest.raises(UserError, match=rf"process\.block_size={size} does not divide rows of 256 .* {fix}$"):
