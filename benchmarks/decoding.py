@@ -1,7 +1,7 @@
 """Quality against forward passes and seconds, for many decoders of one trained model.
 
     python benchmarks/decoding.py RUN --out FILE.jsonl [--examples 200] [--rounds 3] [--judge RUN] [DECODER ...]
-    python benchmarks/decoding.py --table FILE.jsonl ...
+    python benchmarks/decoding.py --table FILE.jsonl ... [--page FIGURE.html]
 
 Each DECODER is what `--decoder` of `unmask eval` takes; unless given, those of `GRID`. All decode the same held-out
 examples, in turns, round by round; seconds are the median over rounds. A judge, an autoregressive run of the same
@@ -10,6 +10,7 @@ vocabulary, says how likely the answers are: quality where few are right.
 
 import argparse
 import json
+import re
 import statistics
 import time
 from collections import Counter
@@ -18,12 +19,14 @@ from typing import Any
 
 import torch
 
+import unmask.report
 from unmask.cli.options import parse_decoder
 from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder
 from unmask.masking.causal import is_answer
 from unmask.masking.process import score
 from unmask.models.denoiser import Denoiser
+from unmask.report.chart import Chart, Line, legend_mark
 from unmask.tasks.build import build_task
 from unmask.training import loading
 from unmask.types import CleanBatch
@@ -134,19 +137,52 @@ def is_on_front(row: dict[str, Any], rows: list[dict[str, Any]], cost: str) -> b
     )
 
 
+FAMILIES = ("threshold", "factor", "entropy_bound", "remask", "schedule", "tokens_per_step")
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """Quality against passes and against seconds, a line for each kind of rule, as one HTML page."""
+    assets = Path(unmask.report.__file__).parent / "assets"
+    marks = re.search(r"<svg class=.definitions.*?</svg>", (assets / "page.html").read_text(), re.DOTALL)
+    figures = []
+    for run in dict.fromkeys(row["run"] for row in rows):
+        own = [row for row in rows if row["run"] == run and not row["decoder"].startswith("random")]
+        kinds = {name: [row for row in own if family(row) == name] for name in FAMILIES}
+        for cost, label in (("nfe", "forward passes"), ("seconds", "seconds")):
+            lines = [
+                Line(name, style, sorted((row[cost], row["accuracy"]) for row in found))
+                for style, (name, found) in enumerate(kinds.items())
+                if found
+            ]
+            chart = Chart(f"{Path(run).name}: right against {label}", label, "right", lines, is_share=True)
+            figures.append(f"<figure>{chart.svg()}<figcaption>{chart.title}</figcaption></figure>")
+    legend = "".join(f"<li>{legend_mark(style)} {name}</li>" for style, name in enumerate(FAMILIES))
+    style = (assets / "page.css").read_text()
+    body = f"<main><ul class=legend>{legend}</ul><div class=charts>{''.join(figures)}</div></main>"
+    return f"<!doctype html><meta charset=utf-8><style>{style}</style>{marks[0] if marks else ''}{body}"
+
+
+def family(row: dict[str, Any]) -> str:
+    return next((name for name in FAMILIES if name in row["decoder"]), "tokens_per_step")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?")
     parser.add_argument("decoders", nargs="*")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path, nargs="+")
+    parser.add_argument("--page", type=Path)
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--judge")
     asked = parser.parse_args()
     if asked.table:
-        table([json.loads(line) for path in asked.table for line in path.read_text().splitlines()])
+        rows = [json.loads(line) for path in asked.table for line in path.read_text().splitlines()]
+        table(rows)
+        if asked.page is not None:
+            asked.page.write_text(page(rows))
         return
     if asked.run is None or asked.out is None or asked.out.exists():
         parser.error("give a RUN, and as --out a file that is not there yet")
