@@ -123,7 +123,7 @@ def table(rows: list[dict[str, Any]]) -> None:
             )
             values = [f"{row[key]:.3f}" for key in measures]
             print(
-                "| " + " | ".join([row["label"], *values, f"{row['nfe']:.1f}", f"{row['seconds']:.2f}", marks]) + " |"
+                "| " + " | ".join([row["decoder"], *values, f"{row['nfe']:.1f}", f"{row['seconds']:.2f}", marks]) + " |"
             )
 
 

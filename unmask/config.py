@@ -131,11 +131,17 @@ class DecodeConfig(Section):
 
     @property
     def label(self) -> str:
-        """Short, and unique for what decides the result: `prob/3`, `margin/steps5/T0.7/top_p0.9`."""
+        """Short, and unique for what decides the result: `prob/3`, `margin/steps5/T0.7/top_p0.9`.
+
+        A cache of finished blocks is exact: it decides nothing.
+        """
         key, value = self.amount
         parts = [f"{self.confidence}/{_LABELS.get(key, key)}{_shown(value)}"]
-        parts += [name + _shown(getattr(self, key)) for key, name in _PART_LABELS.items() if self._is_set(key)]
+        parts += [name + _shown(getattr(self, key)) for key, name in _PART_LABELS.items() if self._decides(key)]
         return "/".join(parts)
+
+    def _decides(self, key: str) -> bool:
+        return self._is_set(key) and getattr(self, key) != "block"
 
     def _is_set(self, key: str) -> bool:
         return bool(getattr(self, key) != DecodeConfig.model_fields[key].default)

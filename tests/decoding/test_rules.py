@@ -59,6 +59,7 @@ def test_labels_tell_decoders_apart() -> None:
     assert len({DecodeConfig(**settings).label for settings in SETTINGS}) == len(SETTINGS)
     assert {key for settings in SETTINGS for key in settings} == {*DecodeConfig.model_fields} - WITHOUT_LABEL
     assert DecodeConfig(forbid=[2, 1, 2]).label == DecodeConfig(forbid=[1, 2]).label == "prob/1/forbid1+2"
+    assert DecodeConfig(cache="block").label == DecodeConfig().label  # the same tokens
 
 
 WITHOUT_LABEL = {"dtype", "batch_size", "compile"}
