@@ -141,7 +141,7 @@ class DecodeConfig(Section):
         return "/".join(parts)
 
     def _decides(self, key: str) -> bool:
-        return self._is_set(key) and getattr(self, key) != "block"
+        return self._is_set(key) and (key, getattr(self, key)) != ("cache", "block")
 
     def _is_set(self, key: str) -> bool:
         return bool(getattr(self, key) != DecodeConfig.model_fields[key].default)
