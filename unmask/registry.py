@@ -25,7 +25,21 @@ COMPONENTS = {
         "in_turn": "unmask.masking.in_turn:InTurn",
         "ar": "unmask.masking.causal:NextToken",
     },
+    "time": {
+        "uniform": "unmask.masking.densities:Uniform",
+        "clipped": "unmask.masking.densities:Clipped",
+        "beta": "unmask.masking.densities:Beta",
+        "truncated_normal": "unmask.masking.densities:TruncatedNormal",
+        "logit_normal": "unmask.masking.densities:LogitNormal",
+        "table": "unmask.masking.densities:Table",
+        "mixture": "unmask.masking.densities:Mixture",
+        "annealed": "unmask.masking.densities:Annealed",
+        "adaptive": "unmask.masking.adaptive:AdaptiveConfig",
+    },
 }
+
+_PARTS = {"time": ("model_fields", "build")}
+"""What makes a class a component, where that is not `Config` and `from_config`."""
 
 
 def resolve(kind: str, name: str) -> Any:
@@ -45,6 +59,6 @@ def resolve(kind: str, name: str) -> Any:
         component = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{kind}.name={name}: cannot import it: {error}") from error
-    if missing := [part for part in ("Config", "from_config") if not hasattr(component, part)]:
+    if missing := [part for part in _PARTS.get(kind, ("Config", "from_config")) if not hasattr(component, part)]:
         raise UserError(f"{kind}.name={name}: is not a {kind}: it has no {' and no '.join(missing)}")
     return component

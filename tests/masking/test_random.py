@@ -5,7 +5,7 @@ from tests.helpers import RandomStream, random_stats
 from tests.test_noise import chi_square
 from unmask.masking.process import RowShard
 from unmask.masking.random import RandomMasking
-from unmask.masking.time import UniformTime, masked_count, stratified
+from unmask.masking.time import UNIFORM, masked_count, stratified
 
 MASK = 6
 
@@ -60,7 +60,7 @@ def test_the_weight_is_one_over_the_masked_count(stream: RandomStream) -> None:
 @pytest.mark.parametrize(("rows", "num_blocks"), [(32, 1), (8, 4)])
 def test_times_are_stratified_over_the_blocks_of_the_global_batch(rows: int, num_blocks: int) -> None:
     for step in range(5):
-        t = stratified(UniformTime(), torch.arange(rows), rows, 0, step, num_blocks)
+        t = stratified(UNIFORM, torch.arange(rows), rows, 0, step, num_blocks)
         assert t.shape == (rows, num_blocks)
         assert (t > 0).all()
         assert (t <= 1).all()

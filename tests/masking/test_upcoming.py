@@ -44,7 +44,7 @@ def test_a_batch_made_ahead_is_the_one_of_its_step() -> None:
         stream = streams[step // 3 % 2]
         if step == 5:
             for process in (plain, ahead):
-                process.load_state_dict({"step": 2})
+                process.load_state_dict({**process.state_dict(), "step": 2})
         batch, early = plain.next_batch(stream), ahead.next_batch(stream)
         for name, value in vars(batch).items():
             assert torch.equal(value, getattr(early, name)), name

@@ -14,7 +14,7 @@ from unmask.blocks import count_blocks
 from unmask.masking.causal import is_answer
 from unmask.masking.process import score
 from unmask.masking.random import mask_blocks
-from unmask.masking.time import UniformTime, stratified
+from unmask.masking.time import UNIFORM, stratified
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
 from unmask.noise import Purpose
@@ -51,7 +51,7 @@ def nelbo(
     number = torch.arange(len(examples))
     seed = noise.integer(seed, Purpose.EVALUATE)
     num_blocks = count_blocks(examples.x0.shape[1], getattr(model, "block_size", None), "model.block_size")
-    u = stratified(UniformTime(), number, len(examples), seed, step=0, num_blocks=num_blocks)
+    u = stratified(UNIFORM, number, len(examples), seed, step=0, num_blocks=num_blocks)
     total = torch.zeros(len(examples), dtype=torch.float64)
     for draw in range(draws):
         for start in range(0, len(examples), batch_size):

@@ -19,15 +19,18 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Int
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SerializeAsAny, field_validator
 from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import blocks_of, count_blocks, in_blocks
-from unmask.masking import weights
+from unmask.masking import densities, weights
+from unmask.masking.densities import FixedConfig, Uniform
 from unmask.masking.pool import Pool, PoolConfig, parallel_rule
 from unmask.masking.process import ProcessContext, RowShard, score_masked
+from unmask.masking.random import TIME
 from unmask.masking.rows import PoolRows, new_rows
+from unmask.masking.time import UNIFORM, Density
 from unmask.noise import Purpose
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
@@ -52,6 +55,7 @@ class PumaPool(Pool):
     Args:
         num_stages: K. A row passes through about K masks, from all masked to almost none.
         stage_schedule: [[step, K], ...]: from that step on, K changes. Rows keep their masks and are re-bucketed.
+        time: density of the masked fraction: the K stages have equal mass, so that the pool's rows follow it.
         threshold: with it, positions whose top-1 probability exceeds it are revealed at once, whatever the stage.
         factor: in place of it, `reveal.Factor`.
         entropy_bound: in place of it, `reveal.EntropyBound`; needs the confidence `neg_entropy`.
@@ -65,6 +69,12 @@ class PumaPool(Pool):
         stage_schedule: StageSchedule = Field(
             [], description="[[step, K], ...]: from each step on, K changes; steps increase"
         )
+        time: SerializeAsAny[FixedConfig] = Field(Uniform(), description=f"{TIME}: stages are of equal mass")
+
+        @field_validator("time", mode="before")
+        @classmethod
+        def _read_time(cls, value: Any) -> Any:
+            return densities.read_fixed(value, "process.time")
 
     def __init__(
         self,
@@ -73,6 +83,7 @@ class PumaPool(Pool):
         shard: RowShard,
         num_stages: int = 8,
         stage_schedule: list[tuple[int, int]] | None = None,
+        time: Density = UNIFORM,
         threshold: float | None = None,
         factor: float | None = None,
         entropy_bound: float | None = None,
@@ -92,6 +103,7 @@ class PumaPool(Pool):
         )
         self.num_stages = num_stages
         self.stage_schedule = dict(stage_schedule or [])
+        self.revealed_share = time.mirrored.to(self.device)
 
     @classmethod
     def from_config(cls, config: Config, context: ProcessContext) -> "PumaPool":
@@ -103,6 +115,7 @@ class PumaPool(Pool):
             device=context.device,
             num_stages=config.num_stages,
             stage_schedule=config.stage_schedule,
+            time=config.time.density(),
             threshold=config.threshold,
             factor=config.factor,
             entropy_bound=config.entropy_bound,
@@ -126,15 +139,18 @@ class PumaPool(Pool):
         stage = pool.stage + 1
         if self.also is not None:
             # What jumped ahead skips stages; never back, or a block with L_b < K would not leave its stage.
-            stage = stage.maximum(_stage_of(pool.num_revealed, pool.num_maskable, self.num_stages))
+            stage = stage.maximum(self._stage_of(pool))
         pool.stage = stage.clamp(max=self.num_stages)
         return stage >= self.num_stages
 
     def _draw_num_revealed(
         self, num_maskable: Int[Tensor, "b N"], stage: Int[Tensor, "b N"], purpose: Purpose, *keys: Int[Tensor, "b ..."]
     ) -> Int[Tensor, "b N"]:
-        """`round(r L_b)`, at most L_b - 1, with r ~ U[stage / K, (stage + 1) / K)."""
-        r = (stage + noise.uniform(self.seed, purpose, *keys)) / self.num_stages
+        """`round(r L_b)`, at most L_b - 1; below r lies the mass u ~ U[stage / K, (stage + 1) / K).
+
+        Under uniform times r = u.
+        """
+        r = self.revealed_share.icdf((stage + noise.uniform(self.seed, purpose, *keys)) / self.num_stages)
         return (r * num_maskable).round().long().minimum(num_maskable - 1)
 
     def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], order: Int[Tensor, "b N"]) -> PoolRows:
@@ -158,8 +174,12 @@ class PumaPool(Pool):
         """Rows keep their masks; a block gets the stage, of the new K, that its revealed fraction stands for."""
         self.num_stages = num_stages
         if self.pool is not None:
-            stage = _stage_of(self.pool.num_revealed, self.pool.num_maskable, num_stages)
-            self.pool.stage = stage.clamp(max=num_stages - 1)
+            self.pool.stage = self._stage_of(self.pool).clamp(max=num_stages - 1)
+
+    def _stage_of(self, pool: PoolRows) -> Int[Tensor, "b N"]:
+        """`floor(K F)`, F being the mass below a block's revealed share; under uniform times that share itself."""
+        mass = self.revealed_share.cdf(pool.num_revealed / pool.num_maskable.clamp(min=1).double())
+        return (self.num_stages * mass + 1e-9).floor().long()  # whole where K revealed / L_b is
 
     def metrics(self) -> dict[str, float]:
         return {"puma/num_stages": float(self.num_stages), **super().metrics()}
@@ -170,10 +190,3 @@ class PumaPool(Pool):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.num_stages = state["num_stages"]
-
-
-def _stage_of(
-    num_revealed: Int[Tensor, "b N"], num_maskable: Int[Tensor, "b N"], num_stages: int
-) -> Int[Tensor, "b N"]:
-    """`floor(K revealed / L_b)`."""
-    return num_stages * num_revealed // num_maskable.clamp(min=1)

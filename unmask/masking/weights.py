@@ -1,10 +1,28 @@
 """Loss weights: the factor of a masked token's NLL, in fp64. The loss is the weighted sum over the number of rows.
 
+`WEIGHTS` holds those of masks that are drawn at a time t (`random.py`), by name.
 Dimensions: B rows, N blocks of a row (1 in plain diffusion), S positions of a block.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Masks, and how they were drawn."""
+
+    is_masked: Bool[Tensor, "B N S"]
+    eligible: Bool[Tensor, "B N S"]
+    t: Float[Tensor, "B N"]
+    """The share that is masked: n_b / L_b of exact counts; on average, of positions masked independently."""
+    ratio: Float[Tensor, "B N"]
+    """How much likelier this is than under uniform times: `L_b P(n_b)` of exact counts, q(t) of independent masks."""
+    mean_t: float
+    """E[t]."""
 
 
 def per_masked(is_masked: Bool[Tensor, "B N S"], eligible: Bool[Tensor, "B N S"]) -> Float[Tensor, "B N"]:
@@ -25,6 +43,35 @@ def capped(is_masked: Bool[Tensor, "B N S"], eligible: Bool[Tensor, "B N S"], ca
     The cap bounds the weight of blocks that are almost visible, and biases: the loss is no NELBO (PUMBA, appendix B).
     """
     return per_masked(is_masked, eligible).minimum(cap / _length(eligible.sum(dim=-1)).clamp(min=1).double())
+
+
+def elbo(drawn: Drawn) -> Float[Tensor, "B N"]:
+    """`1 / (t L_eff)` (Sahoo et al. 2024, 2406.07524; Shi et al. 2024, 2406.04329). Under uniform t, the NELBO per
+    maskable token; of exact counts, `per_masked`."""
+    return 1 / (drawn.t * _length(drawn.eligible.sum(dim=-1)).clamp(min=1))
+
+
+def importance(drawn: Drawn, cap: float | None = None) -> Float[Tensor, "B N"]:
+    """`min(1 / ratio, cap) / (t L_eff)`: without the cap, the NELBO whatever the density, wherever it has mass.
+
+    A cap bounds the weight of what is rarely drawn, and biases: the loss is then no NELBO.
+    """
+    factor = 1 / drawn.ratio
+    return elbo(drawn) * (factor if cap is None else factor.clamp(max=cap))
+
+
+def flat(drawn: Drawn) -> Float[Tensor, "B N"]:
+    """`1 / (E[t] L_eff)`: all masked tokens weigh the same, a row 1 on average (BD3-LM's clipped times drop 1/t)."""
+    length = _length(drawn.eligible.sum(dim=-1)).clamp(min=1).double()
+    return (1 / (drawn.mean_t * length)).expand(drawn.t.shape)
+
+
+WEIGHTS: dict[str, Callable[[Drawn], Float[Tensor, "B N"]]] = {
+    "per_masked": lambda drawn: per_masked(drawn.is_masked, drawn.eligible),
+    "elbo": elbo,
+    "importance": importance,
+    "flat": flat,
+}
 
 
 def _length(num_maskable: Int[Tensor, "B N"]) -> Int[Tensor, "B 1"]:

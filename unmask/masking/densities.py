@@ -1,0 +1,240 @@
+"""Densities of times by name, each a section of settings, `process.time`: what it needs is checked before any work.
+
+BD3-LM (2503.09573, section 5.2) clips t, drops the weight 1/t and reports under uniform t; 2605.13026 samples t from a
+bell-shaped density, whose form could not be read: the bells here are ours.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from torch import Tensor
+
+from unmask.errors import UserError
+from unmask.masking.time import UNIFORM, Density, TimeSampler
+from unmask.registry import resolve
+from unmask.section import Section, check_section
+
+CELLS = 4096
+_POINTS = 16  # of a cell, at which a formula is evaluated: densities may rise steeply at the ends
+
+
+class Fixed:
+    """The same density in every step."""
+
+    learns = False
+
+    def __init__(self, density: Density) -> None:
+        self.density = density
+
+    def at(self, step: int) -> Density:
+        return self.density
+
+    def observe(self, step: int, t: Float[Tensor, "b N"], nll: Float[Tensor, "b N"]) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class TimeConfig(Section):
+    """A section `process.time`."""
+
+    name: str
+
+    @abstractmethod
+    def build(self) -> TimeSampler: ...
+
+
+class FixedConfig(TimeConfig):
+    """One density for all steps."""
+
+    @abstractmethod
+    def density(self) -> Density: ...
+
+    def build(self) -> TimeSampler:
+        return Fixed(self.density())
+
+
+class Uniform(FixedConfig):
+    """q(t) = 1."""
+
+    name: str = "uniform"
+
+    def density(self) -> Density:
+        return UNIFORM
+
+
+class FormulaConfig(FixedConfig):
+    """A density given by the logarithm of a formula, up to a constant."""
+
+    @abstractmethod
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]: ...
+
+    def density(self) -> Density:
+        points = CELLS * _POINTS
+        log_shape = self.log_shape((torch.arange(points, dtype=torch.float64) + 0.5) / points)
+        return Density((log_shape - log_shape.max()).exp().view(CELLS, _POINTS).sum(dim=1))
+
+
+class Clipped(FormulaConfig):
+    """U(low, high) (BD3-LM, 2503.09573)."""
+
+    name: str = "clipped"
+    low: float = Field(0.3, ge=0, lt=1)
+    high: float = Field(0.8, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Clipped":
+        if self.low + 1 / CELLS > self.high:
+            raise ValueError(f"low={self.low} is not below high={self.high}: no time has mass; give low < high")
+        return self
+
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return torch.where((t > self.low) & (t <= self.high), 0.0, -torch.inf)
+
+
+class Beta(FormulaConfig):
+    """t^(a - 1) (1 - t)^(b - 1), up to a constant."""
+
+    name: str = "beta"
+    a: float = Field(3.0, gt=0)
+    b: float = Field(3.0, gt=0)
+
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return (self.a - 1) * t.log() + (self.b - 1) * (-t).log1p()
+
+
+class TruncatedNormal(FormulaConfig):
+    """The normal density of this mean and deviation on (0, 1]. Its mean differs from `mean` where that is not 0.5."""
+
+    name: str = "truncated_normal"
+    mean: float = Field(0.5, ge=0, le=1)
+    std: float = Field(0.2, ge=0.001)
+
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return -(((t - self.mean) / self.std) ** 2) / 2
+
+
+class LogitNormal(FormulaConfig):
+    """log(t / (1 - t)) is normal, of this mean and deviation."""
+
+    name: str = "logit_normal"
+    mean: float = Field(0.0, ge=-5, le=5)
+    std: float = Field(1.0, ge=0.01)
+
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return -(((t.logit() - self.mean) / self.std) ** 2) / 2 - t.log() - (-t).log1p()
+
+
+class Table(FixedConfig):
+    """A density of one's own: its values in equal cells of (0, 1], which must integrate to one."""
+
+    name: str = "table"
+    values: list[float] = Field(min_length=1, max_length=CELLS)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Table":
+        integral = sum(self.values) / len(self.values)
+        if min(self.values) < 0:
+            raise ValueError(f"a density is never negative, but values has {min(self.values):g}; give values >= 0")
+        if abs(integral - 1) > 1e-3:
+            raise ValueError(
+                f"values integrate to {integral:g}, a density to 1; divide them by {integral:g}"
+                if integral
+                else "values are all 0: no time has mass; give some"
+            )
+        return self
+
+    def density(self) -> Density:
+        return Density(torch.tensor(self.values, dtype=torch.float64))
+
+
+class Mixture(FixedConfig):
+    """`uniform` x U(0, 1] + (1 - `uniform`) x `of`: no time is left out."""
+
+    name: str = "mixture"
+    of: SerializeAsAny[FixedConfig]
+    uniform: float = Field(0.2, ge=0, le=1, description="share of the uniform density")
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _check_of(cls, value: Any, info: Any) -> Any:
+        return read_fixed(value, f"process.time.{info.field_name}")
+
+    def density(self) -> Density:
+        return mixed(self.of.density(), UNIFORM, self.uniform)
+
+
+class Annealed(TimeConfig):
+    """`first` until `start`, `last` from `stop` on, between them a mixture whose shares change in proportion."""
+
+    name: str = "annealed"
+    first: SerializeAsAny[FixedConfig]
+    last: SerializeAsAny[FixedConfig] = Uniform()
+    start: int = Field(0, ge=0, description="the last step of `first` alone")
+    stop: int = Field(ge=1, description="the first step of `last` alone")
+
+    @field_validator("first", "last", mode="before")
+    @classmethod
+    def _check_part(cls, value: Any, info: Any) -> Any:
+        return read_fixed(value, f"process.time.{info.field_name}")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Annealed":
+        if self.start >= self.stop:
+            raise ValueError(f"start={self.start} is not before stop={self.stop}; give start < stop")
+        return self
+
+    def build(self) -> TimeSampler:
+        return Changing(self.first.density(), self.last.density(), self.start, self.stop)
+
+
+class Changing(Fixed):
+    """From one density to another, in proportion to the step."""
+
+    def __init__(self, first: Density, last: Density, start: int, stop: int) -> None:
+        super().__init__(first)
+        self.last, self.start, self.stop = last, start, stop
+
+    def at(self, step: int) -> Density:
+        share = (step - self.start) / (self.stop - self.start)
+        return mixed(self.density, self.last, min(1.0, max(0.0, share)))
+
+
+def mixed(first: Density, last: Density, share: float) -> Density:
+    """(1 - share) x first + share x last; exactly one of them where the share is 0 or 1."""
+    if share in (0, 1):
+        return last if share else first
+    cells = max(first.cells, last.cells)
+    if cells % first.cells or cells % last.cells:
+        cells = first.cells * last.cells
+    return Density((1 - share) * first.resized(cells).mass + share * last.resized(cells).mass)
+
+
+def read(value: Any, prefix: str) -> TimeConfig:
+    """The settings of a density: a section, or a name for its defaults.
+
+    Raises:
+        UserError: no such density, or wrong settings.
+    """
+    if isinstance(value, TimeConfig):
+        return value
+    tree = {"name": value} if isinstance(value, str) else value
+    if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
+        raise UserError(f"{prefix}={value!r}: give the name of a density, or its settings with name")
+    section: TimeConfig = check_section(resolve("time", tree["name"]), tree, prefix)
+    return section
+
+
+def read_fixed(value: Any, prefix: str) -> FixedConfig:
+    """As `read`, of densities that do not change from step to step."""
+    section = read(value, prefix)
+    if not isinstance(section, FixedConfig):
+        raise UserError(f"{prefix}.name={section.name}: changes from step to step; use a fixed density here")
+    return section
