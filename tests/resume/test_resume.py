@@ -16,7 +16,8 @@ from unmask.training import checkpoint
 
 PROCESSES = {
     "uniform": ["process={name: uniform}"],
-    "puma": ["process={name: puma, num_stages: 4}"],
+    "adaptive": ["process={name: uniform, time: {name: adaptive, every: 3}, masking: independent, weight: elbo}"],
+    "puma": ["process={name: puma, num_stages: 4, time: beta}"],
     "puma_threshold": ["process={name: puma, num_stages: 4, threshold: 0.15, confidence: margin}"],
     "puma_schedule": ["process={name: puma, num_stages: 3, stage_schedule: [[7, 6], [15, 2]], threshold: 0.2}"],
     "in_turn": ["process={name: in_turn, switch_at: 7, first: {name: uniform}, then: {name: puma, threshold: 0.2}}"],

@@ -63,11 +63,11 @@ class Adaptive:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "now": self._now.mass,
-            "next": self._next.mass,
+            "now": self._now.mass.clone(),  # both may be one tensor, which no file holds twice
+            "next": self._next.mass.clone(),
             "from_step": self._from_step,
-            "sum": self._sum,
-            "number": self._number,
+            "sum": self._sum.clone(),
+            "number": self._number.clone(),
             "averages": self._averages,
         }
 
