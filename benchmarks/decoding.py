@@ -10,23 +10,22 @@ vocabulary, says how likely the answers are: quality where few are right.
 
 import argparse
 import json
-import re
 import statistics
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import figures
 import torch
 
-import unmask.report
 from unmask.cli.options import parse_decoder
 from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder
 from unmask.masking.causal import is_answer
 from unmask.masking.process import score
 from unmask.models.denoiser import Denoiser
-from unmask.report.chart import Chart, Line, legend_mark
+from unmask.report.chart import Chart, Line
 from unmask.tasks.build import build_task
 from unmask.training import loading
 from unmask.types import CleanBatch
@@ -142,9 +141,7 @@ FAMILIES = ("threshold", "factor", "entropy_bound", "remask", "schedule", "token
 
 def page(rows: list[dict[str, Any]]) -> str:
     """Quality against passes and against seconds, a line for each kind of rule, as one HTML page."""
-    assets = Path(unmask.report.__file__).parent / "assets"
-    marks = re.search(r"<svg class=.definitions.*?</svg>", (assets / "page.html").read_text(), re.DOTALL)
-    figures = []
+    charts = []
     for run in dict.fromkeys(row["run"] for row in rows):
         own = [row for row in rows if row["run"] == run and not row["decoder"].startswith("random")]
         kinds = {name: [row for row in own if family(row) == name] for name in FAMILIES}
@@ -154,12 +151,9 @@ def page(rows: list[dict[str, Any]]) -> str:
                 for style, (name, found) in enumerate(kinds.items())
                 if found
             ]
-            chart = Chart(f"{Path(run).name}: right against {label}", label, "right", lines, is_share=True)
-            figures.append(f"<figure>{chart.svg()}<figcaption>{chart.title}</figcaption></figure>")
-    legend = "".join(f"<li>{legend_mark(style)} {name}</li>" for style, name in enumerate(FAMILIES))
-    style = (assets / "page.css").read_text()
-    body = f"<main><ul class=legend>{legend}</ul><div class=charts>{''.join(figures)}</div></main>"
-    return f"<!doctype html><meta charset=utf-8><style>{style}</style>{marks[0] if marks else ''}{body}"
+            title = f"{Path(run).name}: right against {label}"
+            charts.append(Chart(title, label, "right", lines, is_share=True))
+    return figures.page(charts, FAMILIES)
 
 
 def family(row: dict[str, Any]) -> str:
