@@ -12,7 +12,7 @@ def unigram_entropy(samples: Sequence[Ids]) -> float:
 
     As for masked diffusion models since Zheng et al. 2024 (2409.02908). A sample without tokens has none.
     """
-    return sum(map(_entropy, samples)) / max(1, len(samples))
+    return sum(map(_entropy, samples), 0.0) / max(1, len(samples))
 
 
 def distinct(documents: Iterable[Ids], n: int) -> float:
@@ -26,4 +26,4 @@ def distinct(documents: Iterable[Ids], n: int) -> float:
 
 def _entropy(ids: Ids) -> float:
     counts = Counter(ids).values()
-    return -sum(count / len(ids) * math.log(count / len(ids)) for count in counts)
+    return sum((-count / len(ids) * math.log(count / len(ids)) for count in counts), 0.0)

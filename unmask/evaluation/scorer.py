@@ -94,6 +94,12 @@ class Scorer:
         logits = self.model(input_ids=ids, attention_mask=padding, use_cache=False).logits[:, :-1].float()
         return F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
+    def about(self) -> dict[str, Any]:
+        """Which model it is, for a protocol."""
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        kind = self.model.config.model_type
+        return {"folder": self.name, "type": kind, "parameters": size, "context": self.context, "start": self.start}
+
     def _encode(self, passage: Passage) -> "_Encoded":
         """All of it at once: the text begins with the first token that is not as in what is given alone."""
         given, whole = (

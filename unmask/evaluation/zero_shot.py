@@ -38,7 +38,7 @@ def read_corpora(task: TextTask, paths: Sequence[str | Path], *, limit: int | No
     for path in found:
         if not path.exists():
             raise UserError(f"{option}{path}: no such file or folder")
-    names = names_of(found, option) if found else []
+    names = names_of(found, option)
     return [_read(task, name, path, limit, option) for name, path in zip(names, found, strict=True)]
 
 
@@ -59,7 +59,7 @@ def names_of(paths: Sequence[Path], option: str) -> list[str]:
         UserError: some are the same, or differ in their endings alone.
     """
     whole = [path.absolute() for path in paths]
-    for depth in range(1, 1 + max(len(path.parts) for path in whole)):
+    for depth in range(1, 1 + max((len(path.parts) for path in whole), default=1)):
         names = ["_".join([*path.parts[-depth:-1], _stem(path)]) for path in whole]
         if len(set(names)) == len(names):
             return names
