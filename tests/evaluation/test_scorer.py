@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -196,6 +197,12 @@ def test_bad_folders(damage: object, message: str, judge: Path, tmp_path: Path) 
 def test_a_name_on_the_hub_is_not_fetched() -> None:
     with pytest.raises(UserError, match="openai-community/gpt2: is not a folder with a model"):
         Scorer.load("openai-community/gpt2", CPU)
+
+
+def test_without_transformers(judge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"to score text with it, pip install 'unmask\[hf\]'"):
+        Scorer.load(str(judge), CPU)
 
 
 def test_the_tokenizer_of_another_model(tmp_path: Path) -> None:

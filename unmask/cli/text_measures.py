@@ -141,7 +141,8 @@ class TextFound:
         missing = {"gen_ppl": None, "gen_ppl_stderr": None}
         named = {"samples": self.samples, "real": generation.reference}
         found = {name: missing | each.values() | each.counts for name, each in named.items()}
-        how = {"model": generation.scorer.about(), "decoder": generation.decode.label, "prompts": self.work.prompts}
+        decoder = {generation.decode.label: generation.decode.model_dump(mode="json")}
+        how = {"model": generation.scorer.about(), "decoder": decoder, "prompts": self.work.prompts}
         return {"generative": found | how}
 
     def write(self, target: TextIO) -> None:

@@ -129,7 +129,7 @@ class Scorer:
         ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.model.device)
         with torch.no_grad():
             first, second = self.model(input_ids=ids, use_cache=False).logits[:, 1].float()
-        if not torch.allclose(first, second, rtol=1e-3, atol=1e-3):  # bf16 kernels may round two rows differently
+        if (first - second).abs().max() > 0.01 * first.abs().max():  # bf16 keeps 8 bits
             raise UserError(f"{where}: is not a causal model: what it says of a token depends on later ones")
 
     def _check_ids(self, largest: int) -> None:
