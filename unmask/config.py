@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from unmask.errors import UserError
 from unmask.registry import resolve
@@ -22,6 +22,7 @@ from unmask.section import (
     TokenIds,
     WeightsName,
     check_into,
+    check_section,
     known,
     unknown,
 )
@@ -130,6 +131,12 @@ class DecodeConfig(Section):
         return next((key, value) for key in self.alternatives if (value := getattr(self, key)) is not None)
 
     @property
+    def is_random(self) -> bool:
+        """Whether two answers to one prompt may differ."""
+        draws_masks = self.remask not in ("none", "p2")
+        return bool(self.temperature or self.confidence_noise or self.confidence == "random" or draws_masks)
+
+    @property
     def label(self) -> str:
         """Short, and unique for what decides the result: `prob/3`, `margin/steps5/T0.7/top_p0.9`.
 
@@ -204,6 +211,14 @@ def _shown(value: object) -> str:
     return repr(value) if isinstance(value, float) and float(short) != value else short
 
 
+class GenerativeConfig(Section):
+    model: str = Field(description="folder of a causal language model of Hugging Face's, with its tokenizer")
+    samples: int = Field(64, ge=1, description="always with the same noise")
+    decode: dict[str, Any] = Field(
+        {}, description="how they are drawn, over the section decode with confidence=random and temperature=1"
+    )
+
+
 class EvalConfig(Section):
     every: int = Field(1000, ge=1, description="steps between evaluations")
     examples: int = Field(500, ge=1, description="held-out examples, always the same")
@@ -211,6 +226,17 @@ class EvalConfig(Section):
     tokens_per_step: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
     weights: list[WeightsName] = Field(["ema", "raw"], min_length=1, description="ema counts only where there is one")
     nelbo_draws: int = Field(2, ge=1, description="masks per example for the NELBO")
+    zero_shot: list[str] = Field(
+        [], description="of text: other corpora, files, folders or stores, of which eval.examples rows are evaluated"
+    )
+    generative: GenerativeConfig | None = Field(
+        None, description="of text: samples, and what another model says of them; null = none"
+    )
+
+    @field_validator("generative", mode="before")
+    @classmethod
+    def _check_generative(cls, given: Any) -> Any:
+        return given if given is None else check_section(GenerativeConfig, given, "eval.generative")
 
     def decoders(self, base: DecodeConfig) -> list[DecodeConfig]:
         """The grid: every confidence with every number of tokens a step."""

@@ -87,9 +87,7 @@ def _forbidding(opened: Opened, config: DecodeConfig, texts: list[str]) -> Decod
 
 
 def _check_samples(num_samples: int, config: DecodeConfig) -> None:
-    draws_masks = config.remask not in ("none", "p2")
-    is_random = config.temperature or config.confidence_noise or config.confidence == "random" or draws_masks
-    if num_samples > 1 and not is_random:
+    if num_samples > 1 and not config.is_random:
         raise UserError(
             f"--n {num_samples}: with decode.temperature=0 all answers to a prompt are the same; draw them with "
             "--decoder temperature=1, or leave out --n"

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from unmask.cli import options
+from unmask.cli.text_measures import TextOptions, TextWork
 from unmask.config import DecodeConfig, RunConfig, check_guidance
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation
@@ -38,7 +39,29 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A new file of JSON lines: each example, its answer, and what is right about it."),
+        typer.Option(
+            help="A new file of JSON lines: each example, its answer, what is right about it; or each sample."
+        ),
+    ] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Of text: another corpus, a file, a folder or a store, for zero-shot perplexity; --examples or "
+            "eval.examples rows of it. May be repeated."
+        ),
+    ] = None,
+    generative: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of text: draw samples (as --decoder says), and score them under the Hugging Face model in FOLDER.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="How many: 64 unless given; of each prompt, 1 unless given.")
+    ] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option("--prompts", metavar="FILE", help="What samples continue, as for `unmask decode`.")
     ] = None,
     weights: options.Weights = None,
     step: options.Step = "last",
@@ -57,11 +80,15 @@ def evaluate(
     * `unmask eval runs/sudoku-puma --data hard.csv --step best`
 
     * `unmask eval runs/tinygsm-puma --task gsm8k --data test.jsonl --out answers.jsonl`
+
+    * `unmask eval runs/text-bell --corpus reviews.jsonl --corpus speeches/ --generative models/gpt2-large`
     """
     source = loading.read(run, weights=options.check_weights(weights), step=step)
     config = source.config if task is None else _with_task(source.config, task)
     judge = build_task(config)
-    decoders = _decoders(config, decoder or [], out)
+    asked = TextOptions(corpus or [], generative, samples, prompt_file, decoder or [])
+    text = asked.check(judge, config)
+    decoders = _decoders(config, decoder or [], out) if generative is None else []
     for each in decoders:
         check_guidance(each, config.data)
     chosen = (
@@ -70,16 +97,24 @@ def evaluate(
         else judge.examples_from_file(data)[:examples]
     )
     place = resolve_device(device or config.train.device)
-    dtype = resolve_dtype(_check_decoders(decoders) or config.train.dtype, place)
-    model = source.model().to(place, parameter_dtype(dtype))
-    if any(decoder.compile for decoder in decoders):
+    model = source.model()
+    drawing = asked.decode_config(config, is_causal=model.is_causal)
+    used = [drawing] if generative is not None else decoders
+    dtype = resolve_dtype(_check_decoders(used) or config.train.dtype, place)
+    model.to(place, parameter_dtype(dtype))
+    if any(decoder.compile for decoder in used):
         model.compile_decoding()
     draws = config.eval.nelbo_draws
+    limit, given = examples or config.eval.examples, None if data is None else chosen
+    work = None if text is None else TextWork.of(asked, text, model, drawing, limit=limit, data=given)
     with nullcontext() if out is None else options.new_file(out) as answers:
         with progress(f"Evaluating {run}", len(chosen) * len(decoders)) as update:
             result = evaluate_model(model, judge, chosen, decoders, nelbo_draws=draws, dtype=dtype, update=update)
+        found = None if work is None else work.do(model, nelbo_draws=draws, dtype=dtype)
         if answers is not None:
             _write(result, answers)
+            if found is not None:
+                found.write(answers)
     protocol = {
         "run": str(run),
         "step": source.step,
@@ -94,9 +129,11 @@ def evaluate(
         "decoders": {decoder.label: decoder.model_dump(mode="json") for decoder in decoders},
     }
     if as_json:
-        options.print_json(_as_dict(result) | {"protocol": protocol})
+        options.print_json(_as_dict(result) | ({} if found is None else found.as_dict()) | {"protocol": protocol})
     else:
         _print_table(result, protocol)
+        if found is not None:
+            found.print()
 
 
 def _decoders(config: RunConfig, asked: list[str], out: Path | None) -> list[DecodeConfig]:
@@ -106,7 +143,7 @@ def _decoders(config: RunConfig, asked: list[str], out: Path | None) -> list[Dec
         if value:
             raise UserError(
                 f"{option}: the task {config.task.name} has no right answers, so nothing is decoded here; leave it "
-                "out, and see what the model writes with `unmask decode`"
+                "out, and see what the model writes with `unmask decode`, or score samples with --generative FOLDER"
             )
     return []
 

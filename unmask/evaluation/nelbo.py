@@ -58,7 +58,7 @@ def nelbo(
             rows = slice(start, start + batch_size)
             t = (u[rows] + draw) / draws
             total[rows] += _mean_nll(model, examples[rows].to(device), t, number[rows], seed, draw, dtype).cpu()
-    return _corpus_mean(total / draws, (~examples.prompt_mask).sum(dim=-1).double())
+    return corpus_mean(total / draws, (~examples.prompt_mask).sum(dim=-1).double())
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def nll(
             stats = model(batch)
         total[rows] = batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()
     length = (~examples.prompt_mask).sum(dim=-1).double()
-    return _corpus_mean(total / length, length)
+    return corpus_mean(total / length, length)
 
 
 def _mean_nll(
@@ -104,7 +104,7 @@ def _mean_nll(
     return batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1)
 
 
-def _corpus_mean(per_row: Float[Tensor, "R"], length: Float[Tensor, "R"]) -> Estimate:
+def corpus_mean(per_row: Float[Tensor, "R"], length: Float[Tensor, "R"]) -> Estimate:
     """The ratio estimator `sum(length x row) / sum(length)` and its standard error."""
     mean = (length * per_row).sum() / length.sum()
     residual = length * (per_row - mean)

@@ -165,11 +165,16 @@ class StoredRows:
         return self._rows(torch.arange(min(limit, self._num_held_out(self._store))))
 
     def examples_from_file(self, path: Path) -> CleanBatch:
+        store = self._store_like_ours(path)
+        return self._checked(store, torch.arange(len(store)))
+
+    def _store_like_ours(self, path: Path) -> RowStore:
+        """Another store. Raises `UserError` where its rows are not such as the model knows."""
         store = RowStore(path)
         if store.length != self.config.length:
             raise UserError(f"{path}: its rows have {store.length} tokens, the model's {self.config.length}")
         self._check_vocabulary(store)
-        return self._checked(store, torch.arange(len(store)))
+        return store
 
 
 class RowsStream:

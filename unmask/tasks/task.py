@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from torch import Tensor
 
 from unmask.data.stream import EpochStream
+from unmask.data.vocabulary import Vocabulary
 from unmask.types import CleanBatch, TokenSpec
 
 
@@ -58,8 +59,8 @@ class Task(Protocol):
     which copies files that decoding needs into the folder of a run, where `Config.of_run` finds them; `original_ids`,
     the ids that its tokens have in the tokenizer of a Hugging Face checkpoint (None: a new one), for `train.init`;
     `text(tokens)`, a canvas (L,) as text, and `token(text)`, the id of the one token that is written so (`UserError` if
-    there is none), unless that is what its `symbol` says. Running text has `extent(examples) -> Extent`. What can be
-    solved has `grade`: `GradedTask`.
+    there is none), unless that is what its `symbol` says. What can be solved has `grade`: `GradedTask`. Running text is
+    a `TextTask`.
     """
 
     tokens: TokenSpec
@@ -106,4 +107,26 @@ class GradedTask(Task, Protocol):
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
         """What is right about finished canvases."""
+        ...
+
+
+@runtime_checkable
+class TextTask(Task, Protocol):
+    """Running text: nothing is asked, and a row is as likely as any other of its kind."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the ids mean."""
+        ...
+
+    def extent(self, examples: CleanBatch) -> Extent:
+        """How much text they hold."""
+        ...
+
+    def corpus(self, path: Path, limit: int | None = None) -> CleanBatch:
+        """Up to `limit` rows of any text, tokenised and cut as the task's own. Raises `UserError` if it has none."""
+        ...
+
+    def documents(self, tokens: Int[Tensor, "L"], is_own: Bool[Tensor, "L"]) -> list[list[int]]:
+        """The ids of a finished row where `is_own`, without ends and padding, document by document."""
         ...

@@ -14,6 +14,7 @@ import torch
 from unmask.config import RunConfig
 from unmask.decoding.build import build_decoder
 from unmask.errors import UserError
+from unmask.evaluation.along import TextMeasures, in_words
 from unmask.evaluation.evaluate import Evaluation, evaluate
 from unmask.progress import console, warn
 from unmask.tasks.build import build_task, is_graded, keep_files
@@ -104,6 +105,7 @@ class Run:
         ) | {"attention": known}
         self.examples = self.task.validation(self.config.eval.examples)
         self._check_model()
+        self.text_measures = TextMeasures.of(self.config, self.task, self.trainer.model, self.trainer.device)
         if not (resume and checkpoint.steps(self.folder.checkpoints)):
             self._start_warm()
         try:
@@ -260,8 +262,10 @@ class Run:
             values[f"eval/nelbo/{name}"] = result.nelbo.value
             for label, measured in result.accuracy.items():
                 values[rate(name, label)] = measured.accuracy
+        with self.trainer.weights(next(iter(results))):
+            values |= self.text_measures(self.trainer.model, self.trainer.dtype)
         self._log(values)
-        console.print(f"{self.title}  step {self.progress.step}: {_in_words(headline)}")
+        console.print(f"{self.title}  step {self.progress.step}: {_in_words(headline)}{in_words(values)}")
         progress = self.progress
         progress.evaluated_step = progress.step
         if not progress.is_better(score, headline.nelbo.value):

@@ -68,8 +68,7 @@ def write_store(
         vocabulary = vocabulary.keeping(_used(paths, len(vocabulary.original_ids)))
     counts = _counts(paths)
     if not counts["kept"]:
-        said = [f"{count} {shards.COUNTS[key]}" for key, count in counts.items() if count]
-        raise UserError(f"{settings.out}: no row is left: {', '.join(said) or 'nothing to read'}; nothing was made")
+        raise UserError(f"{settings.out}: no row is left: {shards.in_words(counts)}; nothing was made")
     num_rows, checksums = _write_rows(folder, blocks(paths, vocabulary, settings), settings.length)
     _write_bad(folder, paths)
     vocabulary.save(folder)

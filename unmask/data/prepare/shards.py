@@ -27,6 +27,11 @@ COUNTS = {
 """How many rows met which fate, and what that is called: `read` is the sum of the others without `truncated`."""
 
 
+def in_words(counts: dict[str, int]) -> str:
+    """The fates that rows met, for people."""
+    return ", ".join(f"{counts[key]} {said}" for key, said in COUNTS.items() if counts.get(key)) or "nothing to read"
+
+
 @dataclass
 class Report:
     """What became of the rows of a batch.

@@ -7,19 +7,21 @@ A row is the end token, which is given, and text (`data/prepare/packing.py`): do
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unmask import noise
 from unmask.data.infill import closed, encode_spans, infilled, is_infilling
 from unmask.data.prepare.corpora import find_source
 from unmask.data.prepare.documents import make_shard
-from unmask.data.prepare.packing import LAYOUTS, Documents
+from unmask.data.prepare.packing import LAYOUTS, Documents, Labels
+from unmask.data.prepare.shards import in_words
 from unmask.data.store import RowStore
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
@@ -73,8 +75,36 @@ class Text(Worded):
 
     def examples_from_file(self, path: Path) -> CleanBatch:
         """All rows of a folder that `unmask prepare` made; or those of a text, a file or a folder of such."""
+        return self.corpus(path)
+
+    def corpus(self, path: Path, limit: int | None = None) -> CleanBatch:
+        """Rows of a text that need not be the run's, tokenised and cut as the run's are: all, or `limit` of them.
+
+        Those are spread evenly over the corpus, whose first rows may be of one document.
+
+        Raises:
+            UserError: it cannot be read, has other tokens or another layout, or too little text.
+        """
+        path = path.expanduser()
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
         if is_store(path):
-            return super().examples_from_file(path)
+            store = self._store_like_ours(path)
+            return self._checked(store, _spread(len(store), limit))
+        rows = torch.from_numpy(self._cut(path).astype(np.int64))
+        return self._first_given(rows[_spread(len(rows), limit)])
+
+    def _store_like_ours(self, path: Path) -> RowStore:
+        store = super()._store_like_ours(path)
+        if (said := store.meta.get("packing")) not in (None, self.config.rows):
+            raise UserError(
+                f"{path}: its rows are made as {said}, the model's as {self.config.rows}, and likelihoods of the two "
+                f"cannot be compared; prepare it with --rows {self.config.rows}, or give the text itself"
+            )
+        return store
+
+    def _cut(self, path: Path) -> Labels:
+        """The rows of a text."""
         settings = settings_of([str(path)], self.config, path)
         shard = make_shard(list(find_source(str(path)).rows(settings.fields)), self.vocabulary, settings)
         for bad in shard.report.bad[:1]:
@@ -82,8 +112,11 @@ class Text(Worded):
         documents = Documents(shard.ids, shard.num_tokens)
         rows = next(LAYOUTS[self.config.rows]([documents], self.config.length, self.vocabulary.eos_id))
         if not len(rows):
-            raise UserError(f"{path}: its text fills no row of data.length={self.config.length} tokens; give more")
-        return self._first_given(torch.from_numpy(rows.astype(np.int64)))
+            raise UserError(
+                f"{path}: its text fills no row of data.length={self.config.length} tokens "
+                f"({in_words(shard.report.counts)}); give more, of what the run's tokenizer knows"
+            )
+        return rows
 
     def _first_given(self, x0: Int[Tensor, "B L"]) -> CleanBatch:
         is_first = torch.arange(self.config.length) == 0
@@ -93,6 +126,16 @@ class Text(Worded):
         is_text = is_answer(examples, self.tokens.eos_id)
         rows = [x0[own].tolist() for x0, own in zip(examples.x0, is_text, strict=True)]
         return Extent(tokens=int(is_text.sum()), bytes=sum(map(self.vocabulary.num_bytes, rows)), rows=self.config.rows)
+
+    def documents(self, tokens: Int[Tensor, "L"], is_own: Bool[Tensor, "L"]) -> list[list[int]]:
+        """The ids of a finished row where `is_own`, cut at its end tokens; nothing empty.
+
+        With a document a row there is one: what follows its end is padding.
+        """
+        runs = groupby(tokens[is_own].tolist(), key=lambda i: i == self.config.eos_id)
+        ends_at_once = self.config.rows == "document"
+        wanted = takewhile(lambda run: not (run[0] and ends_at_once), runs)
+        return [list(ids) for is_end, ids in wanted if not is_end]
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
@@ -118,3 +161,9 @@ class Text(Worded):
         is_new = prompt == self.config.mask_id
         given = [i for i in prompt[~is_new].tolist() if i != self.config.eos_id]
         return {"prompt": self.vocabulary.decode(given), "text": self._answer(tokens.cpu(), is_new.cpu())}
+
+
+def _spread(count: int, limit: int | None) -> Int[Tensor, "n"]:
+    """Up to `limit` of `count` places, evenly spread."""
+    number = count if limit is None else min(limit, count)
+    return torch.arange(number) * count // number

@@ -1,0 +1,213 @@
+"""What samples of a model of text are worth: how likely another model finds them, and how varied they are.
+
+Neither says enough alone. A model that repeats itself is likely under any other, and noise is as varied as can be; real
+text, measured alike, says what to expect of both. Dimensions: N samples, L positions.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from unmask.config import DecodeConfig
+from unmask.decoding.build import build_decoder
+from unmask.errors import UserError
+from unmask.evaluation.diversity import distinct, unigram_entropy
+from unmask.evaluation.nelbo import Estimate, corpus_mean
+from unmask.evaluation.scorer import Passage, Scored, Scorer
+from unmask.models.denoiser import Denoiser
+from unmask.models.precision import autocast
+from unmask.tasks.task import TextTask
+from unmask.types import CleanBatch
+
+ORDERS = (1, 2, 3)
+"""The n of `distinct`."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of N rows of text, of which what was given is not counted."""
+
+    ppl: float | None
+    """exp(sum of the NLL / sum of the tokens) under the other model, in its tokens; None where there is no text."""
+    ppl_stderr: float | None
+    """Of that, the rows being drawn independently."""
+    unigram_entropy: float
+    distinct: dict[int, float]
+    counts: dict[str, int]
+    """`rows`; their `tokens`, and `scored_tokens` of the other model, of which its tokenizer does not know
+    `unknown_tokens`; `cut_rows`, of which the end is not scored, as it does not fit its context; `empty_rows`, without
+    any text."""
+    records: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """Of each row: the texts of its `documents`, what was `given` before the first, `nll` and `scored_tokens`."""
+
+    def values(self) -> dict[str, float]:
+        """By name, those that there are."""
+        scored = {"gen_ppl": self.ppl, "gen_ppl_stderr": self.ppl_stderr}
+        varied = {f"distinct_{n}": share for n, share in self.distinct.items()}
+        return {key: value for key, value in scored.items() if value is not None} | {
+            "unigram_entropy": self.unigram_entropy,
+            **varied,
+        }
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What samples start from."""
+
+    canvases: Int[Tensor, "N L"]
+    keys: Int[Tensor, "N"]
+    """Of the noise of each."""
+
+    @staticmethod
+    def from_nothing(blank: CleanBatch, mask_id: int, number: int) -> "Samples":
+        """`number` times the canvas of a row of text at t = 1: any of `blank`'s, as nothing is asked."""
+        return Samples(blank[:1].masked(mask_id).expand(number, -1).clone(), torch.arange(number))
+
+
+def drawn(base: DecodeConfig, *, is_causal: bool) -> DecodeConfig:
+    """`base` with values that are drawn, in random order: one token a step, these are samples of the model."""
+    order = {} if is_causal else {"confidence": "random"}
+    return base.model_copy(update=order | {"temperature": base.temperature or 1.0})
+
+
+def check_random(config: DecodeConfig, number: int, option: str) -> None:
+    """Refuses more than one sample of one prompt where all would be the same (`UserError`)."""
+    if number > 1 and not config.is_random:
+        raise UserError(f"{option}: with temperature=0 all {number} samples are the same; draw them with temperature=1")
+
+
+def sample(
+    model: Denoiser,
+    task: TextTask,
+    samples: Samples,
+    config: DecodeConfig,
+    *,
+    dtype: str,
+    update: Callable[[int], None] | None = None,
+) -> Int[Tensor, "N L"]:
+    """Finished canvases, on the CPU; `update` is told how many there are. The model keeps the mode that it had."""
+    device = next(model.parameters()).device
+    decoder = build_decoder(config, model, task.tokens)
+    was_training = model.training
+    model.eval()
+    finished: list[Tensor] = []
+    try:
+        for start in range(0, len(samples.keys), config.batch_size):
+            rows = slice(start, start + config.batch_size)
+            with torch.no_grad(), autocast(dtype, device):
+                finished += decoder.decode(
+                    samples.canvases[rows].to(device), samples.keys[rows].to(device)
+                ).tokens.cpu()
+            if update is not None:
+                update(len(finished))
+    finally:
+        model.train(was_training)
+    return torch.stack(finished)
+
+
+def reference(task: TextTask, scorer: Scorer, real: CleanBatch) -> Quality:
+    """What real text is worth, measured as samples are.
+
+    Raises:
+        UserError: there is none, or the other model's tokenizer knows nothing of it.
+    """
+    found = quality(task, scorer, real.x0, real.prompt_mask)
+    if not found.counts["scored_tokens"]:
+        raise UserError(f"{scorer.name}: the held-out rows have no text to hold samples against")
+    if found.counts["unknown_tokens"] == found.counts["scored_tokens"]:
+        raise UserError(
+            f"{scorer.name}: its tokenizer knows nothing of the held-out text (all of its tokens are unknown); give a "
+            "model of this language"
+        )
+    return found
+
+
+def of_samples(task: TextTask, scorer: Scorer, samples: Samples, tokens: Int[Tensor, "N L"]) -> Quality:
+    """What finished samples are worth from their first masked position on."""
+    is_given = (samples.canvases != task.tokens.mask_id).cumprod(dim=-1).bool()
+    return quality(task, scorer, tokens, is_given)
+
+
+def quality(task: TextTask, scorer: Scorer, tokens: Int[Tensor, "N L"], is_given: Bool[Tensor, "N L"]) -> Quality:
+    """What rows are worth; the first positions `is_given`, and are what the rest is likely after.
+
+    A row is cut into documents at its end tokens, and each is scored by itself.
+    """
+    rows = [_Row.of(task, *row) for row in zip(tokens, is_given, strict=True)]
+    scored = iter(scorer.score([passage for row in rows for passage in row.passages]))
+    costs = [_total([next(scored) for _ in row.passages]) for row in rows]
+    nll = _mean([(cost.nll, cost.tokens) for cost in costs if cost.tokens])
+    ppl = None if nll is None else math.exp(min(700.0, nll.value))
+    return Quality(
+        ppl=ppl,
+        ppl_stderr=None if ppl is None or nll is None else ppl * nll.stderr,
+        unigram_entropy=unigram_entropy([row.tokens for row in rows]),
+        distinct={n: distinct((ids for row in rows for ids in row.documents), n) for n in ORDERS},
+        counts=_counts(rows, costs),
+        records=[row.record(cost) for row, cost in zip(rows, costs, strict=True)],
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The documents of a row, as ids and as text."""
+
+    documents: list[list[int]]
+    passages: list[Passage]
+
+    @staticmethod
+    def of(task: TextTask, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"]) -> "_Row":
+        documents, decode = task.documents(tokens, ~is_given), task.vocabulary.decode
+        passages = [Passage(decode(ids)) for ids in documents]
+        given = _last_document(tokens[is_given].tolist(), task.vocabulary.eos_id)
+        goes_on = documents and int(tokens[~is_given][0]) != task.vocabulary.eos_id
+        if given and goes_on:
+            passages[0] = Passage(passages[0].text, decode(given))
+        return _Row(documents, passages)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [i for ids in self.documents for i in ids]
+
+    def record(self, cost: Scored) -> dict[str, Any]:
+        given = self.passages[0].given if self.passages else ""
+        texts = [passage.text for passage in self.passages]
+        return {"given": given, "documents": texts, "nll": cost.nll, "scored_tokens": cost.tokens}
+
+
+def _last_document(ids: list[int], eos_id: int) -> list[int]:
+    return ids[len(ids) - ids[::-1].index(eos_id) :] if eos_id in ids else ids
+
+
+def _total(parts: Sequence[Scored]) -> Scored:
+    return Scored(
+        nll=sum(part.nll for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        is_cut=any(part.is_cut for part in parts),
+        unknown=sum(part.unknown for part in parts),
+    )
+
+
+def _mean(costs: Sequence[tuple[float, int]]) -> Estimate | None:
+    """Nats per token of all rows."""
+    if not costs:
+        return None
+    nll, length = torch.tensor(costs, dtype=torch.float64).unbind(dim=-1)
+    return corpus_mean(nll / length, length)
+
+
+def _counts(rows: Sequence[_Row], costs: Sequence[Scored]) -> dict[str, int]:
+    total = _total(costs)
+    return {
+        "rows": len(rows),
+        "tokens": sum(len(row.tokens) for row in rows),
+        "scored_tokens": total.tokens,
+        "unknown_tokens": total.unknown,
+        "cut_rows": sum(cost.is_cut for cost in costs),
+        "empty_rows": sum(not row.documents for row in rows),
+    }

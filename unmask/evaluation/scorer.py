@@ -1,0 +1,197 @@
+"""Another model's opinion of text: the likelihood under a causal language model of transformers, from a folder.
+
+Dimensions: b texts of a batch, l tokens of the longest, V the vocabulary of that model.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from unmask.errors import UserError
+
+_TOKENS_AT_ONCE = 4096
+"""Of a batch: their logits over a large vocabulary take a GB."""
+
+
+class Passage(NamedTuple):
+    """A text, and what is given before it."""
+
+    text: str
+    given: str = ""
+
+
+class Scored(NamedTuple):
+    """What a passage costs: the text after what is given, as far as the model can see."""
+
+    nll: float
+    """Nats, of all its tokens."""
+    tokens: int
+    is_cut: bool
+    unknown: int
+    """Tokens that the tokenizer does not know."""
+
+
+class Scorer:
+    """A causal model and its tokenizer.
+
+    A passage is `[start, given, text]`, `start` being the token that texts begin with (that of their end where there is
+    none): then the first token has a likelihood too. What does not fit the model's context is left out, at the end.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.start = _start(model.config, tokenizer)
+        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+
+    @classmethod
+    def load(cls, folder: str, device: torch.device, option: str = "") -> "Scorer":
+        """From `folder`, and from nowhere else: nothing is downloaded, no code in it is run.
+
+        Args:
+            option: what the folder was given to, for messages.
+
+        Raises:
+            UserError: transformers is not there, or the folder does not hold a causal model and its tokenizer.
+        """
+        where = f"{option}{folder}"
+        if not (Path(folder).expanduser() / "config.json").exists():
+            raise UserError(
+                f"{where}: is not a folder with a model (config.json) of Hugging Face's; nothing is downloaded here: "
+                "fetch one first, such as hf download openai-community/gpt2-large --local-dir FOLDER"
+            )
+        try:
+            import transformers
+        except ImportError as error:
+            raise UserError(f"{where}: to score text with it, pip install 'unmask[hf]'") from error
+        transformers.utils.logging.disable_progress_bar()
+        path = str(Path(folder).expanduser())
+        scorer = cls(_model(transformers, path, where, device), _tokenizer(transformers, path, where), folder)
+        scorer._check(where)
+        return scorer
+
+    @torch.no_grad()
+    def score(self, passages: Sequence[Passage]) -> list[Scored]:
+        """The likelihood of each passage.
+
+        Raises:
+            UserError: the tokenizer has tokens that the model does not know.
+        """
+        encoded = [self._encode(passage) for passage in passages]
+        costs: dict[int, float] = {}
+        for batch in _batches([len(own.ids) for own in encoded]):
+            costs |= zip(batch, self._costs([encoded[i] for i in batch]).tolist(), strict=True)
+        return [Scored(costs[i], own.counted, own.is_cut, own.unknown) for i, own in enumerate(encoded)]
+
+    def token_nll(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l-1"]:
+        """`-log p(ids[i] | ids[<i])` from the second token on, in fp32."""
+        padding = torch.ones_like(ids)  # what follows a text is not seen from within it
+        logits = self.model(input_ids=ids, attention_mask=padding, use_cache=False).logits[:, :-1].float()
+        return F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+
+    def about(self) -> dict[str, Any]:
+        """Which model it is, for a protocol."""
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        kind = self.model.config.model_type
+        return {"folder": self.name, "type": kind, "parameters": size, "context": self.context, "start": self.start}
+
+    def _encode(self, passage: Passage) -> "_Encoded":
+        """All of it at once: the text begins with the first token that is not as in what is given alone."""
+        given, whole = (
+            self.tokenizer.encode(text, add_special_tokens=False) for text in (passage.given, "".join(passage[::-1]))
+        )
+        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(given, whole, strict=False))))
+        start = [] if self.start is None else [self.start]
+        ids, head = [*start, *whole][: self.context], len(start) + shared
+        counted = max(0, len(ids) - max(1, head))  # nothing says how likely the very first token is
+        unknown = sum(i == self.tokenizer.unk_token_id for i in ids[head:])
+        return _Encoded(ids, counted, len(start) + len(whole) > len(ids), unknown)
+
+    def _costs(self, batch: "list[_Encoded]") -> Float[Tensor, "b"]:
+        if not any(own.counted for own in batch):
+            return torch.zeros(len(batch), dtype=torch.float64)
+        device = self.model.device
+        length = max(len(own.ids) for own in batch)
+        ids = torch.tensor([own.ids + [0] * (length - len(own.ids)) for own in batch], device=device)
+        self._check_ids(int(ids.max()))
+        end = torch.tensor([len(own.ids) for own in batch], device=device).unsqueeze(1)
+        start = end - torch.tensor([own.counted for own in batch], device=device).unsqueeze(1)
+        place = torch.arange(1, length, device=device)
+        return (self.token_nll(ids).double() * ((place >= start) & (place < end))).sum(dim=-1).cpu()
+
+    def _check(self, where: str) -> None:
+        """Whether it is causal: what comes later must not matter."""
+        ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.model.device)
+        with torch.no_grad():
+            first, second = self.model(input_ids=ids, use_cache=False).logits[:, 1].float()
+        if (first - second).abs().max() > 0.01 * first.abs().max():  # bf16 keeps 8 bits
+            raise UserError(f"{where}: is not a causal model: what it says of a token depends on later ones")
+
+    def _check_ids(self, largest: int) -> None:
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if largest >= rows:
+            raise UserError(
+                f"{self.name}: its tokenizer has the id {largest}, its model only {rows} rows of embeddings: they do "
+                "not belong together"
+            )
+
+
+class _Encoded(NamedTuple):
+    ids: list[int]
+    counted: int
+    is_cut: bool
+    unknown: int
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of texts of similar length, so many that a batch has `_TOKENS_AT_ONCE` with its padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[i] > _TOKENS_AT_ONCE:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _start(config: Any, tokenizer: Any) -> int | None:
+    for name in ("bos_token_id", "eos_token_id"):
+        for own in (tokenizer, config):
+            if isinstance(token := getattr(own, name, None), int):
+                return token
+    return None
+
+
+def _model(transformers: Any, path: str, where: str, device: torch.device) -> Any:
+    dtype = "auto" if device.type == "cuda" else torch.float32
+    try:
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            path, local_files_only=True, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # whatever the files make it stumble over
+        raise UserError(f"{where}: cannot be read as a causal language model: {_first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{where}: lacks weights of a causal language model, such as {missing[0]}; give another, or all of this one"
+        )
+    return model.to(device).eval()
+
+
+def _tokenizer(transformers: Any, path: str, where: str) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{where}: holds no tokenizer that can be read ({_first_line(error)}); copy the model's tokenizer.json and "
+            "tokenizer_config.json into it"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
