@@ -134,7 +134,7 @@ def of_samples(task: TextTask, scorer: Scorer, samples: Samples, tokens: Int[Ten
 
 
 def quality(task: TextTask, scorer: Scorer, tokens: Int[Tensor, "N L"], is_given: Bool[Tensor, "N L"]) -> Quality:
-    """What rows are worth; the first positions `is_given`, and are what the rest is likely after.
+    """What rows are worth. Their first positions are given (`is_given`): context, and not counted.
 
     A row is cut into documents at its end tokens, and each is scored by itself.
     """

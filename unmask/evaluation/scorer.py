@@ -90,8 +90,8 @@ class Scorer:
 
     def token_nll(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l-1"]:
         """`-log p(ids[i] | ids[<i])` from the second token on, in fp32."""
-        padding = torch.ones_like(ids)  # what follows a text is not seen from within it
-        logits = self.model(input_ids=ids, attention_mask=padding, use_cache=False).logits[:, :-1].float()
+        all_seen = torch.ones_like(ids)  # padding too: it comes after a text, which cannot see it
+        logits = self.model(input_ids=ids, attention_mask=all_seen, use_cache=False).logits[:, :-1].float()
         return F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
     def about(self) -> dict[str, Any]:
