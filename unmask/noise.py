@@ -40,6 +40,7 @@ class Purpose(IntEnum):
     BENCHMARK = 16
     REMASK = 17
     PROMPT = 18
+    SELF_CONDITION = 19
 
 
 Key = int | Int[Tensor, "..."]

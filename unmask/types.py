@@ -4,7 +4,7 @@ Dimensions: B rows, L positions, M scored positions, V vocabulary. Tokens: `x0` 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,9 +67,12 @@ class MaskedBatch:
     """Ascending flat positions whose `x0` is predicted. Padding points one past the end, at B * L."""
     weight: Float[Tensor, "M"]
     """Multiplies the NLL; 0 on padding."""
+    step: int | None = None
+    """Of the run; keys what a model draws. None: this is no training, and nothing is drawn."""
 
     def to(self, device: torch.device) -> "MaskedBatch":
-        return MaskedBatch(**{name: send(value, device) for name, value in vars(self).items()})
+        x0, xt, scored, weight = (send(each, device) for each in (self.x0, self.xt, self.scored, self.weight))
+        return replace(self, x0=x0, xt=xt, scored=scored, weight=weight)
 
     @property
     def at(self) -> Int[Tensor, "M"]:
@@ -103,6 +106,7 @@ class MaskedBatch:
                 xt=self.xt[i * size : (i + 1) * size],
                 scored=self.scored[start:end] - i * size * length,
                 weight=self.weight[start:end],
+                step=self.step,
             )
             for i, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]

@@ -31,6 +31,7 @@ PROCESSES = {
         *("process={name: ar}", "model.causal=true", "model.alignment=next", "data.layout=two_grid"),
         *("decode.confidence=left_to_right", "eval.confidences=[left_to_right]", "eval.tokens_per_step=[1]"),
     ],
+    "self_conditioned": ["process={name: puma, num_stages: 4, threshold: 0.2}", "model.self_conditioning=true"],
     "puma_random": [
         "process={name: puma, num_stages: 4, confidence: random}",
         "model.dropout=0.1",

@@ -79,6 +79,16 @@ def test_compiled_decoding_is_the_plain_one_and_compiles_once(vocabulary: int, m
 
 
 @pytest.mark.usefixtures("needs_compiler")
+def test_so_are_those_of_a_self_conditioned_model() -> None:
+    """Whether a step has a first pass or not: both are compiled by then."""
+    plain, compiled = trainer("model.self_conditioning=true"), warmed_up("model.self_conditioning=true")
+    graphs = counters["stats"]["unique_graphs"]
+    for _ in range(6):
+        assert compiled.step().loss.item() == pytest.approx(plain.step().loss.item(), rel=1e-4)
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
+@pytest.mark.usefixtures("needs_compiler")
 def test_warming_up_leaves_no_trace() -> None:
     """With dropout, which draws from a generator that a checkpoint saves."""
     compiled = warmed_up("model.dropout=0.2", "train.accumulate=2")

@@ -10,10 +10,22 @@ from torch import Tensor
 from unmask.config import DecodeConfig
 from unmask.decoding.causal import CausalDecoder
 from unmask.decoding.decoder import Decoder
-from unmask.decoding.reading import BlockAlone, FromBlockOn, Growing, Guided, NewBlocks, Reading, Remembering, Window
+from unmask.decoding.reading import (
+    BlockAlone,
+    FromBlockOn,
+    Growing,
+    Guided,
+    InHiddenStates,
+    NewBlocks,
+    Reading,
+    Remembering,
+    Whole,
+    Window,
+)
 from unmask.decoding.remasking import REMASKINGS
 from unmask.decoding.rules import rule_from
 from unmask.decoding.sampling import Sampling
+from unmask.decoding.self_conditioned import SelfConditioned
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.types import Decoded, TokenSpec
@@ -49,9 +61,10 @@ def in_any_order(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> De
     """A decoder that can do all but remember what a causal model has read.
 
     Raises:
-        UserError: blocks or a cache that the model cannot have, or forbidden tokens that are not there.
+        UserError: blocks, a cache or guidance that the model cannot have, or forbidden tokens that are not there.
     """
     _check_blocks(config, model, tokens)
+    _check_guidance(config, model)
     _check_forbidden(config.forbid, tokens)
     can_end = config.stop_early and config.remask == "none" and tokens.pad_id == tokens.eos_id
     return Decoder(
@@ -78,10 +91,17 @@ _WINDOWS: dict[str, Callable[[Int[Tensor, "B L"], int | None], Window]] = {
 def _reading(config: DecodeConfig, model: Denoiser) -> Reading | None:
     if config.guidance:
         return partial(Guided, model, config.guidance)
+    if model.is_self_conditioned:
+        return lambda xt: SelfConditioned(_states(config, model, xt), xt)
+    if config.cache != "none" or model.block_size is not None:
+        return lambda xt: _states(config, model, xt)
+    return None
+
+
+def _states(config: DecodeConfig, model: Denoiser, xt: Int[Tensor, "B L"]) -> InHiddenStates:
     if config.cache != "none":
-        window = _WINDOWS[config.cache]
-        return lambda xt: Remembering(model, window(xt, config.refresh_every), xt)
-    return None if model.block_size is None else lambda xt: Growing(model.predict)
+        return Remembering(model, _WINDOWS[config.cache](xt, config.refresh_every), xt)
+    return Whole(model) if model.block_size is None else Growing(model)
 
 
 def _check_blocks(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> None:
@@ -97,6 +117,14 @@ def _check_blocks(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> N
         )
     if config.cache in ("prefix", "dual") and own is not None:
         raise UserError(f"decode.cache={config.cache}: this model sees no later blocks; use block, which is exact")
+
+
+def _check_guidance(config: DecodeConfig, model: Denoiser) -> None:
+    if config.guidance and model.is_self_conditioned:
+        raise UserError(
+            f"decode.guidance={config.guidance}: what a self-conditioned model expects, given a prompt, would tell of "
+            "that prompt where it is hidden; set decode.guidance=0"
+        )
 
 
 _OF_CAUSAL = {

@@ -7,6 +7,7 @@ all positions it is an approximation: what is remembered was read when other pos
 Dimensions: B rows, b rows that are still open, L positions, M positions asked for, D width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -65,16 +66,73 @@ class Anew:
         pass
 
 
-@dataclass(frozen=True)
-class Growing:
-    """Reads canvases up to the block that is being decoded: a block model sees nothing of what follows."""
+class InHiddenStates(ABC):
+    """A reader in two parts: what it reads in a step, and the hidden states that it finds there."""
 
-    predict: Predictor
+    model: Denoiser
 
     def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Ask, blocks: Blocks) -> Prediction:
-        stop = int(blocks.stop.max())
+        return self.model.answer(self.hidden(xt, at, self.read(xt, blocks)), ask)
+
+    @abstractmethod
+    def read(self, xt: Int[Tensor, "b L"], blocks: Blocks) -> Blocks:
+        """Which positions of each row are read in this step; asked once in each."""
+
+    @abstractmethod
+    def hidden(
+        self,
+        xt: Int[Tensor, "b L"],
+        at: Int[Tensor, "M"],
+        read: Blocks,
+        estimate: Float[Tensor, "b L D"] | None = None,
+    ) -> Float[Tensor, "M D"]:
+        """Of the flat positions `at` of `xt`, which lie in what is `read`; `estimate` as in `Denoiser.hidden`."""
+
+    @abstractmethod
+    def keep(self, rows: Int[Tensor, "b"]) -> None: ...
+
+
+class Whole(InHiddenStates):
+    """As `Anew`."""
+
+    def __init__(self, model: Denoiser) -> None:
+        self.model = model
+
+    def read(self, xt: Int[Tensor, "b L"], blocks: Blocks) -> Blocks:
+        return Blocks(torch.zeros_like(blocks.start), torch.full_like(blocks.stop, xt.shape[1]))
+
+    def hidden(
+        self,
+        xt: Int[Tensor, "b L"],
+        at: Int[Tensor, "M"],
+        read: Blocks,
+        estimate: Float[Tensor, "b L D"] | None = None,
+    ) -> Float[Tensor, "M D"]:
+        return self.model.hidden(xt, at, estimate)
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        pass
+
+
+class Growing(InHiddenStates):
+    """Reads canvases up to the block that is being decoded: a block model sees nothing of what follows."""
+
+    def __init__(self, model: Denoiser) -> None:
+        self.model = model
+
+    def read(self, xt: Int[Tensor, "b L"], blocks: Blocks) -> Blocks:
+        return blocks
+
+    def hidden(
+        self,
+        xt: Int[Tensor, "b L"],
+        at: Int[Tensor, "M"],
+        read: Blocks,
+        estimate: Float[Tensor, "b L D"] | None = None,
+    ) -> Float[Tensor, "M D"]:
+        stop = int(read.stop.max())
         row, position = at // xt.shape[1], at % xt.shape[1]
-        return self.predict(xt[:, :stop], row * stop + position, ask)
+        return self.model.hidden(xt[:, :stop], row * stop + position, None if estimate is None else estimate[:, :stop])
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
         pass
@@ -161,20 +219,29 @@ class BlockAlone(_Refreshed):
         return blocks
 
 
-class Remembering:
+class Remembering(InHiddenStates):
     """Reads a window of each row, and remembers keys and values of the rest."""
 
     def __init__(self, model: Denoiser, window: Window, xt: Int[Tensor, "B L"]) -> None:
         self.model, self.window = model, window
         self.cache = KeyValueCache(xt.shape[1], num_rows=len(xt))
 
-    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Ask, blocks: Blocks) -> Prediction:
-        read = self.window(blocks)
+    def read(self, xt: Int[Tensor, "b L"], blocks: Blocks) -> Blocks:
+        return self.window(blocks)
+
+    def hidden(
+        self,
+        xt: Int[Tensor, "b L"],
+        at: Int[Tensor, "M"],
+        read: Blocks,
+        estimate: Float[Tensor, "b L D"] | None = None,
+    ) -> Float[Tensor, "M D"]:
         width = read.stop - read.start
         widths = width.unique().tolist()
         if len(widths) == 1:
-            hidden = self.model.hidden_within(xt, at, start=read.start, width=widths[0], cache=self.cache)
-            return self.model.answer(hidden, ask)
+            return self.model.hidden_within(
+                xt, at, start=read.start, width=widths[0], cache=self.cache, estimate=estimate
+            )
         row = at // xt.shape[1]
         parts: list[Float[Tensor, "m D"]] = []
         places: list[Int[Tensor, "m"]] = []
@@ -182,10 +249,18 @@ class Remembering:
             rows = (width == each).nonzero().squeeze(1)
             place = (width[row] == each).nonzero().squeeze(1)
             own = torch.searchsorted(rows, row[place]) * xt.shape[1] + at[place] % xt.shape[1]
-            start = read.start[rows]
-            parts.append(self.model.hidden_within(xt[rows], own, start=start, width=each, cache=self.cache, rows=rows))
+            part = self.model.hidden_within(
+                xt[rows],
+                own,
+                start=read.start[rows],
+                width=each,
+                cache=self.cache,
+                rows=rows,
+                estimate=None if estimate is None else estimate[rows],
+            )
+            parts.append(part)
             places.append(place)
-        return self.model.answer(torch.cat(parts)[torch.cat(places).argsort()], ask)
+        return torch.cat(parts)[torch.cat(places).argsort()]
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
         self.cache.keep(rows)

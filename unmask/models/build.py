@@ -35,6 +35,7 @@ def build_denoiser(
         mask_id=tokens.mask_id,
         confidence=(requirements or Requirements()).confidence or "prob",
         alignment=getattr(config, "alignment", "same"),
+        seed=seed,
     )
     if model.block_size is not None:
         check_block_size(model.block_size, tokens.length, "model.block_size")

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask.models import conditioning
 from unmask.models.cache import KeyValueCache
-from unmask.models.head import prediction, token_stats
+from unmask.models.head import expected_value, prediction, token_stats
 from unmask.models.tied import TiedGradient
 from unmask.models.visibility import num_clean
 from unmask.types import Ask, MaskedBatch, Prediction, TokenStats, at_least_fp32, without
@@ -43,16 +44,26 @@ class Denoiser(nn.Module):
         alignment: where the prediction of position i is read: `same`, at i, or `next`, at i - 1, as autoregressive
             models (and what is made of them) learn it. Position 0 is then never predicted: it must be given. Nobody
             else shifts: loss, pool and decoder ask for position i and get what is said of position i.
+        seed: of what a model draws in training.
     """
 
     backbone: Any  # a `Backbone` that is an nn.Module: two types that cannot be written as one
 
-    def __init__(self, backbone: nn.Module, *, mask_id: int, confidence: str = "prob", alignment: str = "same") -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        mask_id: int,
+        confidence: str = "prob",
+        alignment: str = "same",
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.mask_id = mask_id
         self.confidence = confidence
         self.alignment = alignment
+        self.seed = seed
         self._compiled: Callable[..., Tensor] | None = None
         self._compiled_prediction: Callable[[Tensor, Tensor], Tensor] | None = None
 
@@ -66,16 +77,19 @@ class Denoiser(nn.Module):
         self._compiled_prediction = torch.compile(self.backbone.forward, dynamic=True)
 
     def forward(self, batch: MaskedBatch) -> TokenStats:
-        """NLL and confidence at the batch's scored positions; of a block model given the clean blocks before theirs."""
-        x0 = batch.gather(batch.x0)
+        """NLL and confidence at the batch's scored positions; of a block model given the clean blocks before theirs.
+
+        A self-conditioned model is told its own estimate: in every other step of training, and always outside it.
+        """
+        x0, estimate = batch.gather(batch.x0), self._estimate(batch)
         if not self._is_large:
-            logits = self._head(self._hidden(batch))
+            logits = self._head(self._hidden(batch, estimate))
             return TokenStats.from_logits(logits, x0, confidence=self.confidence)
         tied = None
         if getattr(self.backbone, "is_tied", False):
             tied = self.backbone.tied = TiedGradient()
         return token_stats(
-            self._hidden(batch),
+            self._hidden(batch, estimate),
             self.backbone.head_weight,
             x0,
             mask_id=self.mask_id,
@@ -94,6 +108,36 @@ class Denoiser(nn.Module):
         """S, where a prediction depends on the position's block of S and those before it; None: on all positions."""
         return getattr(self.backbone, "block_size", None)
 
+    @property
+    def is_self_conditioned(self) -> bool:
+        """Whether masked positions are also told what was expected of them (`expected`) before."""
+        return getattr(self.backbone, "is_self_conditioned", False)
+
+    def nothing_expected(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """The estimate of who has none."""
+        weight = self.backbone.embedding.weight
+        return weight.new_zeros(*xt.shape, weight.shape[1])
+
+    def expected(self, hidden: Float[Tensor, "M D"], forbidden: Int[Tensor, "F"] | None = None) -> Float[Tensor, "M D"]:
+        """The expected embedding `sum_v p(v) E[v]` of the tokens that these hidden states predict; no gradient."""
+        embedding = self.backbone.embedding.weight
+        found = expected_value(hidden, self.backbone.head_weight, embedding, mask_id=self.mask_id, forbidden=forbidden)
+        return found.to(embedding.dtype)
+
+    @torch.no_grad()
+    def _estimate(self, batch: MaskedBatch) -> Float[Tensor, "B L D"] | None:
+        """What a first pass, which is told nothing, expects of the masked positions; None: this is another model.
+
+        With nothing expected the weights of self-conditioning get a gradient of 0 all the same.
+        """
+        if not self.is_self_conditioned:
+            return None
+        nothing = self.nothing_expected(batch.xt)
+        if not conditioning.is_told(self.seed, batch.step):
+            return nothing
+        values = self.expected(self._hidden(batch, nothing))
+        return conditioning.placed(values, batch.scored, batch.xt == self.mask_id)
+
     def _aligned(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
         """Where the predictions of the flat positions `at` are read."""
         if self.alignment == "same":
@@ -103,7 +147,7 @@ class Denoiser(nn.Module):
         )
         return at - 1
 
-    def _hidden(self, batch: MaskedBatch) -> Float[Tensor, "M D"]:
+    def _hidden(self, batch: MaskedBatch, estimate: Float[Tensor, "B L D"] | None) -> Float[Tensor, "M D"]:
         is_compiled = self._compiled is not None and self.training
         at = self._aligned(batch.xt, batch.at)
         if self.block_size is None:
@@ -114,7 +158,7 @@ class Denoiser(nn.Module):
         if is_compiled:
             run = self._compiled
             torch._dynamo.mark_dynamic(at, 0)  # how many are scored changes with every step
-        return run(*canvases, at)
+        return run(*canvases, at, *_if_given(estimate))
 
     def _in_two_streams(self, batch: MaskedBatch, at: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
         """Where `at`, the aligned `batch.at`, stands in `[xt ; x0]`: what is read in an earlier block is read clean."""
@@ -133,9 +177,14 @@ class Denoiser(nn.Module):
         """Values and confidences at the flat positions `at` of `xt`: the likeliest ones, unless asked otherwise."""
         return self.answer(self.hidden(xt, at), ask or Ask())
 
-    def hidden(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:
-        """What `answer` needs to know of the flat positions `at` of `xt`."""
-        return (self._compiled_prediction or self.backbone)(xt, self._aligned(xt, at))
+    def hidden(
+        self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], estimate: Float[Tensor, "B L D"] | None = None
+    ) -> Float[Tensor, "M D"]:
+        """What `answer` needs to know of the flat positions `at` of `xt`.
+
+        A self-conditioned model may be told an `estimate`: what `expected` said of masked positions, 0 elsewhere.
+        """
+        return (self._compiled_prediction or self.backbone)(xt, self._aligned(xt, at), *_if_given(estimate))
 
     def hidden_within(
         self,
@@ -146,6 +195,7 @@ class Denoiser(nn.Module):
         width: int,
         cache: KeyValueCache,
         rows: Int[Tensor, "b"] | None = None,
+        estimate: Float[Tensor, "b L D"] | None = None,
     ) -> Float[Tensor, "M D"]:
         """As `hidden`, where only the places `start .. start + width` of each canvas are read anew.
 
@@ -159,11 +209,14 @@ class Denoiser(nn.Module):
             cache: of the canvases. With `alignment=next` the place before `start` is read too; of a causal model, whose
                 last place then says nothing of the window, that one is not.
             rows: which of the cache's rows these canvases are; None: all.
+            estimate: as in `hidden`.
         """
         shift = int(self.alignment == "next")
         offset = torch.arange(-shift, width - int(self.is_causal), device=xt.device)
         place = (start.unsqueeze(1) + offset).clamp(min=0)  # nothing is before place 0: it is read twice, as the same
-        hidden = self.backbone.extend(xt.gather(1, place), place, cache, rows)
+        if estimate is not None:
+            estimate = estimate.gather(1, place.unsqueeze(-1).expand(-1, -1, estimate.shape[-1]))
+        hidden = self.backbone.extend(xt.gather(1, place), place, cache, rows, *_if_given(estimate))
         aligned = self._aligned(xt, at)
         row = at // xt.shape[1]
         index = row * len(offset) + aligned % xt.shape[1] - (start[row] - shift)
@@ -176,9 +229,16 @@ class Denoiser(nn.Module):
             return Prediction.from_logits(self._head(hidden), ask, mask_id=self.mask_id)
         return prediction(hidden, self.backbone.head_weight, ask, mask_id=self.mask_id, is_compiled=is_compiled)
 
-    def logits(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
+    def logits(
+        self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], estimate: Float[Tensor, "B L D"] | None = None
+    ) -> Float[Tensor, "M V"]:
         """Logits, fp32 at least, at the flat positions `at` of `xt`; -inf for the mask token."""
-        return self._head(self.backbone(xt, self._aligned(xt, at)))
+        return self._head(self.backbone(xt, self._aligned(xt, at), *_if_given(estimate)))
 
     def _head(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         return without(at_least_fp32(F.linear(hidden, self.backbone.head_weight)), self.mask_id)
+
+
+def _if_given(estimate: Float[Tensor, "B L D"] | None) -> list[Float[Tensor, "B L D"]]:
+    """Backbones without self-conditioning need not know of it."""
+    return [] if estimate is None else [estimate]

@@ -207,6 +207,33 @@ def prediction(
     )
 
 
+@torch.no_grad()
+def expected_value(
+    hidden: Float[Tensor, "M D"],
+    weight: Float[Tensor, "V D"],
+    embedding: Float[Tensor, "V D"],
+    *,
+    mask_id: int,
+    forbidden: Int[Tensor, "F"] | None = None,
+    chunk: int = CHUNK,
+) -> Float[Tensor, "M D"]:
+    """`softmax(hidden @ weight.T) @ embedding`, the mask token's logit being -inf, in M x `chunk` of memory.
+
+    Sums are kept relative to the largest logit so far (Milakov and Gimelshein 2018, 1805.02867).
+    """
+    head = _Head(dtype=_product_dtype(hidden), mask_id=mask_id, forbidden=forbidden, chunk=chunk, confidence="prob")
+    total = at_least_fp32(hidden.new_zeros(len(hidden)))
+    largest, summed = torch.full_like(total, -torch.inf), at_least_fp32(torch.zeros_like(hidden))
+    for part in head.chunks(hidden.to(head.dtype), weight):
+        logits = at_least_fp32(part.logits)
+        before, largest = largest, largest.maximum(logits.amax(dim=0))
+        exps, kept = (logits - largest).exp(), (before - largest).exp()
+        values = embedding[part.start : part.start + len(exps)].to(head.dtype)
+        total = total * kept + exps.sum(dim=0)
+        summed = summed * kept.unsqueeze(1) + exps.to(head.dtype).T @ values
+    return summed / total.unsqueeze(1)
+
+
 def _first_of_largest(found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Int[Tensor, "M"], Float[Tensor, "M"]]:
     """The value and the logit of the largest of the chunks' largest scores, the first among equals."""
     scores, values, logits = (torch.stack(part) for part in zip(*found, strict=True))

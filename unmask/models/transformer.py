@@ -61,6 +61,10 @@ class TransformerConfig(Section):
         "same", description="next: position i is predicted by what is read at i - 1, as AR models learn it"
     )
 
+    self_conditioning: bool = Field(
+        False, description="masked positions are also told what a pass before expected of them (2208.04202)"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:
@@ -102,6 +106,11 @@ class TransformerConfig(Section):
             )
         if self.causal and self.alignment != "next":
             raise ValueError("model.causal=true sees the token that it predicts; set model.alignment=next")
+        if self.causal and self.self_conditioning:
+            raise ValueError(
+                "model.self_conditioning=true is for masked positions, which model.causal=true does not have; set "
+                "model.self_conditioning=false"
+            )
         if not (self.rotary or self.learned_positions):
             raise ValueError("the model would not know its positions; set model.rotary or model.learned_positions")
         return self
@@ -120,6 +129,8 @@ class Transformer(nn.Module):
     """Tokens (B, L) -> hidden states (M, D) of the positions asked for, normalised; `head_weight` makes them logits."""
 
     Config = TransformerConfig
+    STARTS_AT_ZERO = ("conditioning.weight",)
+    """Optional weights with which a network is at first the same as without them."""
     cos: Tensor
     sin: Tensor
     tied: TiedGradient | None = None
@@ -134,6 +145,7 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.head = None if config.tied_head else nn.Linear(config.dim, tokens.vocab_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
+        self.conditioning = nn.Linear(config.dim, config.dim, bias=False) if config.self_conditioning else None
         if config.rotary:
             cos, sin = rotary_angles(tokens.length, config.head_width, config.rope_theta)
             self.register_buffer("cos", cos, persistent=False)
@@ -159,27 +171,49 @@ class Transformer(nn.Module):
     def head_weight(self) -> Float[Tensor, "V D"]:
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def forward(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:
-        return self._read(xt, at)
+    @property
+    def is_self_conditioned(self) -> bool:
+        return self.config.self_conditioning
 
-    def two_streams(self, xt: Int[Tensor, "B L"], x0: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]:
+    def forward(
+        self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], estimate: Float[Tensor, "B L D"] | None = None
+    ) -> Float[Tensor, "M D"]:
+        """`estimate`: of a self-conditioned network, what is expected of each position; None: nothing of any."""
+        return self._read(xt, at, estimate=estimate)
+
+    def two_streams(
+        self,
+        xt: Int[Tensor, "B L"],
+        x0: Int[Tensor, "B L"],
+        at: Int[Tensor, "M"],
+        estimate: Float[Tensor, "B L D"] | None = None,
+    ) -> Float[Tensor, "M D"]:
         """One pass over `[xt ; x0]`: a block of `xt` sees itself and the blocks of `x0` before it, which see no `xt`.
 
         Nobody sees the last block of `x0`, so it is left out: `at` are flat positions of (B, 2 L - S). With one block
-        this is `forward(xt, at)`. (Arriola et al. 2025, 2503.09573.)
+        this is `forward(xt, at)`. (Arriola et al. 2025, 2503.09573.) `estimate` is of `xt`.
         """
         assert self.block_size is not None, "two streams are for block models"
         length = xt.shape[1]
-        return self._read(torch.cat([xt, x0[:, : num_clean(length, self.block_size)]], dim=1), at, noisy=length)
+        tokens = torch.cat([xt, x0[:, : num_clean(length, self.block_size)]], dim=1)
+        if estimate is not None:
+            estimate = F.pad(estimate, (0, 0, 0, tokens.shape[1] - length))
+        return self._read(tokens, at, noisy=length, estimate=estimate)
 
-    def _read(self, tokens: Int[Tensor, "B W"], at: Int[Tensor, "M"], noisy: int = 0) -> Float[Tensor, "M D"]:
+    def _read(
+        self,
+        tokens: Int[Tensor, "B W"],
+        at: Int[Tensor, "M"],
+        noisy: int = 0,
+        estimate: Float[Tensor, "B W D"] | None = None,
+    ) -> Float[Tensor, "M D"]:
         """Both streams start at place 0."""
         clean = tokens.shape[1] - noisy
 
         def by_place(table: Tensor) -> Tensor:
             return torch.cat([table[:noisy], table[:clean]]) if noisy else table[:clean]
 
-        x = self._embed(tokens)
+        x = self._told(self._embed(tokens), estimate)
         if self.positions is not None:
             x = x + by_place(self.positions.weight)
         x = self.dropout(x)
@@ -194,6 +228,7 @@ class Transformer(nn.Module):
         position: Int[Tensor, "B n"],
         cache: KeyValueCache,
         rows: Int[Tensor, "B"] | None = None,
+        estimate: Float[Tensor, "B n D"] | None = None,
     ) -> Float[Tensor, "B n D"]:
         """Hidden states of `tokens` at `position`, beside what is in `cache`, which they join.
 
@@ -202,9 +237,10 @@ class Transformer(nn.Module):
             position: where they stand; what the cache had there is replaced.
             cache: of all that the tokens see and that is not among them.
             rows: which of the cache's rows these canvases are; None: all.
+            estimate: as in `forward`, of `tokens`.
         """
         cache.width = max(cache.width, self._num_seen(position, cache.length))
-        x = self._embed(tokens)
+        x = self._told(self._embed(tokens), estimate)
         if self.positions is not None:
             x = x + self.positions.weight[position]
         angles = (self.cos[position].unsqueeze(1), self.sin[position].unsqueeze(1)) if self.config.rotary else None
@@ -226,6 +262,13 @@ class Transformer(nn.Module):
     def _embed(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         return self.embedding(xt) if self.head is not None else self._embed_tied(xt)
 
+    def _told(self, x: Float[Tensor, "B L D"], estimate: Float[Tensor, "B L D"] | None) -> Float[Tensor, "B L D"]:
+        """`x + W estimate`: nothing where that is 0."""
+        if estimate is None:
+            return x
+        assert self.conditioning is not None, "an estimate is for a self-conditioned network"
+        return x + self.conditioning(estimate)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _embed_tied(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         return lookup(xt, self.embedding.weight, self.tied)
@@ -237,9 +280,10 @@ class Transformer(nn.Module):
         What is added to the residual stream is divided by `sqrt(2 layers)`, as in GPT-2. A fixed 0.02 is far too small
         for narrow models, which then stay for hundreds of steps at the loss of a blind guess. Every parameter has a
         generator of its own, keyed by its name, so that its start does not depend on what else the model has.
+        Self-conditioning starts at 0: the network is then the one without it.
         """
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or name in self.STARTS_AT_ZERO:
                 parameter.zero_()
             elif parameter.ndim == 1:
                 parameter.fill_(1.0)

@@ -5,7 +5,7 @@ Dimensions: B rows of the global batch, M scored positions.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ class Trainer:
 
     def step(self) -> StepReport:
         """One optimizer step."""
-        batch = self.process.next_batch(self.stream)
+        batch = replace(self.process.next_batch(self.stream), step=self.step_number)
         loss, stats = self._forward_backward(batch)
         grad_norm, lr = self._update()
         self.process.observe(batch, stats)

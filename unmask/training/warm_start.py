@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from unmask.errors import UserError
 from unmask.models import hf
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.section import Section
 from unmask.tasks.task import Task
 from unmask.training import loading
 
 
 def read(source: str, task: Task, settings: Section, model: nn.Module) -> dict[str, Tensor]:
-    """The state of `model`, of `settings`, that `source` holds.
+    """The state of `model`, of `settings`, that `source` holds. What is to start at 0 may be missing there.
 
     Raises:
         UserError: nothing of the kind is there, or it is of another vocabulary or shape; the message says which.
@@ -21,6 +21,7 @@ def read(source: str, task: Task, settings: Section, model: nn.Module) -> dict[s
     folder = Path(source).expanduser()
     weights = _of_checkpoint(folder, task, settings) if hf.is_checkpoint(folder) else _of_run(source, task)
     own = model.state_dict()
+    weights = {name: own[name] for name in own if name.endswith(Transformer.STARTS_AT_ZERO)} | weights
     wrong = [name for name in sorted({*own, *weights}) if _shape(own, name) != _shape(weights, name)]
     if wrong:
         named = "; ".join(f"{name} is {_shape(weights, name)}, here {_shape(own, name)}" for name in wrong[:3])
