@@ -24,7 +24,7 @@ def diagnose(
     ] = None,
     examples: Annotated[int, typer.Option(min=2, help="Held-out examples.")] = 64,
     draws: Annotated[int, typer.Option(min=1, help="Masks of each.")] = 4,
-    per_bin: Annotated[int, typer.Option(min=2, help="Gradients in each bin of the noise scale.")] = 24,
+    per_bin: Annotated[int, typer.Option(min=2, help="Gradients in each bin of the noise scale.")] = 48,
     decoder: Annotated[
         str | None, typer.Option(help="Whose masks are compared with training's; the run's unless given. As in `eval`.")
     ] = None,

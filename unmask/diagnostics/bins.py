@@ -81,3 +81,8 @@ class Bins:
             )
             for k in total.nonzero().flatten().tolist()
         ]
+
+
+def bin_of(count: Int[Tensor, "*b"], total: Int[Tensor, "*#b"], num_bins: int) -> Int[Tensor, "*b"]:
+    """k where count / total is in (k / num_bins, (k + 1) / num_bins], in whole numbers; -1 where the count is 0."""
+    return -(-count * num_bins).div(total.clamp(min=1), rounding_mode="floor") - 1

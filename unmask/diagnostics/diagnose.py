@@ -41,7 +41,7 @@ def diagnose(
     examples: int = 64,
     draws: int = 4,
     decoder: DecodeConfig | None = None,
-    per_bin: int = 24,
+    per_bin: int = 48,
     tell: Callable[[float], None] = lambda done: None,
 ) -> Diagnosis:
     """Measures `parts`; `tell` is told how many of them are done.

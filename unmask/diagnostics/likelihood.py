@@ -24,7 +24,8 @@ from unmask.noise import Purpose
 from unmask.types import CleanBatch
 
 RATES = [k / 10 for k in range(11)]
-DISTANCES = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, NOWHERE - 1, NOWHERE]
+_LARGEST = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, NOWHERE - 1, NOWHERE]
+DISTANCES = [0.0, *map(float, _LARGEST)]
 """Edges: 1, 2, 3, 4, 5 to 6, .., and where nothing is visible."""
 MIDDLE = (0.4, 0.6)
 
@@ -108,11 +109,11 @@ class _Tally:
         is_scored = ~nll.isnan()
         num_masked, num_maskable = (self._count(which) for which in (is_masked & ~prompt_mask, ~prompt_mask))
         left, right = to_visible(is_masked, is_masked.shape[1] // self.num_blocks)
-        rate = (num_masked / num_maskable)[is_scored]
+        rate = num_masked[is_scored].double() / num_maskable[is_scored]  # of fp32, 3 / 10 would be above 0.3
         nearest = left.minimum(right)[is_scored]
         is_middle = (rate > MIDDLE[0]) & (rate <= MIDDLE[1])
         row = example.unsqueeze(1).expand_as(nll)[is_scored]
-        weight, value = (num_maskable / num_masked)[is_scored], nll[is_scored]
+        weight, value = 1 / rate, nll[is_scored]
         self.rate.add(row, rate, weight, value)
         self.distance.add(row, nearest, weight, value)
         self.left.add(row, left[is_scored], weight, value)

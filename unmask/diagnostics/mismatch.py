@@ -18,7 +18,8 @@ from unmask.blocks import count_blocks, in_blocks
 from unmask.config import DecodeConfig
 from unmask.decoding.build import in_any_order
 from unmask.decoding.decoder import Decoder
-from unmask.diagnostics.mmd import Masks, mmd2
+from unmask.diagnostics.bins import bin_of
+from unmask.diagnostics.mmd import Masks, hamming, mmd2
 from unmask.diagnostics.rehearsal import rehearse
 from unmask.diagnostics.subject import NotApplicable, Subject
 from unmask.evaluation.nelbo import Estimate
@@ -49,6 +50,9 @@ class Distance:
     """Of masks with about as many hidden: the mean over the bins."""
     by_share: list[tuple[float, Estimate]]
     """Of the masks in each bin of the masked share, by the bin's middle."""
+    differing: Estimate
+    """The share of maskable positions at which a mask of training and one of decoding, of one bin, differ on average.
+    (Of the two alone: MMD^2 also asks whether masks of training are as much like each other as those of decoding.)"""
 
 
 @dataclass(frozen=True)
@@ -147,33 +151,55 @@ def grouped(
 
 def distance(trained: Canvases, decoded: Canvases, maskable: list[list[int]]) -> Distance:
     """A canvas, or a bin of one, counts if both sides have masks of two copies there."""
-    whole, by_bin = [], []
+    whole, matched, differing = [], [], []
     for r, lengths in enumerate(maskable):
         pairs = [
-            (trained[canvas], decoded[canvas], length)
+            _Pair(trained[canvas], decoded[canvas], length)
             for canvas, length in enumerate(lengths, start=r * len(lengths))
             if canvas in trained and canvas in decoded
         ]
-        whole.append(_mean([_mmd2(*pair) for pair in pairs]))
-        by_bin.append([_mean([_mmd2_in_bin(k, *pair) for pair in pairs]) for k in range(NUM_BINS)])
+        bins = [[pair.in_bin(k) for pair in pairs] for k in range(NUM_BINS)]
+        whole.append(_mean([pair.mmd2() for pair in pairs]))
+        matched.append([_mean([pair.mmd2() for pair in own]) for own in bins])
+        differing.append(_mean([_mean([pair.differing() for pair in own]) for own in bins]))
     return Distance(
         whole=_over_examples(whole),
-        matched=_over_examples([_mean(own) for own in by_bin]),
+        matched=_over_examples([_mean(own) for own in matched]),
         by_share=[
             ((k + 0.5) / NUM_BINS, _over_examples(values))
-            for k, values in enumerate(zip(*by_bin, strict=True))
+            for k, values in enumerate(zip(*matched, strict=True))
             if not all(map(isnan, values))
         ],
+        differing=_over_examples(differing),
     )
 
 
-def _mmd2(x: Masks, y: Masks, num_maskable: int) -> float:
-    return mmd2(x, y, num_maskable) if x.is_enough and y.is_enough else nan
+@dataclass(frozen=True)
+class _Pair:
+    """The masks of one canvas, of training and of decoding."""
 
+    x: Masks
+    y: Masks
+    num_maskable: int
 
-def _mmd2_in_bin(k: int, x: Masks, y: Masks, num_maskable: int) -> float:
-    x, y = (side.where((side.is_masked.sum(dim=1) * NUM_BINS / num_maskable).ceil().long() == k + 1) for side in (x, y))
-    return _mmd2(x, y, num_maskable)
+    def in_bin(self, k: int) -> "_Pair":
+        x, y = (
+            side.where(bin_of(side.is_masked.sum(dim=1), torch.tensor(self.num_maskable), NUM_BINS) == k)
+            for side in (self.x, self.y)
+        )
+        return _Pair(x, y, self.num_maskable)
+
+    @property
+    def is_enough(self) -> bool:
+        return self.x.is_enough and self.y.is_enough
+
+    def mmd2(self) -> float:
+        return mmd2(self.x, self.y, self.num_maskable) if self.is_enough else nan
+
+    def differing(self) -> float:
+        if not self.is_enough:
+            return nan
+        return (hamming(self.x.is_masked, self.y.is_masked).mean() / self.num_maskable).item()
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -32,10 +32,14 @@ class Masks:
 
 
 def kernel(x: Bool[Tensor, "P S"], y: Bool[Tensor, "Q S"], num_maskable: int) -> Float[Tensor, "P Q"]:
-    """`exp(-H / (h L_b))`, H the number of positions at which one is masked and the other is not."""
+    """`exp(-H / (h L_b))`, H their Hamming distance."""
+    return torch.exp(-hamming(x, y) / (WIDTH * num_maskable))
+
+
+def hamming(x: Bool[Tensor, "P S"], y: Bool[Tensor, "Q S"]) -> Float[Tensor, "P Q"]:
+    """The number of positions at which one is masked and the other is not."""
     a, b = x.double(), y.double()
-    hamming = a.sum(dim=1, keepdim=True) + b.sum(dim=1) - 2 * a @ b.T
-    return torch.exp(-hamming / (WIDTH * num_maskable))
+    return a.sum(dim=1, keepdim=True) + b.sum(dim=1) - 2 * a @ b.T
 
 
 def mmd2(x: Masks, y: Masks, num_maskable: int) -> float:

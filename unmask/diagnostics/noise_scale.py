@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask.blocks import count_blocks, in_blocks
+from unmask.diagnostics.bins import bin_of
 from unmask.diagnostics.rehearsal import rehearse
 from unmask.diagnostics.subject import Subject
 from unmask.evaluation.nelbo import Estimate
@@ -37,6 +38,16 @@ class BinNoise:
     """tr(Sigma), the sum of the variances of one canvas's gradient. Unbiased."""
     scale: Estimate
     """tr(Sigma) / |G|^2: the number of canvases in a batch at which noise and signal are equal."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether |G|^2 is two standard errors above 0; else `least` is all that can be said of the scale."""
+        return self.signal.value > 2 * self.signal.stderr
+
+    @property
+    def least(self) -> float:
+        """A lower bound of the scale: with |G|^2 two standard errors above its estimate."""
+        return self.variance.value / (max(0.0, self.signal.value) + 2 * self.signal.stderr)
 
 
 @dataclass(frozen=True)
@@ -83,8 +94,8 @@ def _canvases(batch: MaskedBatch, examples: CleanBatch, subject: Subject) -> Ite
     is_scored = batch.scatter(torch.ones(len(batch.scored)), 0.0) > 0
     weights, num_blocks = batch.scatter(batch.weight, 0.0), count_blocks(batch.x0.shape[1], subject.model.block_size)
     is_masked = (batch.xt == subject.task.tokens.mask_id) & ~examples.prompt_mask
-    share = in_blocks(is_masked, num_blocks).sum(dim=-1) / in_blocks(~examples.prompt_mask, num_blocks).sum(dim=-1)
-    bins = (share * NUM_BINS).ceil().long() - 1
+    count, maskable = (in_blocks(x, num_blocks).sum(dim=-1) for x in (is_masked, ~examples.prompt_mask))
+    bins = bin_of(count, maskable, NUM_BINS)
     for row, n in in_blocks(is_scored, num_blocks).any(dim=-1).nonzero().tolist():
         own = torch.zeros_like(in_blocks(is_scored[row : row + 1], num_blocks))
         own[:, n] = True

@@ -73,6 +73,8 @@ def _of_mismatch(found: Mismatch) -> Words:
         [f"around {share:.0%} masked", _estimate(own), _estimate(uniform[share]) if share in uniform else "unknown"]
         for share, own in found.trained.by_share
     ]
+    differing = (f"{side.differing.value:.1%} ± {side.differing.stderr:.1%}" for side in (found.trained, found.uniform))
+    rows.append(["positions that differ", *differing])
     title = f"MMD² to the masks that {found.decoder} meets, {found.examples} examples (0: the same masks)"
     return Words(title, ("masks", "of this run's training", "uniform"), rows)
 
@@ -86,11 +88,20 @@ def _of_overfitting(found: Overfitting) -> Words:
     return Words(title, ("examples", "nats per maskable token", "held out minus these"), rows)
 
 
+def overfitting_row(found: Overfitting) -> tuple[str, ...]:
+    """Drawn, distinct, visits, held out, trained on last, and the gap."""
+    counts = f"{found.examples_seen:,}", f"{found.distinct:,}", f"{found.visits:.2f}"
+    recent = ("unknown",) * 2 if found.recent is None else (_estimate(found.recent), _estimate(found.gap(found.recent)))
+    return *counts, _estimate(found.held_out), *recent
+
+
 def _of_noise(found: NoiseScale) -> Words:
     rows = [
         [
             _shares(own.low, own.high) if own.high else "nothing masked",
-            *(_estimate(part) for part in (own.signal, own.variance, own.scale)),
+            _estimate(own.signal),
+            _estimate(own.variance),
+            _estimate(own.scale) if own.is_measured else f"above {own.least:.3g}",
             str(own.canvases),
         ]
         for own in found.bins
