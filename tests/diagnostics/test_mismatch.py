@@ -71,7 +71,7 @@ def test_masks_are_sorted_by_block_of_an_example() -> None:
 def measured(process: str, decoder: DecodeConfig, *, length: int = 6) -> Mismatch:
     settings = toy_settings(f"process={process}", values=2, length=length, sharpness=3.0)
     own = subject(*settings, model=exact(toy(values=2, length=length, sharpness=3.0)))
-    return mismatch_of(own, own.task.validation(10), decoder, tell=lambda share: None)
+    return mismatch_of(own, own.task.validation(6), decoder, tell=lambda share: None)
 
 
 def test_the_vanilla_sampler_meets_uniform_masks() -> None:

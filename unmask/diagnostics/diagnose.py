@@ -73,7 +73,7 @@ def diagnose(
             found[part] = measure[part](tell=lambda share, done=done: tell(done + share))
         except NotApplicable as reason:
             missing[part] = str(reason)
-        tell(done + 1)
+        tell(done + 1.0)
     return Diagnosis(subject.step, subject.weights, **found, missing=missing)
 
 

@@ -95,8 +95,9 @@ def last_done(subject: Subject, limit: int) -> Int[Tensor, "R"]:
     """
     trainer = subject.trainer
     recorder, total = _Recorder(trainer.stream), trainer.shard.total
+    trainer.process.load_state_dict(trainer.process.state_dict())  # what it has read ahead is asked for again
     trainer.process.next_batch(recorder)
-    upcoming = torch.tensor(recorder.asked[: trainer.shard.size])
+    upcoming = torch.tensor(recorder.asked[: trainer.shard.size], dtype=torch.long)
     lives = -(-limit // max(1, len(upcoming)))
     number = torch.cat([upcoming - (2 + back) * total for back in range(lives)])
     return number[number >= 0].sort(descending=True).values[:limit]
