@@ -23,6 +23,8 @@ def test_a_page_of_two_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     page = out.read_text()
     assert "<title>A &amp; B</title>" in page
     assert "process.num_stages" in page
+    for figure in ("NLL by how much is masked", "Distance of masks to those of decoding", "Known by heart?"):
+        assert figure in page
     assert "Share solved, order prob, 3 at a step, ema weights" in page
     said = capsys.readouterr().err
     assert str(out) in said
@@ -51,7 +53,7 @@ def test_a_run_without_checkpoints_loses_the_replay_alone(
     assert "The replay of bare: " in said
     assert "checkpoint" in said
     page = (tmp_path / "page.html").read_text()
-    assert page.count("Not shown.") == 2
+    assert page.count("Not shown.") == 3
     assert "its command was not recorded" in page
 
 

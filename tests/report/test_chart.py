@@ -40,3 +40,23 @@ def test_names_are_text() -> None:
 
 def test_a_chart_without_points_says_so() -> None:
     assert "No data yet" in Chart("Nothing.", "x", "y", [Line("one", 0, [])]).svg()
+
+
+def test_a_logarithmic_axis_has_powers_of_two_at_equal_distances() -> None:
+    svg = Chart("a", "x", "y", [Line("one", 0, [(1.0, 0.0), (2.0, 1.0), (8.0, 1.0)])], is_x_log2=True).svg()
+    first, second, last = (float(x) for x in re.findall(r'<use href="#mark0" class="mark s0" x="([\d.]+)"', svg))
+    assert last - first == pytest.approx(3 * (second - first), abs=0.3)
+    assert [text for text in ("1", "2", "4", "8") if f'text-anchor="middle">{text}</text>' in svg] == [
+        "1",
+        "2",
+        "4",
+        "8",
+    ]
+
+
+def test_bars_are_as_long_as_the_errors_and_stay_in_the_frame() -> None:
+    svg = Chart("a", "x", "y", [Line("one", 0, [(0.0, 0.0), (1.0, 0.5), (2.0, 1.0)], errors=[0.1, 0.2, 9.0])]).svg()
+    bars = re.findall(r'<path class="bar s0" d="M[\d.]+ ([\d.]+)L[\d.]+ ([\d.]+)"', svg)
+    low, middle, high = (float(start) - float(end) for start, end in bars)
+    assert middle == pytest.approx(4 * low, abs=0.5)  # of the first, the frame cuts off the lower half
+    assert high == pytest.approx(10 * low, abs=1.5)  # from the bottom of the frame to its top

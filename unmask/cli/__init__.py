@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from unmask import recipes
-from unmask.cli import bench, chat, compare, decode, evaluate, export, grade, prepare, report, train
+from unmask.cli import bench, chat, compare, decode, diagnose, evaluate, export, grade, prepare, report, train
 from unmask.errors import UserError
 from unmask.progress import console
 from unmask.report.trainings import TrainingFailed
@@ -49,6 +49,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("decode")(decode.decode)
 app.command("chat")(chat.chat)
 app.command("compare")(compare.compare)
+app.command("diagnose")(diagnose.diagnose)
 app.command("report")(report.report)
 app.command("grade")(grade.grade)
 app.command("export")(export.export)

@@ -8,9 +8,11 @@ import typer
 
 from unmask import durable
 from unmask.cli import options
+from unmask.diagnostics.diagnose import CHEAP, PARTS
 from unmask.errors import UserError
 from unmask.progress import console, progress, warn
 from unmask.report import page
+from unmask.report.diagnoses import diagnose_methods
 from unmask.report.models import study
 from unmask.report.runs import Methods, common_measures, group, read_run
 from unmask.training.folder import command_line
@@ -25,13 +27,16 @@ def report(
         str | None, typer.Option(help="Of the replay; the first run's `decode` section unless given. As in `eval`.")
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Held-out examples to replay.")] = 6,
+    noise_scale: Annotated[
+        bool, typer.Option("--noise-scale", help="Also measure the noise of gradients, which takes longest.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over a page that is there.")] = False,
 ) -> None:
     """Hold runs beside each other on one HTML page, which needs nothing else: no network, no other file.
 
     Curves against steps, seconds and examples; held-out puzzles being solved, cell by cell; what each method trains on;
-    the settings that differ; the commands. Runs that differ in their seed alone count as one method, named after its
-    folder (METHOD of METHOD/seed_0); the first is the baseline.
+    what is hard, and why (`unmask diagnose`); the settings that differ; the commands. Runs that differ in their seed
+    alone count as one method, named after its folder (METHOD of METHOD/seed_0); the first is the baseline.
 
     Examples:
 
@@ -46,7 +51,16 @@ def report(
     methods = group([read_run(run, warn) for run in runs])
     if measure is not None and measure not in common_measures(methods):
         raise UserError(f"--measure {measure}: not in all runs; they share {', '.join(common_measures(methods))}")
-    write(methods, out, title=title, measure=measure, decoder=decoder, num_examples=examples, commands=[command_line()])
+    write(
+        methods,
+        out,
+        title=title,
+        measure=measure,
+        decoder=decoder,
+        num_examples=examples,
+        parts=PARTS if noise_scale else CHEAP,
+        commands=[command_line()],
+    )
     console.print(f"{out} is written: open it in a browser")
 
 
@@ -58,6 +72,7 @@ def write(
     measure: str | None = None,
     decoder: str | None = None,
     num_examples: int = 6,
+    parts: Sequence[str] = CHEAP,
     commands: Sequence[str] = (),
 ) -> None:
     """Makes the page of `methods`, over one that is there."""
@@ -66,9 +81,12 @@ def write(
     chosen = config if decoder is None else options.parse_decoder(decoder, config)
     with progress("Decoding for the replay", num_examples * len(methods)) as update:
         studied = study(methods, chosen, num_examples=num_examples, warn=warn, on_example=update)
+    with progress("Diagnosing", 100 * len(parts) * len(methods)) as update:
+        diagnoses = diagnose_methods(methods, chosen, parts, warn=warn, tell=lambda done: update(round(100 * done)))
     html = page.render(
         methods,
         studied,
+        diagnoses,
         title=title or " and ".join(methods),
         first_measure=measure,
         commands=commands,

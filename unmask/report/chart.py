@@ -5,7 +5,7 @@ in dash and marker as well as colour.)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -28,6 +28,8 @@ class Line:
     seeds: Sequence[Points] = ()
     is_reference: bool = False
     """Drawn thin and open: what the others are held against."""
+    errors: Sequence[float] = ()
+    """Of each point's y: drawn as bars above and below, cut off at the frame."""
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,34 @@ class Chart:
     is_share: bool = False
     """y is between 0 and 1, and is written in percent."""
     is_x_share: bool = False
+    is_x_log2: bool = False
+    """x is 1 or more, and is drawn by its logarithm."""
 
     def svg(self) -> Markup:
         """The drawing. A chart without points says so."""
         points = [point for line in self.lines for each in (line.points, *line.seeds) for point in each]
         if not points:
             return Markup("<p>{} No data yet.</p>").format(self.title)
-        x_ticks = _ticks(0.0, 1.0 if self.is_x_share else max(x for x, _ in points))
+        x_ticks = self._x_ticks(max(x for x, _ in points))
         low = 0.0 if self.is_share else min(y for _, y in points)
         y_ticks = _ticks(low, max(y for _, y in points))
-        frame = _Frame(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1])
+        scale = math.log2 if self.is_x_log2 else float
+        frame = _Frame(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1], scale)
         parts = [
             *(frame.x_tick(x, _percent(x) if self.is_x_share else _short(x)) for x in x_ticks),
             *(frame.y_tick(y, _percent(y) if self.is_share else f"{y:g}") for y in y_ticks),
             *frame.labels(self.x_label, self.y_label),
             *(frame.path(seed, f"seed s{line.style % NUM_STYLES}") for line in self.lines for seed in line.seeds),
+            *(bar for line in self.lines for bar in frame.bars(line)),
             *(part for line in self.lines for part in frame.line(line, self.is_share)),
         ]
         head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, _HEIGHT, self.title)
         return head + Markup("").join(parts) + Markup("</svg>")
+
+    def _x_ticks(self, high: float) -> list[float]:
+        if self.is_x_log2:
+            return [2.0**k for k in range(max(1, math.ceil(math.log2(high))) + 1)]
+        return _ticks(0.0, 1.0 if self.is_x_share else high)
 
 
 @dataclass(frozen=True)
@@ -68,9 +79,11 @@ class _Frame:
     x_high: float
     y_low: float
     y_high: float
+    x_scale: Callable[[float], float] = float
 
     def x(self, value: float) -> float:
-        return _LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (_WIDTH - _LEFT - _RIGHT)
+        at, low, high = map(self.x_scale, (value, self.x_low, self.x_high))
+        return _LEFT + (at - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
         return _HEIGHT - _BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (_HEIGHT - _TOP - _BOTTOM)
@@ -97,6 +110,14 @@ class _Frame:
     def path(self, points: Points, kind: str) -> Markup:
         corners = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
         return Markup('<path class="{}" d="M{}"/>').format(kind, corners) if corners else Markup("")
+
+    def bars(self, line: Line) -> list[Markup]:
+        """One standard error up and down."""
+        ends = [
+            ((x, max(self.y_low, y - error)), (x, min(self.y_high, y + error)))
+            for (x, y), error in zip(line.points if line.errors else (), line.errors, strict=True)
+        ]
+        return [self.path(each, f"bar s{line.style % NUM_STYLES}") for each in ends]
 
     def line(self, line: Line, is_share: bool) -> list[Markup]:
         kind = f"line s{line.style % NUM_STYLES}" + (" reference" if line.is_reference else "")

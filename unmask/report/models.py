@@ -9,6 +9,7 @@ import torch
 
 from unmask.config import DecodeConfig, check_guidance
 from unmask.decoding.build import build_decoder, in_any_order
+from unmask.diagnostics.subject import restored
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import parameter_dtype, resolve_dtype
@@ -110,17 +111,8 @@ def _model(run: Recorded) -> tuple[Denoiser, str, torch.device]:
 
 
 def _trainer(run: Recorded) -> Trainer:
-    """With the model, average and process of the last checkpoint: what its next batches depend on."""
-    settings = run.config.train.model_copy(update={"compile": False, "device": _device(run).type})
-    config = run.config.model_copy(update={"train": settings})
-    task = _task(run)
-    state = checkpoint.load(checkpoint.find(run.folder, "last", lambda line: None))
-    trainer = Trainer(config, task.tokens, task.train_stream(config.train.seed))
-    trainer.model.load_state_dict(state["model"])
-    trainer.process.load_state_dict(state["process"])
-    if trainer.ema is not None:
-        trainer.ema.load_state_dict(state["ema"])
-    return trainer
+    """With the model, average and process of the last checkpoint."""
+    return restored(run.config, _task(run), checkpoint.find(run.folder, "last", lambda line: None))
 
 
 class _Replay:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from unmask.report.chart import Chart, Line, Points, legend_mark
 from unmask.report.comparison import Comparison, CostRow
 from unmask.report.curves import AXES, is_finite
+from unmask.report.diagnoses import Diagnoses, charts, overfitting
 from unmask.report.models import Study
 from unmask.report.runs import Methods, Recorded, common_measures, differences
 from unmask.section import flatten
@@ -21,7 +22,15 @@ from unmask.tasks.build import is_graded
 _X_LABELS = {"step": "training steps", "seconds": "seconds of training", "examples_seen": "examples drawn"}
 
 
-def render(methods: Methods, study: Study, *, title: str, first_measure: str | None, commands: Sequence[str]) -> str:
+def render(
+    methods: Methods,
+    study: Study,
+    diagnoses: Diagnoses,
+    *,
+    title: str,
+    first_measure: str | None,
+    commands: Sequence[str],
+) -> str:
     """The page. `first_measure` is shown before the others that all runs have.
 
     Raises:
@@ -52,6 +61,9 @@ def render(methods: Methods, study: Study, *, title: str, first_measure: str | N
         missing=study.missing,
         decoder=study.decoder,
         mask_charts=_mask_charts(methods, study),
+        diagnosis_charts=charts(methods, diagnoses),
+        overfitting=overfitting(diagnoses),
+        undiagnosed=diagnoses.missing,
         differences=differences(methods),
         runs=[_run(run) for runs in methods.values() for run in runs],
         commands=[*dict.fromkeys(_command(run) for runs in methods.values() for run in runs), *commands],

@@ -1,0 +1,71 @@
+"""`unmask diagnose`, as a user types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import SHORT, run_cli
+
+
+def test_it_prints_one_json_object(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--examples", "4", "--draws", "2", "--per-bin", "2"]
+    assert run_cli("diagnose", run, *few, "--decoder", "margin,tokens_per_step=9", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (found["run"], found["step"], found["weights"], found["missing"]) == (str(run), 4, "ema", {})
+    assert sum(own["share"] for own in found["nll"]["rate"]) == pytest.approx(1)
+    assert found["mismatch"]["decoder"] == "margin/9"
+    assert found["mismatch"]["trained"]["whole"]["value"] is not None
+    assert found["overfitting"]["examples"] == 4
+    assert found["noise"]["weights"] == "raw"
+
+
+def test_it_prints_tables_of_what_was_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("diagnose", run, "--only", "nll", "--examples", "4", "--weights", "raw", "--step", "2") == 0
+    said = capsys.readouterr()
+    assert "step 2, raw weights" in said.out
+    assert "NLL by distance to the nearest visible token" in said.out
+    assert "MMD" not in said.out
+    assert said.err == ""
+
+
+def test_of_a_causal_run_it_says_what_makes_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    causal = [
+        "task.name=toy",
+        "data.prompt_length=1",
+        "model.causal=true",
+        "model.alignment=next",
+        "process={name: ar}",
+    ]
+    decoder = ["decode.confidence=left_to_right", "eval.confidences=[left_to_right]", "eval.tokens_per_step=[1]"]
+    assert run_cli("train", "debug", *SHORT, *causal, *decoder, "--out", tmp_path / "ar") == 0
+    capsys.readouterr()
+    assert run_cli("diagnose", tmp_path / "ar", "--examples", "8", "--per-bin", "4", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)["runs"]
+    assert list(found["missing"]) == ["nll", "mismatch"]
+    assert all("a causal model" in reason for reason in found["missing"].values())
+    assert found["overfitting"]["held_out"]["value"] > 0
+    assert [own["canvases"] for own in found["noise"]["bins"]] == [4]
+
+
+BAD = {
+    "unknown diagnostic": (["--only", "wit"], "--only wit: no such diagnostic; use nll, mismatch, overfitting, noise"),
+    "no such checkpoint": (["--step", "3"], "no checkpoint of step 3; there are 2, 4"),
+    "unknown weights": (["--weights", "wit"], "--weights wit: use ema or raw"),
+    "wrong decoder": (["--decoder", "wit"], "unknown order"),
+    "a decoder that the model cannot be": (["--decoder", "prob,cache=block"], "decode.cache=block"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input(arguments: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("diagnose", run, *arguments) == 2
+    said = capsys.readouterr()
+    assert message in " ".join(said.err.split())
+    assert said.out == ""
+
+
+def test_an_export_holds_no_training(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("export", run, tmp_path / "export") == 0
+    assert run_cli("diagnose", tmp_path / "export") == 2
+    assert "an export holds no training; give the run" in " ".join(capsys.readouterr().err.split())
