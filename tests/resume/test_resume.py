@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import run_cli
+from tests.helpers import metrics_of, run_cli
 from tests.training.test_checkpoint import assert_same
 from unmask.training import checkpoint
+from unmask.training.metrics import lines_that_count
 
 PROCESSES = {
     "uniform": ["process={name: uniform}"],
@@ -49,11 +50,6 @@ def final_state(run: Path, step: int = 20) -> dict:
     return state
 
 
-def metrics(run: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
 @pytest.mark.parametrize("process", PROCESSES)
 def test_twenty_steps_are_ten_and_a_new_process_and_ten(process: str, tmp_path: Path) -> None:
     settings = [*TWENTY, *PROCESSES[process]]
@@ -81,7 +77,9 @@ def test_twenty_steps_are_ten_and_a_new_process_and_ten(process: str, tmp_path: 
     assert "COMPLETE is missing" in done.stderr
     assert "from step 10" in done.stderr
     assert_same(final_state(parts), final_state(whole))
-    assert [row for row in metrics(parts) if row["step"] > 10] == [row for row in metrics(whole) if row["step"] > 10]
+    assert [row for row in metrics_of(parts) if row["step"] > 10] == [
+        row for row in metrics_of(whole) if row["step"] > 10
+    ]
 
 
 def start(out: Path, *arguments: str) -> subprocess.Popen:
@@ -126,16 +124,20 @@ def assert_killed_runs_end_alike(tmp_path: Path, num_kills: int, num_steps: int,
     steps = f"train.steps={num_steps}"
     assert run_cli("train", "debug", *LONG, steps, "--out", whole) == 0
     rng = random.Random(0)
+    written = b""
     for _ in range(num_kills):
         kill_at_random(start(killed, steps, "--resume"), rng, seconds)
         if (killed / "metrics.jsonl").exists():
-            for line in (killed / "metrics.jsonl").read_bytes().split(b"\n")[:-1]:
-                json.loads(line)
+            now = (killed / "metrics.jsonl").read_bytes()
+            assert now.startswith(written)  # nothing is ever taken out
+            written = now
+            for _, line in lines_that_count(written[: written.rfind(b"\n") + 1]):
+                assert not line or json.loads(line)
     process = start(killed, steps, "--resume")
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert_same(final_state(killed, num_steps), final_state(whole, num_steps))
-    assert metrics(killed) == metrics(whole)
+    assert metrics_of(killed) == metrics_of(whole)
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -147,7 +149,7 @@ def test_a_run_killed_fifty_times_ends_as_if_it_had_not_been(tmp_path: Path) -> 
     assert_killed_runs_end_alike(tmp_path, num_kills=50, num_steps=2000, seconds=0.8)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_exits_130(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(out)
@@ -158,7 +160,7 @@ def test_a_signal_saves_and_exits_130(number: signal.Signals, tmp_path: Path) ->
     assert "continue with --resume" in stderr
     last = checkpoint.newest(out / "checkpoints", pytest.fail)
     assert last is not None
-    assert checkpoint.step_of(last) == metrics(out)[-1]["step"]
+    assert checkpoint.step_of(last) == metrics_of(out)[-1]["step"]
     assert "Traceback" not in stderr
 
 
