@@ -12,8 +12,10 @@ import pytest
 
 from tests.helpers import metrics_of, run_cli
 from tests.training.test_checkpoint import assert_same
+from unmask.models.denoiser import Denoiser
 from unmask.training import checkpoint
 from unmask.training.metrics import lines_that_count
+from unmask.training.trainer import Trainer
 
 PROCESSES = {
     "uniform": ["process={name: uniform}"],
@@ -162,6 +164,23 @@ def test_a_signal_saves_and_exits_130(number: signal.Signals, tmp_path: Path) ->
     assert last is not None
     assert checkpoint.step_of(last) == metrics_of(out)[-1]["step"]
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_exits_130(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, arguments = tmp_path / "run", ["train", "debug", "train.steps=2", "log.tensorboard=false", "eval.examples=2"]
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "warm_up", lambda trainer: signal.raise_signal(number))
+        patch.setattr(Trainer, "choose_attention", lambda trainer, known: None)
+        patch.setattr("unmask.training.trainer.should_compile", lambda setting, device: True)
+        patch.setattr(Denoiser, "compile_training", lambda model: None)
+        assert run_cli(*arguments, "--out", out) == 130
+    assert "start again with --resume" in capsys.readouterr().err
+    assert run_cli(*arguments, "--out", out, "--resume") == 0
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == handlers
 
 
 def test_another_environment_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from unmask.training.run import Run
 
 SMALL = [
     *("task.name=toy", "model.dim=8", "model.num_layers=1", "model.num_heads=1", "process.num_stages=2"),
-    *("train.batch_size=4", "train.steps=4", "train.checkpoint_every=2", "train.keep_last=1", "eval.every=99"),
+    *("train.batch_size=4", "train.steps=2", "train.checkpoint_every=1", "train.keep_last=1", "eval.every=99"),
     *("eval.examples=1", "log.every=1", "log.tensorboard=false"),
 ]
 OPERATIONS = ("put", "put_tensors", "append", "sync", "rename", "make_folder", "remove")
-LAST = 4
+LAST = 2
 
 
 class Killed(BaseException):
@@ -101,10 +101,20 @@ def do_now(background: Background, work: Callable[[], object]) -> None:
     background._do(work)
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(folder, "_git_revision", lambda: None)
+def evaluate(run: Run) -> bool:
+    """A cheap one, never the best."""
+    run._log({"eval/nelbo": 1.0})
+    run.progress.evaluated_step = run.progress.step
+    return False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fast() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(folder, "_git_revision", lambda: None)
+        patch.setattr(Run, "_evaluate", evaluate)
+        yield
 
 
 def make(out: Path, *settings: str) -> Run:
@@ -144,10 +154,13 @@ def operations(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_every_kind_of_operation_occurs(operations: list[str]) -> None:
     assert set(operations) == set(OPERATIONS)
     assert operations.count("rename") >= 2 + 2 + 1  # configuration and environment, two checkpoints, one pruned
-    assert len(operations) > 60
+    assert len(operations) > 50
 
 
-@pytest.mark.parametrize("fault", ["full", "denied", "killed", "power cut"])
+@pytest.mark.parametrize(
+    "fault",
+    ["full", "power cut", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("denied", "killed"))],
+)
 def test_a_fault_at_any_operation_loses_nothing(
     fault: str, whole: Path, operations: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,7 +170,7 @@ def test_a_fault_at_any_operation_loses_nothing(
         with pytest.raises(Killed if fault in ("killed", "power cut") else RunFailed):
             train_on(Disk(fault, fail_at), run)
         newest = checkpoint.newest(out / "checkpoints", lambda message: None)
-        assert run.whole_step in (None, 2, 4)
+        assert run.whole_step in (None, 1, 2)
         assert (0 if newest is None else checkpoint.step_of(newest)) >= (run.whole_step or 0)
         capsys.readouterr()
         make(out).train(resume=True)
@@ -173,20 +186,23 @@ def test_a_full_disk_stops_the_run_and_says_what_is_left(tmp_path: Path, monkeyp
 
     def full_at_the_second(path: Path, tensors: dict) -> None:
         assert threading.current_thread() is not main
-        if "step_00000004" in str(path):
+        if "step_00000002" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         real(path, tensors)
 
     out = tmp_path / "run"
     monkeypatch.setattr(durable, "put_tensors", full_at_the_second)
-    with pytest.raises(RunFailed, match=r"No space left.*newest checkpoint is of step 2.*continue with --resume"):
+    with pytest.raises(RunFailed, match=r"No space left.*newest checkpoint is of step 1.*continue with --resume"):
         make(out).train()
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_00000002"]  # no half one takes the room
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_00000001"]  # no half one takes the room
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state that is written is that of its step, whatever the next ones have changed."""
-    real, run = checkpoint.save, make(tmp_path / "run", "train.keep_last=9")
+    real, run = (
+        checkpoint.save,
+        make(tmp_path / "run", "train.keep_last=9", "train.steps=4", "train.checkpoint_every=2"),
+    )
     seen: list[int] = []
 
     def slow(path: Path, step: int, values: dict) -> Path:
@@ -199,7 +215,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     run.train()
     assert seen[0] >= 3
     monkeypatch.setattr(checkpoint, "save", real)
-    plain = make(tmp_path / "plain", "train.keep_last=9")
+    plain = make(tmp_path / "plain", "train.keep_last=9", "train.steps=4", "train.checkpoint_every=2")
     monkeypatch.setattr(Background, "start", do_now)
     plain.train()
     for step in (2, 4):

@@ -74,7 +74,8 @@ def check(names: Sequence[str]) -> None:
         UserError: a package is not there.
     """
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of that name, such as wandb's own, is no package
             raise UserError(f"log.to={name}: the package is not installed; pip install 'unmask[{name}]', or log.to=[]")
 
 
@@ -97,24 +98,23 @@ class Tracker:
         self._thread.start()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        try:
-            self._put((step, values))
-        except queue.Full:
-            self._lose(f"{_QUEUE_LENGTH} lines wait to be sent")
+        self._put((step, values))
 
     def close(self) -> None:
         """Waits until all is sent, but not for ever."""
-        try:
-            self._put(None)
-        except queue.Full:
-            return
-        self._thread.join(self._patience)
-        if self._thread.is_alive():
-            self._lose(f"not all was sent within {self._patience:g} seconds")
+        self._put(None)
+        if not self._is_lost:
+            self._thread.join(self._patience)
+            if self._thread.is_alive():
+                self._lose(f"not all was sent within {self._patience:g} seconds")
 
     def _put(self, item: tuple[int, dict[str, float]] | None) -> None:
-        if not self._is_lost:
+        if self._is_lost:
+            return
+        try:
             self._queue.put_nowait(item)
+        except queue.Full:
+            self._lose(f"{self._queue.maxsize} lines wait to be sent")
 
     def _work(self, about: About) -> None:
         try:
