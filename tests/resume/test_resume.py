@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -99,8 +100,8 @@ LONG = [
 ]
 
 
-def wait_for_metrics(out: Path, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+def wait_for_metrics(out: Path, count: int, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_bytes().count(b"\n") < count:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -192,3 +193,27 @@ def test_another_environment_is_warned_of(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert run_cli("train", "debug", *settings, "train.steps=3", "--out", out, "--resume") == 0
     assert "cpu was 'abacus'" in capsys.readouterr().err
+
+
+def peak_bytes(process: subprocess.Popen) -> int:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_ten_thousand_steps(tmp_path: Path) -> None:
+    """With checkpoints, evaluations, TensorBoard and log lines, as in a long run."""
+    out = tmp_path / "run"
+    settings = [
+        *("task.name=toy", "model.dim=8", "model.num_layers=1", "model.num_heads=1", "train.batch_size=4"),
+        *("train.steps=10000", "train.checkpoint_every=50", "log.every=10", "log.tensorboard=true"),
+        *("eval.every=500", "eval.examples=4", "eval.tokens_per_step=[2]"),
+    ]
+    process = start(out, *settings)
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    wait_for_metrics(out, 200, process, seconds=600)  # of some 1020
+    early = peak_bytes(process)
+    wait_for_metrics(out, 1000, process, seconds=600)
+    late = peak_bytes(process)
+    assert process.wait(timeout=120) == 0
+    assert late - early < 6e6, f"{early} bytes after 2,000 steps, {late} after 10,000"
