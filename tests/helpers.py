@@ -13,6 +13,7 @@ from unmask.cli import main
 from unmask.models.denoiser import Denoiser
 from unmask.noise import Purpose
 from unmask.tasks.toy import Toy, ToyData
+from unmask.training.metrics import lines_that_count
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
 SHORT = ["train.steps=4", "train.checkpoint_every=2", "eval.every=4", "log.tensorboard=false", "log.every=1"]
@@ -116,6 +117,12 @@ def all_canvases(task: Toy) -> Tensor:
 
 def run_cli(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """The lines of `metrics.jsonl` that count, without what the clock says."""
+    rows = (json.loads(line) for _, line in lines_that_count((run / "metrics.jsonl").read_bytes()) if line)
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def lines(path: Path) -> list[dict]:

@@ -26,6 +26,7 @@ from unmask.section import (
     known,
     unknown,
 )
+from unmask.training.trackers import TRACKERS
 
 
 class TaskChoice(Section):
@@ -69,6 +70,12 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="newest checkpoints to keep, beside the best")
     keep_every: int | None = Field(None, ge=1, description="also keep every checkpoint at a multiple of this step")
+    on_bad_numbers: Literal["stop", "skip"] = Field(
+        "stop", description="where a loss or gradient is not finite: end the run, or go on without the step's update"
+    )
+    max_skips: int = Field(
+        10, ge=1, description="steps left out by on_bad_numbers=skip before the run ends all the same"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
@@ -252,6 +259,10 @@ class EvalConfig(Section):
 class LogConfig(Section):
     every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     tensorboard: bool = True
+    to: list[Annotated[str, known("tracker", TRACKERS)]] = Field(
+        [], description=f"trackers that are sent the same numbers: {', '.join(TRACKERS)}"
+    )
+    project: str = Field("unmask", min_length=1, description="what the trackers file the run under")
 
 
 class RunConfig(Section):

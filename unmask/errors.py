@@ -1,4 +1,4 @@
-"""The one error type that stands for a user's mistake."""
+"""The error types with a message for people: a user's mistake, and a run that cannot go on."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,12 @@ class UserError(ValueError):
 
     The message names the field or file, the value and the fix. The command line prints it without a traceback and
     exits with code 2; a library user catches it as a `ValueError`.
+    """
+
+
+class RunFailed(Exception):
+    """A training cannot go on. What it has saved is whole.
+
+    The message says what happened, and how to go on. The command line prints it without a traceback and exits with
+    code 1.
     """

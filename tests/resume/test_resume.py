@@ -5,14 +5,18 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import run_cli
+from tests.helpers import metrics_of, run_cli
 from tests.training.test_checkpoint import assert_same
+from unmask.models.denoiser import Denoiser
 from unmask.training import checkpoint
+from unmask.training.metrics import lines_that_count
+from unmask.training.trainer import Trainer
 
 PROCESSES = {
     "uniform": ["process={name: uniform}"],
@@ -51,11 +55,6 @@ def final_state(run: Path, step: int = 20) -> dict:
     return state
 
 
-def metrics(run: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
 @pytest.mark.parametrize("process", PROCESSES)
 def test_twenty_steps_are_ten_and_a_new_process_and_ten(process: str, tmp_path: Path) -> None:
     settings = [*TWENTY, *PROCESSES[process]]
@@ -83,7 +82,9 @@ def test_twenty_steps_are_ten_and_a_new_process_and_ten(process: str, tmp_path: 
     assert "COMPLETE is missing" in done.stderr
     assert "from step 10" in done.stderr
     assert_same(final_state(parts), final_state(whole))
-    assert [row for row in metrics(parts) if row["step"] > 10] == [row for row in metrics(whole) if row["step"] > 10]
+    assert [row for row in metrics_of(parts) if row["step"] > 10] == [
+        row for row in metrics_of(whole) if row["step"] > 10
+    ]
 
 
 def start(out: Path, *arguments: str) -> subprocess.Popen:
@@ -101,8 +102,8 @@ LONG = [
 ]
 
 
-def wait_for_metrics(out: Path, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+def wait_for_metrics(out: Path, count: int, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
     while not (out / "metrics.jsonl").exists() or (out / "metrics.jsonl").read_bytes().count(b"\n") < count:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -128,16 +129,20 @@ def assert_killed_runs_end_alike(tmp_path: Path, num_kills: int, num_steps: int,
     steps = f"train.steps={num_steps}"
     assert run_cli("train", "debug", *LONG, steps, "--out", whole) == 0
     rng = random.Random(0)
+    written = b""
     for _ in range(num_kills):
         kill_at_random(start(killed, steps, "--resume"), rng, seconds)
         if (killed / "metrics.jsonl").exists():
-            for line in (killed / "metrics.jsonl").read_bytes().split(b"\n")[:-1]:
-                json.loads(line)
+            now = (killed / "metrics.jsonl").read_bytes()
+            assert now.startswith(written)  # nothing is ever taken out
+            written = now
+            for _, line in lines_that_count(written[: written.rfind(b"\n") + 1]):
+                assert not line or json.loads(line)
     process = start(killed, steps, "--resume")
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert_same(final_state(killed, num_steps), final_state(whole, num_steps))
-    assert metrics(killed) == metrics(whole)
+    assert metrics_of(killed) == metrics_of(whole)
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -149,7 +154,7 @@ def test_a_run_killed_fifty_times_ends_as_if_it_had_not_been(tmp_path: Path) -> 
     assert_killed_runs_end_alike(tmp_path, num_kills=50, num_steps=2000, seconds=0.8)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_exits_130(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(out)
@@ -160,8 +165,25 @@ def test_a_signal_saves_and_exits_130(number: signal.Signals, tmp_path: Path) ->
     assert "continue with --resume" in stderr
     last = checkpoint.newest(out / "checkpoints", pytest.fail)
     assert last is not None
-    assert checkpoint.step_of(last) == metrics(out)[-1]["step"]
+    assert checkpoint.step_of(last) == metrics_of(out)[-1]["step"]
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_exits_130(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, arguments = tmp_path / "run", ["train", "debug", "train.steps=2", "log.tensorboard=false", "eval.examples=2"]
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "warm_up", lambda trainer: signal.raise_signal(number))
+        patch.setattr(Trainer, "choose_attention", lambda trainer, known: None)
+        patch.setattr("unmask.training.trainer.should_compile", lambda setting, device: True)
+        patch.setattr(Denoiser, "compile_training", lambda model: None)
+        assert run_cli(*arguments, "--out", out) == 130
+    assert "start again with --resume" in capsys.readouterr().err
+    assert run_cli(*arguments, "--out", out, "--resume") == 0
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == handlers
 
 
 def test_another_environment_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,3 +195,27 @@ def test_another_environment_is_warned_of(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert run_cli("train", "debug", *settings, "train.steps=3", "--out", out, "--resume") == 0
     assert "cpu was 'abacus'" in capsys.readouterr().err
+
+
+def peak_bytes(process: subprocess.Popen) -> int:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_ten_thousand_steps(tmp_path: Path) -> None:
+    """With checkpoints, evaluations, TensorBoard and log lines, as in a long run."""
+    out = tmp_path / "run"
+    settings = [
+        *("task.name=toy", "model.dim=8", "model.num_layers=1", "model.num_heads=1", "train.batch_size=4"),
+        *("train.steps=10000", "train.checkpoint_every=50", "log.every=10", "log.tensorboard=true"),
+        *("eval.every=500", "eval.examples=4", "eval.tokens_per_step=[2]"),
+    ]
+    process = start(out, *settings)
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    wait_for_metrics(out, 200, process, seconds=600)  # of some 1020
+    early = peak_bytes(process)
+    wait_for_metrics(out, 1000, process, seconds=600)
+    late = peak_bytes(process)
+    assert process.wait(timeout=120) == 0
+    assert late - early < 6e6, f"{early} bytes after 2,000 steps, {late} after 10,000"

@@ -1,5 +1,5 @@
+import hashlib
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -63,41 +63,60 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path, name: str, ha
     assert "step_00000007" in warnings[0]
 
 
-def test_a_write_that_fails_anywhere_leaves_the_older_checkpoint(
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "COMPLETE", "model.pt", ".metadata"])
+def test_a_pickle_that_someone_put_there_does_not_run(name: str, tmp_path: Path) -> None:
+    older = checkpoint.save(tmp_path, 5, STATE)
+    path = checkpoint.save(tmp_path, 7, STATE)
+    bomb = pickle.dumps(Touch(tmp_path / "it_ran"))
+    (path / name).write_bytes(bomb)
+    if name != "COMPLETE":  # even with a checksum that matches
+        listed = json.loads((path / "COMPLETE").read_text()) | {name: hashlib.sha256(bomb).hexdigest()}
+        (path / "COMPLETE").write_text(json.dumps(listed))
+    warnings: list[str] = []
+    found = checkpoint.newest(tmp_path, warnings.append)
+    assert found == (path if name in ("model.pt", ".metadata") else older)
+    assert all("step_00000007" in warning for warning in warnings)
+    assert_same(checkpoint.load(found), STATE)
+    assert not (tmp_path / "it_ran").exists()
+    pickle.loads(bomb)
+    assert (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "5", '{"COMPLETE": "0"}', "[" * 100_000])
+def test_a_list_of_files_that_is_none(text: str, tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 7, STATE)
+    (path / "COMPLETE").write_text(text)
+    assert checkpoint.newest(tmp_path, lambda message: None) is None
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every sync and rename in turn is made to fail; what is there before and after is whole."""
-    older = checkpoint.save(tmp_path, 5, STATE)
-    calls, fail_at = [0], [0]
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    def failing(function):  # type: ignore[no-untyped-def]
-        def call(*arguments, **options):  # type: ignore[no-untyped-def]
-            calls[0] += 1
-            if calls[0] == fail_at[0]:
-                raise OSError(28, "No space left on device")
-            return function(*arguments, **options)
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.newest(tmp_path, pytest.fail)
 
-        return call
 
-    monkeypatch.setattr(os, "fsync", failing(os.fsync))
-    monkeypatch.setattr(Path, "rename", failing(Path.rename))
-    monkeypatch.setattr(Path, "write_text", failing(Path.write_text))
-    monkeypatch.setattr(checkpoint, "save_file", failing(checkpoint.save_file))
-    failures = 0
-    for fail_at[0] in range(1, 100):
-        calls[0] = 0
-        try:
-            checkpoint.save(tmp_path, 7, STATE)
-        except OSError:
-            failures += 1
-            found = checkpoint.newest(tmp_path, lambda message: None)
-            assert found is not None
-            assert_same(checkpoint.load(found), STATE)
-            assert found in (older, tmp_path / "step_00000007")
-        else:
-            break
-    assert failures >= 10
-    assert checkpoint.newest(tmp_path, pytest.fail) == tmp_path / "step_00000007"
+def test_a_snapshot_does_not_change_any_more() -> None:
+    state = {"a": torch.zeros(3), "b": {"c": [1], "d": torch.ones(2)}}
+    taken = checkpoint.snapshot(state)
+    state["a"] += 1
+    state["b"]["d"].zero_()
+    state["b"]["c"].append(2)
+    assert_same(taken, {"a": torch.zeros(3), "b": {"c": [1], "d": torch.ones(2)}})
 
 
 def test_prune_keeps_the_newest_the_best_and_the_multiples(tmp_path: Path) -> None:

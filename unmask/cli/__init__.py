@@ -13,7 +13,7 @@ import typer
 
 from unmask import recipes
 from unmask.cli import bench, chat, compare, decode, diagnose, evaluate, export, grade, prepare, report, train
-from unmask.errors import UserError
+from unmask.errors import RunFailed, UserError
 from unmask.progress import console
 from unmask.report.trainings import TrainingFailed
 from unmask.training.run import Interrupted
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print(f"Error: {error}", style="red")
         return 2
-    except (FloatingPointError, TrainingFailed) as error:
+    except (RunFailed, TrainingFailed) as error:
         console.print(f"Error: {error}", style="red")
         return 1
     except Interrupted as stop:

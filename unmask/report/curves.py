@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import UserError
+from unmask.training.metrics import lines_that_count
 
 AXES = ("step", "seconds", "examples_seen")
 """What a run may cost."""
@@ -52,18 +53,18 @@ def is_finite(value: Any) -> bool:
 
 
 def read_metrics(run: Path, warn: Callable[[str], None]) -> list[Row]:
-    """The lines of `metrics.jsonl`. `warn` is told of every one that is no JSON object of metrics, which is skipped.
+    """The lines of `metrics.jsonl` that count. `warn` is told of every one that is no JSON object of metrics.
 
     Raises:
         UserError: the file cannot be read.
     """
     path = run / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines_that_count(content):
         if not line:
             continue
         try:

@@ -1,75 +1,141 @@
 """Checkpoints: safetensors and JSON in a folder that is either whole or ignored. There is no pickle in them.
 
 `checkpoints/step_00000500/` is written aside, synced and renamed; `COMPLETE`, written last, holds a SHA-256 of every
-other file. A folder without it, or that fails it, is skipped and named.
+other file. A folder without it, or that fails it, is skipped and named. Files that it does not list are not looked at.
 """
 
+import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
-from unmask.durable import sync
+from unmask import durable
 from unmask.errors import UserError
 
 _COMPLETE = "COMPLETE"
 _STATE = "state.json"
+_TENSORS = ".safetensors"
 _SEPARATOR = "/"
+_LEFT_BEHIND = (".writing_", ".removing_")  # by a process that died meanwhile
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes `state`, a nested dict of tensors and JSON values, as the checkpoint of `step`; returns its folder."""
+    """Writes `state`, a nested dict of tensors and JSON values, as the checkpoint of `step`; returns its folder.
+
+    Raises:
+        OSError: it cannot be written. All that was there before is still there.
+    """
     target = folder / f"step_{step:08d}"
     aside = folder / f".writing_{target.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    durable.remove(aside)
+    try:
+        _write(aside, state)
+    except OSError:
+        with suppress(OSError):
+            durable.remove(aside)  # a full disk needs the room
+        raise
+    durable.remove(target)  # an incomplete or damaged one of this step: `save` is not called for a whole one
+    durable.rename(aside, target)
+    durable.sync(folder)
+    durable.sync(folder.parent)
+    return target
+
+
+def _write(aside: Path, state: dict[str, Any]) -> None:
+    durable.make_folder(aside)
     tensors, rest = _split(state)
     for section in sorted({name.split(_SEPARATOR)[0] for name in tensors}):
         own = {name: t.contiguous() for name, t in tensors.items() if name.split(_SEPARATOR)[0] == section}
-        save_file(own, aside / f"{section}.safetensors")
-    (aside / _STATE).write_text(json.dumps(rest, indent=1))
+        durable.put_tensors(aside / f"{section}{_TENSORS}", own)
+    durable.put(aside / _STATE, json.dumps(rest, indent=1))
     checksums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
-    (aside / _COMPLETE).write_text(json.dumps(checksums, indent=1))
-    for path in aside.iterdir():
-        sync(path)
-    sync(aside)
-    if target.exists():  # an incomplete or damaged one of this step: `save` is not called for a whole one
-        shutil.rmtree(target)
-    aside.rename(target)
-    sync(folder)
-    return target
+    for name in checksums:
+        durable.sync(aside / name)
+    durable.put(aside / _COMPLETE, json.dumps(checksums, indent=1))
+    durable.sync(aside / _COMPLETE)
+    durable.sync(aside)
+
+
+def snapshot(state: Any) -> Any:
+    """`state` as it is now, on the CPU: it can be saved while training goes on."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: snapshot(value) for key, value in state.items()}
+    return copy.deepcopy(state)
 
 
 def load(path: Path) -> dict[str, Any]:
     """The state in the checkpoint folder `path`, tensors on the CPU."""
     tensors: dict[str, Tensor] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        tensors |= load_file(file)
+    for name in _listed(path):
+        if name.endswith(_TENSORS):
+            tensors |= load_file(path / name)
     return _join(tensors, json.loads((path / _STATE).read_text()))
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, ascending; whether they are whole is not looked at."""
-    return sorted(step_of(path) for path in folder.glob("step_*") if path.is_dir())
+    """Steps of the checkpoints in `folder`, ascending; whether they are whole is not looked at.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        return sorted(step_of(path) for path in folder.iterdir() if path.name.startswith("step_") and path.is_dir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error}") from error
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with the checkpoint folder `path`, or None if it is whole."""
     try:
-        checksums = json.loads((path / _COMPLETE).read_text())
-        for name, expected in checksums.items():
-            if _checksum(path / name) != expected:
-                return f"{name} does not match its checksum"
+        return _first_damage(path)
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return str(error)
+
+
+def _first_damage(path: Path) -> str | None:
+    checksums = _listed(path)
+    for name, expected in checksums.items():
+        if _checksum(path / name) != expected:
+            return f"{name} does not match its checksum"
+        if name.endswith(_TENSORS) and (problem := _not_tensors(path / name)):
+            return f"{name}: {problem}"
+    if not isinstance(json.loads((path / _STATE).read_text()), dict):
+        return f"{_STATE} holds no state"
     return None
+
+
+def _not_tensors(path: Path) -> str | None:
+    """What is wrong with a file of tensors, as its head shows."""
+    try:
+        with safe_open(path, framework="pt"):
+            return None
+    except SafetensorError as error:
+        return str(error)
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """The files of a checkpoint, and their checksums.
+
+    Raises:
+        ValueError: `COMPLETE` does not list them.
+    """
+    checksums = json.loads((path / _COMPLETE).read_text())
+    if not isinstance(checksums, dict) or _STATE not in checksums:
+        raise ValueError(f"{_COMPLETE} does not list {_STATE}")
+    return checksums
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
@@ -126,12 +192,18 @@ def _as_step(which: str, run: Path) -> int:
 
 
 def set_aside(folder: Path, after: int) -> None:
-    """Renames the checkpoints of steps above `after`, which are damaged, so that they do not count as the newest."""
+    """Renames the checkpoints of steps above `after`, which are damaged, so that they do not count as the newest.
+
+    What a process that died was writing or deleting is deleted.
+    """
     for step in steps(folder):
         if step > after:
             target = folder / f"damaged_step_{step:08d}"
-            shutil.rmtree(target, ignore_errors=True)
-            (folder / f"step_{step:08d}").rename(target)
+            durable.remove(target)
+            durable.rename(folder / f"step_{step:08d}", target)
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name.startswith(_LEFT_BEHIND):
+            durable.remove(path)
 
 
 def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int]) -> None:
@@ -139,7 +211,9 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int
     present = steps(folder)
     for step in present[:-keep_last]:
         if step not in keep and not (keep_every and step % keep_every == 0):
-            shutil.rmtree(folder / f"step_{step:08d}")
+            aside = folder / f".removing_step_{step:08d}"  # half deleted, it would count as damaged
+            durable.rename(folder / f"step_{step:08d}", aside)
+            durable.remove(aside)
 
 
 def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -24,7 +24,7 @@ _MAY_CHANGE = tuple(
     f"train.{key}"
     for key in (
         *("steps", "epochs", "max_seconds", "max_examples", "threads", "compile"),
-        *("checkpoint_every", "keep_last", "keep_every"),
+        *("checkpoint_every", "keep_last", "keep_every", "on_bad_numbers", "max_skips"),
     )
 )
 _SECTIONS_MAY_CHANGE = ("decode", "eval", "log")

@@ -1,42 +1,14 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
+"""Where a run's numbers go beside metrics.jsonl: TensorBoard and the terminal."""
 
-import json
-import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unmask.progress import console, warn
+from unmask.progress import console
 
 _PLAIN_INTERVAL = 30.0  # seconds between lines where stderr is not a terminal
-
-
-class MetricsFile:
-    """Append-only JSON lines. Checkpoints hold the position: on resume, what a lost run wrote after it is cut off."""
-
-    def __init__(self, path: Path, position: int) -> None:
-        path.touch()
-        size = path.stat().st_size
-        if size < position:
-            warn(f"{path}: shorter than when the checkpoint was made; lines are lost")
-        self._file = path.open("r+", encoding="utf-8")
-        self._file.truncate(min(position, size))
-        self._file.seek(0, os.SEEK_END)
-
-    def synced_position(self) -> int:
-        """Where the next line goes; all before it is on the disk."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
-
-    def write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Board:

@@ -3,9 +3,10 @@
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -13,15 +14,20 @@ import torch
 
 from unmask.config import RunConfig
 from unmask.decoding.build import build_decoder
-from unmask.errors import UserError
+from unmask.errors import RunFailed, UserError
 from unmask.evaluation.along import TextMeasures, in_words
 from unmask.evaluation.evaluate import Evaluation, evaluate
 from unmask.progress import console, warn
 from unmask.tasks.build import build_task, is_graded, keep_files
-from unmask.training import checkpoint, warm_start
+from unmask.training import checkpoint, trackers, warm_start
+from unmask.training.background import Background
+from unmask.training.bad_numbers import BadStep, Watch
 from unmask.training.folder import RunFolder, describe_environment, read_environment
-from unmask.training.logger import Board, MetricsFile, StepDisplay
+from unmask.training.logger import Board, StepDisplay
+from unmask.training.metrics import MetricsFile
 from unmask.training.trainer import StepReport, Trainer
+
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(Exception):
@@ -40,6 +46,9 @@ class Progress:
     seconds: float = 0.0
     """Of training: evaluation and saving apart."""
     metrics_position: int = 0
+    """How long `metrics.jsonl` was."""
+    skips: int = 0
+    """Steps whose update was left out, because their numbers were bad."""
     evaluated_step: int = 0
     """The last one; a run that was stopped when an evaluation was due owes it."""
     best_step: int | None = None
@@ -85,18 +94,29 @@ class Run:
         self.folder = folder
         self.title = title
         self.task = build_task(config)
+        self.rank: int | None = None
         self.stop_requested = False
+        self.is_stepping = False
         self.saved_step = 0
+        self.whole_step: int | None = None
+        """Of the newest checkpoint that is known to be on the disk."""
+        self.saving = Background()
 
     def train(self, *, resume: bool = False) -> None:
         """Trains to the last step.
 
         Raises:
             UserError: wrong settings, data or folder.
-            Interrupted: SIGINT or SIGTERM came; the step was finished and saved.
+            RunFailed: a disk is full, or numbers are bad; what was saved is whole.
+            Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the step was finished and saved.
         """
+        with self._signals():
+            self._train(resume=resume)
+
+    def _train(self, *, resume: bool) -> None:
         if self.config.train.threads is not None:
             torch.set_num_threads(self.config.train.threads)
+        trackers.check(self.config.log.to)
         self.folder.check(self.config, resume=resume)
         self.trainer = Trainer(self.config, self.task.tokens, self.task.train_stream(self.config.train.seed))
         known = read_environment(self.folder.path).get("attention") if resume else None
@@ -115,8 +135,15 @@ class Run:
             self._compile(known)
             self.folder.note(environment | {"attention": self.trainer.attention})
             self._loop()
+        except OSError as error:
+            raise RunFailed(f"{error}. The run stops; {self._what_is_left()}") from error
         finally:
             self.folder.close()
+
+    def _what_is_left(self) -> str:
+        if self.whole_step is None:
+            return "it has no checkpoint yet. When this is mended, start again with --resume"
+        return f"its newest checkpoint is of step {self.whole_step}. When this is mended, continue with --resume"
 
     def _check_model(self) -> None:
         """Whether the model can be trained on these examples, and evaluated as asked: before any work is done."""
@@ -145,7 +172,7 @@ class Run:
         if path is not None:
             state = checkpoint.load(path)
             self.trainer.load_state_dict(state)
-            self.saved_step = self.trainer.step_number
+            self.saved_step = self.whole_step = self.trainer.step_number
             console.print(f"Resuming {self.folder.path} from step {self.saved_step}")
             return Progress(**state["progress"])
         if resume:
@@ -160,26 +187,47 @@ class Run:
 
     def _loop(self) -> None:
         progress, config = self.progress, self.config
-        self.metrics = MetricsFile(self.folder.metrics, progress.metrics_position)
-        self.board = Board(self.folder.path / "tensorboard", progress.step) if config.log.tensorboard else None
-        with self._signals(), StepDisplay(self.title, progress.step, self.trainer.num_steps) as display:
+        with self._opened(), StepDisplay(self.title, progress.step, self.trainer.num_steps) as display:
             self._evaluate_if_owed()
             while not (self._is_over() or self.stop_requested):
                 report = self._timed_step(display)
+                self._refuse(self.watch.add(progress.step, report))
                 if self._is_due(config.log.every):
                     self._log_step(report, display)
-                if self._owes_evaluation():
-                    self._check_finite(report)
                 is_best = self._evaluate_if_owed()
                 if is_best or self.stop_requested or self._is_due(config.train.checkpoint_every):
-                    self._save(report)
+                    self._save()
             if self.saved_step != progress.step:  # the signal came after the last look
-                self._save(report)
-        self.metrics.close()
-        if self.board is not None:
-            self.board.close()
+                self._save()
         if not self._is_over() or self._owes_evaluation():
             raise Interrupted(f"stopped after step {progress.step}; continue with --resume")
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """All that steps write to; at the end, what is still being saved is waited for."""
+        self.metrics = MetricsFile(self.folder.metrics, self.progress.metrics_position, self._head())
+        self.boards = [*self._boards()]
+        self.watch = Watch(self.rank)
+        self.is_stepping = True
+        try:
+            yield
+            self.saving.wait()
+        finally:
+            self.is_stepping = False
+            self.saving.join()
+            self.metrics.close()
+            for board in self.boards:
+                board.close()
+
+    def _boards(self) -> Iterator[Board | trackers.Tracker]:
+        log, path = self.config.log, self.folder.path
+        if log.tensorboard:
+            yield Board(path / "tensorboard", self.progress.step)
+        if log.to:
+            own = trackers.identity(path)
+            config = self.config.model_dump(mode="json")
+            about = trackers.About(project=log.project, name=path.name, id=own, folder=path, config=config)
+            yield from (trackers.Tracker(name, about) for name in log.to)
 
     def _is_over(self) -> bool:
         """Whether all steps are done, or one of the budgets is spent."""
@@ -195,6 +243,7 @@ class Run:
         return self.progress.step % every == 0 or self._is_over()
 
     def _timed_step(self, display: StepDisplay) -> StepReport:
+        self.saving.check()
         started = time.perf_counter()
         report = self.trainer.step()
         self.progress.seconds += time.perf_counter() - started
@@ -203,27 +252,42 @@ class Run:
         return report
 
     def _log_step(self, report: StepReport, display: StepDisplay) -> None:
-        self._check_finite(report)
+        self._refuse(self.watch.settle())
         values = {**report.metrics(), **self.trainer.process.metrics()}
+        if self.config.train.on_bad_numbers == "skip":
+            values["train/skips"] = self.progress.skips
         self._log(values)
         display.loss(self.progress.step, values["train/loss"])
 
-    def _check_finite(self, report: StepReport) -> None:
-        """Before anything of a run that has diverged is kept."""
-        loss, norm = report.loss.item(), report.grad_norm.item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {self.progress.step}: the loss is {loss}, the gradient's norm {norm}. The last checkpoint is "
-                f"from before that: start from it in a new folder, with train.init={self.folder.path} and a lower "
-                "optim.lr or train.dtype=float32"
-            )
+    def _refuse(self, bad_steps: Iterable[BadStep]) -> None:
+        """Steps with bad numbers have changed nothing; goes on after them if that is asked for."""
+        train, progress = self.config.train, self.progress
+        for bad in bad_steps:
+            message = f"{bad}; its batch is in {bad.keep(self.folder.path)}"
+            if train.on_bad_numbers == "stop" or progress.skips >= train.max_skips:
+                raise RunFailed(f"{message}. {self._how_to_go_on()}")
+            progress.skips += 1
+            warn(f"{message}. Skipped, number {progress.skips} of at most {train.max_skips}")
+
+    def _how_to_go_on(self) -> str:
+        start = f"train.init={self.folder.path} and a lower optim.lr or train.dtype=float32"
+        if self.progress.skips:
+            return f"That is one more than train.max_skips={self.config.train.max_skips}: start a new run, with {start}"
+        return f"Go on without such steps with --resume train.on_bad_numbers=skip, or start a new run with {start}"
+
+    def _head(self) -> dict[str, Any]:
+        """How far the run has come: the first keys of every line of `metrics.jsonl`."""
+        progress = self.progress
+        return {
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "examples_seen": self.trainer.process.examples_seen,
+        }
 
     def _log(self, values: dict[str, Any]) -> None:
-        progress = self.progress
-        head = {"step": progress.step, "seconds": progress.seconds, "examples_seen": self.trainer.process.examples_seen}
-        self.metrics.write(head | values)
-        if self.board is not None:
-            self.board.write(progress.step, values)
+        self.metrics.write(self._head() | values)
+        for board in self.boards:
+            board.write(self.progress.step, values)
 
     def _owes_evaluation(self) -> bool:
         """Whether one is due after this step, and has not been made."""
@@ -235,6 +299,7 @@ class Run:
         """Returns whether this is the best so far. A stop that is requested meanwhile leaves it to the resumed run."""
         if not self._owes_evaluation():
             return False
+        self._refuse(self.watch.settle())
 
         def leave_if_stopped(*_: object) -> None:
             if self.stop_requested:
@@ -285,27 +350,37 @@ class Run:
                 dtype=self.trainer.dtype,
             )
 
-    def _save(self, report: StepReport) -> None:
-        self._check_finite(report)
-        progress, train = self.progress, self.config.train
-        progress.metrics_position = self.metrics.synced_position()
-        state = self.trainer.state_dict() | {"progress": asdict(progress)}
-        checkpoint.save(self.folder.checkpoints, progress.step, state)
-        best = set() if progress.best_step is None else {progress.best_step}
-        checkpoint.prune(self.folder.checkpoints, keep_last=train.keep_last, keep_every=train.keep_every, keep=best)
+    def _save(self) -> None:
+        """Takes a copy of all that matters, which is written while training goes on."""
+        self._refuse(self.watch.settle())
+        self.saving.wait()  # at most one copy at a time
+        progress = self.progress
+        progress.metrics_position = self.metrics.position
+        state = checkpoint.snapshot(self.trainer.state_dict() | {"progress": asdict(progress)})
+        self.saving.start(partial(self._write, progress.step, state, progress.best_step))
         self.saved_step = progress.step
+
+    def _write(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
+        train, folder = self.config.train, self.folder.checkpoints
+        self.metrics.sync()
+        checkpoint.save(folder, step, state)
+        self.whole_step = step
+        best = set() if best_step is None else {best_step}
+        checkpoint.prune(folder, keep_last=train.keep_last, keep_every=train.keep_every, keep=best)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the step; a second SIGINT ends it at once."""
+        """Ctrl-C, SIGTERM and SIGUSR1 end the run after the step, or before the first one; a second Ctrl-C at once."""
 
         def request_stop(number: int, frame: FrameType | None) -> None:
-            if self.stop_requested and number == signal.SIGINT:
+            if number == signal.SIGINT and (self.stop_requested or not self.is_stepping):
                 raise KeyboardInterrupt
             self.stop_requested = True
+            if not self.is_stepping:
+                raise Interrupted("stopped before the first step; start again with --resume")
             console.print("Stopping after this step, then saving (Ctrl-C again to stop at once)")
 
-        before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, request_stop) for number in _STOPS}
         try:
             yield
         finally:

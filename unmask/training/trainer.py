@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from unmask import noise
@@ -42,6 +43,8 @@ class StepReport:
     loss: Tensor
     grad_norm: Tensor
     """Before clipping."""
+    is_bad: Tensor
+    """Whether one of the two is not finite on any process: the step has left weights and moments as they were."""
     lr: float
     batch: MaskedBatch
     stats: TokenStats
@@ -139,10 +142,12 @@ class Trainer:
         """One optimizer step."""
         batch = replace(self.process.next_batch(self.stream), step=self.step_number)
         loss, stats = self._forward_backward(batch)
-        grad_norm, lr = self._update()
+        grad_norm = self._clip()
+        is_bad = self._on_any_process(~(loss + grad_norm).isfinite())
+        lr = self._update(is_bad)
         self.process.observe(batch, stats)
         self.step_number += 1
-        return StepReport(loss=loss, grad_norm=grad_norm, lr=lr, batch=batch, stats=stats)
+        return StepReport(loss=loss, grad_norm=grad_norm, is_bad=is_bad, lr=lr, batch=batch, stats=stats)
 
     def _forward_backward(self, batch: MaskedBatch) -> tuple[Tensor, TokenStats]:
         """Gradients of the weighted sum of NLLs over the global number of rows, in micro-batches."""
@@ -160,17 +165,25 @@ class Trainer:
         loss.backward()
         return loss.detach(), stats
 
-    def _update(self) -> tuple[Tensor, float]:
-        """Clip, step, average; returns the gradient norm before clipping and the learning rate."""
+    def _clip(self) -> Tensor:
+        """Returns the gradient norm before clipping."""
         limit = self.config.optim.grad_clip
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+        return nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+
+    def _on_any_process(self, flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+        """Whether `flag` is set on any process that shares this step."""
+        return flag
+
+    def _update(self, is_bad: Bool[Tensor, ""]) -> float:
+        """Step, unless `is_bad`, and average; returns the learning rate."""
         lr = learning_rate(self.step_number, self.num_steps, self.config.optim)
         set_learning_rate(self.optimizer, lr)
+        self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]  # read on the device by fused kernels
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update()
-        return grad_norm, lr
+        return lr
 
     def weights(self, name: str) -> AbstractContextManager[None]:
         """The context in which the model has the weights `ema` or `raw`."""

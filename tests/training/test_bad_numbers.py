@@ -1,0 +1,113 @@
+"""Losses and gradients that are not finite."""
+
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.helpers import lines, metrics_of, run_cli
+from tests.training.test_checkpoint import assert_same
+from tests.training.test_faults import make
+from unmask.errors import RunFailed
+from unmask.training import checkpoint
+from unmask.training.trainer import Trainer
+
+TEN = ["train.steps=10", "train.checkpoint_every=2", "train.keep_last=9"]
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *steps: int, where: str = "loss") -> None:
+    """The numbers of these steps (from 1) are not finite."""
+    real = Trainer._forward_backward
+
+    def diverge(trainer: Trainer, batch: object) -> tuple[Tensor, object]:
+        loss, stats = real(trainer, batch)
+        if trainer.step_number + 1 not in steps:
+            return loss, stats
+        if where == "gradient":
+            next(trainer.model.parameters()).grad[0, 0] = math.inf
+            return loss, stats
+        return loss * math.nan, stats
+
+    monkeypatch.setattr(Trainer, "_forward_backward", diverge)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_run_stops_before_the_update_and_keeps_the_batch(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, 4, where=where)
+    run = make(tmp_path / "run", *TEN, "log.every=100")
+    with pytest.raises(RunFailed, match=r"step 4: the loss is .*on_bad_numbers=skip.*train.init="):
+        run.train()
+    assert run.trainer.step_number == 4
+    reached = {name: tensor.clone() for name, tensor in run.trainer.model.state_dict().items()}
+    monkeypatch.undo()
+    make(tmp_path / "plain", *TEN, "train.checkpoint_every=3").train()
+    assert_same(checkpoint.load(tmp_path / "plain/checkpoints/step_00000003")["model"], reached)
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2]
+    kept = load_file(tmp_path / "run" / "bad_batches" / "step_00000004.safetensors")
+    assert {"x0", "xt", "scored", "weight", "nll", "top1"} == kept.keys()
+    assert kept["x0"].shape == (4, 4)
+
+
+def test_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(monkeypatch, 2)
+    settings = ["train.steps=3", "log.tensorboard=false", "eval.examples=2"]
+    assert run_cli("train", "debug", *settings, "--out", tmp_path / "run") == 1
+    said = capsys.readouterr().err
+    assert "step 2: the loss is nan" in said
+    assert "bad_batches/step_00000002.safetensors" in said
+    assert "Traceback" not in said
+
+
+def test_a_step_that_is_skipped_changes_no_weight_and_no_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, 4)
+    make(tmp_path / "run", *TEN, "train.checkpoint_every=1", "train.on_bad_numbers=skip").train()
+    third, fourth, last = (checkpoint.load(tmp_path / f"run/checkpoints/step_{step:08d}") for step in (3, 4, 10))
+    assert_same(fourth["model"], third["model"])
+    assert_same(fourth["optimizer"], third["optimizer"])
+    assert all(tensor.isfinite().all() for tensor in last["model"].values())
+    rows = metrics_of(tmp_path / "run")
+    assert [row["train/skips"] for row in rows if "train/loss" in row] == [0, 0, 0, *[1] * 7]
+    assert rows[3]["train/loss"] is None  # JSON has no NaN
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_skips_are_counted_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip = ["train.on_bad_numbers=skip", "train.max_skips=2"]
+    spoil(monkeypatch, 3, 4, 7)
+    with pytest.raises(RunFailed, match=r"step 7.*train.max_skips=2"):
+        make(tmp_path / "run", *TEN, *skip).train()
+    with pytest.raises(RunFailed, match=r"step 7.*train.max_skips=2"):
+        make(tmp_path / "run", *TEN, *skip).train(resume=True)
+    make(tmp_path / "run", *TEN, *skip, "train.max_skips=3").train(resume=True)
+    assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 10
+
+
+def test_a_rank_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 1)
+    run = make(tmp_path / "run")
+    run.rank = 3
+    with pytest.raises(RunFailed, match=r"step 1, rank 3: .*step_00000001_rank_3\.safetensors"):
+        run.train()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_is_known_when_the_next_step_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 4)
+    settings = ["train.device=cuda", "train.checkpoint_every=99", "log.every=99"]
+    run = make(tmp_path / "run", *TEN, *settings)
+    with pytest.raises(RunFailed, match="step 4"):
+        run.train()
+    assert run.trainer.step_number == 5
+    assert all(tensor.isfinite().all() for tensor in run.trainer.model.state_dict().values())
+    assert (tmp_path / "run" / "bad_batches" / "step_00000004.safetensors").exists()
+    skipping = make(tmp_path / "skipping", *TEN, *settings, "train.on_bad_numbers=skip")
+    skipping.train()
+    assert skipping.progress.skips == 1
