@@ -16,6 +16,7 @@ from unmask.cli import bench, chat, compare, decode, evaluate, export, grade, pr
 from unmask.errors import UserError
 from unmask.progress import console
 from unmask.report.trainings import TrainingFailed
+from unmask.training.distributed import PeerLost
 from unmask.training.run import Interrupted
 
 
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print(f"Error: {error}", style="red")
         return 2
-    except (FloatingPointError, TrainingFailed) as error:
+    except (FloatingPointError, TrainingFailed, PeerLost) as error:
         console.print(f"Error: {error}", style="red")
         return 1
     except Interrupted as stop:

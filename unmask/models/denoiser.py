@@ -56,8 +56,16 @@ class Denoiser(nn.Module):
         self._compiled: Callable[..., Tensor] | None = None
         self._compiled_prediction: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def compile_training(self) -> None:
-        """Has `forward` run a compiled backbone while training; evaluation, whose shapes vary, stays as it is."""
+    def compile_training(self, *, by_block: bool = False) -> None:
+        """Has `forward` run a compiled backbone while training; evaluation, whose shapes vary, stays as it is.
+
+        Args:
+            by_block: compile each of its blocks, between which the weights of a sharded model come and go.
+        """
+        if by_block:
+            for block in getattr(self.backbone, "blocks", ()):
+                _compile_block(block)
+            return
         is_whole = self.block_size is None
         self._compiled = torch.compile(self.backbone.forward if is_whole else self.backbone.two_streams)
 
@@ -182,3 +190,12 @@ class Denoiser(nn.Module):
 
     def _head(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         return without(at_least_fp32(F.linear(hidden, self.backbone.head_weight)), self.mask_id)
+
+
+def _compile_block(block: nn.Module) -> None:
+    plain, compiled = block.forward, torch.compile(block.forward)
+
+    def forward(*arguments: Any) -> Tensor:
+        return (compiled if block.training else plain)(*arguments)
+
+    block.forward = forward  # type: ignore[method-assign]
