@@ -198,4 +198,4 @@ def _compile_block(block: nn.Module) -> None:
     def forward(*arguments: Any) -> Tensor:
         return (compiled if block.training else plain)(*arguments)
 
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward

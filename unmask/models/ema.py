@@ -1,6 +1,6 @@
 """An exponential moving average of a model's parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,6 @@ class Ema:
             value.copy_(state["shadow"][name])
 
 
-def _local(tensors: dict[str, Tensor]) -> list[Tensor]:
+def _local(tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """Of tensors that processes share (FSDP2), what is here."""
     return [value.to_local() if isinstance(value, DTensor) else value for value in tensors.values()]

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from unmask.errors import UserError
 from unmask.masking.process import RowShard
@@ -26,6 +28,7 @@ from unmask.progress import console
 _WHO = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _WHERE = ("MASTER_ADDR", "MASTER_PORT")
 _STOP = "unmask/stop"
+_LEFT: list[Any] = []
 
 
 class PeerLost(Exception):
@@ -70,7 +73,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 class Group(Peers):
     """The processes that a launcher started. Tensors on the CPU go over gloo, those on a GPU over NCCL."""
 
-    def __init__(self, launch: Launch, store: distributed.Store) -> None:
+    def __init__(self, launch: Launch, store: Store) -> None:
         self.rank, self.size, self.local_rank = launch.rank, launch.size, launch.local_rank
         self.has_agreed = False
         """Whether all have found that something is wrong with one of them."""
@@ -158,7 +161,7 @@ def joined(launch: Launch, timeout: float) -> Iterator[Peers]:
     try:
         peers = _group(launch, timedelta(seconds=timeout))
         yield peers
-        peers.sum(torch.zeros(1))  # nobody leaves while another still needs it
+        distributed.barrier()  # nobody leaves while another still needs it
     except UserError:
         console.quiet = console.quiet and peers is not None and peers.has_agreed  # else nobody else would say it
         _leave(peers)
@@ -167,7 +170,7 @@ def joined(launch: Launch, timeout: float) -> Iterator[Peers]:
         if not _is_of_a_group(error):
             raise
         console.quiet = False
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(" This is typically")[0]
         raise PeerLost(
             f"rank {launch.rank} of {launch.size} waited for another process, which ended or did not answer within "
             f"train.timeout={timeout:g} s: {reason}. Start all of them again with --resume; nothing after the last "
@@ -183,10 +186,10 @@ def _group(launch: Launch, timeout: timedelta) -> Group:
     is_cuda = torch.cuda.is_available()
     if is_cuda and launch.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(launch.local_rank)
-    store, _, _ = next(distributed.rendezvous("env://", timeout=timeout))
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-        store=distributed.PrefixStore("unmask", store),
+        store=PrefixStore("unmask", store),
         rank=launch.rank,
         world_size=launch.size,
         timeout=timeout,
@@ -195,8 +198,10 @@ def _group(launch: Launch, timeout: timedelta) -> Group:
 
 
 def _leave(group: Group | None) -> None:
+    """The group's memory stays: freed with DDP's, it would wait for a thread that waits for Python (torch 2.13)."""
     if group is not None:
         group.finish()
+        _LEFT.append(distributed.group.WORLD)
         distributed.destroy_process_group()
 
 

@@ -73,10 +73,10 @@ def shard(model: Denoiser, size: int, *, dtype: str, device: torch.device, cpu_o
         fully_shard(block, mesh=mesh, mp_policy=narrow, offload_policy=offload)
         if hasattr(block, "extend"):
             register_fsdp_forward_method(block, "extend")
-    sharded = fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(), offload_policy=offload)
+    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(), offload_policy=offload)
     for name in _ASKED_OF_A_MODEL:
-        register_fsdp_forward_method(sharded, name)
-    return sharded
+        register_fsdp_forward_method(model, name)
+    return model
 
 
 def synchronised(wrapped: nn.Module, is_last: bool) -> AbstractContextManager[None]:

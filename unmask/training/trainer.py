@@ -259,7 +259,9 @@ class Trainer:
         if saved is None or len(saved) != self.peers.size:
             keys = (self.peers.rank, self.step_number) if self.peers.rank or self.step_number else ()
             torch.manual_seed(noise.integer(self.config.train.seed, Purpose.DROPOUT, *keys))
-        elif self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved[self.peers.rank], self.device)
+            return
+        own = saved[self.peers.rank].clone()  # torch reads a whole tensor's memory, from an aligned start
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(own, self.device)
         else:
-            torch.set_rng_state(saved[self.peers.rank])
+            torch.set_rng_state(own)
