@@ -36,10 +36,9 @@ def two_long_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[P
     """Started together, as starting takes the time."""
     folder = tmp_path_factory.mktemp("long")
     settings = {"stopped": LONG, "killed": [*LONG, "train.parallel=fsdp"], "frozen": [*LONG, "train.timeout=5"]}
-    runs = {
-        name: (folder / name, launch([command(folder / name, *s)] * 2, folder / "logs" / name))
-        for name, s in settings.items()
-    }
+    runs = {}
+    for name, own in settings.items():
+        runs[name] = folder / name, launch([command(folder / name, *own)] * 2, folder / "logs" / name)
     yield runs
     for _, launched in runs.values():
         launched.end()

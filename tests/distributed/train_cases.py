@@ -1,7 +1,7 @@
 """What `test_training.py` runs in each of two processes: trainings whose batches they share.
 
-`python -m tests.distributed.train_cases FOLDER`, with what a launcher sets in the environment, trains every case, saves,
-goes on, and does it again from what was saved: by two processes, and by one.
+`python -m tests.distributed.train_cases FOLDER`, with what a launcher sets in the environment, trains every case,
+saves, goes on, and does it again from what was saved: by two processes, and by one.
 """
 
 import os

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask.config import TrainConfig
@@ -128,4 +128,7 @@ def dealt(value: Any, like: Tensor) -> Any:
         return {key: dealt(inner, like) for key, inner in value.items()}
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    own, mesh = like.to_local(), like.device_mesh
+    start = mesh.get_local_rank() * -(-like.shape[0] // mesh.size())  # FSDP2 cuts the first dimension as `chunk` does
+    share = value[start : start + len(own)].to(own.device)
+    return DTensor.from_local(share, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
