@@ -1,7 +1,7 @@
 """Examples a second of 1 and of N gloo processes on this machine, one thread each, and what their votes cost.
 
-`python benchmarks/processes.py [RECIPE] [key=value ...]` prints one JSON object for each. Every process has a core of its
-own, or the numbers say nothing: run it when the machine is quiet.
+`python benchmarks/processes.py [RECIPE] [key=value ...]` prints one JSON object for each. Every process needs a core of
+its own, or the numbers say nothing: run it when the machine is quiet.
 """
 
 import json
@@ -64,7 +64,8 @@ def launch(size: int, arguments: list[str]) -> None:
     who = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
     command = [sys.executable, __file__, *arguments]
     started = [subprocess.Popen(command, env={**os.environ, **where, **own}) for own in who]
-    if any([process.wait() for process in started]):
+    codes = [process.wait() for process in started]
+    if any(codes):
         sys.exit("a process failed")
 
 

@@ -42,7 +42,7 @@ class Model:
         return per_token * self.rows * self.length / FLOPS
 
     def activations(self) -> float:
-        """With `model.checkpointing`: the fp32 stream between blocks, and one block's inside (about 34 D of 2 bytes)."""
+        """With `model.checkpointing`: the fp32 stream between blocks, and one block's inside (34 D of 2 bytes)."""
         tokens = self.rows * self.length
         return tokens * self.width * (4 * self.layers + 34 * 2)
 
