@@ -1,10 +1,14 @@
 """The same training on a CUDA device as on the CPU."""
 
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers import lines
 from unmask import recipes
 from unmask.models.backends import BACKENDS
 from unmask.models.visibility import EVERYTHING, Visibility
@@ -79,3 +83,18 @@ def test_a_step_waits_for_the_device_once_at_most(process: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
     waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
     assert len(waits) <= process.startswith("puma"), waits
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(
+    "settings", [["train.parallel=ddp"], ["train.parallel=fsdp"], ["train.parallel=fsdp", "train.cpu_offload=true"]]
+)
+def test_two_gpus_train_as_one(settings: list[str], tmp_path: Path) -> None:
+    out, steps = tmp_path / "two", ["train.steps=4", "eval.every=4", "log.every=1", "train.dtype=float64"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = ["unmask", "train", "debug", *steps, *settings, "--out", str(out)]
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    losses = [row["train/loss"] for row in lines(out / "metrics.jsonl") if "train/loss" in row]
+    one = make("cuda", "train.steps=4", "train.dtype=float64")
+    assert losses == pytest.approx([one.step().loss.item() for _ in range(4)], rel=1e-8)

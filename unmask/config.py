@@ -64,6 +64,11 @@ class TrainConfig(Section):
     device: str = Field("auto", description="auto: cuda if there is one, else cpu")
     compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: where a compiler works")
     threads: int | None = Field(None, ge=1, description="CPU threads; null = PyTorch's choice")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="of several processes: each has all weights (ddp), or each a share of them (fsdp: FSDP2)"
+    )
+    cpu_offload: bool = Field(False, description="with fsdp: weights and optimizer state wait in the CPU's memory")
+    timeout: float = Field(600.0, ge=1, description="seconds that a process waits for the others before it gives up")
     init: str | None = Field(
         None, description="weights to start from: a RUN, an export, or a Hugging Face folder of a Llama or Qwen2/3"
     )

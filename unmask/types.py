@@ -44,6 +44,11 @@ class CleanBatch:
         answers = None if self.answers is None else self.answers[rows]
         return CleanBatch(x0=self.x0[rows], prompt_mask=self.prompt_mask[rows], answers=answers)
 
+    def at(self, rows: Int[Tensor, "n"]) -> "CleanBatch":
+        """These rows."""
+        answers = None if self.answers is None else tuple(self.answers[row] for row in rows.tolist())
+        return CleanBatch(x0=self.x0[rows], prompt_mask=self.prompt_mask[rows], answers=answers)
+
     def to(self, device: torch.device) -> "CleanBatch":
         return CleanBatch(x0=send(self.x0, device), prompt_mask=send(self.prompt_mask, device), answers=self.answers)
 

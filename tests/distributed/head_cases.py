@@ -5,7 +5,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from itertools import product
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,6 +26,7 @@ from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.head import token_stats
 from unmask.models.transformer import TransformerConfig
+from unmask.training.parallel import synchronised
 from unmask.types import MaskedBatch, TokenSpec
 
 WORLD = 2
@@ -83,14 +84,6 @@ def wrap(model: Denoiser, wrapper: str) -> nn.Module:
     for block in model.backbone.blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh, reshard_after_forward=True if wrapper == "fsdp2_frees_the_root" else None)
-
-
-def synchronised(wrapped: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Processes exchange gradients after the last micro-batch alone."""
-    if isinstance(wrapped, FSDPModule):
-        wrapped.set_requires_gradient_sync(is_last)
-        return nullcontext()
-    return nullcontext() if is_last else wrapped.no_sync()
 
 
 def results(wrapper: str, rank: int, tied: bool, parts: int) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@ from itertools import product
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.helpers import RandomStream, random_stats
 from unmask.errors import UserError
@@ -11,6 +12,7 @@ from unmask.masking.causal import NextToken, is_answer
 from unmask.masking.process import Requirements, RowShard
 from unmask.models.build import build_denoiser
 from unmask.models.transformer import TransformerConfig
+from unmask.peers import Peers
 from unmask.types import CleanBatch, TokenSpec
 
 EOS = 5
@@ -42,12 +44,27 @@ def test_every_token_of_the_global_batch_counts_the_same(stream: RandomStream) -
     assert process.examples_seen == 48
 
 
+class Counting(Peers):
+    """All others together have so many tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value + self.tokens
+
+
 def test_two_processes_share_the_batch_of_one(stream: RandomStream) -> None:
     whole = NextToken(shard=RowShard.whole(8), eos_id=EOS).next_batch(stream)
+    counts = [int(is_answer(stream[start + torch.arange(4)], EOS).sum()) for start in (0, 4)]
+    stream.fetched.clear()
     parts = [
-        NextToken(shard=RowShard(total=8, start=start, stop=start + 4), eos_id=EOS).next_batch(stream)
-        for start in (0, 4)
+        NextToken(shard=RowShard(total=8, start=start, stop=start + 4, peers=Counting(others)), eos_id=EOS).next_batch(
+            stream
+        )
+        for start, others in zip((0, 4), reversed(counts), strict=True)
     ]
+    assert stream.fetched == list(range(8))  # each its own
     assert torch.equal(torch.cat([part.x0 for part in parts]), whole.x0)
     ours = torch.cat([part.scatter(part.weight, 0.0) for part in parts])
     assert torch.equal(ours, whole.scatter(whole.weight, 0.0))

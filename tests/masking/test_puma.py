@@ -272,6 +272,23 @@ def test_state_dict_goes_on_exactly(settings: dict, stream: RandomStream) -> Non
     assert restored.examples_seen == puma.examples_seen
 
 
+def test_a_restarted_pool_takes_examples_that_no_row_has_reached(stream: RandomStream) -> None:
+    puma, restarted = make(num_stages=3), make(num_stages=3)
+    for step in range(9):
+        puma.observe(batch := puma.next_batch(stream), random_stats(batch, step))
+    restarted.load_state_dict(puma.restarted(puma.state_dict()))
+    restarted.next_batch(stream)
+    reached = int(pool_of(puma).example.max())
+    assert reached < ROWS * 6
+    first = -(-(reached + 1) // ROWS) * ROWS
+    assert torch.equal(pool_of(restarted).example, torch.arange(first, first + ROWS))
+    assert sorted(pool_of(restarted).stage.flatten().tolist()) == sorted(r * 3 // ROWS for r in range(ROWS))
+    assert restarted.examples_seen == puma.examples_seen + ROWS
+    again = make(num_stages=3)
+    again.load_state_dict(restarted.state_dict())
+    assert torch.equal(again.next_batch(stream).xt, restarted._as_batch(pool_of(restarted)).xt)
+
+
 def test_a_batch_that_was_handed_out_does_not_change(stream: RandomStream) -> None:
     puma = make(num_stages=2)
     batch = puma.next_batch(stream)

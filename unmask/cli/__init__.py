@@ -16,6 +16,7 @@ from unmask.cli import bench, chat, compare, decode, diagnose, evaluate, export,
 from unmask.errors import RunFailed, UserError
 from unmask.progress import console
 from unmask.report.trainings import TrainingFailed
+from unmask.training.distributed import PeerLost
 from unmask.training.run import Interrupted
 
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print(f"Error: {error}", style="red")
         return 2
-    except (RunFailed, TrainingFailed) as error:
+    except (RunFailed, TrainingFailed, PeerLost) as error:
         console.print(f"Error: {error}", style="red")
         return 1
     except Interrupted as stop:

@@ -1,12 +1,16 @@
 """`unmask train`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from unmask import recipes
+from unmask.config import RunConfig
+from unmask.errors import UserError
 from unmask.progress import console
+from unmask.training.distributed import joined, read_launch
 from unmask.training.folder import RunFolder
 from unmask.training.run import Run
 
@@ -25,12 +29,15 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last whole checkpoint, if there is one.")
     ] = False,
+    restart_pool: Annotated[
+        bool, typer.Option("--restart-pool", help="With --resume: drop PUMA's pool, and start one of new examples.")
+    ] = False,
 ) -> None:
     """Train a model.
 
     The run folder gets config.yaml (all settings), metrics.jsonl, TensorBoard files and checkpoints. Ctrl-C saves and
     stops; `--resume` goes on, bit for bit. Raising `train.steps` on `--resume` extends a finished run; `train.init=RUN`
-    starts a new run from another's weights.
+    starts a new run from another's weights. Under `torchrun` (or another launcher) several processes share each batch.
 
     Examples:
 
@@ -39,12 +46,28 @@ def train(
     * `unmask train sudoku/puma process.num_stages=12 train.steps=5000 --out runs/k12`
 
     * `unmask train sudoku/puma --resume`
+
+    * `torchrun --nproc-per-node 2 -m unmask train sudoku/puma`
     """
-    config = recipes.load(recipe, overrides or [])
-    folder = RunFolder(out or _default_folder(recipe))
-    run = Run(config, folder, title=recipe)
-    run.train(resume=resume)
+    launch = read_launch(os.environ)
+    config, problem = _load(recipe, overrides or [])
+    with joined(launch, timeout=60.0 if config is None else config.train.timeout) as peers:
+        with peers.agreed():
+            if problem is not None:
+                raise problem
+        assert config is not None, "there is no problem"
+        folder = RunFolder(out or _default_folder(recipe))
+        run = Run(config, folder, title=recipe, peers=peers)
+        run.train(resume=resume, restart_pool=restart_pool)
     console.print(f"Done: {folder.path} (next: unmask eval {folder.path})")
+
+
+def _load(recipe: str, overrides: list[str]) -> tuple[RunConfig | None, UserError | None]:
+    """What is wrong with it is said once, by all processes together."""
+    try:
+        return recipes.load(recipe, overrides), None
+    except UserError as error:
+        return None, error
 
 
 def _default_folder(recipe: str) -> Path:

@@ -15,6 +15,7 @@ from unmask.decoding.build import build_decoder
 from unmask.interval import wilson
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
+from unmask.peers import ALONE, Peers
 from unmask.tasks.task import GradedTask, Grades, Task
 from unmask.types import CleanBatch, Decoded
 
@@ -27,7 +28,8 @@ class Accuracy:
     nfe: float
     n: int
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    """Of each example: what the task records of its prompt and answer, what is right about it, and `nfe`."""
+    """Of each example that was decoded here: what the task records of its prompt and answer, what is right about it,
+    and `nfe`."""
 
     @property
     def accuracy(self) -> float:
@@ -49,35 +51,49 @@ class Accuracy:
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
 
 
-def accuracy(
+@dataclass(frozen=True)
+class Answers:
+    """How many answers are right, by measure, and what is recorded of each."""
+
+    right: dict[str, int]
+    records: list[dict[str, Any]]
+
+    def over_all(self, peers: Peers = ALONE) -> Accuracy:
+        """The shares of all examples; `peers` have decoded the others."""
+        own = self.right, sum(record["nfe"] for record in self.records), len(self.records)
+        rights, nfes, counts = zip(*peers.exchange(own), strict=True)
+        n = sum(counts)  # rank 0 has some, and so knows the measures
+        shares = {measure: sum(right.get(measure, 0) for right in rights) / n for measure in rights[0]}
+        return Accuracy(shares, sum(nfes) / n, n, self.records)
+
+
+def answers(
     model: Denoiser,
     task: GradedTask,
     examples: CleanBatch,
     config: DecodeConfig,
     *,
+    share: slice = slice(None),
     dtype: str = "float32",
     update: Callable[[int], None] | None = None,
-) -> Accuracy:
-    """Decodes `examples` from their prompts and grades them; `update` is told how many are done."""
+) -> Answers:
+    """Decodes the examples of `share` from their prompts and grades them; `update` is told how many are done."""
     device = next(model.parameters()).device
     decoder = build_decoder(config, model, task.tokens)
     records: list[dict[str, Any]] = []
     right: dict[str, int] = {}
-    for start in range(0, len(examples), config.batch_size):
-        part = examples[start : start + config.batch_size]
-        prompt = torch.arange(start, start + len(part), device=device)
+    for rows in torch.arange(len(examples))[share].split(config.batch_size):
+        part = examples.at(rows)
         canvases = part.masked(task.tokens.mask_id)
         with autocast(dtype, device):
-            decoded = decoder.decode(canvases.to(device), prompt)
+            decoded = decoder.decode(canvases.to(device), rows.to(device))
         grades = task.grade(part, decoded.tokens)
         for measure, is_right in grades.measures.items():
             right[measure] = right.get(measure, 0) + int(is_right.sum())
         records += _records(task, canvases, decoded, grades)
         if update is not None:
             update(len(records))
-    n = len(examples)
-    shares = {measure: count / n for measure, count in right.items()}
-    return Accuracy(shares, sum(record["nfe"] for record in records) / n, n, records)
+    return Answers(right, records)
 
 
 def _records(task: Task, canvases: Int[Tensor, "B L"], decoded: Decoded, grades: Grades) -> list[dict[str, Any]]:

@@ -4,12 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from unmask.config import DecodeConfig
-from unmask.evaluation.accuracy import Accuracy, accuracy
-from unmask.evaluation.nelbo import Estimate, nelbo, nll
+from unmask.evaluation.accuracy import Accuracy, answers
+from unmask.evaluation.nelbo import Estimate, RowLikelihoods, row_nelbos, row_nlls
 from unmask.evaluation.perplexity import TextLikelihood
 from unmask.models.denoiser import Denoiser
+from unmask.peers import ALONE, Peers
 from unmask.tasks.task import GradedTask, Task
 from unmask.types import CleanBatch
+
+
+class EvaluationLeft(Exception):
+    """What a hook of the model raises to leave an evaluation; all processes do, if one does."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,9 @@ def evaluate(
     nelbo_draws: int,
     dtype: str,
     update: Callable[[int], None] | None = None,
+    peers: Peers = ALONE,
 ) -> Evaluation:
-    """Evaluates in eval mode, and leaves the model in the mode that it had.
+    """Evaluates in eval mode, and leaves the model in the mode that it had. `peers` share the examples.
 
     `update` is told how many of the `len(examples) x len(decoders)` answers are there.
     """
@@ -57,24 +63,31 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        estimate = _likelihood(model, task, examples, nelbo_draws, dtype)
-        graded = {}
-        if isinstance(task, GradedTask):
-            graded = {
-                config.label: accuracy(model, task, examples, config, dtype=dtype, update=tell(number))
-                for number, config in enumerate(decoders)
-            }
-        return Evaluation(estimate, model.is_causal, graded, _of_text(estimate, task, examples))
+        with peers.agreed(EvaluationLeft):  # each at its own pace
+            likelihoods = _likelihoods(model, task, examples, nelbo_draws, dtype, peers.share)
+            graded = {}
+            if isinstance(task, GradedTask):
+                graded = {
+                    config.label: answers(
+                        model, task, examples, config, share=peers.share, dtype=dtype, update=tell(number)
+                    )
+                    for number, config in enumerate(decoders)
+                }
+        estimate = None if likelihoods is None else likelihoods.over_corpus(peers)
+        accuracy = {label: own.over_all(peers) for label, own in graded.items()}
+        return Evaluation(estimate, model.is_causal, accuracy, _of_text(estimate, task, examples))
     finally:
         model.train(was_training)
 
 
-def _likelihood(model: Denoiser, task: Task, examples: CleanBatch, draws: int, dtype: str) -> Estimate | None:
+def _likelihoods(
+    model: Denoiser, task: Task, examples: CleanBatch, draws: int, dtype: str, share: slice
+) -> RowLikelihoods | None:
     if not examples.is_known(task.tokens.mask_id):
         return None
     if model.is_causal:
-        return nll(model, examples, eos_id=task.tokens.eos_id, dtype=dtype)
-    return nelbo(model, examples, draws=draws, dtype=dtype)
+        return row_nlls(model, examples, eos_id=task.tokens.eos_id, dtype=dtype, share=share)
+    return row_nelbos(model, examples, draws=draws, dtype=dtype, share=share)
 
 
 def _of_text(estimate: Estimate | None, task: Task, examples: CleanBatch) -> TextLikelihood | None:

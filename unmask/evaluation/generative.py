@@ -17,7 +17,7 @@ from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder
 from unmask.errors import UserError
 from unmask.evaluation.diversity import distinct, unigram_entropy
-from unmask.evaluation.nelbo import Estimate, corpus_mean
+from unmask.evaluation.nelbo import Estimate, RowLikelihoods
 from unmask.evaluation.scorer import Passage, Scored, Scorer
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
@@ -198,7 +198,7 @@ def _mean(costs: Sequence[tuple[float, int]]) -> Estimate | None:
     if not costs:
         return None
     nll, length = torch.tensor(costs, dtype=torch.float64).unbind(dim=-1)
-    return corpus_mean(nll / length, length)
+    return RowLikelihoods(nll / length, length).over_corpus()
 
 
 def _counts(rows: Sequence[_Row], costs: Sequence[Scored]) -> dict[str, int]:

@@ -4,6 +4,7 @@ Dimensions: R examples, D draws (masks) per example, B rows of a batch, N blocks
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,7 @@ from unmask.masking.time import UNIFORM, stratified
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
 from unmask.noise import Purpose
+from unmask.peers import ALONE, Peers
 from unmask.types import CleanBatch
 
 
@@ -29,16 +31,46 @@ class Estimate:
     stderr: float
 
 
+@dataclass(frozen=True)
+class RowLikelihoods:
+    """Of each example, in fp64; of a process that evaluates some of them, 0 for the others."""
+
+    nll: Float[Tensor, "R"]
+    """Per maskable token, in nats."""
+    length: Float[Tensor, "R"]
+    """L_eff."""
+
+    def over_corpus(self, peers: Peers = ALONE) -> Estimate:
+        """The ratio estimator `sum(length x row) / sum(length)` and its standard error; `peers` have the other rows."""
+        per_row, length = peers.sum(self.nll), self.length
+        mean = (length * per_row).sum() / length.sum()
+        residual = length * (per_row - mean)
+        rows = len(per_row)
+        variance = (residual**2).sum() * rows / max(1, rows - 1)
+        return Estimate(mean.item(), (variance.sqrt() / length.sum()).item())
+
+
+def nelbo(model: Denoiser, examples: CleanBatch, **options: Any) -> Estimate:
+    """The bound of `row_nelbos`, which says what the options are, over a corpus."""
+    return row_nelbos(model, examples, **options).over_corpus()
+
+
+def nll(model: Denoiser, examples: CleanBatch, **options: Any) -> Estimate:
+    """The NLL of `row_nlls`, which says what the options are, over a corpus."""
+    return row_nlls(model, examples, **options).over_corpus()
+
+
 @torch.no_grad()
-def nelbo(
+def row_nelbos(
     model: Denoiser,
     examples: CleanBatch,
     *,
+    share: slice = slice(None),
     draws: int = 2,
     seed: int = 0,
     batch_size: int = 256,
     dtype: str = "float32",
-) -> Estimate:
+) -> RowLikelihoods:
     """Upper bound on the NLL per maskable token, in nats.
 
     For each example, n masked positions with n uniform on {1, .., L_eff}: the mean NLL over them is an unbiased
@@ -46,6 +78,7 @@ def nelbo(
     masked so, and an example's value is `sum(L_b x block mean) / L_eff`. Over a corpus:
     `sum(L_eff x example value) / sum(L_eff)`. n is stratified over examples (and blocks) and spread over an example's
     draws, and the masks depend on `seed` and the example's number alone, so that models are compared on the same ones.
+    Only the examples of `share` are looked at.
     """
     device = next(model.parameters()).device
     number = torch.arange(len(examples))
@@ -54,37 +87,36 @@ def nelbo(
     u = stratified(UNIFORM, number, len(examples), seed, step=0, num_blocks=num_blocks)
     total = torch.zeros(len(examples), dtype=torch.float64)
     for draw in range(draws):
-        for start in range(0, len(examples), batch_size):
-            rows = slice(start, start + batch_size)
+        for rows in number[share].split(batch_size):
             t = (u[rows] + draw) / draws
-            total[rows] += _mean_nll(model, examples[rows].to(device), t, number[rows], seed, draw, dtype).cpu()
-    return corpus_mean(total / draws, (~examples.prompt_mask).sum(dim=-1).double())
+            total[rows] += _mean_nll(model, examples.at(rows).to(device), t, rows, seed, draw, dtype).cpu()
+    return RowLikelihoods(total / draws, (~examples.prompt_mask).sum(dim=-1).double())
 
 
 @torch.no_grad()
-def nll(
+def row_nlls(
     model: Denoiser,
     examples: CleanBatch,
     *,
     eos_id: int | None,
+    share: slice = slice(None),
     batch_size: int = 256,
     dtype: str = "float32",
-) -> Estimate:
+) -> RowLikelihoods:
     """The exact NLL of a causal model per maskable token, in nats: `sum(row NLL) / sum(L_eff)`, as `nelbo` counts.
 
     A row's NLL is that of its answer up to the first end token: what follows it is certain.
     """
     device = next(model.parameters()).device
     total = torch.zeros(len(examples), dtype=torch.float64)
-    for start in range(0, len(examples), batch_size):
-        rows = slice(start, start + batch_size)
-        clean = examples[rows].to(device)
+    for rows in torch.arange(len(examples))[share].split(batch_size):
+        clean = examples.at(rows).to(device)
         batch = score(clean.x0, clean.x0, is_answer(clean, eos_id), torch.ones(clean.x0.shape, device=device))
         with autocast(dtype, device):
             stats = model(batch)
         total[rows] = batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()
     length = (~examples.prompt_mask).sum(dim=-1).double()
-    return corpus_mean(total / length, length)
+    return RowLikelihoods(total / length, length)
 
 
 def _mean_nll(
@@ -102,12 +134,3 @@ def _mean_nll(
     with autocast(dtype, device):
         stats = model(batch)
     return batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1)
-
-
-def corpus_mean(per_row: Float[Tensor, "R"], length: Float[Tensor, "R"]) -> Estimate:
-    """The ratio estimator `sum(length x row) / sum(length)` and its standard error."""
-    mean = (length * per_row).sum() / length.sum()
-    residual = length * (per_row - mean)
-    rows = len(per_row)
-    variance = (residual**2).sum() * rows / max(1, rows - 1)
-    return Estimate(mean.item(), (variance.sqrt() / length.sum()).item())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unmask.masking.densities import TimeConfig, mixed
 from unmask.masking.time import UNIFORM, Density
+from unmask.peers import ALONE, Peers
 
 
 class Adaptive:
@@ -25,12 +26,13 @@ class Adaptive:
         every: steps of a window.
         uniform: share of the uniform density.
         memory: weight of the past in the slow average; the fast one has its square.
+        peers: the processes that share the batch: all fit one density.
     """
 
     learns = True
 
-    def __init__(self, *, cells: int, every: int, uniform: float, memory: float) -> None:
-        self.cells, self.every, self.uniform, self.memory = cells, every, uniform, memory
+    def __init__(self, *, cells: int, every: int, uniform: float, memory: float, peers: Peers = ALONE) -> None:
+        self.cells, self.every, self.uniform, self.memory, self.peers = cells, every, uniform, memory, peers
         self._now = self._next = UNIFORM
         self._from_step = 0
         zero = torch.zeros(cells, dtype=torch.float64)
@@ -50,7 +52,8 @@ class Adaptive:
             self._refit(step + 2)
 
     def _refit(self, from_step: int) -> None:
-        mean = (self._sum / self._number).cpu()  # nan where nothing was drawn: the averages stay
+        total, number = self._totals()
+        mean = total / number  # nan where nothing was drawn: the averages stay
         self._sum = self._number = torch.zeros(self.cells, dtype=torch.float64)
         memory = torch.tensor([self.memory**2, self.memory], dtype=torch.float64).unsqueeze(1)
         moved = memory * self._averages + (1 - memory) * mean
@@ -61,20 +64,26 @@ class Adaptive:
         fitted = mixed(Density(falling), UNIFORM, self.uniform) if falling.sum() > 0 else UNIFORM
         self._now, self._next, self._from_step = self._next, fitted, from_step
 
+    def _totals(self) -> Float[Tensor, "2 C"]:
+        return self.peers.sum(torch.stack([self._sum, self._number]).cpu())
+
     def state_dict(self) -> dict[str, Any]:
+        total, number = self._totals()
         return {
             "now": self._now.mass.clone(),  # both may be one tensor, which no file holds twice
             "next": self._next.mass.clone(),
             "from_step": self._from_step,
-            "sum": self._sum.clone(),
-            "number": self._number.clone(),
+            "sum": total.clone(),
+            "number": number.clone(),
             "averages": self._averages,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._now, self._next = Density(state["now"]), Density(state["next"])
         self._from_step = state["from_step"]
-        self._sum, self._number, self._averages = state["sum"], state["number"], state["averages"]
+        self._averages = state["averages"]
+        share = 1.0 if self.peers.is_main else 0.0  # the sums are of all processes
+        self._sum, self._number = share * state["sum"], share * state["number"]
 
 
 class AdaptiveConfig(TimeConfig):
@@ -86,5 +95,5 @@ class AdaptiveConfig(TimeConfig):
     uniform: float = Field(0.3, gt=0, le=1, description="share of the uniform density")
     memory: float = Field(0.8, gt=0, lt=1, description="weight of the past in the slow average")
 
-    def build(self) -> Adaptive:
-        return Adaptive(cells=self.cells, every=self.every, uniform=self.uniform, memory=self.memory)
+    def build(self, peers: Peers = ALONE) -> Adaptive:
+        return Adaptive(cells=self.cells, every=self.every, uniform=self.uniform, memory=self.memory, peers=peers)

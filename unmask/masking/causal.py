@@ -3,6 +3,8 @@
 Dimensions: b rows of this process, B of the global batch, L positions.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -37,12 +39,14 @@ class NextToken(IndependentBatches):
         return cls(shard=context.shard, eos_id=context.tokens.eos_id, seed=context.seed, device=context.device)
 
     def _make(self, stream: ExampleStream, step: int) -> MaskedBatch:
-        own, total = self.shard, self.shard.total
-        everyone = stream[step * total + torch.arange(total)]  # the number of tokens is the global batch's
-        is_scored = is_answer(everyone, self.eos_id)
-        x0 = everyone.x0[own.start : own.stop]
-        weight = torch.full(x0.shape, total / is_scored.sum().item(), dtype=torch.float64)
-        return score(x0, x0, is_scored[own.start : own.stop], weight)
+        """Every token weighs 1 as yet."""
+        clean = stream[step * self.shard.total + self.shard.index(torch.device("cpu"))]
+        weight = torch.ones(clean.x0.shape, dtype=torch.float64)
+        return score(clean.x0, clean.x0, is_answer(clean, self.eos_id), weight)
+
+    def _agree(self, batch: MaskedBatch) -> MaskedBatch:
+        tokens = self.shard.peers.sum(batch.weight.sum())
+        return replace(batch, weight=batch.weight * (self.shard.total / tokens.item()))
 
 
 def is_answer(clean: CleanBatch, eos_id: int | None) -> Bool[Tensor, "B L"]:

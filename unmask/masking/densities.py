@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.masking.time import UNIFORM, Density, TimeSampler
+from unmask.peers import ALONE, Peers
 from unmask.registry import resolve
 from unmask.section import Section, check_section
 
@@ -48,7 +49,7 @@ class TimeConfig(Section):
     name: str
 
     @abstractmethod
-    def build(self) -> TimeSampler: ...
+    def build(self, peers: Peers = ALONE) -> TimeSampler: ...
 
 
 class FixedConfig(TimeConfig):
@@ -57,7 +58,7 @@ class FixedConfig(TimeConfig):
     @abstractmethod
     def density(self) -> Density: ...
 
-    def build(self) -> TimeSampler:
+    def build(self, peers: Peers = ALONE) -> TimeSampler:
         return Fixed(self.density())
 
 
@@ -191,7 +192,7 @@ class Annealed(TimeConfig):
             raise ValueError(f"start={self.start} is not before stop={self.stop}; give start < stop")
         return self
 
-    def build(self) -> TimeSampler:
+    def build(self, peers: Peers = ALONE) -> TimeSampler:
         return Changing(self.first.density(), self.last.density(), self.start, self.stop)
 
 

@@ -94,6 +94,11 @@ class InTurn:
         self.first.load_state_dict(state["first"])
         self.then.load_state_dict(state["then"])
 
+    def restarted(self, state: dict[str, Any]) -> dict[str, Any]:
+        """As `Pool.restarted`, of the parts that have a pool."""
+        parts = {"first": self.first, "then": self.then}
+        return state | {name: part.restarted(state[name]) for name, part in parts.items() if hasattr(part, "restarted")}
+
 
 def _joint(first: Requirements, then: Requirements) -> Requirements:
     """What one model must be to serve both.

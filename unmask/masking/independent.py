@@ -35,13 +35,17 @@ class IndependentBatches(ABC):
 
     @property
     def examples_seen(self) -> int:
-        return self.step * self.shard.size
+        return self.step * self.shard.total
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
         batch = self._read(stream)
         if self._reader is not None:
             self._ahead = stream, self.step + 1, self._reader.submit(self._make, stream, self.step + 1)
-        return batch.to(self.device)
+        return self._agree(batch).to(self.device)
+
+    def _agree(self, batch: MaskedBatch) -> MaskedBatch:
+        """What all processes must know before a batch can be used; `_make`, in the thread, cannot ask them."""
+        return batch
 
     def _read(self, stream: ExampleStream) -> MaskedBatch:
         """The batch of this step: the one made ahead, unless this is the first step here, or another stream."""

@@ -122,6 +122,8 @@ class Pool(ABC):
         self.seed = seed
         self.device = device or torch.device("cpu")
         self.step = 0
+        self.first_turn = 0
+        """j of the examples `stream[r + j B]` that a new pool starts with."""
         self._num_refills = torch.zeros((), dtype=torch.long, device=self.device)
         self._num_revealed = torch.zeros((), dtype=torch.long, device=self.device)
         self._upcoming: Upcoming | None = None
@@ -148,8 +150,8 @@ class Pool(ABC):
 
     @property
     def num_refills(self) -> int:
-        """Examples that have entered the pool. Waits for the device."""
-        return int(self._num_refills)
+        """Examples that have entered the pool. Waits for the device, and for the other processes."""
+        return int(self.shard.peers.sum(self._num_refills.cpu()))
 
     @property
     def examples_seen(self) -> int:
@@ -200,11 +202,12 @@ class Pool(ABC):
 
     def _first_pool(self, stream: ExampleStream) -> PoolRows:
         rows = self.shard.index(self.device)
-        clean = stream[rows.cpu()].to(self.device)
+        example = rows + self.first_turn * self.shard.total
+        clean = stream[example.cpu()].to(self.device)
         num_blocks = self._num_blocks(clean)
         order = noise.permute(blocks_of(rows, num_blocks), self.shard.total * num_blocks, self.seed, Purpose.STAGE)
-        self._num_refills = torch.full_like(self._num_refills, len(rows))
-        return self._first_rows(clean, rows, order)
+        self._num_refills = self._num_refills + len(rows)
+        return self._first_rows(clean, example, order)
 
     def _num_blocks(self, clean: CleanBatch) -> int:
         return count_blocks(clean.x0.shape[1], self.block_size)
@@ -225,29 +228,37 @@ class Pool(ABC):
         """Waits for the device. Steps that a row lives: 1 / `puma/finished_share`, on average over some lines."""
         if self.pool is None:
             return {}
+        own = torch.stack([self._num_refills, self.pool.is_done.sum(), self._num_revealed])
+        entered, finished, revealed = self.shard.peers.sum(own.cpu()).tolist()
         return {
-            "puma/steps_per_example": self._steps_per_example(),
-            "puma/finished_share": self.pool.is_done.double().mean().item(),
-            "puma/revealed_per_row": self._num_revealed.item() / self.shard.size,
+            "puma/steps_per_example": self.step * self.shard.total / max(1, entered),  # so far, on average
+            "puma/finished_share": finished / self.shard.total,
+            "puma/revealed_per_row": revealed / self.shard.total,
         }
-
-    def _steps_per_example(self) -> float:
-        """Steps that an example has been trained on so far, on average over all that entered the pool."""
-        return self.step * self.shard.size / max(1, self.num_refills)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "first_turn": self.first_turn,
             "num_refills": self.num_refills,
-            "pool": None if self.pool is None else dict(vars(self.pool)),
+            "pool": None
+            if self.pool is None
+            else {name: self.shard.peers.gather(rows) for name, rows in vars(self.pool).items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        self._num_refills = torch.full_like(self._num_refills, state["num_refills"])
+        self.step, self.first_turn = state["step"], state["first_turn"]
+        self._num_refills = torch.full_like(self._num_refills, state["num_refills"] if self.shard.is_first else 0)
         self._upcoming = None  # a function of the pool's examples
         self.pool = (
             None
             if state["pool"] is None
-            else PoolRows(**{name: t.to(self.device) for name, t in state["pool"].items()})
+            else PoolRows(**{name: self.shard.own(t).to(self.device) for name, t in state["pool"].items()})
         )
+
+    def restarted(self, state: dict[str, Any]) -> dict[str, Any]:
+        """`state` without its rows: a new pool is to start, of examples that no row of the old one has reached."""
+        if state["pool"] is None:
+            return state
+        turn = int(state["pool"]["example"].max()) // self.shard.total
+        return {**state, "first_turn": turn + 1, "pool": None}

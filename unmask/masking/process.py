@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from unmask.blocks import over_positions
 from unmask.data.stream import ExampleStream
+from unmask.peers import ALONE, Peers
 from unmask.types import MaskedBatch, TokenSpec, TokenStats
 
 PAD_MULTIPLE = 128  # scored positions are padded to a multiple of this, so that few shapes occur
@@ -36,6 +37,8 @@ class RowShard:
     total: int
     start: int
     stop: int
+    peers: Peers = ALONE
+    """The processes that train the others, in the order of the ranks."""
 
     @staticmethod
     def whole(total: int) -> "RowShard":
@@ -49,6 +52,15 @@ class RowShard:
     def index(self, device: torch.device) -> Int[Tensor, "b"]:
         """The rows' numbers in the global batch."""
         return torch.arange(self.start, self.stop, device=device)
+
+    def own(self, rows: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "b ..."]:
+        """Of the global batch's rows, those of this process."""
+        return rows[self.start : self.stop]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process stands for all where they must count once."""
+        return self.start == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +85,7 @@ class MaskingProcess(Protocol):
 
     @property
     def examples_seen(self) -> int:
-        """Examples that this process's rows have drawn from the stream so far."""
+        """Examples that the global batch's rows have drawn from the stream so far. All processes ask together."""
         ...
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
@@ -85,12 +97,16 @@ class MaskingProcess(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Named values for the log."""
+        """Named values for the log, of the global batch. All processes ask together."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Of the global batch, in the main process; the others, which ask too, need not know it all."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes from the global batch's `state` what is this process's, however many processes wrote it."""
+        ...
 
 
 def score_masked(

@@ -127,7 +127,7 @@ class RandomMasking(IndependentBatches):
         return cls(
             mask_id=context.tokens.mask_id,
             shard=context.shard,
-            time=config.time.build(),
+            time=config.time.build(context.shard.peers),
             weight=config.weight,
             weight_cap=config.weight_cap,
             masking=config.masking,

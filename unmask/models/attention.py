@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from unmask.models.backends import BACKENDS, fastest, fastest_by_block
 from unmask.models.cache import LayerCache
+from unmask.models.norm import RmsNorm
 from unmask.models.visibility import EVERYTHING, Heads, Visibility
 from unmask.types import at_least_fp32
 
@@ -75,7 +76,7 @@ class Attention(nn.Module):
         self.v = nn.Linear(dim, num_kv_heads * self.head_dim, bias=qkv_bias)
         self.out = nn.Linear(num_heads * self.head_dim, dim, bias=False)
         self.q_norm, self.k_norm = (
-            nn.Identity() if qk_norm_eps is None else nn.RMSNorm(self.head_dim, eps=qk_norm_eps) for _ in range(2)
+            nn.Identity() if qk_norm_eps is None else RmsNorm(self.head_dim, eps=qk_norm_eps) for _ in range(2)
         )
 
     def forward(

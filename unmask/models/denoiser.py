@@ -67,8 +67,16 @@ class Denoiser(nn.Module):
         self._compiled: Callable[..., Tensor] | None = None
         self._compiled_prediction: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def compile_training(self) -> None:
-        """Has `forward` run a compiled backbone while training; evaluation, whose shapes vary, stays as it is."""
+    def compile_training(self, *, by_block: bool = False) -> None:
+        """Has `forward` run a compiled backbone while training; evaluation, whose shapes vary, stays as it is.
+
+        Args:
+            by_block: compile each of its blocks, between which the weights of a sharded model come and go.
+        """
+        if by_block:
+            for block in getattr(self.backbone, "blocks", ()):
+                _compile_block(block)
+            return
         is_whole = self.block_size is None
         self._compiled = torch.compile(self.backbone.forward if is_whole else self.backbone.two_streams)
 
@@ -242,3 +250,12 @@ class Denoiser(nn.Module):
 def _if_given(estimate: Float[Tensor, "B L D"] | None) -> list[Float[Tensor, "B L D"]]:
     """Backbones without self-conditioning need not know of it."""
     return [] if estimate is None else [estimate]
+
+
+def _compile_block(block: nn.Module) -> None:
+    plain, compiled = block.forward, torch.compile(block.forward)
+
+    def forward(*arguments: Any) -> Tensor:
+        return (compiled if block.training else plain)(*arguments)
+
+    block.forward = forward

@@ -1,11 +1,12 @@
 """An exponential moving average of a model's parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class Ema:
@@ -24,7 +25,7 @@ class Ema:
     def update(self) -> None:
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(list(self.shadow.values()), list(self._parameters.values()), 1 - decay)
+        torch._foreach_lerp_(_local(self.shadow), _local(self._parameters), 1 - decay)
 
     @contextmanager
     @torch.no_grad()
@@ -49,3 +50,8 @@ class Ema:
         self.num_updates = state["num_updates"]
         for name, value in self.shadow.items():
             value.copy_(state["shadow"][name])
+
+
+def _local(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Of tensors that processes share (FSDP2), what is here."""
+    return [value.to_local() if isinstance(value, DTensor) else value for value in tensors.values()]

@@ -20,6 +20,7 @@ from unmask import noise
 from unmask.models.attention import Attention, rotary_angles, rows_at
 from unmask.models.backends import BACKENDS
 from unmask.models.cache import KeyValueCache, LayerCache
+from unmask.models.norm import RmsNorm
 from unmask.models.presets import PRESETS
 from unmask.models.tied import TiedGradient, lookup
 from unmask.models.visibility import Visibility, num_clean
@@ -142,7 +143,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(tokens.vocab_size, config.dim)
         self.positions = nn.Embedding(tokens.length, config.dim) if config.learned_positions else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RmsNorm(config.dim, eps=config.norm_eps)
         self.head = None if config.tied_head else nn.Linear(config.dim, tokens.vocab_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.conditioning = nn.Linear(config.dim, config.dim, bias=False) if config.self_conditioning else None
@@ -300,7 +301,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention_norm = RmsNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(
             config.dim,
             config.num_heads,
@@ -312,7 +313,7 @@ class Block(nn.Module):
             head_dim=config.head_dim,
             qk_norm_eps=config.norm_eps if config.qk_norm else None,
         )
-        self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.mlp_norm = RmsNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGlu(config.dim, config.ff_dim)
         self.dropout = nn.Dropout(config.dropout)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unmask import durable
+from unmask.peers import Peers
 from unmask.training.trainer import StepReport
 
 
@@ -16,35 +17,37 @@ class BadStep:
 
     step: int
     report: StepReport
-    rank: int | None
-    """Of this process, where there are several."""
 
-    @property
-    def where(self) -> str:
-        return f"step {self.step}" + ("" if self.rank is None else f", rank {self.rank}")
+    def ranks(self, peers: Peers) -> list[int]:
+        """The processes whose own numbers are bad; all, if only the gradient is. All ask together."""
+        is_own = not bool(self.report.stats.nll.isfinite().all())
+        found = [rank for rank, is_bad in enumerate(peers.exchange(is_own)) if is_bad]
+        return found or list(range(peers.size))
 
-    def keep(self, run: Path) -> Path:
-        """Writes the batch and what the model said of it to `RUN/bad_batches/`; returns the file."""
-        rank = "" if self.rank is None else f"_rank_{self.rank}"
-        path = run / "bad_batches" / f"step_{self.step:08d}{rank}.safetensors"
+    def path(self, run: Path, rank: int, peers: Peers) -> Path:
+        suffix = f"_rank_{rank}" if peers.size > 1 else ""
+        return run / "bad_batches" / f"step_{self.step:08d}{suffix}.safetensors"
+
+    def keep(self, run: Path, peers: Peers) -> None:
+        """Writes this process's batch, and what the model said of it, to `RUN/bad_batches/`."""
+        path = self.path(run, peers.rank, peers)
         durable.make_folder(path.parent)
         batch, stats = self.report.batch, self.report.stats
         tensors = {"x0": batch.x0, "xt": batch.xt, "scored": batch.scored, "weight": batch.weight}
         tensors |= {"nll": stats.nll.detach(), "top1": stats.top1}
         durable.put_tensors(path, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-        return path
 
-    def __str__(self) -> str:
-        return (
-            f"{self.where}: the loss is {self.report.loss.item()}, the gradient's norm {self.report.grad_norm.item()}"
-        )
+    def in_words(self, run: Path, ranks: list[int], peers: Peers) -> str:
+        where = f"step {self.step}" + (f", rank {', '.join(map(str, ranks))}" if peers.size > 1 else "")
+        loss, norm = self.report.loss.item(), self.report.grad_norm.item()
+        path = self.path(run, ranks[0], peers)
+        return f"{where}: the loss is {loss}, the gradient's norm {norm}; its batch is in {path}"
 
 
 class Watch:
     """Tells which steps were bad: at once on a CPU, else once the next step is under way: none is waited for."""
 
-    def __init__(self, rank: int | None = None) -> None:
-        self._rank = rank
+    def __init__(self) -> None:
         self._open: tuple[BadStep, Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, step: int, report: StepReport) -> list[BadStep]:
@@ -55,7 +58,7 @@ class Watch:
         if report.is_bad.is_cuda:
             event = torch.cuda.Event()
             event.record()
-        self._open = BadStep(step, report, self._rank), flag, event
+        self._open = BadStep(step, report), flag, event
         return known if event is not None else [*known, *self.settle()]
 
     def settle(self) -> list[BadStep]:

@@ -24,11 +24,12 @@ _MAY_CHANGE = tuple(
     f"train.{key}"
     for key in (
         *("steps", "epochs", "max_seconds", "max_examples", "threads", "compile"),
+        *("parallel", "cpu_offload", "timeout"),
         *("checkpoint_every", "keep_last", "keep_every", "on_bad_numbers", "max_skips"),
     )
 )
 _SECTIONS_MAY_CHANGE = ("decode", "eval", "log")
-_BITS_DEPEND_ON = ("torch", "cpu", "threads", "device", "dtype", "compiled")
+_BITS_DEPEND_ON = ("torch", "cpu", "threads", "processes", "device", "dtype", "compiled")
 
 
 _LOCK = ".lock"
@@ -167,7 +168,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     return environment if isinstance(environment, dict) else {}
 
 
-def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool) -> dict[str, Any]:
+def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool, processes: int = 1) -> dict[str, Any]:
     """Versions, hardware and revision: what someone who repeats the run needs to know."""
     return {
         "unmask": metadata.version("unmask"),
@@ -178,6 +179,7 @@ def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool)
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": dtype,
         "compiled": is_compiled,

@@ -16,15 +16,19 @@ from unmask.config import RunConfig
 from unmask.decoding.build import build_decoder
 from unmask.errors import RunFailed, UserError
 from unmask.evaluation.along import TextMeasures, in_words
-from unmask.evaluation.evaluate import Evaluation, evaluate
+from unmask.evaluation.evaluate import Evaluation, EvaluationLeft, evaluate
+from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
+from unmask.section import flatten
 from unmask.tasks.build import build_task, is_graded, keep_files
 from unmask.training import checkpoint, trackers, warm_start
 from unmask.training.background import Background
 from unmask.training.bad_numbers import BadStep, Watch
+from unmask.training.distributed import check_alike
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.logger import Board, StepDisplay
 from unmask.training.metrics import MetricsFile
+from unmask.training.parallel import check_parallel
 from unmask.training.trainer import StepReport, Trainer
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -32,10 +36,6 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 class Interrupted(Exception):
     """The run was asked to stop, has saved, and can be resumed."""
-
-
-class _EvaluationLeft(Exception):
-    """A stop was requested during an evaluation."""
 
 
 @dataclass
@@ -87,14 +87,16 @@ def _in_words(result: Evaluation) -> str:
 
 
 class Run:
-    """Trains as `config` says, into `folder`."""
+    """Trains as `config` says, into `folder`, which the main one of several processes alone writes."""
 
-    def __init__(self, config: RunConfig, folder: RunFolder, *, title: str = "train") -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, *, title: str = "train", peers: Peers = ALONE) -> None:
         self.config = config
         self.folder = folder
         self.title = title
-        self.task = build_task(config)
-        self.rank: int | None = None
+        self.peers = peers
+        with peers.agreed():
+            check_parallel(config.train, peers)
+            self.task = build_task(config)
         self.stop_requested = False
         self.is_stepping = False
         self.saved_step = 0
@@ -102,43 +104,70 @@ class Run:
         """Of the newest checkpoint that is known to be on the disk."""
         self.saving = Background()
 
-    def train(self, *, resume: bool = False) -> None:
+    def train(self, *, resume: bool = False, restart_pool: bool = False) -> None:
         """Trains to the last step.
+
+        Args:
+            resume: go on from the newest whole checkpoint.
+            restart_pool: there, with a new pool, of other examples.
 
         Raises:
             UserError: wrong settings, data or folder.
             RunFailed: a disk is full, or numbers are bad; what was saved is whole.
-            Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the step was finished and saved.
+            Interrupted: SIGINT, SIGTERM or SIGUSR1 came to one of the processes; the step was finished and saved.
         """
         with self._signals():
-            self._train(resume=resume)
+            self._train(resume=resume, restart_pool=restart_pool)
 
-    def _train(self, *, resume: bool) -> None:
+    def _train(self, *, resume: bool, restart_pool: bool) -> None:
         if self.config.train.threads is not None:
             torch.set_num_threads(self.config.train.threads)
-        trackers.check(self.config.log.to)
-        self.folder.check(self.config, resume=resume)
-        self.trainer = Trainer(self.config, self.task.tokens, self.task.train_stream(self.config.train.seed))
+        with self.peers.agreed():
+            stream = self.task.train_stream(self.config.train.seed)
+            self.examples = self.task.validation(self.config.eval.examples)
+            if self.peers.is_main:
+                trackers.check(self.config.log.to)
+                self.folder.check(self.config, resume=resume)
+        self._check_alike(stream.epoch_size, resume=resume, restart_pool=restart_pool)
+        self.trainer = Trainer(self.config, self.task.tokens, stream, self.peers)
         known = read_environment(self.folder.path).get("attention") if resume else None
         environment = describe_environment(
-            self.trainer.device, dtype=self.trainer.dtype, is_compiled=self.trainer.is_compiled
+            self.trainer.device,
+            dtype=self.trainer.dtype,
+            is_compiled=self.trainer.is_compiled,
+            processes=self.peers.size,
         ) | {"attention": known}
-        self.examples = self.task.validation(self.config.eval.examples)
-        self._check_model()
-        self.text_measures = TextMeasures.of(self.config, self.task, self.trainer.model, self.trainer.device)
-        if not (resume and checkpoint.steps(self.folder.checkpoints)):
+        with self.peers.agreed():
+            self._check_model()
+            self.text_measures = TextMeasures.of(self.config, self.task, self.trainer.model, self.trainer.device)
+        if not self._from_main(resume and bool(checkpoint.steps(self.folder.checkpoints))):
             self._start_warm()
         try:
-            self.folder.open(self.config, environment, warn, resume=resume)
-            keep_files(self.task, self.folder.path)
-            self.progress = self._restore(resume)
+            with self.peers.agreed():
+                self._open_folder(environment, resume)
+            self.progress = self._restore(resume, restart_pool)
             self._compile(known)
-            self.folder.note(environment | {"attention": self.trainer.attention})
+            if self.peers.is_main:
+                self.folder.note(environment | {"attention": self.trainer.attention})
             self._loop()
         except OSError as error:
             raise RunFailed(f"{error}. The run stops; {self._what_is_left()}") from error
         finally:
             self.folder.close()
+
+    def _from_main(self, value: Any) -> Any:
+        """What the main process says, whose folder counts. JSON can hold it."""
+        return self.peers.exchange(value)[0]
+
+    def _check_alike(self, epoch_size: int, **options: bool) -> None:
+        settings = dict(flatten(self.config.model_dump(mode="json")))
+        found = {"examples of data": epoch_size, "fingerprint of data": self.task.tokens.fingerprint}
+        check_alike(self.peers, {**settings, **options, **found, "torch": torch.__version__})
+
+    def _open_folder(self, environment: dict[str, Any], resume: bool) -> None:
+        if self.peers.is_main:
+            self.folder.open(self.config, environment, warn, resume=resume)
+            keep_files(self.task, self.folder.path)
 
     def _what_is_left(self) -> str:
         if self.whole_step is None:
@@ -165,13 +194,14 @@ class Run:
                 self.trainer.warm_up()
             console.print(f"{self.title}  compiled in {time.perf_counter() - started:.0f} s")
 
-    def _restore(self, resume: bool) -> Progress:
+    def _restore(self, resume: bool, restart_pool: bool) -> Progress:
         """From the newest whole checkpoint if there is one; else from the start."""
-        path = checkpoint.newest(self.folder.checkpoints, warn) if resume else None
-        checkpoint.set_aside(self.folder.checkpoints, after=-1 if path is None else checkpoint.step_of(path))
-        if path is not None:
-            state = checkpoint.load(path)
-            self.trainer.load_state_dict(state)
+        step = self._from_main(self._newest_step() if resume and self.peers.is_main else None)
+        if step is not None:
+            with self.peers.agreed():
+                state = self._load(step, restart_pool)
+            with self.peers.agreed():
+                self.trainer.load_state_dict(state)
             self.saved_step = self.whole_step = self.trainer.step_number
             console.print(f"Resuming {self.folder.path} from step {self.saved_step}")
             return Progress(**state["progress"])
@@ -180,22 +210,50 @@ class Run:
             self._start_warm()
         return Progress()
 
+    def _newest_step(self) -> int | None:
+        """That of the newest whole checkpoint; those that are not whole are set aside."""
+        path = checkpoint.newest(self.folder.checkpoints, warn)
+        step = None if path is None else checkpoint.step_of(path)
+        checkpoint.set_aside(self.folder.checkpoints, after=-1 if step is None else step)
+        return step
+
+    def _load(self, step: int, restart_pool: bool) -> dict[str, Any]:
+        try:
+            state = checkpoint.load(self.folder.checkpoints / f"step_{step:08d}")
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.folder.path}: the main process has a checkpoint of step {step} here, this one has not: "
+                f"{error}; put the run where all processes see it"
+            ) from error
+        if restart_pool:
+            restarted = getattr(self.trainer.process, "restarted", None)
+            if restarted is None:
+                raise UserError("--restart-pool: this run's process has no pool; leave it out")
+            state["process"] = restarted(state["process"])
+            console.print("The pool is restarted: its rows are dropped, and new examples take their place")
+        return state
+
     def _start_warm(self) -> None:
-        if self.config.train.init is not None:
-            model = self.trainer.model
-            self.trainer.load_weights(warm_start.read(self.config.train.init, self.task, self.config.model, model))
+        init, model = self.config.train.init, self.trainer.model
+        if init is not None:
+            with self.peers.agreed():
+                weights = warm_start.read(init, self.task, self.config.model, model)
+            self.trainer.load_weights(weights)
 
     def _loop(self) -> None:
         progress, config = self.progress, self.config
         with self._opened(), StepDisplay(self.title, progress.step, self.trainer.num_steps) as display:
+            self._heard = self.peers.vote(self._votes)
             self._evaluate_if_owed()
-            while not (self._is_over() or self.stop_requested):
+            while not (self._is_over() or self._must_stop):
+                asked = self.peers.vote(self._votes)
                 report = self._timed_step(display)
+                self._heard = asked
                 self._refuse(self.watch.add(progress.step, report))
                 if self._is_due(config.log.every):
                     self._log_step(report, display)
                 is_best = self._evaluate_if_owed()
-                if is_best or self.stop_requested or self._is_due(config.train.checkpoint_every):
+                if is_best or self._must_stop or self._is_due(config.train.checkpoint_every):
                     self._save()
             if self.saved_step != progress.step:  # the signal came after the last look
                 self._save()
@@ -205,9 +263,11 @@ class Run:
     @contextmanager
     def _opened(self) -> Iterator[None]:
         """All that steps write to; at the end, what is still being saved is waited for."""
-        self.metrics = MetricsFile(self.folder.metrics, self.progress.metrics_position, self._head())
-        self.boards = [*self._boards()]
-        self.watch = Watch(self.rank)
+        head = self._head()
+        if self.peers.is_main:
+            self.metrics = MetricsFile(self.folder.metrics, self.progress.metrics_position, head)
+        self.boards = [*self._boards()] if self.peers.is_main else []
+        self.watch = Watch()
         self.is_stepping = True
         try:
             yield
@@ -215,7 +275,8 @@ class Run:
         finally:
             self.is_stepping = False
             self.saving.join()
-            self.metrics.close()
+            if self.peers.is_main:
+                self.metrics.close()
             for board in self.boards:
                 board.close()
 
@@ -229,13 +290,23 @@ class Run:
             about = trackers.About(project=log.project, name=path.name, id=own, folder=path, config=config)
             yield from (trackers.Tracker(name, about) for name in log.to)
 
+    def _votes(self) -> list[float]:
+        """What this process alone knows, and all must act on at one step: a signal came; the main one's time is up."""
+        limit = self.config.train.max_seconds
+        is_late = self.peers.is_main and limit is not None and self.progress.seconds >= limit
+        return [float(self.stop_requested), float(is_late)]
+
+    @property
+    def _must_stop(self) -> bool:
+        return self._heard()[0] > 0
+
     def _is_over(self) -> bool:
         """Whether all steps are done, or one of the budgets is spent."""
-        train, progress = self.config.train, self.progress
+        limit = self.config.train.max_examples
         return (
-            progress.step >= self.trainer.num_steps
-            or (train.max_seconds is not None and progress.seconds >= train.max_seconds)
-            or (train.max_examples is not None and self.trainer.process.examples_seen >= train.max_examples)
+            self.progress.step >= self.trainer.num_steps
+            or self._heard()[1] > 0
+            or (limit is not None and self.trainer.process.examples_seen >= limit)
         )
 
     def _is_due(self, every: int) -> bool:
@@ -253,7 +324,7 @@ class Run:
 
     def _log_step(self, report: StepReport, display: StepDisplay) -> None:
         self._refuse(self.watch.settle())
-        values = {**report.metrics(), **self.trainer.process.metrics()}
+        values = {**report.metrics(self.peers), **self.trainer.process.metrics()}
         if self.config.train.on_bad_numbers == "skip":
             values["train/skips"] = self.progress.skips
         self._log(values)
@@ -263,7 +334,10 @@ class Run:
         """Steps with bad numbers have changed nothing; goes on after them if that is asked for."""
         train, progress = self.config.train, self.progress
         for bad in bad_steps:
-            message = f"{bad}; its batch is in {bad.keep(self.folder.path)}"
+            ranks = bad.ranks(self.peers)
+            if self.peers.rank in ranks:
+                bad.keep(self.folder.path, self.peers)
+            message = bad.in_words(self.folder.path, ranks, self.peers)
             if train.on_bad_numbers == "stop" or progress.skips >= train.max_skips:
                 raise RunFailed(f"{message}. {self._how_to_go_on()}")
             progress.skips += 1
@@ -285,7 +359,9 @@ class Run:
         }
 
     def _log(self, values: dict[str, Any]) -> None:
-        self.metrics.write(self._head() | values)
+        head = self._head()
+        if self.peers.is_main:
+            self.metrics.write(head | values)
         for board in self.boards:
             board.write(self.progress.step, values)
 
@@ -303,15 +379,18 @@ class Run:
 
         def leave_if_stopped(*_: object) -> None:
             if self.stop_requested:
-                raise _EvaluationLeft
+                self.peers.tell_stop()
+            if self.stop_requested or self.peers.is_stop_told():
+                raise EvaluationLeft
 
         hook = self.trainer.model.backbone.register_forward_pre_hook(leave_if_stopped)
         try:
             return self._evaluate()
-        except _EvaluationLeft:
+        except EvaluationLeft:
             return False
         finally:
             hook.remove()
+            self._heard = self.peers.vote(self._votes)  # if this was left, then at this step
 
     def _evaluate(self) -> bool:
         """Evaluates all weights asked for, and logs; returns whether this is the best so far."""
@@ -327,7 +406,7 @@ class Run:
             values[f"eval/nelbo/{name}"] = result.nelbo.value
             for label, measured in result.accuracy.items():
                 values[rate(name, label)] = measured.accuracy
-        with self.trainer.weights(next(iter(results))):
+        with self.trainer.weights(next(iter(results))), self.peers.agreed(EvaluationLeft):
             values |= self.text_measures(self.trainer.model, self.trainer.dtype)
         self._log(values)
         console.print(f"{self.title}  step {self.progress.step}: {_in_words(headline)}{in_words(values)}")
@@ -348,17 +427,21 @@ class Run:
                 self.config.eval.decoders(self.config.decode),
                 nelbo_draws=self.config.eval.nelbo_draws,
                 dtype=self.trainer.dtype,
+                peers=self.peers,
             )
 
     def _save(self) -> None:
         """Takes a copy of all that matters, which is written while training goes on."""
         self._refuse(self.watch.settle())
-        self.saving.wait()  # at most one copy at a time
         progress = self.progress
-        progress.metrics_position = self.metrics.position
-        state = checkpoint.snapshot(self.trainer.state_dict() | {"progress": asdict(progress)})
-        self.saving.start(partial(self._write, progress.step, state, progress.best_step))
         self.saved_step = progress.step
+        state = self.trainer.state_dict()
+        if not self.peers.is_main:
+            return
+        self.saving.wait()  # at most one copy at a time
+        progress.metrics_position = self.metrics.position
+        copied = checkpoint.snapshot(state | {"progress": asdict(progress)})
+        self.saving.start(partial(self._write, progress.step, copied, progress.best_step))
 
     def _write(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
         train, folder = self.config.train, self.folder.checkpoints

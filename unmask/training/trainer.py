@@ -4,7 +4,8 @@ Dimensions: B rows of the global batch, M scored positions.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from unmask import noise
 from unmask.config import RunConfig
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
-from unmask.masking.process import MaskingProcess, ProcessContext, RowShard, score_masked
+from unmask.masking.process import MaskingProcess, ProcessContext, score_masked
 from unmask.models.attention import train_with
 from unmask.models.build import build_denoiser
 from unmask.models.compiling import should_compile
@@ -24,8 +25,11 @@ from unmask.models.ema import Ema
 from unmask.models.measuring import fastest_here
 from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
 from unmask.noise import Purpose
+from unmask.peers import ALONE, Peers
 from unmask.registry import resolve
 from unmask.section import name_of
+from unmask.training import parallel, shapes
+from unmask.training.distributed import device_of, shard_of
 from unmask.training.optim import (
     build_optimizer,
     learning_rate,
@@ -41,23 +45,26 @@ class StepReport:
     """What a step has to say; the tensors are on the device, to be read only when they are logged."""
 
     loss: Tensor
+    """Of the global batch, as is the norm; batch and statistics are this process's."""
     grad_norm: Tensor
     """Before clipping."""
     is_bad: Tensor
-    """Whether one of the two is not finite on any process: the step has left weights and moments as they were."""
+    """Whether one of the two is not finite: the step has left weights and moments as they were."""
     lr: float
     batch: MaskedBatch
     stats: TokenStats
 
-    def metrics(self) -> dict[str, float]:
-        """Named values. Waits for the device."""
+    def metrics(self, peers: Peers = ALONE) -> dict[str, float]:
+        """Named values. Waits for the device; all processes ask together."""
         is_real = self.batch.weight > 0
+        own = torch.stack([is_real.sum().double(), self.stats.top1[is_real].double().sum()])
+        scored, top1 = peers.sum(own).tolist()
         return {
             "train/loss": self.loss.item(),
             "train/grad_norm": self.grad_norm.item(),
             "train/lr": self.lr,
-            "train/scored_per_row": is_real.sum().item() / len(self.batch.x0),
-            "train/top1": self.stats.top1[is_real].mean().item(),
+            "train/scored_per_row": scored / (len(self.batch.x0) * peers.size),
+            "train/top1": top1 / scored,
         }
 
 
@@ -85,46 +92,58 @@ def num_steps(config: RunConfig, stream: EpochStream) -> int:
 class Trainer:
     """Model, optimizer, average and masking process, and the step that moves them, whichever the method."""
 
-    def __init__(self, config: RunConfig, tokens: TokenSpec, stream: EpochStream) -> None:
+    def __init__(self, config: RunConfig, tokens: TokenSpec, stream: EpochStream, peers: Peers = ALONE) -> None:
         train = config.train
         self.config = config
         self.tokens = tokens
         self.stream = stream
-        self.device = resolve_device(train.device)
+        self.peers = peers
+        with peers.agreed():
+            self._build()
+        self.attention: str | None = None
+        self.is_compiled = all(peers.exchange(should_compile(train.compile, self.device)))
+        self.is_sharded = train.parallel == "fsdp" and peers.size > 1
+        if self.is_compiled:
+            self.model.compile_training(by_block=self.is_sharded)
+        self.trained = parallel.wrap(self.model, train, peers, dtype=self.dtype, device=self.device)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
+        self.step_number = 0
+        self.trained.train()
+        self.has_dropout = any(isinstance(module, nn.Dropout) and module.p for module in self.model.modules())
+        if self.has_dropout:
+            self._set_dropout_rng(None)  # nothing else draws from global state
+
+    def _build(self) -> None:
+        """What this process knows for itself: its device, rows, masking process and model."""
+        train = self.config.train
+        self.device = resolve_device(device_of(self.peers, train.device))
         self.dtype = resolve_dtype(train.dtype, self.device)
-        self.num_steps = num_steps(config, stream)
-        self.shard = RowShard.whole(train.batch_size)
-        self.process: MaskingProcess = resolve("process", name_of(config.process)).from_config(
-            config.process,
-            ProcessContext(tokens=tokens, shard=self.shard, seed=train.seed, device=self.device),
+        self.num_steps = num_steps(self.config, self.stream)
+        self.shard = shard_of(self.peers, train.batch_size, train.accumulate)
+        self.process: MaskingProcess = resolve("process", name_of(self.config.process)).from_config(
+            self.config.process,
+            ProcessContext(tokens=self.tokens, shard=self.shard, seed=train.seed, device=self.device),
         )
         self.model = build_denoiser(
-            config.model,
-            tokens,
+            self.config.model,
+            self.tokens,
             requirements=self.process.requirements,
             seed=train.seed,
             dtype=self.dtype,
             device=self.device,
         )
-        self.attention: str | None = None
-        self.is_compiled = should_compile(train.compile, self.device)
-        if self.is_compiled:
-            self.model.compile_training()
-        self.optimizer = build_optimizer(self.model, config.optim)
-        self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
-        self.step_number = 0
-        self.model.train()
-        self.has_dropout = any(isinstance(module, nn.Dropout) and module.p for module in self.model.modules())
-        if self.has_dropout:
-            torch.manual_seed(noise.integer(train.seed, Purpose.DROPOUT))  # nothing else draws from global state
 
     def choose_attention(self, known: str | None = None) -> None:
-        """Measures which attention trains fastest on this CPU, unless it is `known`: runs go on with what they had."""
-        if known is None and self.is_compiled and self.device.type == "cpu":
+        """Measures which attention trains fastest on this CPU, unless it is `known`: runs go on with what they had.
+
+        The main process measures for all, which otherwise might choose differently.
+        """
+        if known is None and self.is_compiled and self.device.type == "cpu" and self.peers.is_main:
             rows = self.shard.size // self.config.train.accumulate
             dtype = torch.bfloat16 if self.dtype == "bfloat16" else parameter_dtype(self.dtype)
             known = fastest_here(self.model, rows=rows, length=self.tokens.length, dtype=dtype)
-        self.attention = known
+        self.attention = known = self.peers.exchange(known)[0]
         train_with(self.model, known)
 
     def warm_up(self) -> None:
@@ -143,7 +162,7 @@ class Trainer:
         batch = replace(self.process.next_batch(self.stream), step=self.step_number)
         loss, stats = self._forward_backward(batch)
         grad_norm = self._clip()
-        is_bad = self._on_any_process(~(loss + grad_norm).isfinite())
+        is_bad = ~(loss + grad_norm).isfinite()  # of all processes, so that all know
         lr = self._update(is_bad)
         self.process.observe(batch, stats)
         self.step_number += 1
@@ -152,27 +171,28 @@ class Trainer:
     def _forward_backward(self, batch: MaskedBatch) -> tuple[Tensor, TokenStats]:
         """Gradients of the weighted sum of NLLs over the global number of rows, in micro-batches."""
         losses, parts = [], []
-        for micro in batch.split(self.config.train.accumulate):
-            loss, stats = self._backward(micro)
+        micros = batch.split(self.config.train.accumulate)
+        for number, micro in enumerate(micros, start=1):
+            with parallel.synchronised(self.trained, number == len(micros)):
+                loss, stats = self._backward(micro)
             losses.append(loss)
             parts.append(stats)
-        return torch.stack(losses).sum(), TokenStats.concatenate(parts)
+        loss = self.peers.sum(torch.stack(losses).sum()) / self.peers.size
+        return loss, TokenStats.concatenate(parts)
 
     def _backward(self, micro: MaskedBatch) -> tuple[Tensor, TokenStats]:
         with autocast(self.dtype, self.device):
-            stats = self.model(micro)
-        loss = (stats.nll * micro.weight.to(stats.nll.dtype)).sum() / self.shard.total
+            stats = self.trained(micro)
+        # The average of the processes' gradients is to be that of the sum over all rows, divided by their number.
+        loss = (stats.nll * micro.weight.to(stats.nll.dtype)).sum() * self.peers.size / self.shard.total
         loss.backward()
         return loss.detach(), stats
 
     def _clip(self) -> Tensor:
         """Returns the gradient norm before clipping."""
         limit = self.config.optim.grad_clip
-        return nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
-
-    def _on_any_process(self, flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
-        """Whether `flag` is set on any process that shares this step."""
-        return flag
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+        return parallel.full(norm)
 
     def _update(self, is_bad: Bool[Tensor, ""]) -> float:
         """Step, unless `is_bad`, and average; returns the learning rate."""
@@ -185,19 +205,25 @@ class Trainer:
             self.ema.update()
         return lr
 
-    def weights(self, name: str) -> AbstractContextManager[None]:
-        """The context in which the model has the weights `ema` or `raw`."""
-        return self.ema.applied() if name == "ema" and self.ema is not None else nullcontext()
+    @contextmanager
+    def weights(self, name: str) -> Iterator[None]:
+        """The context in which the model has the weights `ema` or `raw`, all of them on every process."""
+        averaged = self.ema.applied() if name == "ema" and self.ema is not None else nullcontext()
+        with averaged, parallel.unsharded(self.model):
+            yield
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Starts from `weights`, the average too."""
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(self._dealt(weights))
         if self.ema is not None:
             self.ema = Ema(self.model, self.ema.decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that survives a step: what is not in here must be a function of the configuration."""
-        return {
+        """All that survives a step: what is not in here must be a function of the configuration.
+
+        Of all processes, which ask together; complete in the main one. It does not say how many there were.
+        """
+        state = {
             "model": self.model.state_dict(),
             "optimizer": optimizer_state(self.optimizer, self.model),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -207,23 +233,44 @@ class Trainer:
                 "dropout_rng": self._dropout_rng() if self.has_dropout else None,
             },
         }
+        return parallel.whole(state, self.peers)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        load_optimizer_state(self.optimizer, self.model, state["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.process.load_state_dict(state["process"])
+        """Takes in what any number of processes saved.
+
+        Raises:
+            UserError: the state is of another model.
+        """
+        if different := shapes.differences(self.model.state_dict(), state["model"]):
+            raise UserError(f"the checkpoint is of another model: {different}; is it this run's?")
         self.step_number = state["trainer"]["step_number"]
+        self.model.load_state_dict(self._dealt(state["model"]))
+        load_optimizer_state(self.optimizer, self.model, self._dealt(state["optimizer"]))
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"] | {"shadow": self._dealt(state["ema"]["shadow"])})
+        self.process.load_state_dict(state["process"])
         if self.has_dropout:
             self._set_dropout_rng(state["trainer"]["dropout_rng"])
 
-    def _dropout_rng(self) -> Tensor:
-        is_cuda = self.device.type == "cuda"
-        return torch.cuda.get_rng_state(self.device) if is_cuda else torch.get_rng_state()
+    def _dealt(self, values: dict[str, Any]) -> dict[str, Any]:
+        """By parameter, what this process has of `values`."""
+        own = self.model.state_dict()
+        return {name: parallel.dealt(value, own[name]) for name, value in values.items()}
 
-    def _set_dropout_rng(self, state: Tensor) -> None:
+    def _dropout_rng(self) -> Tensor:
+        """Of all processes, (processes, bytes): each draws for its own rows."""
+        is_cuda = self.device.type == "cuda"
+        own = torch.cuda.get_rng_state(self.device) if is_cuda else torch.get_rng_state()
+        return self.peers.gather(own.unsqueeze(0))
+
+    def _set_dropout_rng(self, saved: Tensor | None) -> None:
+        """As saved; drawn anew at the start, and where there are more or fewer processes than then."""
+        if saved is None or len(saved) != self.peers.size:
+            keys = (self.peers.rank, self.step_number) if self.peers.rank or self.step_number else ()
+            torch.manual_seed(noise.integer(self.config.train.seed, Purpose.DROPOUT, *keys))
+            return
+        own = saved[self.peers.rank].clone()  # torch reads a whole tensor's memory, from an aligned start
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state, self.device)
+            torch.cuda.set_rng_state(own, self.device)
         else:
-            torch.set_rng_state(state)
+            torch.set_rng_state(own)

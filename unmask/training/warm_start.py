@@ -9,7 +9,7 @@ from unmask.models import hf
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.section import Section
 from unmask.tasks.task import Task
-from unmask.training import loading
+from unmask.training import loading, shapes
 
 
 def read(source: str, task: Task, settings: Section, model: nn.Module) -> dict[str, Tensor]:
@@ -22,9 +22,7 @@ def read(source: str, task: Task, settings: Section, model: nn.Module) -> dict[s
     weights = _of_checkpoint(folder, task, settings) if hf.is_checkpoint(folder) else _of_run(source, task)
     own = model.state_dict()
     weights = {name: own[name] for name in own if name.endswith(Transformer.STARTS_AT_ZERO)} | weights
-    wrong = [name for name in sorted({*own, *weights}) if _shape(own, name) != _shape(weights, name)]
-    if wrong:
-        named = "; ".join(f"{name} is {_shape(weights, name)}, here {_shape(own, name)}" for name in wrong[:3])
+    if named := shapes.differences(own, weights):
         raise UserError(
             f"train.init={source}: its model differs from this one: {named}; set `model` as it has it, or name another"
         )
@@ -47,7 +45,3 @@ def _of_checkpoint(folder: Path, task: Task, settings: Section) -> dict[str, Ten
     hf.check_settings(folder, settings)
     original_ids = getattr(task, "original_ids", None)
     return hf.read_weights(folder, original_ids=original_ids, vocab_size=task.tokens.vocab_size)
-
-
-def _shape(tensors: dict[str, Tensor], name: str) -> tuple[int, ...] | str:
-    return tuple(tensors[name].shape) if name in tensors else "missing"

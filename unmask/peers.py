@@ -1,0 +1,74 @@
+"""The processes that train one model together, as each part that must agree with the others sees them.
+
+Dimensions: b rows of this process, B of all.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from unmask.errors import UserError
+
+Votes = Callable[[], list[float]]
+
+
+class Peers:
+    """One process, which has no peers. `training.distributed.Group` is the one that has.
+
+    All processes call these methods together, in the same order, but for `tell_stop` and `is_stop_told`.
+    """
+
+    rank = 0
+    size = 1
+    local_rank = 0
+    """The number on this machine."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes: files, the log, the terminal."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> slice:
+        """Which of things that are dealt out, evaluated examples for instance, are this process's: every `size`-th."""
+        return slice(self.rank, None, self.size)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Over the processes."""
+        return value
+
+    def gather(self, rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "rows ..."]:
+        """All (B, ...) rows in the order of the ranks, in the main process; in the others their own."""
+        return rows
+
+    def exchange(self, value: Any) -> list[Any]:
+        """What every process says, by rank. JSON can hold it."""
+        return [value]
+
+    def vote(self, votes: Votes) -> Votes:
+        """Asks all for their `votes` as they are now; what it returns waits for the answers, and gives their sums.
+
+        The work between the two hides the exchange. One process alone may change its mind until it is asked.
+        """
+        return votes
+
+    @contextmanager
+    def agreed(self, kind: type[Exception] = UserError) -> Iterator[None]:
+        """What is wrong in one process (an error of `kind` in this context) ends the context with it in all of them.
+
+        Inside, processes must not wait for each other.
+        """
+        yield
+
+    def tell_stop(self) -> None:
+        """Lets the others know, without waiting for them, that this process was asked to stop."""
+
+    def is_stop_told(self) -> bool:
+        """Whether another process was asked to stop."""
+        return False
+
+
+ALONE = Peers()
