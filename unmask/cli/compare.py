@@ -19,8 +19,8 @@ from unmask.report.comparison import FEWEST_SEEDS, Comparison
 from unmask.report.curves import Curve
 from unmask.report.runs import read_run
 from unmask.report.trainings import Training, train_all
+from unmask.training.evaluating import rates
 from unmask.training.folder import RunFolder, command_line
-from unmask.training.run import rates
 
 
 def compare(

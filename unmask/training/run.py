@@ -1,11 +1,10 @@
 """A run: training steps with everything around them, from a configuration to a folder."""
 
-import math
 import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -13,22 +12,22 @@ from typing import Any
 import torch
 
 from unmask.config import RunConfig
-from unmask.decoding.build import build_decoder
 from unmask.errors import RunFailed, UserError
-from unmask.evaluation.along import TextMeasures, in_words
-from unmask.evaluation.evaluate import Evaluation, EvaluationLeft, evaluate
+from unmask.evaluation.evaluate import EvaluationLeft
 from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
 from unmask.section import flatten
-from unmask.tasks.build import build_task, is_graded, keep_files
+from unmask.tasks.build import build_task, keep_files
 from unmask.training import checkpoint, trackers, warm_start
 from unmask.training.background import Background
 from unmask.training.bad_numbers import BadStep, Watch
 from unmask.training.distributed import check_alike
+from unmask.training.evaluating import Evaluator
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.logger import Board, StepDisplay
 from unmask.training.metrics import MetricsFile
 from unmask.training.parallel import check_parallel
+from unmask.training.state import Progress
 from unmask.training.trainer import StepReport, Trainer
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -36,54 +35,6 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 class Interrupted(Exception):
     """The run was asked to stop, has saved, and can be resumed."""
-
-
-@dataclass
-class Progress:
-    """What a run knows of itself beside the trainer's state; saved with it."""
-
-    step: int = 0
-    seconds: float = 0.0
-    """Of training: evaluation and saving apart."""
-    metrics_position: int = 0
-    """How long `metrics.jsonl` was."""
-    skips: int = 0
-    """Steps whose update was left out, because their numbers were bad."""
-    evaluated_step: int = 0
-    """The last one; a run that was stopped when an evaluation was due owes it."""
-    best_step: int | None = None
-    best_score: float = -math.inf
-    best_nelbo: float = math.inf
-
-    def is_better(self, score: float, nelbo: float) -> bool:
-        """By accuracy; where that is equal (0, early on or always), by NELBO."""
-        return (score, -nelbo) > (self.best_score, -self.best_nelbo)
-
-
-def evaluated_weights(config: RunConfig) -> list[str]:
-    """`ema` counts only where there is an average."""
-    return [name for name in config.eval.weights if name == "raw" or config.ema.decay] or ["raw"]
-
-
-def rate(weights: str, decoder: str) -> str:
-    """What the share of examples solved is called in `metrics.jsonl`, by weights and `DecodeConfig.label`."""
-    return f"eval/accuracy/{weights}/{decoder}"
-
-
-def rates(config: RunConfig) -> list[str]:
-    """All shares that the evaluations of a run will write; `eval/accuracy` repeats the first. None of running text."""
-    if not is_graded(config):
-        return []
-    labels = [decoder.label for decoder in config.eval.decoders(config.decode)]
-    return [rate(weights, label) for weights in evaluated_weights(config) for label in labels]
-
-
-def _in_words(result: Evaluation) -> str:
-    assert result.nelbo is not None, "held-out examples are known"
-    shown = ", ".join(f"{label} {measured.accuracy:.1%}" for label, measured in result.accuracy.items())
-    text = "" if result.text is None else f", {result.text.bits_per_byte:.3f} bits per byte"
-    accuracy = f"accuracy {shown}; " if shown else ""
-    return f"{accuracy}{result.likelihood} {result.nelbo.value:.4f} nats{text}"
 
 
 class Run:
@@ -138,8 +89,7 @@ class Run:
             processes=self.peers.size,
         ) | {"attention": known}
         with self.peers.agreed():
-            self._check_model()
-            self.text_measures = TextMeasures.of(self.config, self.task, self.trainer.model, self.trainer.device)
+            self.evaluator = Evaluator(self.config, self.task, self.examples, self.trainer)
         if not self._from_main(resume and bool(checkpoint.steps(self.folder.checkpoints))):
             self._start_warm()
         try:
@@ -173,17 +123,6 @@ class Run:
         if self.whole_step is None:
             return "it has no checkpoint yet. When this is mended, start again with --resume"
         return f"its newest checkpoint is of step {self.whole_step}. When this is mended, continue with --resume"
-
-    def _check_model(self) -> None:
-        """Whether the model can be trained on these examples, and evaluated as asked: before any work is done."""
-        model = self.trainer.model
-        for decoder in self.config.eval.decoders(self.config.decode) if is_graded(self.config) else ():
-            build_decoder(decoder, model, self.task.tokens)
-        if model.alignment == "next" and not self.examples.prompt_mask[:, 0].all():
-            raise UserError(
-                "model.alignment=next predicts a token from what is before it, but position 0 of an example is to be "
-                "predicted; use alignment=same, or data with a prompt"
-            )
 
     def _compile(self, attention: str | None) -> None:
         """Before the first step, so that no step's time holds it. `attention`: what the run had chosen."""
@@ -393,42 +332,16 @@ class Run:
             self._heard = self.peers.vote(self._votes)  # if this was left, then at this step
 
     def _evaluate(self) -> bool:
-        """Evaluates all weights asked for, and logs; returns whether this is the best so far."""
-        results = {name: self._evaluate_weights(name) for name in evaluated_weights(self.config)}
-        headline = next(iter(results.values()))
-        score = next((measured.accuracy for measured in headline.accuracy.values()), 0.0)
-        assert headline.nelbo is not None, "held-out examples are known"
-        values = {f"eval/{name}": value for name, value in headline.likelihoods().items()}
-        if headline.accuracy:
-            values["eval/accuracy"] = score
-        for name, result in results.items():
-            assert result.nelbo is not None, "the same examples"
-            values[f"eval/nelbo/{name}"] = result.nelbo.value
-            for label, measured in result.accuracy.items():
-                values[rate(name, label)] = measured.accuracy
-        with self.trainer.weights(next(iter(results))), self.peers.agreed(EvaluationLeft):
-            values |= self.text_measures(self.trainer.model, self.trainer.dtype)
-        self._log(values)
-        console.print(f"{self.title}  step {self.progress.step}: {_in_words(headline)}{in_words(values)}")
+        """Logs an evaluation; returns whether this is the best so far."""
+        found = self.evaluator()
+        self._log(found.values)
+        console.print(f"{self.title}  step {self.progress.step}: {found.words}")
         progress = self.progress
         progress.evaluated_step = progress.step
-        if not progress.is_better(score, headline.nelbo.value):
+        if not progress.is_better(found.score, found.nelbo):
             return False
-        progress.best_step = progress.step
-        progress.best_score, progress.best_nelbo = score, headline.nelbo.value
+        progress.best_step, progress.best_score, progress.best_nelbo = progress.step, found.score, found.nelbo
         return True
-
-    def _evaluate_weights(self, name: str) -> Evaluation:
-        with self.trainer.weights(name):
-            return evaluate(
-                self.trainer.model,
-                self.task,
-                self.examples,
-                self.config.eval.decoders(self.config.decode),
-                nelbo_draws=self.config.eval.nelbo_draws,
-                dtype=self.trainer.dtype,
-                peers=self.peers,
-            )
 
     def _save(self) -> None:
         """Takes a copy of all that matters, which is written while training goes on."""
