@@ -25,6 +25,7 @@ def test_a_run_folder_has_what_it_should(run: Path) -> None:
         "name": "puma",
         "num_stages": 4,
         "stage_schedule": [],
+        "time": {"name": "uniform"},
         "threshold": 0.9,
         "factor": None,
         "entropy_bound": None,
@@ -235,6 +236,7 @@ def test_names_that_users_of_other_code_bring() -> None:
         "name": "puma",
         "num_stages": 5,
         "stage_schedule": [],
+        "time": {"name": "uniform"},
         "threshold": 0.7,
         "factor": None,
         "entropy_bound": None,
@@ -301,6 +303,10 @@ def test_a_process_of_ones_own_from_the_current_folder(tmp_path: Path) -> None:
 def test_another_process_starts_its_section_afresh() -> None:
     assert recipes.load("sudoku/puma", ["process.name=uniform"]).process.model_dump() == {
         "name": "uniform",
+        "time": {"name": "uniform"},
+        "weight": "per_masked",
+        "weight_cap": None,
+        "masking": "exact",
         "block_size": None,
     }
 
