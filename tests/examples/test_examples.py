@@ -59,6 +59,16 @@ def test_the_guide_to_a_process_of_ones_own(tmp_path: Path) -> None:
     assert "did you mean process.cap?" in wrong.stderr
 
 
+def test_the_guide_to_a_density_of_ones_own(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "extend.md").read_text()
+    (code,) = re.findall(r"In `triangle\.py`:\n\n```python\n(.*?)```", guide, re.S)
+    (tmp_path / "triangle.py").write_text(code)
+    (settings,) = re.findall(r"`unmask (train debug .*?)` trains with it", guide)
+    command = [sys.executable, "-m", "unmask", *settings.split(), *SHORT, "--out", "run"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    assert [row["train/mean_t"] for row in lines(tmp_path / "run" / "metrics.jsonl")[:4]] == pytest.approx([0.5] * 4)
+
+
 def test_the_reference_lists_the_public_names() -> None:
     import unmask
 

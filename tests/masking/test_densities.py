@@ -1,6 +1,7 @@
 """Densities of times against the formulas they stand for, and the weights that undo them, by brute force."""
 
 import math
+import threading
 from collections.abc import Callable
 from itertools import combinations
 
@@ -19,6 +20,7 @@ from unmask.masking.puma import PumaPool
 from unmask.masking.random import RandomMasking, draw_exactly, draw_independently
 from unmask.masking.time import UNIFORM, Density, masked_count, stratified
 from unmask.masking.weights import WEIGHTS, importance
+from unmask.peers import ALONE, Peers
 
 MASK = 6
 
@@ -232,6 +234,55 @@ def test_the_adaptive_density_ignores_blocks_without_masks() -> None:
         sampler.observe(step, t, torch.tensor([[torch.nan, 5.0 - step], [1.0, torch.nan]]))
     q = sampler.at(9)
     assert q.density(torch.tensor([0.1, 0.3, 0.6, 0.9])).tolist() == pytest.approx([0.3, 0.3 + 0.7 * 4, 0.3, 0.3])
+
+
+class Pair(Peers):
+    """One of two processes, which are threads here."""
+
+    size = 2
+
+    def __init__(self, rank: int, barrier: threading.Barrier, said: list[Tensor]) -> None:
+        self.rank, self._barrier, self._said = rank, barrier, said
+
+    def sum(self, value: Tensor) -> Tensor:
+        self._said[self.rank] = value
+        self._barrier.wait(10)
+        total = self._said[0] + self._said[1]
+        self._barrier.wait(10)
+        return total
+
+
+def test_two_processes_fit_one_adaptive_density_and_save_it_whole() -> None:
+    def train(rows: slice, sampler: Adaptive, steps: range) -> None:
+        for step in steps:
+            t = stratified(sampler.at(step), torch.arange(16), 16, 0, step)[rows]
+            sampler.observe(step, t, falling_nll(t, step) + 0.1 * t)
+
+    def make(peers: Peers) -> Adaptive:
+        return Adaptive(cells=4, every=4, uniform=0.3, memory=0.5, peers=peers)
+
+    barrier, said, saved = threading.Barrier(2), [torch.zeros(1)] * 2, [{}, {}]
+
+    def one_of_two(rank: int) -> None:
+        first, peers = make(Pair(rank, barrier, said)), Pair(rank, barrier, said)
+        rows = slice(8 * rank, 8 * rank + 8)
+        train(rows, first, range(10))
+        second = make(peers)
+        second.load_state_dict(first.state_dict())
+        train(rows, second, range(10, 22))
+        saved[rank] = second.state_dict()
+
+    threads = [threading.Thread(target=one_of_two, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = make(ALONE)
+    train(slice(None), alone, range(22))
+    for name, expected in alone.state_dict().items():
+        for state in saved:
+            assert torch.allclose(torch.as_tensor(state[name]), torch.as_tensor(expected), atol=1e-12), name
+    assert alone.at(22).mass.max() > 0.4  # fitted, not uniform
 
 
 @pytest.mark.parametrize("block_size", [None, 32])
