@@ -10,13 +10,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from unmask.report.chart import Chart, Line, Points, legend_mark
+from unmask.report import about
+from unmask.report.chart import Chart, Line, Points
 from unmask.report.comparison import Comparison, CostRow
 from unmask.report.curves import AXES, is_finite
 from unmask.report.diagnoses import Diagnoses, charts, overfitting
 from unmask.report.models import Study
 from unmask.report.runs import Methods, Recorded, common_measures, differences
-from unmask.section import flatten
 from unmask.tasks.build import is_graded
 
 _X_LABELS = {"step": "training steps", "seconds": "seconds of training", "examples_seen": "examples drawn"}
@@ -49,12 +49,12 @@ def render(
         title=title,
         css=Markup(_asset("page.css")),
         script=Markup(_asset("page.js")),
-        summary=_summary(methods),
-        warnings=_warnings(methods),
-        methods=[_method(name, number, runs) for number, (name, runs) in enumerate(methods.items())],
+        summary=about.summary(methods),
+        warnings=about.warnings(methods),
+        methods=[about.method(name, number, runs) for number, (name, runs) in enumerate(methods.items())],
         others=list(methods)[1:],
         measures=[_measure(methods, measure) for measure in measures],
-        curves_note=_curves_note(methods),
+        curves_note=about.curves_note(methods),
         replay=None if study.replay is None else _inline_json(study.replay),
         is_graded=is_graded(next(iter(methods.values()))[0].config),
         num_puzzles=0 if study.replay is None else len(study.replay["puzzles"]),
@@ -65,8 +65,8 @@ def render(
         overfitting=overfitting(diagnoses),
         undiagnosed=diagnoses.missing,
         differences=differences(methods),
-        runs=[_run(run) for runs in methods.values() for run in runs],
-        commands=[*dict.fromkeys(_command(run) for runs in methods.values() for run in runs), *commands],
+        runs=[about.run(run) for runs in methods.values() for run in runs],
+        commands=[*dict.fromkeys(about.command(run) for runs in methods.values() for run in runs), *commands],
     )
 
 
@@ -77,71 +77,6 @@ def _asset(name: str) -> str:
 def _inline_json(value: dict[str, Any]) -> Markup:
     """JSON that cannot end the script element that holds it."""
     return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
-
-
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-def _summary(methods: Methods) -> str:
-    task = next(iter(methods.values()))[0].config.task.name
-    fewest, most = (pick(len(runs) for runs in methods.values()) for pick in (min, max))
-    seeds = f"{fewest} to {most} seeds each" if fewest < most else f"{most} seeds each" if most > 1 else "one seed each"
-    return f"{' and '.join(methods)} on the task {task}, {seeds}."
-
-
-def _method(name: str, number: int, runs: Sequence[Recorded]) -> dict[str, Any]:
-    process = dict(flatten(runs[0].config.process.model_dump(exclude_none=True)))
-    settings = ", ".join(f"{key} {value}" for key, value in process.items() if key != "name" and value != [])
-    return {
-        "name": name,
-        "mark": legend_mark(number),
-        "note": f"process {process['name']}" + (f" ({settings})" if settings else ""),
-    }
-
-
-def _warnings(methods: Methods) -> list[str]:
-    """What a reader must know before comparing."""
-    runs = [run for same in methods.values() for run in same]
-    found = [f"{run.folder} was still training, at step {run.last_step}." for run in runs if run.is_running]
-    if len({run.last_step for run in runs}) > 1:
-        said = ", ".join(f"{run.folder} {run.last_step:,}" for run in runs)
-        found.append(f"The runs were not trained for the same number of steps: {said}.")
-    if any(len({run.settings[key] for run in runs}) > 1 for key in ("eval.examples", "eval.nelbo_draws")):
-        found.append("The runs were evaluated on different numbers of examples or masks.")
-    if any(key.startswith("data.") for key in differences(methods)):
-        found.append("The settings of the data differ, so that held-out examples may differ too.")
-    if min(len(same) for same in methods.values()) < 3 and len(methods) > 1:
-        found.append("Fewer than three seeds of a method: a difference may be chance.")
-    return found
-
-
-def _curves_note(methods: Methods) -> str:
-    has_seeds = any(len(runs) > 1 for runs in methods.values())
-    return (
-        ("Thick lines are means over seeds, thin ones the seeds. " if has_seeds else "")
-        + "Of held-out examples. Seconds are of training, without evaluations, on the machines below. "
-        "A NELBO is taken under uniform masks, whatever a method trains on."
-    )
-
-
-def _command(run: Recorded) -> str:
-    return str(run.environment.get("command") or f"# {run.folder}: its command was not recorded")
-
-
-def _run(run: Recorded) -> dict[str, str]:
-    last, at = run.rows[-1], run.environment
-    parts = [at.get("cpu") if at.get("device") == "cpu" else at.get("device")]
-    parts += [f"{at['threads']} thread{'s' * (at['threads'] != 1)}"] if "threads" in at else []
-    parts += [at.get("dtype"), "compiled" if at.get("compiled") else None]
-    parts += [f"torch {at['torch']}"] if "torch" in at else []
-    return {
-        "folder": str(run.folder),
-        "seed": str(run.seed),
-        "steps": f"{last['step']:,}",
-        "seconds": f"{last['seconds']:,.0f}",
-        "examples": f"{last['examples_seen']:,}",
-        "machine": ", ".join(str(part) for part in parts if part),
-    }
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------
