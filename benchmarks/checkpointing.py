@@ -1,6 +1,6 @@
 """What checkpoints cost. (What faults lose is what tests/training/test_faults.py and tests/resume check: nothing.)
 
-python benchmarks/checkpointing.py cost RECIPE [key=value …]    # share of the step time, in step and in background
+python benchmarks/checkpointing.py cost RECIPE [key=value …]    # share of the steps' time
 python benchmarks/checkpointing.py size RECIPE [key=value …]    # bytes and seconds of one checkpoint
 """
 
@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,6 @@ from unmask import recipes
 from unmask.config import RunConfig
 from unmask.tasks.build import build_task
 from unmask.training import checkpoint
-from unmask.training.background import Background
 from unmask.training.trainer import Trainer
 
 
@@ -29,47 +29,37 @@ def trainer_of(config: RunConfig) -> Trainer:
     return Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def cost(config: RunConfig, *, every: int, rounds: int) -> None:
-    """Rounds of `every` steps without a checkpoint, with one in the step, and with one beside the steps, in turn."""
-    trainer, background = trainer_of(config), Background()
+def cost(config: RunConfig, *, rounds: int) -> None:
+    """What a step takes, and a checkpoint that is written in the step or beside it.
+
+    A step and the thread's share in CPU seconds, on which what else runs on the machine has little influence; what
+    training waits for by the wall.
+    """
+    trainer = trainer_of(config)
     folder = Path(tempfile.mkdtemp(prefix="checkpointing_", dir="."))
-
-    def in_step() -> None:
-        checkpoint.save(folder, trainer.step_number, trainer.state_dict())
-        checkpoint.prune(folder, keep_last=1, keep_every=None, keep=set())
-
-    def in_background() -> None:
-        step, state = trainer.step_number, checkpoint.snapshot(trainer.state_dict())
-
-        def write() -> None:
-            checkpoint.save(folder, step, state)
-            checkpoint.prune(folder, keep_last=1, keep_every=None, keep=set())
-
-        background.start(write)
-
-    ways: dict[str, Callable[[], object]] = {"none": lambda: None, "in step": in_step, "background": in_background}
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    held: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(3):
-        trainer.step()
-    for _ in range(rounds):
-        for name, save in ways.items():
-            held[name].append(seconds(save))
-            taken[name].append(held[name][-1] + sum(seconds(trainer.step) for _ in range(every)))
-            background.wait()
+    state: list[dict] = []
+    step, copying, writing, waiting = [], [], [], []
+    trainer.step()
+    for number in range(rounds):
+        step.append(seconds(trainer.step, time.thread_time))
+        copying.append(seconds(lambda: state.append(checkpoint.snapshot(trainer.state_dict()))))
+        save = partial(checkpoint.save, folder, 2 * number)
+        writing.append(seconds(partial(save, state[0]), time.thread_time))
+        save = partial(checkpoint.save, folder, 2 * number + 1)
+        waiting.append(seconds(partial(save, state.pop())))
     shutil.rmtree(folder)
-    plain = statistics.median(taken["none"])
-    print(f"a checkpoint every {every} steps of {plain / every:.3f} s; medians of {rounds} rounds")
-    for name in ("in step", "background"):
-        longer = statistics.median(taken[name]) / plain - 1
-        stood = statistics.median(held[name]) / (plain / every)
-        print(f"{name:>10}: {longer:+.1%} of training time; training stands still for {stood:.2f} steps")
+    one, copy, write, wait = (statistics.median(times) for times in (step, copying, writing, waiting))
+    every = one * config.train.checkpoint_every
+    print(f"medians of {rounds}: a step {one:.3f} s of CPU; a checkpoint every {config.train.checkpoint_every} of them")
+    print(f"in the step: training waits {wait:.3f} s, {wait / every:.3%} of the steps' time")
+    print(f"beside it: training waits {copy:.3f} s, {copy / every:.3%}; the thread takes {write:.3f} s of CPU,")
+    print(f"    and if no core is free, another {write / every:.3%} from the steps")
 
 
 def size(config: RunConfig) -> None:
@@ -97,14 +87,13 @@ def main() -> None:
     parser.add_argument("what", choices=["cost", "size"])
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--every", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
     config = recipes.load(given.recipe, given.overrides)
     if given.what == "size":
         size(config)
     else:
-        cost(config, every=given.every, rounds=given.rounds)
+        cost(config, rounds=given.rounds)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from unmask.progress import warn
+from unmask.report.curves import read_metrics
+
 Rows = list[dict[str, Any]]
 
 
 def read(run: Path) -> Rows:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(run, warn)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
