@@ -179,7 +179,7 @@ def test_a_signal_before_the_first_step_exits_130(
         patch.setattr(Trainer, "warm_up", lambda trainer: signal.raise_signal(number))
         patch.setattr(Trainer, "choose_attention", lambda trainer, known: None)
         patch.setattr("unmask.training.trainer.should_compile", lambda setting, device: True)
-        patch.setattr(Denoiser, "compile_training", lambda model: None)
+        patch.setattr(Denoiser, "compile_training", lambda model, **_k: None)
         assert run_cli(*arguments, "--out", out) == 130
     assert "start again with --resume" in capsys.readouterr().err
     assert run_cli(*arguments, "--out", out, "--resume") == 0
