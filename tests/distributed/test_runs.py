@@ -85,13 +85,15 @@ def test_settings_that_differ_are_named_once(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_torchrun_trains_evaluates_and_leaves_a_run_that_one_process_goes_on_with(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parallel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The numbers are those of one process, up to the order of sums."""
     two, one = tmp_path / "two", tmp_path / "one"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    done = subprocess.run([*launcher, *command(two, *SHORT)], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    start = [*launcher, *command(two, *SHORT, f"train.parallel={parallel}")]
+    done = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Done:") == 1
     assert done.stderr.count("step 4: ") == 1
@@ -99,7 +101,8 @@ def test_torchrun_trains_evaluates_and_leaves_a_run_that_one_process_goes_on_wit
     assert_near(lines(two / "metrics.jsonl"), lines(one / "metrics.jsonl"))
     assert json.loads((two / "environment.json").read_text())["processes"] == 2
     capsys.readouterr()
-    assert run_cli("train", "debug", *SHORT, "train.steps=6", "--out", two, "--resume") == 0
+    alone = ["train.parallel=ddp", "train.steps=6"]
+    assert run_cli("train", "debug", *SHORT, *alone, "--out", two, "--resume") == 0
     assert run_cli("train", "debug", *SHORT, "train.steps=6", "--out", one, "--resume") == 0
     assert "processes was 2, is 1" in capsys.readouterr().err
     assert_near(lines(two / "metrics.jsonl"), lines(one / "metrics.jsonl"))
@@ -111,3 +114,16 @@ def assert_near(ours: list[dict], expected: list[dict]) -> None:
         assert row.keys() == other.keys()
         for name in row.keys() - {"seconds"}:
             assert row[name] == pytest.approx(other[name], rel=1e-8), name  # fp64; Adam enlarges rounding
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_bad_numbers_of_one_process_change_no_weights_and_are_told_of_it(parallel: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ["process={name: 'tests.distributed.spoiled:Spoiled'}", "train.on_bad_numbers=skip"]
+    launched = launch([command(out, *SHORT, *settings, f"train.parallel={parallel}")] * 2, tmp_path / "logs")
+    assert launched.wait(SECONDS) == [0, 0], launched.said(0) + launched.said(1)
+    assert "step 2, rank 1: the loss is nan" in " ".join(launched.said(0).split())
+    assert [path.name for path in (out / "bad_batches").iterdir()] == ["step_00000002_rank_1.safetensors"]
+    state = checkpoint.load(out / "checkpoints" / "step_00000004")
+    assert all(weight.isfinite().all() for weight in state["model"].values())
+    assert state["progress"]["skips"] == 1

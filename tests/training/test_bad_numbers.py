@@ -90,14 +90,6 @@ def test_skips_are_counted_over_a_resume(tmp_path: Path, monkeypatch: pytest.Mon
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 10
 
 
-def test_a_rank_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, 1)
-    run = make(tmp_path / "run")
-    run.rank = 3
-    with pytest.raises(RunFailed, match=r"step 1, rank 3: .*step_00000001_rank_3\.safetensors"):
-        run.train()
-
-
 @pytest.mark.gpu
 def test_on_a_gpu_it_is_known_when_the_next_step_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, 4)

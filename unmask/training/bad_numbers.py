@@ -20,7 +20,8 @@ class BadStep:
 
     def ranks(self, peers: Peers) -> list[int]:
         """The processes whose own numbers are bad; all, if only the gradient is. All ask together."""
-        is_own = not bool(self.report.stats.nll.isfinite().all())
+        weighted = self.report.stats.nll.detach() * self.report.batch.weight
+        is_own = not bool(weighted.isfinite().all())
         found = [rank for rank, is_bad in enumerate(peers.exchange(is_own)) if is_bad]
         return found or list(range(peers.size))
 

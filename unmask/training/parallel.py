@@ -28,7 +28,9 @@ from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.peers import Peers
 
-_ASKED_OF_A_MODEL = ("predict", "hidden", "hidden_within", "answer", "logits")
+_ASKED_OF_A_MODEL = ("hidden", "hidden_within", "answer", "logits")
+"""What touches weights outside `forward`, and calls none of the others: the end of an inner one would cut the weights
+of the outer one into shares again."""
 
 
 def check_parallel(train: TrainConfig, peers: Peers) -> None:
