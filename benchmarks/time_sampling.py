@@ -6,6 +6,7 @@ OUT/METHOD/seed_N are the runs, as `unmask compare --out OUT` makes them. The ta
 """
 
 import argparse
+import math
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -15,10 +16,11 @@ import torch
 from unmask.masking.densities import FixedConfig
 from unmask.progress import warn
 from unmask.report.chart import Chart, Line
-from unmask.report.comparison import Comparison, Level
 from unmask.report.runs import Methods, read_run
 
 MEASURE = "eval/nelbo"
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
+"""The 97.5 % point of t, by the number of seeds."""
 
 
 def read(out: Path, methods: list[str]) -> Methods:
@@ -26,23 +28,29 @@ def read(out: Path, methods: list[str]) -> Methods:
 
 
 def table(methods: Methods) -> None:
-    comparison = Comparison({name: [run.curve(MEASURE) for run in runs] for name, runs in methods.items()})
-    level = comparison.levels()[0]
-    print(f"To the {level.name}:\n")
-    print("| method | seeds | final NELBO, nats | steps | times fewer steps | seconds | times fewer seconds |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name in methods:
-        print(f"| {name} | {row(comparison, level, name)} |")
+    """Steps to the final NELBO of the baseline's run of the same seed; the interval is Student's, of log ratios."""
+    baseline = [run.curve(MEASURE) for run in next(iter(methods.values()))]
+    print("| method | seeds | final NELBO, nats | steps to the baseline's | times fewer (95 %) |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, runs in methods.items():
+        curves = [run.curve(MEASURE) for run in runs]
+        final = [curve.values[-1] for curve in curves]
+        costs = [curve.cost(own.values[-1], "step") for curve, own in zip(curves, baseline, strict=False)]
+        ratios = [own.spent["step"][-1] / cost for own, cost in zip(baseline, costs, strict=False) if cost]
+        is_reached = len(ratios) == len(curves)
+        spread = f" ± {stdev(final):.4f}" if len(final) > 1 else ""
+        shown = ", ".join("not reached" if cost is None else f"{cost:.0f}" for cost in costs)
+        faster = interval(ratios) if is_reached else "-"
+        print(f"| {name} | {len(runs)} | {mean(final):.4f}{spread} | {shown} | {faster} |")
 
 
-def row(comparison: Comparison, level: Level, name: str) -> str:
-    final = [curve.values[-1] for curve in comparison.methods[name]]
-    spread = f" ± {stdev(final):.4f}" if len(final) > 1 else ""
-    cells = [str(len(final)), f"{mean(final):.4f}{spread}"]
-    for axis in ("step", "seconds"):
-        faster = "1" if name == comparison.baseline else level.speed_up_text(name, axis)
-        cells += [level.cost_text(name, axis), faster]
-    return " | ".join(cells)
+def interval(ratios: list[float]) -> str:
+    logs = [math.log(ratio) for ratio in ratios]
+    center = math.exp(mean(logs))
+    if len(logs) not in STUDENT:
+        return f"{center:.2f}"
+    half = STUDENT[len(logs)] * stdev(logs) / math.sqrt(len(logs))
+    return f"{center:.2f} ({center * math.exp(-half):.2f} to {center * math.exp(half):.2f})"
 
 
 def densities(methods: Methods) -> Chart:
