@@ -9,7 +9,7 @@ import torch
 from tests.helpers import SHORT, lines, metrics_of, run_cli
 from unmask import recipes
 from unmask.errors import RunFailed, UserError
-from unmask.training import checkpoint, run
+from unmask.training import checkpoint, evaluating
 from unmask.training.folder import RunFolder
 from unmask.training.run import Interrupted, Run
 
@@ -25,14 +25,14 @@ def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(
 ) -> None:
     make(tmp_path / "whole").train()
     stopped = make(tmp_path / "stopped")
-    real, num_calls = run.evaluate, [0]
+    real, num_calls = evaluating.evaluate, [0]
 
     def evaluate(*arguments: object, **options: object) -> object:
         num_calls[0] += 1
         stopped.stop_requested = num_calls[0] == 3  # twice, for ema and raw, at step 4
         return real(*arguments, **options)
 
-    monkeypatch.setattr(run, "evaluate", evaluate)
+    monkeypatch.setattr(evaluating, "evaluate", evaluate)
     with pytest.raises(Interrupted, match="after step 8"):
         stopped.train()
     assert checkpoint.steps(tmp_path / "stopped" / "checkpoints")[-1] == 8
@@ -59,14 +59,14 @@ def test_a_stop_that_comes_after_the_last_look_is_saved(tmp_path: Path, monkeypa
 
 def test_a_stop_during_the_last_evaluation_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = make(tmp_path / "run", "train.steps=3", "eval.every=99")
-    real = run.evaluate
+    real = evaluating.evaluate
 
     def evaluate(*arguments: object, **options: object) -> object:
         stopped.stop_requested = True
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "evaluate", evaluate)
+        patch.setattr(evaluating, "evaluate", evaluate)
         with pytest.raises(Interrupted, match="after step 3"):
             stopped.train()
     make(tmp_path / "run", "train.steps=3", "eval.every=99").train(resume=True)
