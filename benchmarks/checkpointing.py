@@ -5,11 +5,11 @@ python benchmarks/checkpointing.py size RECIPE [key=value …]    # bytes and se
 """
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,14 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
     return clock() - started
 
 
+@contextmanager
+def folder_of_checkpoints() -> Iterator[Path]:
+    """On the disk that runs are on (a temporary folder may be memory), where git does not look."""
+    Path("runs").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="checkpointing_", dir="runs") as folder:
+        yield Path(folder)
+
+
 def cost(config: RunConfig, *, rounds: int) -> None:
     """What a step takes, and a checkpoint that is written in the step or beside it.
 
@@ -42,18 +50,17 @@ def cost(config: RunConfig, *, rounds: int) -> None:
     training waits for by the wall.
     """
     trainer = trainer_of(config)
-    folder = Path(tempfile.mkdtemp(prefix="checkpointing_", dir="."))
     state: list[dict] = []
     step, copying, writing, waiting = [], [], [], []
     trainer.step()
-    for number in range(rounds):
-        step.append(seconds(trainer.step, time.thread_time))
-        copying.append(seconds(lambda: state.append(checkpoint.snapshot(trainer.state_dict()))))
-        save = partial(checkpoint.save, folder, 2 * number)
-        writing.append(seconds(partial(save, state[0]), time.thread_time))
-        save = partial(checkpoint.save, folder, 2 * number + 1)
-        waiting.append(seconds(partial(save, state.pop())))
-    shutil.rmtree(folder)
+    with folder_of_checkpoints() as folder:
+        for number in range(rounds):
+            step.append(seconds(trainer.step, time.thread_time))
+            copying.append(seconds(lambda: state.append(checkpoint.snapshot(trainer.state_dict()))))
+            save = partial(checkpoint.save, folder, 2 * number)
+            writing.append(seconds(partial(save, state[0]), time.thread_time))
+            save = partial(checkpoint.save, folder, 2 * number + 1)
+            waiting.append(seconds(partial(save, state.pop())))
     one, copy, write, wait = (statistics.median(times) for times in (step, copying, writing, waiting))
     every = one * config.train.checkpoint_every
     print(f"medians of {rounds}: a step {one:.3f} s of CPU; a checkpoint every {config.train.checkpoint_every} of them")
@@ -66,15 +73,14 @@ def size(config: RunConfig) -> None:
     """One checkpoint after one step, so that the optimizer has its moments."""
     trainer = trainer_of(config)
     trainer.step()
-    folder = Path(tempfile.mkdtemp(prefix="checkpointing_", dir="."))
     taken: list[dict] = []
     copying = seconds(lambda: taken.append(checkpoint.snapshot(trainer.state_dict())))
-    writing = seconds(lambda: checkpoint.save(folder, 1, taken[0]))
-    path = folder / "step_00000001"
-    checking = seconds(lambda: checkpoint.damage(path))
-    loading = seconds(lambda: checkpoint.load(path))
-    total = sum(file.stat().st_size for file in path.iterdir())
-    shutil.rmtree(folder)
+    with folder_of_checkpoints() as folder:
+        writing = seconds(lambda: checkpoint.save(folder, 1, taken[0]))
+        path = folder / "step_00000001"
+        checking = seconds(lambda: checkpoint.damage(path))
+        loading = seconds(lambda: checkpoint.load(path))
+        total = sum(file.stat().st_size for file in path.iterdir())
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(f"{parameters:,} parameters: {total / 1e9:.3f} GB, {total / parameters:.1f} bytes each")
     print(
