@@ -26,7 +26,7 @@ from unmask.section import (
     known,
     unknown,
 )
-from unmask.training.trackers import TRACKERS
+from unmask.trackers import TRACKERS
 
 
 class TaskChoice(Section):

@@ -115,18 +115,10 @@ def evaluate(
             _write(result, answers)
             if found is not None:
                 found.write(answers)
-    protocol = {
+    protocol = _protocol(source, config, chosen, decoders, result) | {
         "run": str(run),
-        "step": source.step,
-        "weights": source.weights,
-        "task": config.task.name,
         "dtype": dtype,
         "data": "validation" if data is None else str(data),
-        "data_sha256": _sha256(chosen),
-        "examples": len(chosen),
-        "nelbo": _how(result, draws),
-        **({} if result.text is None else {"rows": result.text.rows}),
-        "decoders": {decoder.label: decoder.model_dump(mode="json") for decoder in decoders},
     }
     if as_json:
         options.print_json(_as_dict(result) | ({} if found is None else found.as_dict()) | {"protocol": protocol})
@@ -134,6 +126,26 @@ def evaluate(
         _print_table(result, protocol)
         if found is not None:
             found.print()
+
+
+def _protocol(
+    source: loading.Source,
+    config: RunConfig,
+    examples: CleanBatch,
+    decoders: list[DecodeConfig],
+    result: Evaluation,
+) -> dict[str, Any]:
+    """What was evaluated, and how."""
+    return {
+        "step": source.step,
+        "weights": source.weights,
+        "task": config.task.name,
+        "data_sha256": _sha256(examples),
+        "examples": len(examples),
+        "nelbo": _how(result, config.eval.nelbo_draws),
+        **({} if result.text is None else {"rows": result.text.rows}),
+        "decoders": {decoder.label: decoder.model_dump(mode="json") for decoder in decoders},
+    }
 
 
 def _decoders(config: RunConfig, asked: list[str], out: Path | None) -> list[DecodeConfig]:

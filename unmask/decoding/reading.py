@@ -88,30 +88,8 @@ class InHiddenStates(ABC):
     ) -> Float[Tensor, "M D"]:
         """Of the flat positions `at` of `xt`, which lie in what is `read`; `estimate` as in `Denoiser.hidden`."""
 
-    @abstractmethod
-    def keep(self, rows: Int[Tensor, "b"]) -> None: ...
-
-
-class Whole(InHiddenStates):
-    """As `Anew`."""
-
-    def __init__(self, model: Denoiser) -> None:
-        self.model = model
-
-    def read(self, xt: Int[Tensor, "b L"], blocks: Blocks) -> Blocks:
-        return Blocks(torch.zeros_like(blocks.start), torch.full_like(blocks.stop, xt.shape[1]))
-
-    def hidden(
-        self,
-        xt: Int[Tensor, "b L"],
-        at: Int[Tensor, "M"],
-        read: Blocks,
-        estimate: Float[Tensor, "b L D"] | None = None,
-    ) -> Float[Tensor, "M D"]:
-        return self.model.hidden(xt, at, estimate)
-
-    def keep(self, rows: Int[Tensor, "b"]) -> None:
-        pass
+    def keep(self, rows: Int[Tensor, "b"]) -> None:  # noqa: B027  (most remember nothing of a row)
+        """As `Reader.keep`."""
 
 
 class Growing(InHiddenStates):
@@ -134,8 +112,12 @@ class Growing(InHiddenStates):
         row, position = at // xt.shape[1], at % xt.shape[1]
         return self.model.hidden(xt[:, :stop], row * stop + position, None if estimate is None else estimate[:, :stop])
 
-    def keep(self, rows: Int[Tensor, "b"]) -> None:
-        pass
+
+class Whole(Growing):
+    """Reads whole canvases."""
+
+    def read(self, xt: Int[Tensor, "b L"], blocks: Blocks) -> Blocks:
+        return Blocks(torch.zeros_like(blocks.start), torch.full_like(blocks.stop, xt.shape[1]))
 
 
 class Guided:

@@ -11,16 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask import noise
 from unmask.blocks import count_blocks, in_blocks, over_positions
 from unmask.diagnostics.bins import Bin, Bins
 from unmask.diagnostics.distance import NOWHERE, to_visible
 from unmask.diagnostics.subject import NotApplicable, Subject
-from unmask.masking.random import mask_blocks
-from unmask.masking.time import UNIFORM, stratified
+from unmask.evaluation.nelbo import uniform_masks
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
-from unmask.noise import Purpose
 from unmask.types import CleanBatch
 
 RATES = [k / 10 for k in range(11)]
@@ -71,22 +68,14 @@ def masked_nll(
     tell: Callable[[float], None] = lambda share: None,
 ) -> MaskedNll:
     """Under uniform masks, the same ones as `nelbo` takes of these examples."""
-    device = next(model.parameters()).device
-    number = torch.arange(len(examples))
-    seed = noise.integer(seed, Purpose.EVALUATE)
-    num_blocks = count_blocks(examples.x0.shape[1], model.block_size)
-    u = stratified(UNIFORM, number, len(examples), seed, step=0, num_blocks=num_blocks)
-    tally = _Tally(len(examples), num_blocks)
-    for draw in range(draws):
-        for start in range(0, len(examples), batch_size):
-            rows = slice(start, start + batch_size)
-            clean, own = examples[rows], number[rows]
-            t = ((u[rows] + draw) / draws).to(device)
-            batch = mask_blocks(clean.to(device), t, own.to(device), model.mask_id, seed, draw)
-            with autocast(dtype, device):
-                nll = batch.scatter(model(batch).nll.double(), nan).cpu()
-            tally.add(own, clean.prompt_mask, batch.xt.cpu() == model.mask_id, nll)
-            tell((draw + min(1, (start + batch_size) / len(examples))) / draws)
+    tally = _Tally(len(examples), count_blocks(examples.x0.shape[1], model.block_size))
+    done = 0
+    for rows, batch in uniform_masks(model, examples, draws=draws, seed=seed, batch_size=batch_size):
+        with autocast(dtype, batch.x0.device):
+            nll = batch.scatter(model(batch).nll.double(), nan).cpu()
+        tally.add(rows, examples.prompt_mask[rows], batch.xt.cpu() == model.mask_id, nll)
+        done += len(rows)
+        tell(done / (draws * len(examples)))
     return tally.result()
 
 

@@ -18,6 +18,7 @@ from unmask.blocks import count_blocks, in_blocks
 from unmask.config import DecodeConfig
 from unmask.decoding.build import in_any_order
 from unmask.decoding.decoder import Decoder
+from unmask.decoding.witness import Witness
 from unmask.diagnostics.bins import bin_of
 from unmask.diagnostics.mmd import Masks, hamming, mmd2
 from unmask.diagnostics.rehearsal import rehearse
@@ -27,7 +28,6 @@ from unmask.masking.random import mask_blocks
 from unmask.masking.time import UNIFORM, stratified
 from unmask.models.precision import autocast
 from unmask.noise import Purpose
-from unmask.report.replay import Witness
 from unmask.types import CleanBatch
 
 NUM_BINS = 5

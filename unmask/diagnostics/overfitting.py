@@ -13,7 +13,8 @@ from torch import Tensor
 
 from unmask.data.stream import ExampleStream
 from unmask.diagnostics.subject import NotApplicable, Subject
-from unmask.evaluation.nelbo import Estimate, nelbo, nll
+from unmask.evaluation.evaluate import row_likelihoods
+from unmask.evaluation.nelbo import Estimate
 from unmask.types import CleanBatch
 
 
@@ -71,7 +72,8 @@ def overfitting_of(subject: Subject, held_out: CleanBatch, *, draws: int, tell: 
     found = []
     with subject.having(subject.weights):
         for examples in sets:
-            found.append(_likelihood(subject, examples, draws))
+            likelihoods = row_likelihoods(subject.model, subject.task, examples, draws=draws, dtype=trainer.dtype)
+            found.append(likelihoods.over_corpus())
             tell(len(found) / len(sets))
     distinct, shown = min(seen, trainer.stream.epoch_size), trainer.step_number * batch_size
     return Overfitting(
@@ -101,10 +103,3 @@ def last_done(subject: Subject, limit: int) -> Int[Tensor, "R"]:
     lives = -(-limit // max(1, len(upcoming)))
     number = torch.cat([upcoming - (2 + back) * total for back in range(lives)])
     return number[number >= 0].sort(descending=True).values[:limit]
-
-
-def _likelihood(subject: Subject, examples: CleanBatch, draws: int) -> Estimate:
-    model, dtype = subject.model, subject.trainer.dtype
-    if model.is_causal:
-        return nll(model, examples, eos_id=subject.task.tokens.eos_id, dtype=dtype)
-    return nelbo(model, examples, draws=draws, dtype=dtype)

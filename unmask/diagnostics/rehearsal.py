@@ -5,7 +5,6 @@ Dimensions: R examples, C copies of each, B = R C rows, L positions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -67,13 +66,6 @@ def _anew(subject: Subject, num_rows: int) -> MaskingProcess:
         device=trainer.device,
     )
     process: MaskingProcess = resolve("process", name_of(config.process)).from_config(config.process, context)
-    process.load_state_dict(_without_rows(trainer.process.state_dict()))
+    state, without_rows = trainer.process.state_dict(), getattr(trainer.process, "restarted", None)
+    process.load_state_dict(state if without_rows is None else without_rows(state))
     return process
-
-
-def _without_rows(state: dict[str, Any]) -> dict[str, Any]:
-    """A process's state, also of one that holds others, but for the rows that it is training on."""
-    return {
-        key: None if key == "pool" else _without_rows(value) if isinstance(value, dict) else value
-        for key, value in state.items()
-    }

@@ -64,7 +64,9 @@ def evaluate(
     model.eval()
     try:
         with peers.agreed(EvaluationLeft):  # each at its own pace
-            likelihoods = _likelihoods(model, task, examples, nelbo_draws, dtype, peers.share)
+            likelihoods = None
+            if examples.is_known(task.tokens.mask_id):
+                likelihoods = row_likelihoods(model, task, examples, draws=nelbo_draws, dtype=dtype, share=peers.share)
             graded = {}
             if isinstance(task, GradedTask):
                 graded = {
@@ -80,11 +82,10 @@ def evaluate(
         model.train(was_training)
 
 
-def _likelihoods(
-    model: Denoiser, task: Task, examples: CleanBatch, draws: int, dtype: str, share: slice
-) -> RowLikelihoods | None:
-    if not examples.is_known(task.tokens.mask_id):
-        return None
+def row_likelihoods(
+    model: Denoiser, task: Task, examples: CleanBatch, *, draws: int, dtype: str, share: slice = slice(None)
+) -> RowLikelihoods:
+    """Exact of a causal model, else a bound; of examples whose answers are known as tokens."""
     if model.is_causal:
         return row_nlls(model, examples, eos_id=task.tokens.eos_id, dtype=dtype, share=share)
     return row_nelbos(model, examples, draws=draws, dtype=dtype, share=share)

@@ -3,6 +3,7 @@
 Dimensions: R examples, D draws (masks) per example, B rows of a batch, N blocks of a row, L positions.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
-from unmask.types import CleanBatch
+from unmask.types import CleanBatch, MaskedBatch
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,31 @@ def row_nelbos(
     draws, and the masks depend on `seed` and the example's number alone, so that models are compared on the same ones.
     Only the examples of `share` are looked at.
     """
+    total = torch.zeros(len(examples), dtype=torch.float64)
+    for rows, batch in uniform_masks(model, examples, share=share, draws=draws, seed=seed, batch_size=batch_size):
+        total[rows] += _weighted_nll(model, batch, dtype)
+    return RowLikelihoods(total / draws, (~examples.prompt_mask).sum(dim=-1).double())
+
+
+def uniform_masks(
+    model: Denoiser,
+    examples: CleanBatch,
+    *,
+    share: slice = slice(None),
+    draws: int,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[Int[Tensor, "B"], MaskedBatch]]:
+    """The masks under which `row_nelbos` looks at examples: their numbers, and a batch on the model's device."""
     device = next(model.parameters()).device
     number = torch.arange(len(examples))
     seed = noise.integer(seed, Purpose.EVALUATE)
     num_blocks = count_blocks(examples.x0.shape[1], getattr(model, "block_size", None), "model.block_size")
     u = stratified(UNIFORM, number, len(examples), seed, step=0, num_blocks=num_blocks)
-    total = torch.zeros(len(examples), dtype=torch.float64)
     for draw in range(draws):
         for rows in number[share].split(batch_size):
-            t = (u[rows] + draw) / draws
-            total[rows] += _mean_nll(model, examples.at(rows).to(device), t, rows, seed, draw, dtype).cpu()
-    return RowLikelihoods(total / draws, (~examples.prompt_mask).sum(dim=-1).double())
+            clean, t = examples.at(rows).to(device), ((u[rows] + draw) / draws).to(device)
+            yield rows, mask_blocks(clean, t, rows.to(device), model.mask_id, seed, draw)
 
 
 @torch.no_grad()
@@ -112,25 +127,13 @@ def row_nlls(
     for rows in torch.arange(len(examples))[share].split(batch_size):
         clean = examples.at(rows).to(device)
         batch = score(clean.x0, clean.x0, is_answer(clean, eos_id), torch.ones(clean.x0.shape, device=device))
-        with autocast(dtype, device):
-            stats = model(batch)
-        total[rows] = batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()
+        total[rows] = _weighted_nll(model, batch, dtype)
     length = (~examples.prompt_mask).sum(dim=-1).double()
     return RowLikelihoods(total / length, length)
 
 
-def _mean_nll(
-    model: Denoiser,
-    clean: CleanBatch,
-    t: Float[Tensor, "B N"],
-    number: Int[Tensor, "B"],
-    seed: int,
-    draw: int,
-    dtype: str,
-) -> Float[Tensor, "B"]:
-    """Weighted sum of the NLL over the masked positions of each row, one mask per row."""
-    device = clean.x0.device
-    batch = mask_blocks(clean, t.to(device), number.to(device), model.mask_id, seed, draw)
-    with autocast(dtype, device):
+def _weighted_nll(model: Denoiser, batch: MaskedBatch, dtype: str) -> Float[Tensor, "B"]:
+    """The weighted sum over each row's scored positions, on the CPU."""
+    with autocast(dtype, batch.x0.device):
         stats = model(batch)
-    return batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1)
+    return batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()

@@ -213,8 +213,6 @@ def mixed(first: Density, last: Density, share: float) -> Density:
     if share in (0, 1):
         return last if share else first
     cells = max(first.cells, last.cells)
-    if cells % first.cells or cells % last.cells:
-        cells = first.cells * last.cells
     return Density((1 - share) * first.resized(cells).mass + share * last.resized(cells).mass)
 
 

@@ -71,8 +71,9 @@ class Density:
         return Density(self.mass.flip(0))
 
     def resized(self, cells: int) -> "Density":
-        """The same density in more cells, a multiple of these."""
-        return Density(self.mass.repeat_interleave(cells // self.cells))
+        """In so many cells, each with the mass that lies there now."""
+        edges = torch.arange(cells + 1, dtype=torch.float64, device=self.mass.device) / cells
+        return Density(self.cdf(edges).diff().clamp(min=0))  # rounding
 
     def to(self, device: torch.device) -> "Density":
         return self if self.mass.device == device else Density(self.mass.to(device))

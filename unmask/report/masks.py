@@ -11,10 +11,10 @@ from torch import Tensor
 
 from unmask.blocks import count_blocks, in_blocks
 from unmask.decoding.decoder import Decoder
+from unmask.decoding.witness import Witness
 from unmask.errors import UserError
 from unmask.models.precision import autocast
 from unmask.report.chart import Points
-from unmask.report.replay import Witness
 from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from unmask import trackers
 from unmask.config import RunConfig
 from unmask.errors import RunFailed, UserError
 from unmask.evaluation.evaluate import EvaluationLeft
@@ -18,7 +19,7 @@ from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
 from unmask.section import flatten
 from unmask.tasks.build import build_task, keep_files
-from unmask.training import checkpoint, trackers, warm_start
+from unmask.training import checkpoint, warm_start
 from unmask.training.background import Background
 from unmask.training.bad_numbers import BadStep, Watch
 from unmask.training.distributed import check_alike
