@@ -8,7 +8,7 @@ from tests.helpers import SHORT, run_cli
 from unmask.config import TrainConfig
 from unmask.errors import UserError
 from unmask.peers import Peers
-from unmask.training.distributed import Launch, device_of, read_launch, shard_of
+from unmask.training.distributed import Launch, _is_of_a_group, device_of, read_launch, shard_of
 from unmask.training.parallel import check_parallel
 
 WHERE = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -39,6 +39,20 @@ def test_without_a_launcher_there_is_one_process() -> None:
 def test_a_half_set_environment_is_refused(environment: dict[str, str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         read_launch(environment)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_lost"),
+    [
+        ("Application timeout caused pair closure", True),
+        ("[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.1.1]:1234", True),
+        ("NCCL communicator was aborted", True),
+        ("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)", False),
+    ],
+)
+def test_an_error_that_a_lost_process_causes_is_known_by_its_words(said: str, is_lost: bool) -> None:
+    """As gloo 2.13 said them: the first names no library."""
+    assert _is_of_a_group(RuntimeError(said)) is is_lost
 
 
 def test_rows_are_dealt_out_once_each() -> None:

@@ -28,6 +28,7 @@ from unmask.progress import console
 _WHO = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _WHERE = ("MASTER_ADDR", "MASTER_PORT")
 _STOP = "unmask/stop"
+_WORDS_OF_A_GROUP = ("gloo", "NCCL", "pair closure", "closed by peer", "reset by peer")
 _LEFT: list[Any] = []
 
 
@@ -206,9 +207,9 @@ def _leave(group: Group | None) -> None:
 
 
 def _is_of_a_group(error: RuntimeError) -> bool:
-    """Gloo's errors have no type of their own."""
+    """Gloo's errors have no type of their own, and not all name it."""
     text = str(error)
-    return isinstance(error, distributed.DistError) or "gloo" in text or "NCCL" in text
+    return isinstance(error, distributed.DistError) or any(words in text for words in _WORDS_OF_A_GROUP)
 
 
 def device_of(peers: Peers, asked: str) -> str:
