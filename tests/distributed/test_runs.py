@@ -100,6 +100,10 @@ def test_torchrun_trains_evaluates_and_leaves_a_run_that_one_process_goes_on_wit
     assert run_cli("train", "debug", *SHORT, "--out", one) == 0
     assert_near(lines(two / "metrics.jsonl"), lines(one / "metrics.jsonl"))
     assert json.loads((two / "environment.json").read_text())["processes"] == 2
+    written = {path.name for path in (two / "checkpoints" / "step_00000004").glob("model*")}
+    each = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+    assert written == ({"model.safetensors"} if parallel == "ddp" else each)
+    assert run_cli("export", two, tmp_path / "export") == 0
     capsys.readouterr()
     alone = ["train.parallel=ddp", "train.steps=6"]
     assert run_cli("train", "debug", *SHORT, *alone, "--out", two, "--resume") == 0

@@ -6,6 +6,7 @@ saves, goes on, and does it again from what was saved: by two processes, and by 
 
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ CASES = {
     "puma, shards": ["process={name: puma, num_stages: 3}", FSDP, "model.tied_head=true", "model.checkpointing=true"],
     "blocks": ["process={name: puma, num_stages: 3, block_size: 27}"],
     "blocks, shards": ["process={name: uniform, block_size: 27}", FSDP],
+    "variable, shards": ["process={name: puma_variable, tokens_per_step: 5, threshold: 0.2}", FSDP],
+    "self-conditioned": ["process={name: puma, num_stages: 3}", "model.self_conditioning=true", FSDP],
     "ar": ["process={name: ar}", *CAUSAL],
     "in turn": ["process={name: in_turn, switch_at: 1, first: {name: uniform}, then: {name: puma, num_stages: 3}}"],
     "dropout": ["process={name: puma, num_stages: 3, confidence: random}", "model.dropout=0.1", FSDP],
@@ -63,13 +66,14 @@ def keep(trainer: Trainer, folder: Path, losses: list[float]) -> None:
     """The state, as a checkpoint; `Peers.metrics` too, which are of the global batch."""
     state = trainer.state_dict()
     extra = {"losses": losses, "metrics": trainer.process.metrics(), "examples": trainer.process.examples_seen}
-    if trainer.peers.is_main:
-        checkpoint.save(folder, trainer.step_number, state | {"extra": extra})
+    if trainer.peers.is_main or trainer.is_sharded:
+        writers = trainer.peers if trainer.is_sharded else ALONE
+        checkpoint.save(folder, trainer.step_number, state | {"extra": extra}, writers)
     trainer.peers.sum(torch.zeros(1))  # it is there
 
 
-def kept(folder: Path, step: int) -> dict[str, Any]:
-    return checkpoint.load(folder / f"step_{step:08d}")
+def kept(folder: Path, step: int, unread: Collection[str] = ()) -> dict[str, Any]:
+    return checkpoint.load(folder / f"step_{step:08d}", unread=unread)
 
 
 def train_in_halves(case: str, folder: Path, peers: Peers = ALONE) -> None:
@@ -84,7 +88,7 @@ def train_in_halves(case: str, folder: Path, peers: Peers = ALONE) -> None:
 
 def train_second_half(case: str, source: Path, folder: Path, peers: Peers = ALONE) -> None:
     trainer = make(case, peers)
-    trainer.load_state_dict(kept(source, HALF))
+    trainer.load_state_dict(kept(source, HALF, Trainer.SHARED if trainer.is_sharded else ()))
     keep(trainer, folder, [])
     keep(trainer, folder, train(trainer, STEPS - HALF))
 

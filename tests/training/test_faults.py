@@ -13,6 +13,7 @@ from tests.helpers import metrics_of
 from tests.training.test_checkpoint import assert_same
 from unmask import durable, recipes
 from unmask.errors import RunFailed
+from unmask.peers import Peers
 from unmask.training import checkpoint, folder
 from unmask.training.background import Background
 from unmask.training.folder import RunFolder
@@ -205,11 +206,11 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     )
     seen: list[int] = []
 
-    def slow(path: Path, step: int, values: dict) -> Path:
+    def slow(path: Path, step: int, values: dict, peers: Peers) -> Path:
         while step == 2 and run.progress.step < 3:
             threading.Event().wait(0.001)
         seen.append(run.progress.step)
-        return real(path, step, values)
+        return real(path, step, values, peers)
 
     monkeypatch.setattr(checkpoint, "save", slow)
     run.train()

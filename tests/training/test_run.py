@@ -1,6 +1,7 @@
 """What a run leaves behind, whatever happens to it."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,12 @@ def test_damaged_checkpoints_do_not_count_as_the_newest(tmp_path: Path) -> None:
     checkpoint.prune(tmp_path, keep_last=1, keep_every=None, keep=set())
     assert checkpoint.steps(tmp_path) == [15]
     assert (tmp_path / "damaged_step_00000030").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "run").train()
+    make(tmp_path / "other", "model.dim=16").train()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "other" / "checkpoints").rename(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=r"of another model: backbone.* is \(.*, 16\), here \(.*is it this run's"):
+        make(tmp_path / "run").train(resume=True)

@@ -2,22 +2,26 @@
 
 `checkpoints/step_00000500/` is written aside, synced and renamed; `COMPLETE`, written last, holds a SHA-256 of every
 other file. A folder without it, or that fails it, is skipped and named. Files that it does not list are not looked at.
+Where each of several processes has a share of the model, each writes its own, and the main one all the rest.
 """
 
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from unmask import durable
 from unmask.errors import UserError
+from unmask.peers import ALONE, Peers
+from unmask.training import shares
+from unmask.training.shares import Share, Stored
 
 _COMPLETE = "COMPLETE"
 _STATE = "state.json"
@@ -26,59 +30,131 @@ _SEPARATOR = "/"
 _LEFT_BEHIND = (".writing_", ".removing_")  # by a process that died meanwhile
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, state: dict[str, Any], peers: Peers = ALONE) -> Path:
     """Writes `state`, a nested dict of tensors and JSON values, as the checkpoint of `step`; returns its folder.
 
+    Of `peers`, each of which has `Share`s in its state, all call this, on one file system.
+
     Raises:
-        OSError: it cannot be written. All that was there before is still there.
+        OSError: it cannot be written, by one of them. All that was there before is still there.
     """
     target = folder / f"step_{step:08d}"
     aside = folder / f".writing_{target.name}"
-    durable.remove(aside)
+    topic = f"{peers.topic()}: {target.name}"
+    if not peers.is_main:
+        _add_shares(aside, state, peers, topic)
+        return target
     try:
-        _write(aside, state)
-    except OSError:
+        durable.remove(aside)
+        durable.make_folder(aside)
+        peers.tell(f"{topic}, is there", "")
+        checksums = _write_tensors(aside, state, peers) | _added_shares(aside, peers, topic)
+        _finish(aside, target, state, checksums)
+    except OSError as error:
         with suppress(OSError):
             durable.remove(aside)  # a full disk needs the room
+        peers.tell(f"{topic}, end", str(error))
+        peers.tell(f"{topic}, is there", "")  # or it would be waited for
         raise
-    durable.remove(target)  # an incomplete or damaged one of this step: `save` is not called for a whole one
-    durable.rename(aside, target)
-    durable.sync(folder)
-    durable.sync(folder.parent)
+    peers.tell(f"{topic}, end", "")
     return target
 
 
-def _write(aside: Path, state: dict[str, Any]) -> None:
-    durable.make_folder(aside)
-    tensors, rest = _split(state)
-    for section in sorted({name.split(_SEPARATOR)[0] for name in tensors}):
-        own = {name: t.contiguous() for name, t in tensors.items() if name.split(_SEPARATOR)[0] == section}
-        durable.put_tensors(aside / f"{section}{_TENSORS}", own)
+def _finish(aside: Path, target: Path, state: dict[str, Any], checksums: dict[str, str]) -> None:
+    """What makes the files of `aside`, which are synced, a checkpoint."""
+    _, rest = _split(state)
     durable.put(aside / _STATE, json.dumps(rest, indent=1))
-    checksums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
-    for name in checksums:
-        durable.sync(aside / name)
-    durable.put(aside / _COMPLETE, json.dumps(checksums, indent=1))
+    durable.sync(aside / _STATE)
+    checksums |= {_STATE: _checksum(aside / _STATE)}
+    durable.put(aside / _COMPLETE, json.dumps(dict(sorted(checksums.items())), indent=1))
     durable.sync(aside / _COMPLETE)
     durable.sync(aside)
+    durable.remove(target)  # an incomplete or damaged one of this step: `save` is not called for a whole one
+    durable.rename(aside, target)
+    durable.sync(target.parent)
+    durable.sync(target.parent.parent)
+
+
+def _write_tensors(aside: Path, state: dict[str, Any], peers: Peers) -> dict[str, str]:
+    """One file a section, and one for the shares of it; returns the checksums of the files, which are synced."""
+    tensors, _ = _split(state)
+    written = []
+    for section in sorted({name.split(_SEPARATOR)[0] for name in tensors}):
+        own = {name: value for name, value in tensors.items() if name.split(_SEPARATOR)[0] == section}
+        whole = {name: value.contiguous() for name, value in own.items() if isinstance(value, Tensor)}
+        if whole and peers.is_main:
+            written.append(aside / f"{section}{_TENSORS}")
+            durable.put_tensors(written[-1], whole)
+        if shared := {name: value for name, value in own.items() if isinstance(value, Share)}:
+            written.append(aside / f"{section}-{peers.rank + 1:05d}-of-{peers.size:05d}{_TENSORS}")
+            shares.write(written[-1], shared)
+    for path in written:
+        durable.sync(path)
+    return {path.name: _checksum(path) for path in written}
+
+
+def _add_shares(aside: Path, state: dict[str, Any], peers: Peers, topic: str) -> None:
+    """This process's files of a checkpoint that the main one makes, and waits until that has ended."""
+    peers.hear(f"{topic}, is there")
+    problem, checksums = "", {}
+    try:
+        checksums = _write_tensors(aside, state, peers)
+    except OSError as error:
+        problem = f"rank {peers.rank}: {error}"
+    peers.tell(f"{topic}, rank {peers.rank}", json.dumps([problem, checksums]))
+    if ended := peers.hear(f"{topic}, end"):
+        raise OSError(ended)
+
+
+def _added_shares(aside: Path, peers: Peers, topic: str) -> dict[str, str]:
+    """The checksums of the others' files.
+
+    Raises:
+        OSError: they could not write them, or they are not where this process sees them.
+    """
+    found: dict[str, str] = {}
+    for rank in range(1, peers.size):
+        problem, checksums = json.loads(peers.hear(f"{topic}, rank {rank}"))
+        if problem:
+            raise OSError(problem)
+        if missing := [name for name in checksums if not (aside / name).exists()]:
+            raise OSError(
+                f"{aside}: rank {rank} wrote {missing[0]}, but not here; put the run where all processes see it"
+            )
+        found |= checksums
+    return found
 
 
 def snapshot(state: Any) -> Any:
     """`state` as it is now, on the CPU: it can be saved while training goes on."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
+    if isinstance(state, Share):
+        return replace(state, own=snapshot(state.own))
     if isinstance(state, dict):
         return {key: snapshot(value) for key, value in state.items()}
     return copy.deepcopy(state)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The state in the checkpoint folder `path`, tensors on the CPU."""
-    tensors: dict[str, Tensor] = {}
-    for name in _listed(path):
-        if name.endswith(_TENSORS):
-            tensors |= load_file(path / name)
-    return _join(tensors, json.loads((path / _STATE).read_text()))
+def load(path: Path, *, unread: Collection[str] = ()) -> dict[str, Any]:
+    """The state in the checkpoint folder `path`, tensors on the CPU; those of the sections `unread` are `Stored`."""
+    found = {name: _read(stored, name.split(_SEPARATOR)[0] in unread) for name, stored in _tensors(path).items()}
+    return _join(found, json.loads((path / _STATE).read_text()))
+
+
+def load_part(path: Path, part: str) -> dict[str, Tensor]:
+    """The tensors of a dict within the state, `model` or `ema/shadow`; empty if it has none."""
+    prefix = part + _SEPARATOR
+    stored = _tensors(path)
+    return {name.removeprefix(prefix): stored[name].whole() for name in stored if name.startswith(prefix)}
+
+
+def _tensors(path: Path) -> dict[str, Stored]:
+    return shares.read(path / name for name in _listed(path) if name.endswith(_TENSORS))
+
+
+def _read(stored: Stored, is_left: bool) -> Tensor | Stored:
+    return stored if is_left else stored.whole()
 
 
 def steps(folder: Path) -> list[int]:
@@ -120,10 +196,10 @@ def _first_damage(path: Path) -> str | None:
 def _not_tensors(path: Path) -> str | None:
     """What is wrong with a file of tensors, as its head shows."""
     try:
-        with safe_open(path, framework="pt"):
-            return None
+        shares.read([path])
     except SafetensorError as error:
         return str(error)
+    return None
 
 
 def _listed(path: Path) -> dict[str, str]:
@@ -216,13 +292,15 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int
             durable.remove(aside)
 
 
-def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor | Share], dict[str, Any]]:
     """Tensors by path, and the tree of all that is not a tensor."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor | Share] = {}
     rest: dict[str, Any] = {}
     for key, value in state.items():
         if isinstance(value, Tensor):
             tensors[prefix + key] = value.detach()
+        elif isinstance(value, Share):
+            tensors[prefix + key] = value
         elif isinstance(value, dict):
             inner, rest[key] = _split(value, f"{prefix}{key}{_SEPARATOR}")
             tensors |= inner
@@ -231,7 +309,7 @@ def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], 
     return tensors, rest
 
 
-def _join(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+def _join(tensors: Mapping[str, Tensor | Stored], rest: dict[str, Any]) -> dict[str, Any]:
     for name, tensor in tensors.items():
         *path, last = name.split(_SEPARATOR)
         place = rest

@@ -8,10 +8,12 @@ Dimensions: b rows of this process, B of all.
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Event
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from unmask.progress import console
 _WHO = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _WHERE = ("MASTER_ADDR", "MASTER_PORT")
 _STOP = "unmask/stop"
+_ASK_EVERY = 0.02
 _WORDS_OF_A_GROUP = ("gloo", "NCCL", "pair closure", "closed by peer", "reset by peer")
 _LEFT: list[Any] = []
 
@@ -74,8 +77,11 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 class Group(Peers):
     """The processes that a launcher started. Tensors on the CPU go over gloo, those on a GPU over NCCL."""
 
-    def __init__(self, launch: Launch, store: Store) -> None:
+    def __init__(self, launch: Launch, store: Store, timeout: timedelta) -> None:
         self.rank, self.size, self.local_rank = launch.rank, launch.size, launch.local_rank
+        self._timeout = timeout.total_seconds()
+        self._has_given_up = Event()
+        self._topics = 0
         self.has_agreed = False
         """Whether all have found that something is wrong with one of them."""
         self._store = store
@@ -136,6 +142,24 @@ class Group(Peers):
             told = [f"rank {rank}: {said}" for rank, said in enumerate(problems) if said is not None]
             raise kind("\n".join(told[:4]))
 
+    def tell(self, key: str, words: str) -> None:
+        self._store.set(f"unmask/{key}", words)
+
+    def topic(self) -> str:
+        self._topics += 1
+        return f"topic {self._topics}"
+
+    def hear(self, key: str) -> str:
+        """Asks again and again: who waits in the store keeps other threads from it."""
+        deadline = time.monotonic() + self._timeout
+        while not self._store.check([f"unmask/{key}"]):
+            if time.monotonic() > deadline or self._has_given_up.wait(_ASK_EVERY):
+                raise TimeoutError(f"rank {self.rank} of {self.size} was told nothing of {key} in {self._timeout:g} s")
+        return self._store.get(f"unmask/{key}").decode()
+
+    def give_up(self) -> None:
+        self._has_given_up.set()
+
     def tell_stop(self) -> None:
         self._store.set(_STOP, "1")
 
@@ -195,7 +219,7 @@ def _group(launch: Launch, timeout: timedelta) -> Group:
         world_size=launch.size,
         timeout=timeout,
     )
-    return Group(launch, store)
+    return Group(launch, store, timeout)
 
 
 def _leave(group: Group | None) -> None:

@@ -92,19 +92,13 @@ def _read_run(run: Path, weights: str | None, step: str) -> Source:
     except UserError as error:
         raise UserError(f"{run / 'config.yaml'}: {error}") from error
     path = checkpoint.find(run, step, warn)
-    tensors = _section(path, "model/")
-    averaged = _section(path, "ema/shadow/") if (path / "ema.safetensors").exists() else None
-    if weights == "ema" and averaged is None:
+    tensors, averaged = checkpoint.load_part(path, "model"), checkpoint.load_part(path, "ema/shadow")
+    if weights == "ema" and not averaged:
         raise UserError(f"{run}: has no averaged weights (ema.decay=0); use --weights raw")
-    weights = weights or ("raw" if averaged is None else "ema")
-    if weights == "ema" and averaged is not None:
+    weights = weights or ("ema" if averaged else "raw")
+    if weights == "ema":
         tensors |= averaged
     return Source(config, build_task(config).tokens, tensors, weights, checkpoint.step_of(path))
-
-
-def _section(path: Path, prefix: str) -> dict[str, Tensor]:
-    tensors = load_file(path / f"{prefix.split('/')[0]}.safetensors")
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _read_export(source: Path, weights: str | None, step: str) -> Source:

@@ -27,6 +27,7 @@ from unmask.config import TrainConfig
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.peers import Peers
+from unmask.training.shares import Share, Stored
 
 _ASKED_OF_A_MODEL = ("hidden", "hidden_within", "answer", "logits")
 """What touches weights outside `forward`, and calls none of the others: the end of an inner one would cut the weights
@@ -110,27 +111,33 @@ def full(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def whole(tree: dict[str, Any], peers: Peers) -> dict[str, Any]:
-    """`tree` with all of its tensors, on the CPU where they had to be put together; nothing but in the main process."""
+def shares(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with this process's share in place of every tensor that processes share."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            found[key] = whole(value, peers)
+            found[key] = shares(value)
         elif isinstance(value, DTensor):
-            put_together = value.full_tensor()  # one at a time: all of them may not fit
-            found[key] = put_together.cpu() if peers.is_main else None
+            found[key] = Share(value.to_local(), _start(value)) if value.ndim else value.to_local()
         else:
             found[key] = value
     return found
 
 
 def dealt(value: Any, like: Tensor) -> Any:
-    """Of whole tensors of the shape of `like`, in a dict perhaps, what this process has of that one."""
+    """Of whole tensors of the shape of `like`, in memory or in files, in a dict perhaps, this process's share."""
     if isinstance(value, dict):
         return {key: dealt(inner, like) for key, inner in value.items()}
-    if not isinstance(like, DTensor) or value.shape != like.shape:
-        return value
-    own, mesh = like.to_local(), like.device_mesh
-    start = mesh.get_local_rank() * -(-like.shape[0] // mesh.size())  # FSDP2 cuts the first dimension as `chunk` does
+    if not isinstance(like, DTensor) or tuple(value.shape) != tuple(like.shape):
+        return value.whole() if isinstance(value, Stored) else value
+    own, start = like.to_local(), _start(like)
     share = value[start : start + len(own)].to(own.device)
-    return DTensor.from_local(share, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+    return DTensor.from_local(
+        share, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def _start(value: DTensor) -> int:
+    """The first row that is here: FSDP2 cuts the first dimension as `chunk` does."""
+    mesh, length = value.device_mesh, value.shape[0]
+    return min(length, mesh.get_local_rank() * -(-length // mesh.size()))

@@ -159,7 +159,8 @@ class Run:
 
     def _load(self, step: int, restart_pool: bool) -> dict[str, Any]:
         try:
-            state = checkpoint.load(self.folder.checkpoints / f"step_{step:08d}")
+            unread = Trainer.SHARED if self.trainer.is_sharded else ()
+            state = checkpoint.load(self.folder.checkpoints / f"step_{step:08d}", unread=unread)
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder.path}: the main process has a checkpoint of step {step} here, this one has not: "
@@ -212,6 +213,9 @@ class Run:
         try:
             yield
             self.saving.wait()
+        except RuntimeError:
+            self.peers.give_up()
+            raise
         finally:
             self.is_stepping = False
             self.saving.join()
@@ -350,18 +354,22 @@ class Run:
         progress = self.progress
         self.saved_step = progress.step
         state = self.trainer.state_dict()
-        if not self.peers.is_main:
+        if not (self.peers.is_main or self.trainer.is_sharded):
             return
         self.saving.wait()  # at most one copy at a time
-        progress.metrics_position = self.metrics.position
+        if self.peers.is_main:
+            progress.metrics_position = self.metrics.position
         copied = checkpoint.snapshot(state | {"progress": asdict(progress)})
         self.saving.start(partial(self._write, progress.step, copied, progress.best_step))
 
     def _write(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
         train, folder = self.config.train, self.folder.checkpoints
-        self.metrics.sync()
-        checkpoint.save(folder, step, state)
+        if self.peers.is_main:
+            self.metrics.sync()
+        checkpoint.save(folder, step, state, self.peers if self.trainer.is_sharded else ALONE)
         self.whole_step = step
+        if not self.peers.is_main:
+            return
         best = set() if best_step is None else {best_step}
         checkpoint.prune(folder, keep_last=train.keep_last, keep_every=train.keep_every, keep=best)
 

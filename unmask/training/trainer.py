@@ -92,6 +92,9 @@ def num_steps(config: RunConfig, stream: EpochStream) -> int:
 class Trainer:
     """Model, optimizer, average and masking process, and the step that moves them, whichever the method."""
 
+    SHARED = ("model", "optimizer", "ema")
+    """What of the state is one tensor or several for each parameter."""
+
     def __init__(self, config: RunConfig, tokens: TokenSpec, stream: EpochStream, peers: Peers = ALONE) -> None:
         train = config.train
         self.config = config
@@ -221,7 +224,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """All that survives a step: what is not in here must be a function of the configuration.
 
-        Of all processes, which ask together; complete in the main one. It does not say how many there were.
+        Of all processes, which ask together; the main one has all but the others' shares of the model. It does not say
+        how many there were.
         """
         state = {
             "model": self.model.state_dict(),
@@ -233,10 +237,10 @@ class Trainer:
                 "dropout_rng": self._dropout_rng() if self.has_dropout else None,
             },
         }
-        return parallel.whole(state, self.peers)
+        return parallel.shares(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes in what any number of processes saved.
+        """Takes in what any number of processes saved; what is `SHARED` may still be in its files.
 
         Raises:
             UserError: the state is of another model.

@@ -1,0 +1,99 @@
+"""Tensors of which every process has a share, in files of its own, and reading no more of them than is needed.
+
+The layout is the one of `torch.distributed.checkpoint`'s `HuggingFaceStorageWriter`: safetensors files, whose head says
+at which offset of the whole each tensor begins. Either can read what the other wrote. There is no pickle in it, and
+writing it takes no exchange between processes, so that a thread can do it while they train.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from unmask import durable
+
+_OFFSETS = "DCP_SHARDING_INFO"
+_OFFSET = "saved_offsets"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rows from `start` on of a tensor whose other rows are elsewhere."""
+
+    own: Tensor
+    start: int
+
+
+class Stored:
+    """A tensor in files, each with some of its rows: read when, and as far as, it is asked for."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, tuple[Any, str]] = {}
+        """By the first row: an open file, and the name in it."""
+
+    def add(self, start: int, file: Any, name: str) -> None:
+        self._parts[start] = file, name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shapes = [(start, self._shape(*part)) for start, part in self._parts.items()]
+        first = shapes[0][1]
+        return (max(start + shape[0] for start, shape in shapes), *first[1:]) if first else first
+
+    @staticmethod
+    def _shape(file: Any, name: str) -> tuple[int, ...]:
+        return tuple(file.get_slice(name).get_shape())
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """
+        Raises:
+            ValueError: not all of them are in the files.
+        """
+        first, last, _ = rows.indices(self.shape[0])
+        found = []
+        for start, (file, name) in sorted(self._parts.items()):
+            stop = start + self._shape(file, name)[0]
+            if start < last and stop > first:
+                found.append(file.get_slice(name)[max(first, start) - start : min(last, stop) - start])
+        if not found and first >= last:
+            file, name = self._parts[min(self._parts)]
+            return file.get_slice(name)[0:0]
+        if sum(map(len, found)) != last - first:
+            raise ValueError(f"{name}: rows {first} to {last} are not all there")
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def whole(self) -> Tensor:
+        if len(self._parts) == 1:
+            ((file, name),) = self._parts.values()
+            return file.get_tensor(name)
+        return self[:]
+
+
+def write(path: Path, shares: dict[str, Share]) -> None:
+    """The shares of one process, by the names of their tensors; those without rows are left out."""
+    held = {name: share for name, share in shares.items() if len(share.own)}
+    offsets = {name: {_OFFSET: [share.start] + [0] * (share.own.ndim - 1)} for name, share in held.items()}
+    metadata = {"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(offsets)}
+    durable.put_tensors(path, {name: share.own.contiguous() for name, share in held.items()}, metadata)
+
+
+def read(paths: Iterable[Path]) -> dict[str, Stored]:
+    """The tensors in some files, whole ones and shares, by name.
+
+    Raises:
+        SafetensorError: not such a file.
+        ValueError: offsets that are none.
+    """
+    found: dict[str, Stored] = {}
+    for path in paths:
+        file: Any = safe_open(path, framework="pt")
+        offsets = json.loads((file.metadata() or {}).get(_OFFSETS, "{}"))
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            start = offsets[name][_OFFSET] if name in offsets else [0]
+            found.setdefault(name, Stored()).add(start[0] if start else 0, file, name)
+    return found
