@@ -1,6 +1,7 @@
 """Runs of two processes, as a user starts them: one folder, one voice, and one end."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from tests.distributed.launching import ROOT, Launched, launch
 from tests.helpers import lines, run_cli
+from tests.training.test_checkpoint import assert_same
 from unmask.training import checkpoint
 
 TINY = ["train.dtype=float64", "train.batch_size=4", "data.puzzles=64", "log.tensorboard=false", "log.every=1"]
@@ -131,3 +133,39 @@ def test_bad_numbers_of_one_process_change_no_weights_and_are_told_of_it(paralle
     state = checkpoint.load(out / "checkpoints" / "step_00000004")
     assert all(weight.isfinite().all() for weight in state["model"].values())
     assert state["progress"]["skips"] == 1
+
+
+@pytest.mark.slow
+def test_two_processes_in_shares_killed_twelve_times_end_as_if_they_had_not_been(tmp_path: Path) -> None:
+    """One of them, or both, at any moment; then three go on with what two have saved."""
+    rng = random.Random(0)
+    settings = ["train.batch_size=6", "train.steps=300", "train.checkpoint_every=1", "eval.every=1000"]
+    settings = [*TINY, *settings, "train.parallel=fsdp", "train.timeout=20", "eval.examples=2"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert launch([command(whole, *settings)] * 2, tmp_path / "logs").wait(SECONDS) == [0, 0]
+    reached = [0]
+    for number in range(12):
+        launched = launch([[*command(killed, *settings), "--resume"]] * 2, tmp_path / "logs" / str(number))
+        wait_until_it_says(launched, "Resuming" if checkpoint.steps(killed / "checkpoints") else "starting at step 0")
+        time.sleep(rng.uniform(0, 1.5))
+        for process in rng.choice([launched.processes, launched.processes[:1], launched.processes[1:]]):
+            process.kill()
+        assert launched.wait(SECONDS) != [0, 0], "the run ended before it was killed: give it more steps"
+        reached.append(checkpoint.steps(killed / "checkpoints")[-1] if (killed / "checkpoints").exists() else 0)
+    assert reached == sorted(reached)
+    assert reached[-1] > 12
+    last = launch([[*command(killed, *settings), "--resume"]] * 2, tmp_path / "logs" / "last")
+    assert last.wait(SECONDS) == [0, 0], last.said(0)
+    ours, expected = (checkpoint.load(out / "checkpoints" / "step_00000300") for out in (killed, whole))
+    for part in ("model", "optimizer", "ema", "process"):
+        assert_same(ours[part], expected[part])
+    three = launch([[*command(killed, *settings, "train.steps=302"), "--resume"]] * 3, tmp_path / "logs" / "three")
+    assert three.wait(SECONDS) == [0, 0, 0], three.said(0)
+    assert "processes was 2, is 3" in three.said(0)
+
+
+def wait_until_it_says(launched: Launched, words: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while words not in launched.said(0):
+        assert time.monotonic() < deadline, launched.said(0)
+        time.sleep(0.01)

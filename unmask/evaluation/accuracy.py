@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder
+from unmask.evaluation.batches import batches_of
 from unmask.interval import wilson
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
@@ -82,7 +82,7 @@ def answers(
     decoder = build_decoder(config, model, task.tokens)
     records: list[dict[str, Any]] = []
     right: dict[str, int] = {}
-    for rows in torch.arange(len(examples))[share].split(config.batch_size):
+    for rows in batches_of(len(examples), share, config.batch_size):
         part = examples.at(rows)
         canvases = part.masked(task.tokens.mask_id)
         with autocast(dtype, device):

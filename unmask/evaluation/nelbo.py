@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import count_blocks
+from unmask.evaluation.batches import batches_of
 from unmask.masking.causal import is_answer
 from unmask.masking.process import score
 from unmask.masking.random import mask_blocks
@@ -103,7 +104,7 @@ def uniform_masks(
     num_blocks = count_blocks(examples.x0.shape[1], getattr(model, "block_size", None), "model.block_size")
     u = stratified(UNIFORM, number, len(examples), seed, step=0, num_blocks=num_blocks)
     for draw in range(draws):
-        for rows in number[share].split(batch_size):
+        for rows in batches_of(len(examples), share, batch_size):
             clean, t = examples.at(rows).to(device), ((u[rows] + draw) / draws).to(device)
             yield rows, mask_blocks(clean, t, rows.to(device), model.mask_id, seed, draw)
 
@@ -124,7 +125,7 @@ def row_nlls(
     """
     device = next(model.parameters()).device
     total = torch.zeros(len(examples), dtype=torch.float64)
-    for rows in torch.arange(len(examples))[share].split(batch_size):
+    for rows in batches_of(len(examples), share, batch_size):
         clean = examples.at(rows).to(device)
         batch = score(clean.x0, clean.x0, is_answer(clean, eos_id), torch.ones(clean.x0.shape, device=device))
         total[rows] = _weighted_nll(model, batch, dtype)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Event
@@ -225,7 +225,8 @@ def _group(launch: Launch, timeout: timedelta) -> Group:
 def _leave(group: Group | None) -> None:
     """The group's memory stays: freed with DDP's, it would wait for a thread that waits for Python (torch 2.13)."""
     if group is not None:
-        group.finish()
+        with suppress(RuntimeError):  # the others have gone before the vote came back
+            group.finish()
         _LEFT.append(distributed.group.WORLD)
         distributed.destroy_process_group()
 
