@@ -30,7 +30,7 @@ from unmask.progress import console
 _WHO = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _WHERE = ("MASTER_ADDR", "MASTER_PORT")
 _STOP = "unmask/stop"
-_ASK_EVERY = 0.02
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 _WORDS_OF_A_GROUP = ("gloo", "NCCL", "pair closure", "closed by peer", "reset by peer")
 _LEFT: list[Any] = []
 
@@ -151,9 +151,10 @@ class Group(Peers):
 
     def hear(self, key: str) -> str:
         """Asks again and again: who waits in the store keeps other threads from it."""
-        deadline = time.monotonic() + self._timeout
+        deadline, pause = time.monotonic() + self._timeout, _FIRST_PAUSE
         while not self._store.check([f"unmask/{key}"]):
-            if time.monotonic() > deadline or self._has_given_up.wait(_ASK_EVERY):
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            if time.monotonic() > deadline or self._has_given_up.wait(pause):
                 raise TimeoutError(f"rank {self.rank} of {self.size} was told nothing of {key} in {self._timeout:g} s")
         return self._store.get(f"unmask/{key}").decode()
 

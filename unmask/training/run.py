@@ -4,8 +4,6 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -20,7 +18,6 @@ from unmask.progress import console, warn
 from unmask.section import flatten
 from unmask.tasks.build import build_task, keep_files
 from unmask.training import checkpoint, warm_start
-from unmask.training.background import Background
 from unmask.training.bad_numbers import BadStep, Watch
 from unmask.training.distributed import check_alike
 from unmask.training.evaluating import Evaluator
@@ -28,6 +25,7 @@ from unmask.training.folder import RunFolder, describe_environment, read_environ
 from unmask.training.logger import Board, StepDisplay
 from unmask.training.metrics import MetricsFile
 from unmask.training.parallel import check_parallel
+from unmask.training.saving import Saver
 from unmask.training.state import Progress
 from unmask.training.trainer import StepReport, Trainer
 
@@ -52,9 +50,6 @@ class Run:
         self.stop_requested = False
         self.is_stepping = False
         self.saved_step = 0
-        self.whole_step: int | None = None
-        """Of the newest checkpoint that is known to be on the disk."""
-        self.saving = Background()
 
     def train(self, *, resume: bool = False, restart_pool: bool = False) -> None:
         """Trains to the last step.
@@ -82,6 +77,8 @@ class Run:
                 self.folder.check(self.config, resume=resume)
         self._check_alike(stream.epoch_size, resume=resume, restart_pool=restart_pool)
         self.trainer = Trainer(self.config, self.task.tokens, stream, self.peers)
+        writers = self.peers if self.trainer.is_sharded else ALONE
+        self.saver = Saver(self.folder.checkpoints, self.config.train, writers)
         known = read_environment(self.folder.path).get("attention") if resume else None
         environment = describe_environment(
             self.trainer.device,
@@ -121,9 +118,9 @@ class Run:
             keep_files(self.task, self.folder.path)
 
     def _what_is_left(self) -> str:
-        if self.whole_step is None:
+        if self.saver.whole_step is None:
             return "it has no checkpoint yet. When this is mended, start again with --resume"
-        return f"its newest checkpoint is of step {self.whole_step}. When this is mended, continue with --resume"
+        return f"its newest checkpoint is of step {self.saver.whole_step}. When this is mended, continue with --resume"
 
     def _compile(self, attention: str | None) -> None:
         """Before the first step, so that no step's time holds it. `attention`: what the run had chosen."""
@@ -142,7 +139,7 @@ class Run:
                 state = self._load(step, restart_pool)
             with self.peers.agreed():
                 self.trainer.load_state_dict(state)
-            self.saved_step = self.whole_step = self.trainer.step_number
+            self.saved_step = self.saver.whole_step = self.trainer.step_number
             console.print(f"Resuming {self.folder.path} from step {self.saved_step}")
             return Progress(**state["progress"])
         if resume:
@@ -212,13 +209,13 @@ class Run:
         self.is_stepping = True
         try:
             yield
-            self.saving.wait()
+            self.saver.wait()
         except RuntimeError:
             self.peers.give_up()
             raise
         finally:
             self.is_stepping = False
-            self.saving.join()
+            self.saver.join()
             if self.peers.is_main:
                 self.metrics.close()
             for board in self.boards:
@@ -258,7 +255,7 @@ class Run:
         return self.progress.step % every == 0 or self._is_over()
 
     def _timed_step(self, display: StepDisplay) -> StepReport:
-        self.saving.check()
+        self.saver.check()
         started = time.perf_counter()
         report = self.trainer.step()
         self.progress.seconds += time.perf_counter() - started
@@ -351,27 +348,10 @@ class Run:
     def _save(self) -> None:
         """Takes a copy of all that matters, which is written while training goes on."""
         self._refuse(self.watch.settle())
-        progress = self.progress
-        self.saved_step = progress.step
+        self.saved_step = self.progress.step
         state = self.trainer.state_dict()
-        if not (self.peers.is_main or self.trainer.is_sharded):
-            return
-        self.saving.wait()  # at most one copy at a time
-        if self.peers.is_main:
-            progress.metrics_position = self.metrics.position
-        copied = checkpoint.snapshot(state | {"progress": asdict(progress)})
-        self.saving.start(partial(self._write, progress.step, copied, progress.best_step))
-
-    def _write(self, step: int, state: dict[str, Any], best_step: int | None) -> None:
-        train, folder = self.config.train, self.folder.checkpoints
-        if self.peers.is_main:
-            self.metrics.sync()
-        checkpoint.save(folder, step, state, self.peers if self.trainer.is_sharded else ALONE)
-        self.whole_step = step
-        if not self.peers.is_main:
-            return
-        best = set() if best_step is None else {best_step}
-        checkpoint.prune(folder, keep_last=train.keep_last, keep_every=train.keep_every, keep=best)
+        if self.peers.is_main or self.trainer.is_sharded:
+            self.saver.save(state, self.progress, self.metrics if self.peers.is_main else None)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
