@@ -157,7 +157,10 @@ def test_a_process_that_does_not_come_is_waited_for_no_longer(tmp_path: Path) ->
     assert not [*tmp_path.iterdir()]
 
 
-def test_shares_that_the_main_process_does_not_see_are_no_checkpoint(tmp_path: Path) -> None:
+def test_shares_that_the_main_process_does_not_see_are_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_PATIENCE", 0.2)
     here, there = tmp_path / "here", tmp_path / "there"
     (there / ".writing_step_00000007").mkdir(parents=True)
     ended = save(here, folders={2: there})

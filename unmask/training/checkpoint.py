@@ -8,6 +8,7 @@ Where each of several processes has a share of the model, each writes its own, a
 import copy
 import hashlib
 import json
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +28,7 @@ _COMPLETE = "COMPLETE"
 _STATE = "state.json"
 _TENSORS = ".safetensors"
 _SEPARATOR = "/"
+_PATIENCE = 30.0
 _LEFT_BEHIND = (".writing_", ".removing_")  # by a process that died meanwhile
 
 
@@ -117,12 +119,22 @@ def _added_shares(aside: Path, peers: Peers, topic: str) -> dict[str, str]:
         problem, checksums = json.loads(peers.hear(f"{topic}, rank {rank}"))
         if problem:
             raise OSError(problem)
-        if missing := [name for name in checksums if not (aside / name).exists()]:
+        if missing := [name for name in checksums if not _appears(aside / name)]:
             raise OSError(
                 f"{aside}: rank {rank} wrote {missing[0]}, but not here; put the run where all processes see it"
             )
         found |= checksums
     return found
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file that another machine has written is seen here: a network's file system may take seconds."""
+    deadline = time.monotonic() + _PATIENCE
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def snapshot(state: Any) -> Any:
