@@ -80,6 +80,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
     methods = read(asked.out, asked.methods)
+    if missing := [name for name, runs in methods.items() if not runs]:
+        parser.error(f"{asked.out}: no runs of {', '.join(missing)}")
     table(methods)
     if asked.page is not None:
         asked.page.write_text(figures.page([densities(methods), curves(methods)], list(methods)))

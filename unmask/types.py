@@ -74,10 +74,15 @@ class MaskedBatch:
     """Multiplies the NLL; 0 on padding."""
     step: int | None = None
     """Of the run; keys what a model draws. None: this is no training, and nothing is drawn."""
+    estimate: Float[Tensor, "B L D"] | None = None
+    """What a self-conditioned model said of these rows one step ago, where they are still masked; None: nothing."""
+    is_carried: bool = False
+    """Whether rows come back, so that what the model says of them is wanted as the next step's `estimate`."""
 
     def to(self, device: torch.device) -> "MaskedBatch":
         x0, xt, scored, weight = (send(each, device) for each in (self.x0, self.xt, self.scored, self.weight))
-        return replace(self, x0=x0, xt=xt, scored=scored, weight=weight)
+        estimate = None if self.estimate is None else send(self.estimate, device)
+        return replace(self, x0=x0, xt=xt, scored=scored, weight=weight, estimate=estimate)
 
     @property
     def at(self) -> Int[Tensor, "M"]:
@@ -106,12 +111,13 @@ class MaskedBatch:
         ends = [*torch.searchsorted(self.scored, edges).tolist(), len(self.scored)]
         starts = [0, *ends[:-1]]
         return [
-            MaskedBatch(
+            replace(
+                self,
                 x0=self.x0[i * size : (i + 1) * size],
                 xt=self.xt[i * size : (i + 1) * size],
                 scored=self.scored[start:end] - i * size * length,
                 weight=self.weight[start:end],
-                step=self.step,
+                estimate=None if self.estimate is None else self.estimate[i * size : (i + 1) * size],
             )
             for i, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]
@@ -127,6 +133,8 @@ class TokenStats:
     """Larger = surer, detached."""
     top1: Float[Tensor, "M"]
     """The largest probability, detached. Thresholds always test this."""
+    estimate: Float[Tensor, "B L D"] | None = None
+    """Of a self-conditioned model, where the batch `is_carried`: what it expects of the masked positions, else 0."""
 
     @staticmethod
     def from_logits(logits: Float[Tensor, "M V"], x0: Int[Tensor, "M"], *, confidence: str = "prob") -> "TokenStats":
@@ -143,10 +151,12 @@ class TokenStats:
     @staticmethod
     def concatenate(parts: "list[TokenStats]") -> "TokenStats":
         """Detached statistics of batches that follow each other."""
+        estimates = [part.estimate for part in parts if part.estimate is not None]
         return TokenStats(
             nll=torch.cat([part.nll.detach() for part in parts]),
             confidence=torch.cat([part.confidence for part in parts]),
             top1=torch.cat([part.top1 for part in parts]),
+            estimate=torch.cat(estimates) if estimates else None,
         )
 
 

@@ -1,6 +1,7 @@
 """Self-conditioning in the network and in training; decoding: `tests/decoding/test_self_conditioned.py`."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from unmask.models.denoiser import Denoiser
 from unmask.models.head import expected_value
 from unmask.models.transformer import TransformerConfig
 from unmask.training.trainer import Trainer
-from unmask.types import CleanBatch, MaskedBatch, TokenSpec
+from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats
 
 MASK, LENGTH = 10, 12
 TOKENS = TokenSpec(vocab_size=11, length=LENGTH, mask_id=MASK)
@@ -130,10 +131,10 @@ def test_visible_positions_are_told_nothing() -> None:
     """Also where a process scores them, and where padding stands for the last position."""
     model, given = denoiser(), batch(TOLD)
     everything = score(given.x0, given.xt, torch.ones_like(given.xt, dtype=torch.bool), torch.ones(given.xt.shape))
-    told = model._estimate(everything)
+    told = model._told(everything)
     assert told[given.xt == MASK].abs().amax(-1).gt(0).all()
     assert not told[given.xt != MASK].any()
-    assert torch.allclose(told, model._estimate(given), rtol=1e-10)
+    assert torch.allclose(told, model._told(given), rtol=1e-10)
 
 
 def test_half_of_the_steps_are_told_and_no_one_knows_which() -> None:
@@ -152,6 +153,46 @@ def test_it_trains_and_does_not_depend_on_how_a_batch_is_split(process: str) -> 
     for _ in range(6):
         assert parts.step().loss.item() == pytest.approx(whole.step().loss.item(), rel=1e-9)
     assert whole.model.backbone.conditioning.weight.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        "{name: puma, num_stages: 4, threshold: 0.9}",
+        "{name: puma, num_stages: 4, block_size: 3}",
+        "{name: puma_variable, tokens_per_step: 2}",
+    ],
+)
+def test_a_pool_tells_its_rows_what_the_last_step_said_of_them(process: str) -> None:
+    """As decoding does: in one pass a step, and of rows that are new, nothing."""
+    trainer = make(f"process={process}", "model.self_conditioning=true", "train.dtype=float64")
+    model, passes, seen = trainer.model, [], []
+    torch.nn.init.normal_(model.backbone.conditioning.weight, generator=torch.Generator().manual_seed(1))
+    run = "forward" if model.block_size is None else "two_streams"
+    counted = getattr(model.backbone, run)
+    setattr(model.backbone, run, lambda *arguments: passes.append(1) or counted(*arguments))
+
+    def remember(_: object, arguments: tuple[MaskedBatch], __: TokenStats) -> None:
+        (given,) = arguments
+        hidden = model._hidden(given, model._told(given)).detach()
+        passes.pop()
+        flat = torch.zeros(given.x0.numel() + 1, hidden.shape[1], dtype=torch.float64)
+        flat[given.scored] = (model._head(hidden).softmax(-1) @ model.backbone.embedding.weight).detach()
+        seen.append((given, flat[:-1].view(*given.x0.shape, -1), trainer.process.pool.example))
+
+    model.register_forward_hook(remember)
+    for _ in range(6):
+        trainer.step()
+    assert len(passes) == 6
+    assert seen[0][0].estimate is None
+    num_new = 0
+    for (_, said, before), (given, _, now) in pairwise(seen):
+        is_here = (before == now).unsqueeze(1)
+        num_new += int((~is_here).sum())
+        is_told = is_here & (given.xt == trainer.tokens.mask_id)
+        assert is_told.any()
+        assert torch.allclose(given.estimate, torch.where(is_told.unsqueeze(-1), said, 0.0), rtol=1e-9, atol=1e-12)
+    assert num_new > 0
 
 
 def test_the_likelihood_is_that_of_two_passes_over_the_same_masks() -> None:

@@ -15,10 +15,11 @@ a block, L of a row.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -128,6 +129,8 @@ class Pool(ABC):
         self._num_revealed = torch.zeros((), dtype=torch.long, device=self.device)
         self._upcoming: Upcoming | None = None
         self.pool: PoolRows | None = None
+        self.estimate: Float[Tensor, "b L D"] | None = None
+        """What a self-conditioned model said of the rows in the last step."""
 
     @abstractmethod
     def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], order: Int[Tensor, "b N"]) -> PoolRows:
@@ -159,7 +162,14 @@ class Pool(ABC):
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
         self.pool = self._first_pool(stream) if self.pool is None else self._refilled(self.pool, stream)
-        return self._as_batch(self.pool)
+        return replace(self._as_batch(self.pool), is_carried=True, estimate=self._carried(self.pool))
+
+    def _carried(self, pool: PoolRows) -> Float[Tensor, "b L D"] | None:
+        """What the model said in the last step of rows that are still here, where they are masked: as in decoding."""
+        if self.estimate is None:
+            return None
+        is_known = pool.is_masked & (pool.visit > 0).unsqueeze(1)
+        return torch.where(is_known.unsqueeze(-1), self.estimate, 0.0)
 
     @torch.no_grad()
     def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
@@ -170,6 +180,7 @@ class Pool(ABC):
         pool.reveal(is_revealed)
         pool.finish(self._advance(pool))
         pool.visit = pool.visit + 1
+        self.estimate = stats.estimate
         self.step += 1
 
     def _choose(self, pool: PoolRows, batch: MaskedBatch, stats: TokenStats) -> Bool[Tensor, "b L"]:
@@ -241,6 +252,7 @@ class Pool(ABC):
             "step": self.step,
             "first_turn": self.first_turn,
             "num_refills": self.num_refills,
+            "estimate": None if self.estimate is None else self.shard.peers.gather(self.estimate),
             "pool": None
             if self.pool is None
             else {name: self.shard.peers.gather(rows) for name, rows in vars(self.pool).items()},
@@ -250,6 +262,8 @@ class Pool(ABC):
         self.step, self.first_turn = state["step"], state["first_turn"]
         self._num_refills = torch.full_like(self._num_refills, state["num_refills"] if self.shard.is_first else 0)
         self._upcoming = None  # a function of the pool's examples
+        estimate = state.get("estimate")
+        self.estimate = None if estimate is None else self.shard.own(estimate).to(self.device)
         self.pool = (
             None
             if state["pool"] is None
@@ -261,4 +275,4 @@ class Pool(ABC):
         if state["pool"] is None:
             return state
         turn = int(state["pool"]["example"].max()) // self.shard.total
-        return {**state, "first_turn": turn + 1, "pool": None}
+        return {**state, "first_turn": turn + 1, "pool": None, "estimate": None}

@@ -2,7 +2,7 @@
 
 With `p` that pass's prediction, E the embedding and W a matrix that starts at 0, its input is
 `E[mask] + W sum_v p(v) E[v]`. In every other step of training the pass before reads the same `xt`, without gradient; in
-the others nothing is expected. A decoder has the prediction of its last step, at no cost.
+the others nothing is expected. A decoder has the prediction of its last step, at no cost, and so has PUMA's pool.
 
 Dimensions: B rows, L positions, M scored positions, D width.
 """

@@ -5,6 +5,7 @@ Dimensions: B rows, L positions in blocks of S, M positions asked for, V vocabul
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -87,17 +88,23 @@ class Denoiser(nn.Module):
     def forward(self, batch: MaskedBatch) -> TokenStats:
         """NLL and confidence at the batch's scored positions; of a block model given the clean blocks before theirs.
 
-        A self-conditioned model is told its own estimate: in every other step of training, and always outside it.
+        A self-conditioned model is told its own estimate: that of the last step where rows come back; else of a pass
+        over the same canvases, in every other step of training, and always outside it.
         """
-        x0, estimate = batch.gather(batch.x0), self._estimate(batch)
-        if not self._is_large:
-            logits = self._head(self._hidden(batch, estimate))
-            return TokenStats.from_logits(logits, x0, confidence=self.confidence)
         tied = None
-        if getattr(self.backbone, "is_tied", False):
+        if self._is_large and getattr(self.backbone, "is_tied", False):
             tied = self.backbone.tied = TiedGradient()
+        hidden = self._hidden(batch, self._told(batch))
+        stats = self._stats(hidden, batch.gather(batch.x0), tied)
+        if self.is_self_conditioned and batch.is_carried:
+            return replace(stats, estimate=self._expected_of(batch, hidden))
+        return stats
+
+    def _stats(self, hidden: Float[Tensor, "M D"], x0: Int[Tensor, "M"], tied: TiedGradient | None) -> TokenStats:
+        if not self._is_large:
+            return TokenStats.from_logits(self._head(hidden), x0, confidence=self.confidence)
         return token_stats(
-            self._hidden(batch, estimate),
+            hidden,
             self.backbone.head_weight,
             x0,
             mask_id=self.mask_id,
@@ -132,19 +139,26 @@ class Denoiser(nn.Module):
         found = expected_value(hidden, self.backbone.head_weight, embedding, mask_id=self.mask_id, forbidden=forbidden)
         return found.to(embedding.dtype)
 
-    @torch.no_grad()
-    def _estimate(self, batch: MaskedBatch) -> Float[Tensor, "B L D"] | None:
-        """What a first pass, which is told nothing, expects of the masked positions; None: this is another model.
+    def _told(self, batch: MaskedBatch) -> Float[Tensor, "B L D"] | None:
+        """What is known of the masked positions before this pass; None: this is another model.
 
         With nothing expected the weights of self-conditioning get a gradient of 0 all the same.
         """
         if not self.is_self_conditioned:
             return None
+        if batch.estimate is not None:
+            return batch.estimate
         nothing = self.nothing_expected(batch.xt)
-        if not conditioning.is_told(self.seed, batch.step):
+        is_first = batch.is_carried and batch.step is not None
+        if is_first or not conditioning.is_told(self.seed, batch.step):
             return nothing
-        values = self.expected(self._hidden(batch, nothing))
-        return conditioning.placed(values, batch.scored, batch.xt == self.mask_id)
+        with torch.no_grad():
+            hidden = self._hidden(batch, nothing)
+        return self._expected_of(batch, hidden)
+
+    @torch.no_grad()
+    def _expected_of(self, batch: MaskedBatch, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "B L D"]:
+        return conditioning.placed(self.expected(hidden.detach()), batch.scored, batch.xt == self.mask_id)
 
     def _aligned(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
         """Where the predictions of the flat positions `at` are read."""
