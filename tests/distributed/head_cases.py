@@ -73,7 +73,7 @@ def backward(model: nn.Module, batch: MaskedBatch, world_size: int = 1) -> dict[
     stats = model(batch)
     loss = (stats.nll * batch.weight).sum() * world_size / ROWS
     loss.backward()
-    return {name: batch.scatter(value.detach(), 0.0) for name, value in vars(stats).items()}
+    return {name: batch.scatter(getattr(stats, name).detach(), 0.0) for name in ("nll", "confidence", "top1")}
 
 
 def wrap(model: Denoiser, wrapper: str) -> nn.Module:
