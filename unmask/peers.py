@@ -18,7 +18,7 @@ Votes = Callable[[], list[float]]
 class Peers:
     """One process, which has no peers. `training.distributed.Group` is the one that has.
 
-    All processes call these methods together, in the same order, but for those that tell and hear.
+    All processes call these methods together, in the same order, but for `tell`, `is_told`, `hear` and `give_up`.
     """
 
     rank = 0
@@ -63,30 +63,27 @@ class Peers:
         """
         yield
 
-    def tell(self, key: str, words: str) -> None:
-        """Leaves `words` for whoever hears of `key`, which is told once; from any thread, as the next two."""
+    def tell(self, key: str, words: str = "") -> None:
+        """Leaves `words` for whoever asks for `key`, without waiting for anyone; from any thread, as the next two."""
 
-    def topic(self) -> str:
-        """What to begin keys with: new at every call, and the same in all processes that have called as often."""
-        return ""
+    def is_told(self, key: str) -> bool:
+        """Whether a process has told something of `key`."""
+        return False
 
     def hear(self, key: str) -> str:
-        """Waits for what is told of `key`, in a thread perhaps while the processes do something else.
+        """Waits for what is told of `key`.
 
         Raises:
             TimeoutError: it has not come.
         """
         raise TimeoutError(f"there is no other process to hear of {key} from")
 
+    def topic(self) -> str:
+        """What to begin keys with: new at every call, and the same in all processes that have called as often."""
+        return ""
+
     def give_up(self) -> None:
-        """Lets no thread hear of anything any more: a process is gone."""
-
-    def tell_stop(self) -> None:
-        """Lets the others know, without waiting for them, that this process was asked to stop."""
-
-    def is_stop_told(self) -> bool:
-        """Whether another process was asked to stop."""
-        return False
+        """Lets no thread wait for anything any more: a process is gone."""
 
 
 ALONE = Peers()

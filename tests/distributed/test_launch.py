@@ -51,7 +51,7 @@ def test_a_half_set_environment_is_refused(environment: dict[str, str], said: st
     ],
 )
 def test_an_error_that_a_lost_process_causes_is_known_by_its_words(said: str, is_lost: bool) -> None:
-    """As gloo 2.13 said them: the first names no library."""
+    """The first two as gloo said them under torch 2.13; the first names no library."""
     assert _is_of_a_group(RuntimeError(said)) is is_lost
 
 

@@ -1,6 +1,8 @@
 """A model of which each process has a share: it is saved by all of them, and read by any number."""
 
 import errno
+import hashlib
+import json
 import threading
 import time
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -39,7 +42,7 @@ class Told(Peers):
     def __init__(self, rank: int, told: dict[str, str], seconds: float = 10.0) -> None:
         self.rank, self.told, self.seconds = rank, told, seconds
 
-    def tell(self, key: str, words: str) -> None:
+    def tell(self, key: str, words: str = "") -> None:
         self.told[key] = words
 
     def hear(self, key: str) -> str:
@@ -126,6 +129,18 @@ def test_rows_that_are_nowhere_are_missed(tmp_path: Path) -> None:
     assert torch.equal(stored[0:2], torch.ones(2, 3))
     with pytest.raises(ValueError, match="a: rows 0 to 6 are not all there"):
         stored.whole()
+
+
+@pytest.mark.parametrize("offsets", ['{"a": 5}', '{"a": {}}', '"a"', "{"])
+def test_offsets_that_are_none_are_damage(offsets: str, tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 7, WHOLE)
+    save_file({"a": torch.ones(2)}, path / "a.safetensors", {"DCP_SHARDING_INFO": offsets})
+    listed = json.loads((path / "COMPLETE").read_text())
+    listed["a.safetensors"] = hashlib.sha256((path / "a.safetensors").read_bytes()).hexdigest()
+    (path / "COMPLETE").write_text(json.dumps(listed))
+    said: list[str] = []
+    assert checkpoint.newest(tmp_path, said.append) is None
+    assert "step_00000007" in said[0]
 
 
 def test_a_process_that_cannot_write_ends_the_saving_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

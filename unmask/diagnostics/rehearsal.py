@@ -4,7 +4,7 @@ Dimensions: R examples, C copies of each, B = R C rows, L positions.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -39,7 +39,8 @@ def rehearse(
     subject: Subject, examples: CleanBatch, *, copies: int, least: int, tell: Callable[[float], None]
 ) -> list[MaskedBatch]:
     """Batches of the rows (copy, example), copy by copy, after as many examples have been drawn anew as there are rows:
-    what a pool starts with is masked at random. As many steps as that took, `least` at least."""
+    what a pool starts with is masked at random. As many steps as that took, `least` at least. What a self-conditioned
+    model was told is not kept: it is as large as a hidden state."""
     process, stream = _anew(subject, len(examples) * copies), Repeated(examples)
     batches: list[MaskedBatch] = []
     num_warm, start = 0, 0
@@ -49,7 +50,7 @@ def rehearse(
         with autocast(subject.trainer.dtype, subject.trainer.device):
             process.observe(batch, subject.model(batch))
         if process.examples_seen >= start + len(examples) * copies or num_warm == _MOST_STEPS:
-            batches.append(batch.to(torch.device("cpu")))
+            batches.append(replace(batch, estimate=None).to(torch.device("cpu")))
         else:
             num_warm += 1
         tell(0.5 * num_warm / _MOST_STEPS if not batches else 0.5 + 0.5 * len(batches) / max(least, num_warm))

@@ -262,7 +262,7 @@ class Pool(ABC):
         self.step, self.first_turn = state["step"], state["first_turn"]
         self._num_refills = torch.full_like(self._num_refills, state["num_refills"] if self.shard.is_first else 0)
         self._upcoming = None  # a function of the pool's examples
-        estimate = state.get("estimate")
+        estimate = state["estimate"]
         self.estimate = None if estimate is None else self.shard.own(estimate).to(self.device)
         self.pool = (
             None

@@ -49,16 +49,16 @@ def save(folder: Path, step: int, state: dict[str, Any], peers: Peers = ALONE) -
     try:
         durable.remove(aside)
         durable.make_folder(aside)
-        peers.tell(f"{topic}, is there", "")
+        peers.tell(f"{topic}, is there")
         checksums = _write_tensors(aside, state, peers) | _added_shares(aside, peers, topic)
         _finish(aside, target, state, checksums)
     except OSError as error:
         with suppress(OSError):
             durable.remove(aside)  # a full disk needs the room
         peers.tell(f"{topic}, end", str(error))
-        peers.tell(f"{topic}, is there", "")  # or it would be waited for
+        peers.tell(f"{topic}, is there")  # or it would be waited for
         raise
-    peers.tell(f"{topic}, end", "")
+    peers.tell(f"{topic}, end")
     return target
 
 

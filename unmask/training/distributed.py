@@ -29,9 +29,8 @@ from unmask.progress import console
 
 _WHO = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _WHERE = ("MASTER_ADDR", "MASTER_PORT")
-_STOP = "unmask/stop"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
-_WORDS_OF_A_GROUP = ("gloo", "NCCL", "pair closure", "closed by peer", "reset by peer")
+_WORDS_OF_A_GROUP = ("gloo", "NCCL", "pair closure")
 _LEFT: list[Any] = []
 
 
@@ -142,30 +141,27 @@ class Group(Peers):
             told = [f"rank {rank}: {said}" for rank, said in enumerate(problems) if said is not None]
             raise kind("\n".join(told[:4]))
 
-    def tell(self, key: str, words: str) -> None:
+    def tell(self, key: str, words: str = "") -> None:
         self._store.set(f"unmask/{key}", words)
 
-    def topic(self) -> str:
-        self._topics += 1
-        return f"topic {self._topics}"
+    def is_told(self, key: str) -> bool:
+        return self._store.check([f"unmask/{key}"])
 
     def hear(self, key: str) -> str:
         """Asks again and again: who waits in the store keeps other threads from it."""
         deadline, pause = time.monotonic() + self._timeout, _FIRST_PAUSE
-        while not self._store.check([f"unmask/{key}"]):
+        while not self.is_told(key):
             pause = min(2 * pause, _LONGEST_PAUSE)
             if time.monotonic() > deadline or self._has_given_up.wait(pause):
                 raise TimeoutError(f"rank {self.rank} of {self.size} was told nothing of {key} in {self._timeout:g} s")
         return self._store.get(f"unmask/{key}").decode()
 
+    def topic(self) -> str:
+        self._topics += 1
+        return f"topic {self._topics}"
+
     def give_up(self) -> None:
         self._has_given_up.set()
-
-    def tell_stop(self) -> None:
-        self._store.set(_STOP, "1")
-
-    def is_stop_told(self) -> bool:
-        return self._store.check([_STOP])
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from unmask.training.state import Progress
 from unmask.training.trainer import StepReport, Trainer
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_STOP = "stop"  # what a process that has got one tells the others
 
 
 class Interrupted(Exception):
@@ -320,8 +321,8 @@ class Run:
 
         def leave_if_stopped(*_: object) -> None:
             if self.stop_requested:
-                self.peers.tell_stop()
-            if self.stop_requested or self.peers.is_stop_told():
+                self.peers.tell(_STOP)
+            if self.stop_requested or self.peers.is_told(_STOP):
                 raise EvaluationLeft
 
         hook = self.trainer.model.backbone.register_forward_pre_hook(leave_if_stopped)

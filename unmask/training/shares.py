@@ -1,8 +1,8 @@
 """Tensors of which every process has a share, in files of its own, and reading no more of them than is needed.
 
 The layout is the one of `torch.distributed.checkpoint`'s `HuggingFaceStorageWriter`: safetensors files, whose head says
-at which offset of the whole each tensor begins. Either can read what the other wrote. There is no pickle in it, and
-writing it takes no exchange between processes, so that a thread can do it while they train.
+at which offset of the whole each tensor begins. PyTorch's reader reads them. There is no pickle in it, and writing it
+takes no exchange between processes, so that a thread can do it while they train.
 """
 
 import json
@@ -94,6 +94,13 @@ def read(paths: Iterable[Path]) -> dict[str, Stored]:
         file: Any = safe_open(path, framework="pt")
         offsets = json.loads((file.metadata() or {}).get(_OFFSETS, "{}"))
         for name in file.keys():  # noqa: SIM118 - no mapping
-            start = offsets[name][_OFFSET] if name in offsets else [0]
-            found.setdefault(name, Stored()).add(start[0] if start else 0, file, name)
+            found.setdefault(name, Stored()).add(_start(offsets, name), file, name)
     return found
+
+
+def _start(offsets: Any, name: str) -> int:
+    try:
+        start: int = (offsets[name][_OFFSET] or [0])[0] if name in offsets else 0
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{_OFFSETS} says nothing of where {name} begins") from error
+    return start
