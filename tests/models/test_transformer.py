@@ -185,6 +185,14 @@ def test_weights_start_at_the_scale_of_their_inputs() -> None:
         assert weight.std().item() == pytest.approx(std, rel=0.05)
 
 
+def test_the_first_embeddings_alone_are_as_large_as_asked() -> None:
+    plain = denoiser(preset="sudoku-1m").state_dict()
+    large = denoiser(preset="sudoku-1m", embedding_std=1.0).state_dict()
+    for name, weight in large.items():
+        expected = plain[name] * 128**0.5 if name.endswith(("embedding.weight", "positions.weight")) else plain[name]
+        torch.testing.assert_close(weight, expected)
+
+
 def test_a_tied_head_is_the_embedding() -> None:
     model = denoiser(preset="tiny", tied_head=True)
     assert model.backbone.head_weight is model.backbone.embedding.weight

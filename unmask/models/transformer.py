@@ -47,6 +47,9 @@ class TransformerConfig(Section):
     rope_theta: float = Field(10_000.0, gt=0)
     learned_positions: bool = Field(False, description="a learned embedding per absolute position")
     tied_head: bool = Field(False, description="the output matrix is the embedding's")
+    embedding_std: float | None = Field(
+        None, gt=0, description="standard deviation of the first embeddings; null = 1 / sqrt(dim)"
+    )
     norm_eps: float = Field(1e-6, gt=0)
     checkpointing: bool = Field(
         False, description="compute every block again in the backward pass: less memory for a third more time"
@@ -130,6 +133,7 @@ class Transformer(nn.Module):
     """Tokens (B, L) -> hidden states (M, D) of the positions asked for, normalised; `head_weight` makes them logits."""
 
     Config = TransformerConfig
+    EMBEDDINGS = ("embedding.weight", "positions.weight")
     STARTS_AT_ZERO = ("conditioning.weight",)
     """Optional weights with which a network is at first the same as without them."""
     cos: Tensor
@@ -276,7 +280,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Every matrix is normal with standard deviation `1 / sqrt(inputs)` (an embedding: `1 / sqrt(dim)`).
+        """Every matrix is normal with standard deviation `1 / sqrt(inputs)` (an embedding: `embedding_std`).
 
         What is added to the residual stream is divided by `sqrt(2 layers)`, as in GPT-2. A fixed 0.02 is far too small
         for narrow models, which then stay for hundreds of steps at the loss of a blind guess. Every parameter has a
@@ -291,6 +295,8 @@ class Transformer(nn.Module):
             else:
                 is_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 std = (parameter.shape[1] * (2 * self.config.num_layers if is_residual else 1)) ** -0.5
+                if name in self.EMBEDDINGS:
+                    std = self.config.embedding_std or std
                 key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
                 generator = torch.Generator(parameter.device).manual_seed(key)
                 parameter.normal_(0.0, std, generator=generator)
