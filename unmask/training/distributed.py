@@ -29,7 +29,7 @@ from unmask.progress import console
 
 _WHO = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _WHERE = ("MASTER_ADDR", "MASTER_PORT")
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
+_FIRST_PAUSE, _LONGEST_PAUSE, _LAST_PAUSE = 0.01, 0.5, 0.2
 _WORDS_OF_A_GROUP = ("gloo", "NCCL", "pair closure")
 _LEFT: list[Any] = []
 
@@ -220,12 +220,16 @@ def _group(launch: Launch, timeout: timedelta) -> Group:
 
 
 def _leave(group: Group | None) -> None:
-    """The group's memory stays: freed with DDP's, it would wait for a thread that waits for Python (torch 2.13)."""
+    """The group's memory stays: freed with DDP's, it would wait for a thread that waits for Python (torch 2.13).
+
+    Gloo's thread lets the last tensors go, for which it needs Python: a process that ends before that aborts.
+    """
     if group is not None:
         with suppress(RuntimeError):  # the others have gone before the vote came back
             group.finish()
         _LEFT.append(distributed.group.WORLD)
         distributed.destroy_process_group()
+        time.sleep(_LAST_PAUSE)
 
 
 def _is_of_a_group(error: RuntimeError) -> bool:
