@@ -46,11 +46,16 @@ class Order:
     """How positions are ranked: `score(confidence, uniform)` with larger = revealed earlier.
 
     `confidence` names the statistic that the model must provide. `uniform()` draws noise in [0, 1) of the scores'
-    shape; it is called only by orders that need it.
+    shape; it is called only by orders that need it. `in_nats(score)` ranks alike, on the scale of a log-probability.
     """
 
     confidence: str
     score: Callable[[Scores, Callable[[], Scores]], Scores]
+    in_nats: Callable[[Scores], Scores] = lambda score: score
+
+    def noisy(self, score: Scores, gumbel: Scores, scale: Float[Tensor, "*B 1"]) -> Scores:
+        """`in_nats(score) + scale * gumbel`: the first is i with probability `softmax(in_nats(score) / scale)_i`."""
+        return self.in_nats(score) + scale * gumbel
 
 
 def _by_confidence(confidence: Scores, uniform: Callable[[], Scores]) -> Scores:
@@ -65,8 +70,14 @@ def _by_position(confidence: Scores, uniform: Callable[[], Scores]) -> Scores:
     return -torch.arange(confidence.shape[-1], device=confidence.device, dtype=confidence.dtype).expand_as(confidence)
 
 
+def _log(score: Scores) -> Scores:
+    return score.clamp(min=torch.finfo(score.dtype).tiny).log()  # a margin may be 0
+
+
 ORDERS: dict[str, Order] = {
-    **{name: Order(confidence=name, score=_by_confidence) for name in CONFIDENCES},
+    "prob": Order(confidence="prob", score=_by_confidence, in_nats=_log),
+    "margin": Order(confidence="margin", score=_by_confidence, in_nats=_log),
+    "neg_entropy": Order(confidence="neg_entropy", score=_by_confidence),
     "random": Order(confidence="prob", score=_by_noise),
     "left_to_right": Order(confidence="prob", score=_by_position),
 }

@@ -132,20 +132,35 @@ def test_temperature_sharpens() -> None:
         assert abs(chi_square(counts, (logits[:3] / temperature).softmax(0) * 4000)) < 5
 
 
-def test_confidence_noise_changes_the_order_but_not_the_values() -> None:
-    table = torch.zeros(6, 4).index_fill(1, torch.tensor([3]), -torch.inf)
-    table[torch.arange(6), torch.arange(6) % 3] = torch.linspace(1, 2, 6)
+@pytest.mark.parametrize("order", ["prob", "margin", "neg_entropy"])
+def test_confidence_noise_draws_the_order(order: str) -> None:
+    """Gumbel's trick: of n positions with m masked, i is next with probability ~ exp(c_i)^(1 / (0.5 m / n))."""
+    logits = torch.linspace(1, 3, 4).unsqueeze(1) * torch.tensor([1.0, 0.5, 0.2, -torch.inf], dtype=torch.float64)
 
     def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
-        return Prediction.from_logits(table[at % 6], ask, mask_id=3)
+        return Prediction.from_logits(logits[at % 4], ask, mask_id=3)
 
-    xt = torch.full((200, 6), 3)
-    plain = Decoder(predict, 3).decode(xt)
-    noisy = Decoder(predict, 3, confidence_noise=0.5).decode(xt)
-    assert torch.equal(plain.tokens, noisy.tokens)
-    assert plain.reveal_step.unique(dim=0).shape[0] == 1
-    assert noisy.reveal_step.unique(dim=0).shape[0] > 50
-    assert noisy.reveal_step.double().mean(0).diff().sum() < 0  # surer positions still come earlier on average
+    rows = 4000
+    decoded = Decoder(predict, 3, order=order, confidence_noise=0.5).decode(torch.full((rows, 4), 3))
+    p = logits.softmax(-1)
+    weight = {"prob": p[:, 0], "margin": p[:, 0] - p[:, 1], "neg_entropy": torch.xlogy(p, p).sum(1).exp()}[order]
+    for step in (0, 1, 2):
+        is_left = decoded.reveal_step >= step
+        expected = torch.where(is_left, weight ** (1 / (0.5 * (4 - step) / 4)), 0)
+        expected /= expected.sum(1, keepdim=True)
+        counts = (decoded.reveal_step == step).sum(0).double()
+        assert abs(chi_square(counts, expected.sum(0))) < 5
+    assert (decoded.tokens == 0).all()  # the values are the likeliest still
+
+
+def test_confidence_noise_is_finite_where_the_confidence_is_zero() -> None:
+    decoder = Decoder(
+        lambda xt, at, ask: Prediction.from_logits(torch.zeros(len(at), 4).double(), ask, mask_id=3),
+        3,
+        order="margin",
+        confidence_noise=0.5,
+    )
+    assert decoder.decode(torch.full((3, 5), 3)).nfe.tolist() == [5] * 3
 
 
 def test_any_callable_from_tokens_to_logits_can_be_decoded() -> None:

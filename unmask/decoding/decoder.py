@@ -79,7 +79,8 @@ class Decoder:
         order: what is revealed first: a key of `reveal.ORDERS`. `random` is the vanilla sampler of masked diffusion.
         rule: how much is revealed in a step.
         sampling: how values are chosen, and the seed of all noise.
-        confidence_noise: coefficient of Gumbel noise that is added to the confidence (0.5 in 2502.06768, appendix D.2).
+        confidence_noise: coefficient of Gumbel noise on the confidence's logarithm, times the share of the row's masked
+            positions that still are (MaskGIT, 2202.04200; 0.5 in 2502.06768, appendix D.2).
         block_size: S; rows are decoded block by block, from the first that has something masked; None: all at once.
         eos_id: for canvases that are padded with it: what follows the first end token of an answer is filled in at
             once. Not where something is given after it.
@@ -184,10 +185,13 @@ class Decoder:
 
     def _scores(self, rows: _Rows, confidence: Float[Tensor, "b L"]) -> Float[Tensor, "b L"]:
         keys = self._keys(rows)
-        score = ORDERS[self.order].score(confidence, lambda: noise.uniform(self.sampling.seed, Purpose.ORDER, *keys))
-        if self.confidence_noise:
-            score = score + self.confidence_noise * noise.gumbel(self.sampling.seed, Purpose.CONFIDENCE, *keys)
-        return score
+        order = ORDERS[self.order]
+        score = order.score(confidence, lambda: noise.uniform(self.sampling.seed, Purpose.ORDER, *keys))
+        if not self.confidence_noise:
+            return score
+        share = (rows.xt == self.mask_id).sum(dim=-1) / rows.num_masked_at_start.double()
+        gumbel = noise.gumbel(self.sampling.seed, Purpose.CONFIDENCE, *keys)
+        return order.noisy(score, gumbel, self.confidence_noise * share.unsqueeze(1))
 
     def _keys(self, rows: _Rows) -> tuple[Int[Tensor, "..."], ...]:
         position = torch.arange(rows.xt.shape[1], device=rows.xt.device)
