@@ -115,7 +115,7 @@ class DecodeConfig(Section):
     top_p: float | None = Field(None, gt=0, le=1, description="values are drawn from the likeliest with this mass")
     forbid: TokenIds = Field([], description="ids of tokens that are never written")
     confidence_noise: float = Field(
-        0.0, ge=0, description="Gumbel noise on the log-confidence, times the share still masked (0.5 in 2502.06768)"
+        0.0, ge=0, description="Gumbel noise on the confidence in nats, times the share still masked (2502.06768: 0.5)"
     )
     block_size: int | None = Field(None, ge=1, description="decode block by block, from left to right")
     cache: Literal["none", "block", "prefix", "dual"] = Field(

@@ -71,12 +71,17 @@ def _by_position(confidence: Scores, uniform: Callable[[], Scores]) -> Scores:
 
 
 def _log(score: Scores) -> Scores:
-    return score.clamp(min=torch.finfo(score.dtype).tiny).log()  # a margin may be 0
+    return score.clamp(min=torch.finfo(score.dtype).tiny).log()
+
+
+def _log_odds(margin: Scores) -> Scores:
+    """`log((1 + m) / (1 - m))`: of two values that share all mass, `log p(v1) - log p(v2)`."""
+    return 2 * margin.clamp(0, 1 - torch.finfo(margin.dtype).eps).atanh()
 
 
 ORDERS: dict[str, Order] = {
     "prob": Order(confidence="prob", score=_by_confidence, in_nats=_log),
-    "margin": Order(confidence="margin", score=_by_confidence, in_nats=_log),
+    "margin": Order(confidence="margin", score=_by_confidence, in_nats=_log_odds),
     "neg_entropy": Order(confidence="neg_entropy", score=_by_confidence),
     "random": Order(confidence="prob", score=_by_noise),
     "left_to_right": Order(confidence="prob", score=_by_position),

@@ -143,7 +143,8 @@ def test_confidence_noise_draws_the_order(order: str) -> None:
     rows = 4000
     decoded = Decoder(predict, 3, order=order, confidence_noise=0.5).decode(torch.full((rows, 4), 3))
     p = logits.softmax(-1)
-    weight = {"prob": p[:, 0], "margin": p[:, 0] - p[:, 1], "neg_entropy": torch.xlogy(p, p).sum(1).exp()}[order]
+    m = p[:, 0] - p[:, 1]
+    weight = {"prob": p[:, 0], "margin": (1 + m) / (1 - m), "neg_entropy": torch.xlogy(p, p).sum(1).exp()}[order]
     for step in (0, 1, 2):
         is_left = decoded.reveal_step >= step
         expected = torch.where(is_left, weight ** (1 / (0.5 * (4 - step) / 4)), 0)
@@ -153,14 +154,20 @@ def test_confidence_noise_draws_the_order(order: str) -> None:
     assert (decoded.tokens == 0).all()  # the values are the likeliest still
 
 
-def test_confidence_noise_is_finite_where_the_confidence_is_zero() -> None:
+@pytest.mark.parametrize("order", ["prob", "margin", "neg_entropy"])
+@pytest.mark.parametrize("sure", [0.0, 1000.0], ids=["no margin", "certain"])
+def test_confidence_noise_knows_ties_and_certainty(order: str, sure: float) -> None:
     decoder = Decoder(
-        lambda xt, at, ask: Prediction.from_logits(torch.zeros(len(at), 4).double(), ask, mask_id=3),
+        lambda xt, at, ask: Prediction.from_logits(
+            torch.tensor([[sure, 0.0, 0.0, 0.0]]).expand(len(at), 4), ask, mask_id=3
+        ),
         3,
-        order="margin",
+        order=order,
         confidence_noise=0.5,
     )
-    assert decoder.decode(torch.full((3, 5), 3)).nfe.tolist() == [5] * 3
+    decoded = decoder.decode(torch.full((200, 5), 3))
+    assert decoded.nfe.tolist() == [5] * 200
+    assert all(len(set(at.tolist())) == 5 for at in decoded.reveal_step.T)  # equally sure: any of them may be first
 
 
 def test_any_callable_from_tokens_to_logits_can_be_decoded() -> None:

@@ -79,7 +79,7 @@ class Decoder:
         order: what is revealed first: a key of `reveal.ORDERS`. `random` is the vanilla sampler of masked diffusion.
         rule: how much is revealed in a step.
         sampling: how values are chosen, and the seed of all noise.
-        confidence_noise: coefficient of Gumbel noise on the confidence's logarithm, times the share of the row's masked
+        confidence_noise: coefficient of Gumbel noise on the confidence in nats, times the share of the row's masked
             positions that still are (MaskGIT, 2202.04200; 0.5 in 2502.06768, appendix D.2).
         block_size: S; rows are decoded block by block, from the first that has something masked; None: all at once.
         eos_id: for canvases that are padded with it: what follows the first end token of an answer is filled in at
