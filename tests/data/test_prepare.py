@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from tests.data.text import byte_level, rows, save_tokenizer, settings, write_lines
+from unmask import recipes
 from unmask.data.prepare import pool, prepare, run, shards
+from unmask.data.prepare.datasets import DATASETS
 from unmask.data.prepare.settings import Settings
 from unmask.data.prompts import encode_prompt
 from unmask.data.store import RowStore
@@ -616,3 +618,8 @@ def test_real_rows_are_what_the_reference_makes_of_them(qwen: Path, tmp_path: Pa
     batch = all_rows(tmp_path / "out")
     assert batch.x0.tolist() == [ids for ids, _ in expected]
     assert batch.prompt_mask.sum(dim=-1).tolist() == [num_prompt for _, num_prompt in expected]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_recipe_that_is_recommended_exists(name: str) -> None:
+    assert {DATASETS[name].recipe, DATASETS[name].small_recipe} <= set(recipes.names())

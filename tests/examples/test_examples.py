@@ -1,7 +1,9 @@
 """The examples and the guide, run as they stand."""
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,60 @@ def test_the_guide_to_a_process_of_ones_own(tmp_path: Path) -> None:
     wrong = subprocess.run([*command, "process.cup=0.2", "--out", "x"], cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "did you mean process.cap?" in wrong.stderr
+
+
+def test_the_guide_to_a_model_of_ones_own(tmp_path: Path) -> None:
+    """Trained, resumed bit for bit, evaluated and decoded; another seed starts elsewhere."""
+    guide = (ROOT / "docs" / "guides" / "extend.md").read_text()
+    (code,) = re.findall(r"In `mixer\.py`:\n\n```python\n(.*?)```", guide, re.S)
+    (recipe,) = re.findall(r"In `mixer\.yaml`.*?```yaml\n(.*?)```", guide, re.S)
+    (tmp_path / "mixer.py").write_text(code)
+    (tmp_path / "mixer.yaml").write_text(recipe)
+    (tmp_path / "puzzle.txt").write_text("." * 81 + "\n")
+
+    def unmask(*arguments: str) -> str:
+        command = [sys.executable, "-m", "unmask", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    unmask("train", "mixer.yaml", *SHORT, "--out", "whole")
+    unmask("train", "mixer.yaml", *SHORT, "train.steps=2", "eval.every=2", "--out", "parts")
+    unmask("train", "mixer.yaml", *SHORT, "--out", "parts", "--resume")
+    unmask("train", "mixer.yaml", *SHORT, "train.seed=1", "--out", "other")
+    whole, parts, other = (losses(tmp_path / name) for name in ("whole", "parts", "other"))
+    assert whole == parts
+    assert whole[0] != other[0]
+    assert '"nelbo"' in unmask("eval", "whole", "--examples", "4", "--json")
+    assert '"answer"' in unmask("decode", "whole", "puzzle.txt")
+
+
+def test_a_task_of_ones_own(tmp_path: Path) -> None:
+    code = (ROOT / "examples" / "sorting.py").read_text()
+    (settings,) = re.findall(r"unmask (train .*) --out runs/sorting$", code, re.M)
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "sorting.py").write_text(code)
+    (tmp_path / "digits.txt").write_text("31415\n")
+    (tmp_path / "short.txt").write_text("31415\n3141\n")
+    command = [sys.executable, "-m", "unmask"]
+    train = [
+        *command,
+        *shlex.split(settings),
+        "eval.every=150",
+        "eval.examples=100",
+        "train.batch_size=32",
+        "--out",
+        "run",
+    ]
+    subprocess.run(train, cwd=tmp_path, capture_output=True, check=True)
+    assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["eval/accuracy"] > 0.9
+    decode = [*command, "decode", "run"]
+    done = subprocess.run([*decode, "digits.txt"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["in_order"] == [1, 1, 3, 4, 5]
+    wrong = subprocess.run([*decode, "short.txt"], cwd=tmp_path, capture_output=True, text=True)
+    assert (wrong.returncode, "short.txt, line 2: '3141': not 5 digits" in wrong.stderr) == (2, True)
+
+
+def losses(run: Path) -> list[float]:
+    return [row["train/loss"] for row in lines(run / "metrics.jsonl") if "train/loss" in row]
 
 
 def test_the_guide_to_a_density_of_ones_own(tmp_path: Path) -> None:

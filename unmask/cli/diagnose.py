@@ -40,7 +40,7 @@ def diagnose(
 
     Examples:
 
-    * `unmask diagnose runs/text-uniform-small`
+    * `unmask diagnose runs/text-uniform_small`
 
     * `unmask diagnose runs/sudoku-uniform runs/sudoku-puma --only mismatch --json`
     """

@@ -130,5 +130,5 @@ def _print(meta: dict[str, Any], settings: Settings) -> None:
         out.print(f"{meta['num_held_out']:>12,}  of them held out")
     out.print(f"{meta['vocab_size']:>12,}  ids; the mask is {meta['mask_id']}, the end {meta['eos_id']}")
     is_small = settings.vocab == "used" or settings.tokenizer == BYTES
-    recipe = settings.row.recipe + ("_small" if is_small else "")
+    recipe = settings.row.small_recipe if is_small else settings.row.recipe
     out.print(f"Next: unmask train {recipe} data.path={settings.out}")

@@ -61,7 +61,10 @@ def importance(drawn: Drawn, cap: float | None = None) -> Float[Tensor, "B N"]:
 
 
 def flat(drawn: Drawn) -> Float[Tensor, "B N"]:
-    """`1 / (E[t] L_eff)`: all masked tokens weigh the same, a row 1 on average (BD3-LM's clipped times drop 1/t)."""
+    """`1 / (E[t] L_eff)`: all masked tokens weigh the same (BD3-LM's clipped times drop 1/t).
+
+    A row weighs 1 on average of independent masks, `1 + 1 / (2 L_eff E[t])` of exact counts, which are rounded up.
+    """
     length = _length(drawn.eligible.sum(dim=-1)).clamp(min=1).double()
     return (1 / (drawn.mean_t * length)).expand(drawn.t.shape)
 

@@ -25,11 +25,17 @@ def build_denoiser(
 ) -> Denoiser:
     """A freshly initialised denoiser for `tokens`, of the network that `config.name` stands for.
 
+    Weights that the network's own `init_weights(seed)` does not set, or one without it, start as PyTorch's layers do.
+
     Raises:
         UserError: it cannot be trained by a process of these `requirements`, or has blocks that do not fill a row.
     """
-    backbone: Any = resolve("model", name_of(config)).from_config(config, tokens)
-    backbone.init_weights(seed)
+    component: Any = resolve("model", name_of(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = component.from_config(config, tokens)
+    if hasattr(backbone, "init_weights"):
+        backbone.init_weights(seed)
     model = Denoiser(
         backbone,
         mask_id=tokens.mask_id,
