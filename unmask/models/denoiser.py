@@ -27,7 +27,11 @@ values on; in fp32, where computing the logits twice costs more, it saves memory
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A network from tokens to hidden states at the flat positions `at`, and the matrix that makes those logits."""
+    """A network from tokens to hidden states at the flat positions `at`, and the matrix that makes those logits.
+
+    A class that is named in `model.name` is an `nn.Module`, and has `Config` and `from_config(config, tokens)`. It may
+    have `init_weights(seed)`.
+    """
 
     @property
     def head_weight(self) -> Float[Tensor, "V D"]: ...
