@@ -16,11 +16,10 @@ import torch
 from unmask.masking.densities import FixedConfig
 from unmask.progress import warn
 from unmask.report.chart import Chart, Line
+from unmask.report.comparison import FEWEST_SEEDS, student
 from unmask.report.runs import Methods, read_run
 
 MEASURE = "eval/nelbo"
-STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
-"""The 97.5 % point of t, by the number of seeds."""
 
 
 def read(out: Path, methods: list[str]) -> Methods:
@@ -36,10 +35,10 @@ def table(methods: Methods) -> None:
         curves = [run.curve(MEASURE) for run in runs]
         final = [curve.values[-1] for curve in curves]
         costs = [curve.cost(own.values[-1], "step") for curve, own in zip(curves, baseline, strict=False)]
-        ratios = [own.spent["step"][-1] / cost for own, cost in zip(baseline, costs, strict=False) if cost]
+        ratios = [own.spent["step"][-1] / cost.spent for own, cost in zip(baseline, costs, strict=False) if cost]
         is_reached = len(ratios) == len(curves)
         spread = f" ± {stdev(final):.4f}" if len(final) > 1 else ""
-        shown = ", ".join("not reached" if cost is None else f"{cost:.0f}" for cost in costs)
+        shown = ", ".join("not reached" if cost is None else f"{cost.spent:.0f}" for cost in costs)
         faster = interval(ratios) if is_reached else "-"
         print(f"| {name} | {len(runs)} | {mean(final):.4f}{spread} | {shown} | {faster} |")
 
@@ -47,9 +46,9 @@ def table(methods: Methods) -> None:
 def interval(ratios: list[float]) -> str:
     logs = [math.log(ratio) for ratio in ratios]
     center = math.exp(mean(logs))
-    if len(logs) not in STUDENT:
+    if len(logs) < FEWEST_SEEDS:
         return f"{center:.2f}"
-    half = STUDENT[len(logs)] * stdev(logs) / math.sqrt(len(logs))
+    half = student(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
     return f"{center:.2f} ({center * math.exp(-half):.2f} to {center * math.exp(half):.2f})"
 
 

@@ -2,7 +2,7 @@
 
     python examples/demo.py        (or `make demo`, which sets everything up)
 
-It is `unmask compare` with a table to watch. Stop it with Ctrl-C whenever you like: both runs save, and the same
+It is `unmask compare` with a table to watch. Stop it with Ctrl-C whenever you like: the runs are saved, and the same
 command goes on. Everything goes into `demo/`.
 """
 
@@ -168,4 +168,8 @@ def decode_and_grade(name: str, tokens_per_step: int, environment: dict[str, str
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # while it solves and compares
+        console.print("Stopped; `make demo` goes on from here.")
+        sys.exit(130)

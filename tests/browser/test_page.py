@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.helpers import SHORT, run_cli
+from unmask import recipes
+from unmask.training.folder import to_yaml
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -31,6 +33,18 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     assert (
         run_cli("report", *(folder / name for name in settings), "--out", folder / "page.html", "--examples", "2") == 0
     )
+    return (folder / "page.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def bare_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of a run folder without checkpoints."""
+    folder = tmp_path_factory.mktemp("bare")
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").write_text(to_yaml(recipes.load("debug")))
+    row = {"step": 1, "seconds": 1, "examples_seen": 1, "eval/accuracy/ema/prob/3": 0.5, "eval/nelbo": 1.0}
+    (folder / "run" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert run_cli("report", folder / "run", "--out", folder / "page.html") == 0
     return (folder / "page.html").read_text()
 
 
@@ -145,6 +159,20 @@ def test_keys_and_buttons(page: str, tmp_path: Path) -> None:
     assert seen["still"]
     assert seen["puzzle"] == "1"
     assert seen["shown"] == [False, True, False]
+
+
+def test_without_a_replay_the_menu_still_chooses(bare_page: str, tmp_path: Path) -> None:
+    seen = browse(
+        bare_page,
+        """const measure = document.getElementById('measure');
+        const shown = () => [...document.querySelectorAll('.measure')].map((each) => each.style.display !== 'none');
+        const before = shown();
+        measure.value = 1;
+        measure.dispatchEvent(new Event('change'));
+        return {before, after: shown(), slider: document.getElementById('step')};""",
+        tmp_path,
+    )
+    assert seen == {"before": [True, False], "after": [False, True], "slider": None}
 
 
 @pytest.mark.parametrize("width", [360, 1200])

@@ -11,9 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import lines, run_cli
+from unmask import recipes
+from unmask.training.folder import to_yaml
 
 TINY = ["task.name=toy", "train.batch_size=16", "train.checkpoint_every=5", "log.every=5", "log.tensorboard=false"]
 TINY += ["eval.every=5", "eval.examples=20", "eval.tokens_per_step=[1]"]
+
+
+SEVEN = ("uniform", "puma", "ar", "two_grid", "block_puma", "block_uniform", "paper_puma")
 
 
 @pytest.fixture
@@ -24,23 +29,33 @@ def recipes_of_mine(tmp_path: Path) -> list[str]:
 
 
 def test_it_trains_says_and_goes_on(
-    recipes_of_mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipes_of_mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["compare", *recipes_of_mine, *TINY, "--out", out]
-    assert run_cli(*arguments, "--steps", "10", "--seeds", "1", "--json") == 0
+    arguments = ["compare", *recipes_of_mine, *TINY, "optim.schedule=constant", "--out", out]
+    assert run_cli(*arguments, "--steps", "5", "--seeds", "1", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert list(result["curves"]) == ["plain", "pool"]
-    assert result["curves"]["plain"][0]["step"] == [5, 10]
-    assert result["curves"]["plain"][0]["examples_seen"] == [80, 160]
+    assert result["curves"]["plain"][0]["step"] == [5]
+    assert result["curves"]["plain"][0]["examples_seen"] == [80]
     assert json.loads((out / "comparison.json").read_text()) == result
     first = (out / "plain" / "seed_0" / "metrics.jsonl").read_bytes()
     assert run_cli(*arguments, "--steps", "10", "--seeds", "2") == 0
     printed = capsys.readouterr().out
     assert "plain's final" in printed
     assert "fewer" in printed
-    assert (out / "plain" / "seed_0" / "metrics.jsonl").read_bytes() == first  # done already, not trained again
-    assert lines(out / "pool" / "seed_1" / "metrics.jsonl")[-1]["step"] == 10
+    assert (out / "plain" / "seed_0" / "metrics.jsonl").read_bytes().startswith(first)  # not trained again
+    assert {
+        lines(out / name / f"seed_{n}" / "metrics.jsonl")[-1]["step"] for name in ("plain", "pool") for n in (0, 1)
+    } == {10}
+
+    (out / "report.html").unlink()
+    (out / "report.html").mkdir()
+    monkeypatch.setattr("unmask.cli.compare.train_all", lambda *_: None)  # all of it is there
+    assert run_cli(*arguments, "--steps", "10", "--seeds", "2") == 2
+    said = capsys.readouterr()
+    assert said.out == printed  # before the page
+    assert "report.html: cannot be written" in " ".join(said.err.split())
 
 
 def test_a_budget_of_examples(recipes_of_mine: list[str], tmp_path: Path) -> None:
@@ -52,12 +67,48 @@ def test_a_budget_of_examples(recipes_of_mine: list[str], tmp_path: Path) -> Non
     assert all(100 <= row["examples_seen"] < 116 for row in last.values())
 
 
+def trained(folder: Path, *settings: str) -> Path:
+    """A training of the recipe `plain`, as far as `compare` looks at it before it trains."""
+    folder.mkdir(parents=True)
+    config = recipes.load(str(folder.parents[2] / "plain.yaml"), [*TINY, *settings])
+    (folder / "config.yaml").write_text(to_yaml(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "message"),
+    [
+        (["train.steps=10"], ["--steps", "5"], "train.steps=10, and train.steps=5 is asked for"),
+        (["train.steps=5", "optim.schedule=cosine"], ["--steps", "10", "optim.schedule=cosine"], "schedule=cosine"),
+        (["train.steps=10"], ["--steps", "10", "--examples", "9"], "train.max_examples=None, and"),
+        (["train.steps=10", "train.max_seconds=9"], ["--steps", "10", "--seconds", "8"], "train.max_seconds=9.0, and"),
+    ],
+    ids=["fewer steps", "another cosine", "fewer examples", "fewer seconds"],
+)
+def test_a_training_of_another_budget_is_not_taken_for_one_of_this(
+    held: list[str],
+    asked: list[str],
+    message: str,
+    recipes_of_mine: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = trained(tmp_path / "out" / "plain" / "seed_0", "optim.schedule=constant", *held)
+    asked = ["optim.schedule=constant", *asked]
+    assert run_cli("compare", *recipes_of_mine, *TINY, *asked, "--seeds", "1", "--out", tmp_path / "out") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert message in said
+    assert "another folder with --out" in said
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
 def test_a_signal_stops_all_of_them_and_the_same_command_goes_on(recipes_of_mine: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "unmask", "compare", *recipes_of_mine, *TINY, "--steps", "3000", "--seeds", "1"]
     process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, env=os.environ, text=True)
     deadline = time.monotonic() + 120
-    while not all((out / name / "seed_0" / "metrics.jsonl").exists() for name in ("plain", "pool")):
+    metrics = [out / name / "seed_0" / "metrics.jsonl" for name in ("plain", "pool")]
+    while not all(path.exists() and path.stat().st_size for path in metrics):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -70,6 +121,8 @@ def test_a_signal_stops_all_of_them_and_the_same_command_goes_on(recipes_of_mine
 
 
 BAD = {
+    "one folder of two": (["sudoku/puma", "SUDOKU-PUMA"], "each once and of another name"),
+    "seven": ([f"sudoku/{n}" for n in SEVEN], "7 recipes are more than a page can tell apart; give 6 at most"),
     "one recipe": (["debug"], "give two recipes or more"),
     "the same twice": (["debug", "debug"], "give two recipes or more"),
     "unknown recipe": (["debug", "sudoku/pumma"], "did you mean sudoku/puma?"),
@@ -81,12 +134,27 @@ BAD = {
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_input(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    toy = tmp_path / "toy.yaml"
-    toy.write_text("extends: debug\ntask: {name: toy}\neval: {tokens_per_step: [1]}\n")
-    arguments = [str(toy) if argument == "TOY" else argument for argument in arguments]
+    mine = {
+        "TOY": "extends: debug\ntask: {name: toy}\neval: {tokens_per_step: [1]}\n",
+        "SUDOKU-PUMA": "extends: debug\n",
+    }
+    for name, text in mine.items():
+        (tmp_path / f"{name.lower()}.yaml").write_text(text)
+    arguments = [str(tmp_path / f"{word.lower()}.yaml") if word in mine else word for word in arguments]
     assert run_cli("compare", *arguments, "--out", tmp_path / "out") == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_file", [True, False], ids=["a file", "within a file"])
+def test_a_folder_that_cannot_be(
+    is_file: bool, recipes_of_mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" if is_file else tmp_path / "file" / "out"
+    assert run_cli("compare", *recipes_of_mine, *TINY, "--seeds", "1", "--out", out) == 2
+    assert f"--out {out}: cannot be made" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_training_that_fails_ends_the_comparison(

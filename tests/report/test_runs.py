@@ -53,9 +53,16 @@ def test_measures_that_all_have(tmp_path: Path) -> None:
     assert common_measures(methods) == ["eval/accuracy/ema/prob/3", "eval/nelbo"]
 
 
+def test_a_measure_that_one_run_only_ever_failed_at_is_not_common(tmp_path: Path) -> None:
+    diverged = {**ACCURACY, "eval/accuracy/ema/prob/3": None}
+    methods = group(read(run(tmp_path / "a"), run(tmp_path / "b", "optim.lr=1", evaluation=diverged)))
+    assert common_measures(methods) == ["eval/nelbo"]
+
+
 def test_a_run_that_is_still_training_is_named(tmp_path: Path) -> None:
     folder = run(tmp_path / "run")
     with (folder / "metrics.jsonl").open("a") as metrics:
+        metrics.write("broken\n")
         metrics.write('{"step": 10, "sec')  # as far as it has been written
     said: list[str] = []
     holder = RunFolder(folder)
@@ -66,8 +73,9 @@ def test_a_run_that_is_still_training_is_named(tmp_path: Path) -> None:
         holder.close()
     assert recorded.is_running
     assert recorded.last_step == 5
-    assert len(said) == 1
-    assert "still training" in said[0]
+    broken, training = said  # and not a word of the line that is being written
+    assert "line 2: not a line of metrics; skipped" in broken
+    assert "still training" in training
     assert not read_run(folder, said.append).is_running
 
 
@@ -82,6 +90,31 @@ def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
     assert [w.split(", ")[1].split(":")[0] for w in warnings] == ["line 1", "line 3", "line 4", "line 6"]
     with pytest.raises(UserError, match="cannot be read"):
         read_metrics(tmp_path / "nowhere", warnings.append)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"step": ' + "9" * 500 + ', "seconds": 1, "examples_seen": 1}',
+        '{"step": NaN, "seconds": 1, "examples_seen": 1}',
+        *(
+            '{"step": 2, "seconds": 1, "examples_seen": 1, "resumed_at_byte": ' + at + "}"
+            for at in ('"x"', "null", "-1", "true", "[]")
+        ),
+        '"resumed_at_byte"',
+        '["resumed_at_byte"]',
+        "\x00\xff",
+    ],
+    ids=lambda line: line[-40:],
+)
+def test_any_broken_line_is_named(line: str, tmp_path: Path) -> None:
+    row = {"step": 1, "seconds": 1, "examples_seen": 1}
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([json.dumps(row).encode(), line.encode("latin1"), b""]))
+    warnings: list[str] = []
+    assert read_metrics(tmp_path, warnings.append) == [row]
+    assert len(warnings) == 1
+    assert "line 2" in warnings[0]
 
 
 def test_what_cannot_be_reported(tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from unmask import durable, recipes
+from unmask import recipes
 from unmask.cli import options, report
 from unmask.config import RunConfig
 from unmask.errors import UserError
 from unmask.progress import console, warn
 from unmask.report.comparison import FEWEST_SEEDS, Comparison
 from unmask.report.curves import Curve
-from unmask.report.runs import read_run
-from unmask.report.trainings import Training, train_all
+from unmask.report.runs import MOST_METHODS, read_run
+from unmask.report.trainings import Training, check_budget, train_all
 from unmask.training.evaluating import rates
 from unmask.training.folder import RunFolder, command_line
 
@@ -54,8 +54,8 @@ def compare(
 ) -> None:
     """Train recipes on the same budget, several seeds each, and say how much sooner one is than the first.
 
-    What is there in --out is resumed, so that more seeds or steps can be added later, and a stopped comparison goes on.
-    Its comparison.json and report.html (see `unmask report`) are made anew each time.
+    What is there in --out is resumed: a stopped comparison goes on, and more seeds can be added later; more steps too,
+    if optim.schedule=constant. Its comparison.json and report.html (see `unmask report`) are made anew each time.
 
     Examples:
 
@@ -74,18 +74,20 @@ def compare(
     measure = _check_measure(measure, list(configs.values()))
     for training, config in configs.items():
         RunFolder(training.folder).check(config, resume=True)
+        check_budget(training.folder, config)
+    options.make_folder(out)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         count = min(jobs or os.cpu_count() or 1, len(in_turn))
         train_all(in_turn, count, lambda: live.update(_progress_table(in_turn)))
     methods = {method: [read_run(training.folder, warn) for training in of_one] for method, of_one in trainings.items()}
     comparison = Comparison({method: [run.curve(measure) for run in runs] for method, runs in methods.items()})
     result = {"measure": measure, "settings": settings, "seeds": seeds} | comparison.as_dict()
-    durable.write(out / "comparison.json", json.dumps(result, indent=1) + "\n")
-    report.write(methods, out / "report.html", measure=measure, commands=[command_line()])
+    options.write(out / "comparison.json", json.dumps(result, indent=1) + "\n")
     if as_json:
         options.print_json(result)
     else:
         _print(comparison, measure)
+    report.write(methods, out / "report.html", measure=measure, commands=[command_line()])
     console.print(f"{out / 'comparison.json'} holds all of it; open {out / 'report.html'} in a browser to see it")
 
 
@@ -104,19 +106,28 @@ def _check_measure(measure: str | None, configs: list[RunConfig]) -> str:
 
 def _split(names: list[str]) -> tuple[list[str], list[str]]:
     chosen = [name for name in names if "=" not in name]
-    if len(chosen) < 2 or len(set(map(_method, chosen))) < len(chosen):
+    if len(chosen) < 2 or len(set(map(_folder, chosen))) < len(chosen):
         raise UserError(f"compare {' '.join(chosen)}: give two recipes or more, each once and of another name")
+    if len(chosen) > MOST_METHODS:
+        raise UserError(
+            f"compare: {len(chosen)} recipes are more than a page can tell apart; give {MOST_METHODS} at most"
+        )
     return chosen, [name for name in names if "=" in name]
 
 
 def _of_one(recipe: str, settings: list[str], seeds: int, out: Path) -> list[Training]:
-    folder = out / _method(recipe).replace("/", "-")
+    folder = out / _folder(recipe)
     return [Training(recipe, (*settings, f"train.seed={seed}"), folder / f"seed_{seed}") for seed in range(seeds)]
 
 
 def _method(recipe: str) -> str:
     """What a recipe is called in the tables: `sudoku/puma`; `mine` for path/to/mine.yaml."""
     return recipe if recipe in recipes.names() else Path(recipe).stem
+
+
+def _folder(recipe: str) -> str:
+    """Of its trainings, within --out: `sudoku-puma`."""
+    return _method(recipe).replace("/", "-")
 
 
 def _progress_table(trainings: list[Training]) -> Table:
@@ -154,7 +165,8 @@ def _at(comparison: Comparison, curves: list[Curve], step: float) -> str:
     if not values:
         return ""
     spread = f" ± {comparison.text(stdev(values))}" if len(values) > 1 else ""
-    return comparison.text(mean(values)) + spread
+    of_all = "" if len(values) == len(curves) else f", {len(values)} of {len(curves)}"
+    return comparison.text(mean(values)) + spread + of_all
 
 
 def _cost_table(comparison: Comparison) -> Table:

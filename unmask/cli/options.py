@@ -1,6 +1,7 @@
 """Options that several verbs share, and what they mean."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from unmask import recipes
+from unmask import durable, recipes
 from unmask.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.section import check_section
@@ -113,6 +114,32 @@ def new_file(path: Path) -> Iterator[TextIO]:
             if path.stat().st_size == 0:
                 path.unlink()
             raise
+
+
+def make_folder(path: Path) -> None:
+    """The folder of --out, unless it is there.
+
+    Raises:
+        UserError: it cannot be made, or not be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be made: {error}") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"--out {path}: cannot be written to; name another folder")
+
+
+def write(path: Path, content: str) -> None:
+    """What is made anew each time, over what is there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        durable.write(path, content)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error}") from error
 
 
 def read_lines(path: str) -> list[str]:

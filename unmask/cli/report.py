@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from unmask import durable
 from unmask.cli import options
 from unmask.diagnostics.diagnose import CHEAP, PARTS
 from unmask.errors import UserError
@@ -22,7 +21,12 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN..", help="Run folders of one task.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option(help="Its headline; the methods' names unless given.")] = None,
-    measure: Annotated[str | None, typer.Option(help="What to show first: a name in metrics.jsonl.")] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="What to show first, as in metrics.jsonl: eval/accuracy/.., eval/nelbo or eval/bits_per_byte."
+        ),
+    ] = None,
     decoder: Annotated[
         str | None, typer.Option(help="Of the replay; the first run's `decode` section unless given. As in `eval`.")
     ] = None,
@@ -91,8 +95,5 @@ def write(
         first_measure=measure,
         commands=commands,
     )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        durable.write(out, html)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error}") from error
+    options.make_folder(out.parent)
+    options.write(out, html)

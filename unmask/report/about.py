@@ -43,10 +43,12 @@ def warnings(methods: Methods) -> list[str]:
 
 def curves_note(methods: Methods) -> str:
     has_seeds = any(len(runs) > 1 for runs in methods.values())
+    is_causal = any(getattr(runs[0].config.model, "causal", False) for runs in methods.values())
     return (
         ("Thick lines are means over seeds, thin ones the seeds. " if has_seeds else "")
         + "Of held-out examples. Seconds are of training, without evaluations, on the machines below. "
-        "A NELBO is taken under uniform masks, whatever a method trains on."
+        "A NELBO is taken under uniform masks, whatever a method trains on"
+        + ("; of a causal model it is the exact NLL." if is_causal else ".")
     )
 
 

@@ -58,7 +58,7 @@ class Chart:
             *(frame.x_tick(x, _percent(x) if self.is_x_share else _short(x)) for x in x_ticks),
             *(frame.y_tick(y, _percent(y) if self.is_share else f"{y:g}") for y in y_ticks),
             *frame.labels(self.x_label, self.y_label),
-            *(frame.path(seed, f"seed s{line.style % NUM_STYLES}") for line in self.lines for seed in line.seeds),
+            *(part for line in self.lines for seed in line.seeds for part in frame.seed(line, seed, self.is_share)),
             *(bar for line in self.lines for bar in frame.bars(line)),
             *(part for line in self.lines for part in frame.line(line, self.is_share)),
         ]
@@ -119,15 +119,19 @@ class _Frame:
         ]
         return [self.path(each, f"bar s{line.style % NUM_STYLES}") for each in ends]
 
+    def seed(self, line: Line, points: Points, is_share: bool) -> list[Markup]:
+        """Thin; a single point, of which no path can be seen, is a marker."""
+        alone = points if len(points) == 1 else ()
+        marks = [self._mark(line, x, y, is_share, is_open=True) for x, y in alone]
+        return [self.path(points, f"seed s{line.style % NUM_STYLES}"), *marks]
+
     def line(self, line: Line, is_share: bool) -> list[Markup]:
         kind = f"line s{line.style % NUM_STYLES}" + (" reference" if line.is_reference else "")
-        marks = [
-            _mark(
-                line.style, self.x(x), self.y(y), f"{line.name}: {_value(y, is_share)} at {x:,.4g}", line.is_reference
-            )
-            for x, y in _thinned(line.points)
-        ]
+        marks = [self._mark(line, x, y, is_share, is_open=line.is_reference) for x, y in _thinned(line.points)]
         return [self.path(line.points, kind), *marks]
+
+    def _mark(self, line: Line, x: float, y: float, is_share: bool, *, is_open: bool) -> Markup:
+        return _mark(line.style, self.x(x), self.y(y), f"{line.name}: {_value(y, is_share)} at {x:,.4g}", is_open)
 
 
 def _thinned(points: Points, most: int = 24) -> Points:

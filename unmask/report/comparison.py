@@ -3,40 +3,53 @@
 Dimensions: n seeds of a method.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import mean
+from dataclasses import asdict, dataclass
+from statistics import mean, variance
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from unmask.report.curves import AXES, Curve
+from unmask.report.curves import AXES, Cost, Curve
 
 AXIS_NAMES = {"step": "steps", "seconds": "seconds", "examples_seen": "examples"}
-_RESAMPLES = 10_000
 FEWEST_SEEDS = 3
 """For an interval."""
+_STUDENT = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+
+
+def student(degrees: float) -> float:
+    """The 97.5 % point of Student's t, or a little more: degrees of freedom are cut to a whole number, 20 at most."""
+    return _STUDENT[min(math.floor(degrees), len(_STUDENT)) - 1]
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """Baseline's mean cost over the method's, with a 95 % interval (None with fewer than three seeds)."""
+    """Baseline's mean cost over the method's."""
 
     ratio: float
-    interval: tuple[float, float] | None
+    bound: str = ""
+    """`≤` or `≥` where the costs of one of them are bounds."""
+    interval: tuple[float, float] | None = None
+    """Of 95 %; None with fewer than three seeds, or of a bound."""
+
+    def __str__(self) -> str:
+        interval = "" if self.interval is None else f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
+        return f"{self.bound}{self.ratio:.2f}{interval}"
 
 
 @dataclass(frozen=True)
 class Level:
-    """What it cost each seed of each method to reach a solve rate; None where it never did."""
+    """What it cost each seed of each method to reach a value; None where it never did."""
 
     name: str
     level: float
-    costs: dict[str, dict[str, list[float | None]]]
+    costs: dict[str, dict[str, list[Cost | None]]]
     """By method, then axis."""
     speed_ups: dict[str, dict[str, SpeedUp | None]]
-    """Over the baseline, by method, then axis; None where a seed of either did not get there."""
+    """Over the baseline, by method, then axis; None where a seed of either did not get there, or nothing is known."""
 
     def cost_text(self, method: str, axis: str) -> str:
         """Mean (least to most) of the seeds that got there."""
@@ -44,18 +57,14 @@ class Level:
         reached = [cost for cost in costs if cost is not None]
         if not reached:
             return "not reached"
-        spread = f" ({min(reached):,.0f} to {max(reached):,.0f})" if len(reached) > 1 else ""
-        return f"{mean(reached):,.0f}{spread}" + (
-            "" if len(reached) == len(costs) else f", {len(reached)} of {len(costs)}"
-        )
+        spent = [cost.spent for cost in reached]
+        most = "≤ " * any(cost.is_most for cost in reached)
+        spread = f" ({min(spent):,.0f} to {max(spent):,.0f})" if len(reached) > 1 else ""
+        of_all = "" if len(reached) == len(costs) else f", {len(reached)} of {len(costs)}"
+        return f"{most}{mean(spent):,.0f}{spread}{of_all}"
 
     def speed_up_text(self, method: str, axis: str) -> str:
-        faster = self.speed_ups[method][axis]
-        if faster is None:
-            return "-"
-        return f"{faster.ratio:.2f}" + (
-            "" if faster.interval is None else f" [{faster.interval[0]:.2f}, {faster.interval[1]:.2f}]"
-        )
+        return str(self.speed_ups[method][axis] or "-")
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,12 @@ class Comparison:
         return f"{value:.1%}" if self.is_share else f"{value:.4f}"
 
     def levels(self, at: Sequence[float] = (0.5, 0.9)) -> list[Level]:
-        """The shares `at`, and the baseline's own final value (the mean over its seeds)."""
-        final = float(np.mean([curve.values[-1] for curve in self.methods[self.baseline]]))
+        """The shares `at`, and what every seed of the baseline got to: the final value of its worst."""
+        finals = [curve.values[-1] for curve in self.methods[self.baseline]]
+        worst = min(finals) if self.is_share else max(finals)
         named = [(f"{level:.0%}", level) for level in at] if self.is_share else []
-        named += [(f"{self.baseline}'s final {self.text(final)}", final)]
+        of_seeds = ", worst seed" if len(finals) > 1 else ""
+        named += [(f"{self.baseline}'s final{of_seeds} {self.text(worst)}", worst)]
         return [self._level(name, level) for name, level in named if level > 0]  # 0 is reached before the start
 
     def _level(self, name: str, level: float) -> Level:
@@ -148,30 +159,35 @@ class Comparison:
                 {
                     "name": level.name,
                     "level": level.level,
-                    "costs": level.costs,
-                    "speed_ups": {
-                        method: {axis: None if s is None else vars(s) for axis, s in by_axis.items()}
-                        for method, by_axis in level.speed_ups.items()
-                    },
+                    "costs": asdict(level)["costs"],
+                    "speed_ups": asdict(level)["speed_ups"],
                 }
                 for level in self.levels()
             ],
         }
 
 
-def speed_up(baseline: Sequence[float | None], method: Sequence[float | None]) -> SpeedUp | None:
-    """`mean(baseline) / mean(method)`; the interval is the bootstrap's, over the seeds of both."""
-    if any(cost is None or cost == 0 for cost in (*baseline, *method)):
+def speed_up(baseline: Sequence[Cost | None], method: Sequence[Cost | None]) -> SpeedUp | None:
+    """`mean(baseline) / mean(method)`, with Student's interval of its logarithm.
+
+    Its variance is `s1^2 / (n1 m1^2) + s2^2 / (n2 m2^2)` for means m, standard deviations s and n seeds, to first
+    order; Welch's degrees of freedom.
+    """
+    one, other = ([cost for cost in costs if cost is not None] for costs in (baseline, method))
+    if len(one) < len(baseline) or len(other) < len(method) or any(cost.spent == 0 for cost in (*one, *other)):
         return None
-    one, other = (np.array(costs, dtype=np.float64) for costs in (baseline, method))
-    ratio = float(one.mean() / other.mean())
-    if min(len(one), len(other)) < FEWEST_SEEDS:
-        return SpeedUp(ratio, None)
-    rng = np.random.default_rng(0)
-    ratios = _resampled_means(one, rng) / _resampled_means(other, rng)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return SpeedUp(ratio, (float(low), float(high)))
+    ratio = mean(cost.spent for cost in one) / mean(cost.spent for cost in other)
+    is_most, is_least = (any(cost.is_most for cost in costs) for costs in (one, other))
+    if is_most or is_least:
+        return None if is_most and is_least else SpeedUp(ratio, "≤ " if is_most else "≥ ")
+    terms = [_relative_variance([cost.spent for cost in costs]) for costs in (one, other)]
+    if min(len(one), len(other)) < FEWEST_SEEDS or not any(terms):
+        return SpeedUp(ratio)
+    degrees = sum(terms) ** 2 / sum(term**2 / (len(costs) - 1) for term, costs in zip(terms, (one, other), strict=True))
+    factor = math.exp(student(degrees) * math.sqrt(sum(terms)))
+    return SpeedUp(ratio, interval=(ratio / factor, ratio * factor))
 
 
-def _resampled_means(costs: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    return rng.choice(costs, size=(_RESAMPLES, len(costs))).mean(axis=1)
+def _relative_variance(costs: Sequence[float]) -> float:
+    """Of their mean, over its square."""
+    return variance(costs) / len(costs) / mean(costs) ** 2 if len(costs) > 1 else 0.0

@@ -1,19 +1,30 @@
 """A run's evaluations over training."""
 
-import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from unmask import jsonl
 from unmask.errors import UserError
-from unmask.training.metrics import lines_that_count
+from unmask.training.metrics import RESUMED, lines_that_count
 
 AXES = ("step", "seconds", "examples_seen")
 """What a run may cost."""
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was spent until a level was reached."""
+
+    spent: float
+    is_most: bool = False
+    """The first evaluation was at the level already: it cost this at most."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +46,40 @@ class Curve:
             is_share=measure.startswith("eval/accuracy"),
         )
 
-    def cost(self, level: float, axis: str) -> float | None:
+    def cost(self, level: float, axis: str) -> Cost | None:
         """What was spent on `axis` when the measure first reached `level`, between evaluations on a straight line."""
         at = self.spent[axis]
-        for i, value in enumerate(self.values):
-            if value >= level if self.is_share else value <= level:
-                if i == 0 or value == self.values[i - 1]:
-                    return at[i]
-                share = (level - self.values[i - 1]) / (value - self.values[i - 1])
-                return at[i - 1] + share * (at[i] - at[i - 1])
-        return None
+        first = next((i for i, value in enumerate(self.values) if self._is_at(value, level)), None)
+        if first is None:
+            return None
+        if first == 0:
+            return Cost(at[0], is_most=True)
+        before, after = self.values[first - 1 : first + 1]
+        share = (level - before) / (after - before)
+        return Cost(at[first - 1] + share * (at[first] - at[first - 1]))
+
+    def _is_at(self, value: float, level: float) -> bool:
+        return value >= level if self.is_share else value <= level
+
+    def at(self, steps: Sequence[float], axis: str) -> list[tuple[float, float]]:
+        """What had been spent on `axis`, and the value, at `steps` within the run; on straight lines as well."""
+        own = self.spent["step"]
+        spent, values = np.interp(steps, own, self.spent[axis]), np.interp(steps, own, self.values)
+        return list(zip(spent.tolist(), values.tolist(), strict=True))
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it can be drawn: a run that diverged has written NaN."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether it can be drawn: a run that diverged has written null; a broken line may hold anything."""
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
-def read_metrics(run: Path, warn: Callable[[str], None]) -> list[Row]:
+def read_metrics(run: Path, warn: Callable[[str], None], *, is_running: bool = False) -> list[Row]:
     """The lines of `metrics.jsonl` that count. `warn` is told of every one that is no JSON object of metrics.
+
+    Of a run that `is_running`, a last line that does not end yet is being written.
 
     Raises:
         UserError: the file cannot be read.
@@ -63,16 +89,22 @@ def read_metrics(run: Path, warn: Callable[[str], None]) -> list[Row]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+    if is_running:
+        content = content[: content.rfind(b"\n") + 1]
     rows = []
     for number, line in lines_that_count(content):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and all(is_finite(row.get(axis)) for axis in AXES):
+        row = _row(line)
+        if row is not None:
             rows.append(row)
-        else:
+        elif line:
             warn(f"{path}, line {number}: not a line of metrics; skipped")
     return rows
+
+
+def _row(line: str) -> Row | None:
+    try:
+        row = jsonl.parse_object(line)
+    except ValueError:
+        return None
+    # A line that counts and says where a run went on says so wrongly: the others are taken out.
+    return row if RESUMED not in row and all(is_finite(row.get(axis)) for axis in AXES) else None

@@ -126,16 +126,14 @@ def _title(measure: str) -> tuple[str, bool]:
 
 
 def _line(name: str, style: int, runs: Sequence[Recorded], measure: str, axis: str) -> Line:
-    """The mean over seeds, at the steps at which all of them were evaluated."""
+    """The mean over seeds from where all of them have been evaluated to where the first ends."""
     curves = [run.curve(measure) for run in runs]
-    at_step = [
-        {step: (spent, value) for step, spent, value in zip(c.spent["step"], c.spent[axis], c.values, strict=True)}
-        for c in curves
-    ]
-    common = sorted(set.intersection(*(set(own) for own in at_step)))
-    means = [tuple(mean(own[step][i] for own in at_step) for i in (0, 1)) for step in common]
-    seeds: list[Points] = [list(own.values()) for own in at_step] if len(runs) > 1 else []
-    return Line(name, style, [(x, y) for x, y in means], seeds)
+    steps = sorted({step for curve in curves for step in curve.spent["step"]})
+    low, high = max(c.spent["step"][0] for c in curves), min(c.spent["step"][-1] for c in curves)
+    at_steps = zip(*(curve.at([step for step in steps if low <= step <= high], axis) for curve in curves), strict=True)
+    means = [(mean(spent for spent, _ in each), mean(value for _, value in each)) for each in at_steps]
+    seeds: list[Points] = [list(zip(c.spent[axis], c.values, strict=True)) for c in curves] if len(runs) > 1 else []
+    return Line(name, style, means, seeds)
 
 
 def _costs(methods: Methods, measure: str) -> list[CostRow]:

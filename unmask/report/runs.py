@@ -10,7 +10,7 @@ from typing import Any
 
 from unmask.config import RunConfig
 from unmask.errors import UserError
-from unmask.report.curves import Curve, Row, read_metrics
+from unmask.report.curves import Curve, Row, is_finite, read_metrics
 from unmask.section import flatten
 from unmask.training.folder import RunFolder, read_environment, read_tree
 
@@ -46,8 +46,9 @@ class Recorded:
         return int(self.rows[-1]["step"])
 
     def measures(self) -> list[str]:
-        """What its evaluations measured, in the order in which they wrote it."""
-        keys = dict.fromkeys(key for row in self.rows for key in row if key.startswith("eval/"))
+        """What its evaluations measured (once at least as a number), in the order in which they wrote it."""
+        written = ((key, value) for row in self.rows for key, value in row.items() if key.startswith("eval/"))
+        keys = dict.fromkeys(key for key, value in written if is_finite(value))
         return [key for key in keys if not key.endswith("_stderr")]
 
     def curve(self, measure: str) -> Curve:
@@ -79,7 +80,7 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Recorded:
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     is_running = RunFolder(folder).is_held()
-    rows = read_metrics(folder, (lambda line: None) if is_running else warn)
+    rows = read_metrics(folder, warn, is_running=is_running)
     if not rows:
         raise UserError(f"{folder}: its metrics.jsonl holds nothing yet; let it train to its first evaluation")
     if is_running:

@@ -1,5 +1,6 @@
 """Several trainings at once, each a process of its own with its share of the cores."""
 
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unmask.config import RunConfig
+from unmask.errors import UserError
+from unmask.training.folder import RunFolder, read_tree
 from unmask.training.run import Interrupted
 
 
@@ -31,6 +35,30 @@ class Training:
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [*command, "--out", str(self.folder), "--resume"], stdout=log, stderr=log, start_new_session=True
+            )
+
+
+_BUDGET = ("steps", "epochs", "max_seconds", "max_examples")
+
+
+def check_budget(folder: Path, config: RunConfig) -> None:
+    """Whether a training that is in `folder`, if one is, can become one of `config`: as if it had always been.
+
+    Raises:
+        UserError: its budget was larger, or its learning rate has followed a schedule of another length.
+    """
+    if not RunFolder(folder).exists():
+        return
+    held = RunConfig.from_tree(read_tree(folder)).train
+    for key in _BUDGET:
+        old, new = getattr(held, key), getattr(config.train, key)
+        is_less = (new or math.inf) < (old or math.inf)
+        is_scheduled = key in ("steps", "epochs") and config.optim.schedule != "constant"
+        if is_less or (is_scheduled and new != old):
+            why = f", under optim.schedule={config.optim.schedule}" if is_scheduled else ""
+            raise UserError(
+                f"{folder}: was trained with train.{key}={old}{why}, and train.{key}={new} is asked for now, which "
+                "would make no fair comparison; ask for the same as before, or name another folder with --out"
             )
 
 

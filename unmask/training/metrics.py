@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unmask import durable
+from unmask import durable, jsonl
 from unmask.progress import warn
 
-_RESUMED = "resumed_at_byte"
+RESUMED = "resumed_at_byte"
+"""Its line takes back what is behind that byte."""
 
 
 class MetricsFile:
@@ -31,7 +32,7 @@ class MetricsFile:
         if is_cut_short:
             durable.append(self._file, b"\n")
         if size > position:
-            self.write(head | {_RESUMED: position})
+            self.write(head | {RESUMED: position})
 
     @property
     def position(self) -> int:
@@ -67,12 +68,14 @@ def lines_that_count(content: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _resumed_at(line: bytes) -> int | None:
-    if _RESUMED.encode() not in line:
+    """None if the line does not say, or says no position."""
+    if RESUMED.encode() not in line:
         return None
     try:
-        return json.loads(line)[_RESUMED]
-    except (ValueError, KeyError, TypeError):
+        position = jsonl.parse_object(line).get(RESUMED)
+    except ValueError:
         return None
+    return position if type(position) is int and position >= 0 else None
 
 
 def _ends_a_line(path: Path) -> bool:
