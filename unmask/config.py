@@ -36,9 +36,9 @@ class TaskChoice(Section):
 class OptimConfig(Section):
     lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up; cosine falls to 0")
-    warmup_steps: int = Field(1000, ge=0)
+    warmup_steps: int = Field(1000, ge=0, description="in which the learning rate rises from 0")
     weight_decay: float = Field(0.01, ge=0, description="on matrices only")
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of AdamW: decay of the mean gradient and mean square")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
 
 
@@ -59,7 +59,7 @@ class TrainConfig(Section):
     max_examples: int | None = Field(None, ge=1, description="end after so many examples drawn, if that is sooner")
     batch_size: int = Field(128, ge=1, description="rows of the global batch")
     accumulate: int = Field(1, ge=1, description="micro-batches that a batch is split into")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of weights, batches and masks")
     dtype: DTypeName = Field("auto", description="auto: bfloat16 autocast where the hardware has it, else float32")
     device: str = Field("auto", description="auto: cuda if there is one, else cpu")
     compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: where a compiler works")
@@ -132,9 +132,9 @@ class DecodeConfig(Section):
     )
     remask_eta: float = Field(1.0, ge=0, le=1, description="how much is masked again")
     guidance: float = Field(0.0, ge=0, description="of the prompt, classifier-free; 0 = off")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of random orders, noise and drawn values")
     dtype: DTypeName | None = Field(None, description="null = train.dtype, which evaluation during training also uses")
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, description="canvases at once; no answer depends on it")
     compile: bool = Field(False, description="torch.compile, but in training: half a minute, for much to decode")
 
     @property
@@ -234,8 +234,14 @@ class GenerativeConfig(Section):
 class EvalConfig(Section):
     every: int = Field(1000, ge=1, description="steps between evaluations")
     examples: int = Field(500, ge=1, description="held-out examples, always the same")
-    confidences: list[OrderName] = Field(["prob"], min_length=1)
-    tokens_per_step: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
+    confidences: list[OrderName] = Field(
+        ["prob"], min_length=1, description="orders of reveals, each evaluated with each of tokens_per_step"
+    )
+    tokens_per_step: list[Annotated[int, Field(ge=1)]] = Field(
+        [1],
+        min_length=1,
+        description="positions revealed in a step; the first pair names eval/accuracy, and the best step",
+    )
     weights: list[WeightsName] = Field(["ema", "raw"], min_length=1, description="ema counts only where there is one")
     nelbo_draws: int = Field(2, ge=1, description="masks per example for the NELBO")
     zero_shot: list[str] = Field(
@@ -263,7 +269,7 @@ class EvalConfig(Section):
 
 class LogConfig(Section):
     every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="also write the numbers for TensorBoard into the run folder")
     to: list[Annotated[str, known("tracker", TRACKERS)]] = Field(
         [], description=f"trackers that are sent the same numbers: {', '.join(TRACKERS)}"
     )

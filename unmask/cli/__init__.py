@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from unmask import recipes
-from unmask.cli import bench, chat, compare, decode, diagnose, evaluate, export, grade, prepare, report, train
+from unmask.cli import bench, chat, compare, decode, diagnose, evaluate, export, grade, prepare, report, settings, train
 from unmask.errors import RunFailed, UserError
 from unmask.progress import console
 from unmask.report.trainings import TrainingFailed
@@ -46,6 +46,7 @@ def _options(
 
 app.command("prepare")(prepare.prepare)
 app.command("train", epilog=f"Shipped recipes: {', '.join(recipes.names())}")(train.train)
+app.command("settings")(settings.settings)
 app.command("eval")(evaluate.evaluate)
 app.command("decode")(decode.decode)
 app.command("chat")(chat.chat)

@@ -87,8 +87,8 @@ class Clipped(FormulaConfig):
     """U(low, high) (BD3-LM, 2503.09573)."""
 
     name: str = "clipped"
-    low: float = Field(0.3, ge=0, lt=1)
-    high: float = Field(0.8, gt=0, le=1)
+    low: float = Field(0.3, ge=0, lt=1, description="times are above it")
+    high: float = Field(0.8, gt=0, le=1, description="and not above this")
 
     @model_validator(mode="after")
     def _check(self) -> "Clipped":
@@ -104,8 +104,8 @@ class Beta(FormulaConfig):
     """t^(a - 1) (1 - t)^(b - 1), up to a constant."""
 
     name: str = "beta"
-    a: float = Field(3.0, gt=0)
-    b: float = Field(3.0, gt=0)
+    a: float = Field(3.0, gt=0, description="the density goes as t^(a - 1) towards 0")
+    b: float = Field(3.0, gt=0, description="and as (1 - t)^(b - 1) towards 1")
 
     def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         return (self.a - 1) * t.log() + (self.b - 1) * (-t).log1p()
@@ -115,8 +115,8 @@ class TruncatedNormal(FormulaConfig):
     """The normal density of this mean and deviation on (0, 1]. Its mean differs from `mean` where that is not 0.5."""
 
     name: str = "truncated_normal"
-    mean: float = Field(0.5, ge=0, le=1)
-    std: float = Field(0.2, ge=0.001)
+    mean: float = Field(0.5, ge=0, le=1, description="of the normal density, before it is cut")
+    std: float = Field(0.2, ge=0.001, description="its standard deviation, before it is cut")
 
     def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         return -(((t - self.mean) / self.std) ** 2) / 2
@@ -126,8 +126,8 @@ class LogitNormal(FormulaConfig):
     """log(t / (1 - t)) is normal, of this mean and deviation."""
 
     name: str = "logit_normal"
-    mean: float = Field(0.0, ge=-5, le=5)
-    std: float = Field(1.0, ge=0.01)
+    mean: float = Field(0.0, ge=-5, le=5, description="of log(t / (1 - t))")
+    std: float = Field(1.0, ge=0.01, description="standard deviation of log(t / (1 - t))")
 
     def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         return -(((t.logit() - self.mean) / self.std) ** 2) / 2 - t.log() - (-t).log1p()
@@ -137,7 +137,9 @@ class Table(FixedConfig):
     """A density of one's own: its values in equal cells of (0, 1], which must integrate to one."""
 
     name: str = "table"
-    values: list[float] = Field(min_length=1, max_length=CELLS)
+    values: list[float] = Field(
+        min_length=1, max_length=CELLS, description="the density in equal parts of (0, 1]; their mean is 1"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "Table":
@@ -160,7 +162,7 @@ class Mixture(FixedConfig):
     """`uniform` x U(0, 1] + (1 - `uniform`) x `of`: no time is left out."""
 
     name: str = "mixture"
-    of: SerializeAsAny[FixedConfig]
+    of: SerializeAsAny[FixedConfig] = Field(description="settings of a density, with its name")
     uniform: float = Field(0.2, ge=0, le=1, description="share of the uniform density")
 
     @field_validator("of", mode="before")
@@ -176,8 +178,8 @@ class Annealed(TimeConfig):
     """`first` until `start`, `last` from `stop` on, between them a mixture whose shares change in proportion."""
 
     name: str = "annealed"
-    first: SerializeAsAny[FixedConfig]
-    last: SerializeAsAny[FixedConfig] = Uniform()
+    first: SerializeAsAny[FixedConfig] = Field(description="settings of a density, with its name")
+    last: SerializeAsAny[FixedConfig] = Field(Uniform(), description="likewise")
     start: int = Field(0, ge=0, description="the last step of `first` alone")
     stop: int = Field(ge=1, description="the first step of `last` alone")
 

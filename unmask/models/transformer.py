@@ -34,23 +34,23 @@ class TransformerConfig(Section):
 
     name: str = "transformer"
     preset: str | None = Field(None, description=f"one of {', '.join(PRESETS)}")
-    dim: int = Field(ge=2)
+    dim: int = Field(ge=2, description="width of the embeddings and between blocks")
     ff_dim: int = Field(ge=1, description="inner width of the SwiGLU")
-    num_layers: int = Field(ge=1)
-    num_heads: int = Field(ge=1)
+    num_layers: int = Field(ge=1, description="blocks of attention and SwiGLU")
+    num_heads: int = Field(ge=1, description="of attention")
     num_kv_heads: int | None = Field(None, ge=1, description="null = num_heads")
     head_dim: int | None = Field(None, ge=1, description="width of a head; null = dim / num_heads")
-    qkv_bias: bool = False
+    qkv_bias: bool = Field(False, description="queries, keys and values have a bias, as in Qwen2")
     qk_norm: bool = Field(False, description="RMSNorm over each head's queries and keys, as in Qwen3")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="of attention and of what each block adds; in training alone")
     rotary: bool = Field(True, description="rotary positions in every layer")
-    rope_theta: float = Field(10_000.0, gt=0)
+    rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary frequencies")
     learned_positions: bool = Field(False, description="a learned embedding per absolute position")
     tied_head: bool = Field(False, description="the output matrix is the embedding's")
     embedding_std: float | None = Field(
         None, gt=0, description="standard deviation of the first embeddings; null = 1 / sqrt(dim)"
     )
-    norm_eps: float = Field(1e-6, gt=0)
+    norm_eps: float = Field(1e-6, gt=0, description="what an RMSNorm adds to the mean square")
     checkpointing: bool = Field(
         False, description="compute every block again in the backward pass: less memory for a third more time"
     )

@@ -31,7 +31,7 @@ class TokensData(Section):
     mask_id: int = Field(ge=0, description="an id that no row holds")
     eos_id: int | None = Field(None, ge=0, description="ends an answer, and pads it")
     fingerprint: str | None = Field(None, description="of the vocabulary; a store of another one is refused")
-    validation_ratio: float = Field(0.02, gt=0, lt=1)
+    validation_ratio: float = Field(0.02, gt=0, lt=1, description="share of the rows that is held out")
     seed: int = Field(0, ge=0, description="of the split")
     prompt_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of training examples whose prompt is masked, which decode.guidance needs"

@@ -23,11 +23,11 @@ from unmask.types import CleanBatch, TokenSpec
 
 
 class ToyData(Section):
-    values: int = Field(3, ge=2, le=9)
-    length: int = Field(4, ge=1, le=8)
+    values: int = Field(3, ge=2, le=9, description="that a position may have")
+    length: int = Field(4, ge=1, le=8, description="positions of a sequence")
     prompt_length: int = Field(0, ge=0, description="leading positions that are given")
     sharpness: float = Field(2.0, ge=0, description="0 = all sequences equally likely")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the probabilities")
 
 
 class Toy:

@@ -25,7 +25,7 @@ class PuzzleData(Section):
         "singles", description="of generated puzzles: solvable by naked and hidden singles, or harder"
     )
     augment: bool = Field(True, description="a random symmetry for every example drawn")
-    validation_ratio: float = Field(0.05, gt=0, lt=1)
+    validation_ratio: float = Field(0.05, gt=0, lt=1, description="share of the puzzles that is held out")
     seed: int = Field(0, ge=0, description="of the generator and of the split")
     cache_dir: str | None = Field(None, description="null = $UNMASK_CACHE or ~/.cache/unmask")
 

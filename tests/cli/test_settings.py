@@ -1,0 +1,65 @@
+"""`unmask settings`: every setting of every recipe and component, with what it means."""
+
+import json
+
+import pytest
+
+from tests.helpers import run_cli
+from tests.report.test_runs import run
+from unmask import recipes
+from unmask.cli.settings import explained
+from unmask.registry import COMPONENTS, resolve
+from unmask.section import flatten
+
+
+@pytest.mark.parametrize("recipe", recipes.names())
+def test_every_setting_of_a_recipe_has_its_value_and_a_meaning(recipe: str) -> None:
+    config = recipes.load(recipe)
+    rows = list(explained(config))
+    assert [key for key, _, meaning in rows if not meaning] == []
+    values = {key: value for key, value, _ in rows}
+    for key, value in flatten(config.model_dump(mode="json")):
+        assert values.get(key, value) == value  # but for settings that are dicts
+        assert any(key == each or key.startswith(f"{each}.") for each in values), key
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, own in COMPONENTS.items() for name in own])
+def test_every_setting_of_a_component_has_a_meaning(kind: str, name: str) -> None:
+    component = resolve(kind, name)
+    fields = getattr(component, "Config", component).model_fields
+    assert [key for key, field in fields.items() if key != "name" and not field.description] == []
+
+
+def test_what_is_chosen_is_listed(capsys: pytest.CaptureFixture[str], tmp_path) -> None:  # type: ignore[no-untyped-def]
+    assert run_cli("settings", "sudoku/puma", "process", "train.seed", "process.num_stages=5", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["process.num_stages"]["value"] == 5
+    assert "K: masks that a row passes through" in said["process.num_stages"]["meaning"]
+    assert said["process.name"]["meaning"].startswith("uniform, puma")
+    assert {key.split(".")[0] for key in said} == {"process", "train"}
+    assert [key for key in said if key.startswith("train")] == ["train.seed"]
+
+
+def test_a_run_is_listed_as_it_is(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+
+    folder = run(tmp_path / "run", "train.seed=7")
+    assert run_cli("settings", folder, "train.seed") == 0
+    printed = capsys.readouterr().out
+    assert "train.seed" in printed
+    assert "7" in printed
+    assert run_cli("settings", folder, "train.seed=8") == 2
+    assert "the settings of a run stand" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sudoku/puma", "procss"], "did you mean process?"),
+        (["sudoku/puma", "train.sed"], "did you mean train.seed?"),
+        (["sudoku/pumma"], "did you mean sudoku/puma?"),
+        (["sudoku/puma", "process.num_stages=0"], "process.num_stages=0"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("settings", *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

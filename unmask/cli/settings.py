@@ -1,0 +1,114 @@
+"""`unmask settings`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from rich import box
+from rich.table import Table
+
+from unmask import recipes
+from unmask.cli import options
+from unmask.config import RunConfig
+from unmask.errors import UserError
+from unmask.registry import COMPONENTS
+from unmask.section import Section, unknown
+from unmask.training.folder import read_tree
+
+
+def settings(
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe, a YAML file or a run folder.", show_default=False)
+    ] = "sudoku/puma",
+    chosen: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SECTION|KEY].. [key=value]..",
+            help="What to list, such as process or train.init: all unless given; and settings over the recipe's.",
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List every setting there is: its key, its value in a recipe or run, and what it means.
+
+    Which keys there are depends on the components: `task.name`, `model.name`, `process.name`, `process.time.name`.
+
+    Examples:
+
+    * `unmask settings sudoku/puma process`
+
+    * `unmask settings text/uniform process.time process.time.name=beta`
+
+    * `unmask settings runs/sudoku-puma train optim`
+    """
+    words = chosen or []
+    config = _load(recipe, [word for word in words if "=" in word])
+    rows = _select(list(explained(config)), [word for word in words if "=" not in word])
+    if as_json:
+        options.print_json({key: {"value": value, "meaning": meaning} for key, value, meaning in rows})
+    else:
+        options.results().print(_table(rows))
+
+
+def _load(recipe: str, overrides: list[str]) -> RunConfig:
+    if not Path(recipe).is_dir():
+        return recipes.load(recipe, overrides)
+    if overrides:
+        raise UserError(f"{' '.join(overrides)}: the settings of a run stand; give a recipe to change them")
+    return RunConfig.from_tree(read_tree(Path(recipe)))
+
+
+def explained(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Dotted key, value (as in YAML) and meaning of each setting."""
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        key, inner = f"{prefix}{name}", getattr(section, name)
+        if isinstance(inner, Section):
+            yield from explained(inner, f"{key}.")
+        else:
+            yield key, values[name], meaning(key, field)
+
+
+def meaning(key: str, field: FieldInfo) -> str:
+    """What a setting is; of a component's name, those that there are."""
+    *where, last = key.split(".")
+    kind = next((part for part in reversed(where) if part in COMPONENTS), None)
+    if last == "name" and kind is not None:
+        return f"{', '.join(COMPONENTS[kind])}; or package.module:Class of your own"
+    choices = [choice for each in (field.annotation, *get_args(field.annotation)) for choice in _choices(each)]
+    return "; ".join(filter(None, [", ".join(choices), field.description]))
+
+
+def _choices(annotation: Any) -> list[str]:
+    return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
+
+
+Rows = list[tuple[str, Any, str]]
+
+
+def _select(rows: Rows, chosen: list[str]) -> Rows:
+    found = [
+        row for row in rows if not chosen or any(row[0] == each or row[0].startswith(f"{each}.") for each in chosen)
+    ]
+    for each in chosen:
+        if not any(row[0] == each or row[0].startswith(f"{each}.") for row in found):
+            sections = dict.fromkeys(key.rpartition(".")[0] for key, _, _ in rows)
+            raise UserError(unknown(each, [*sections, *(key for key, _, _ in rows)]))
+    return found
+
+
+def _table(rows: Rows) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("key", no_wrap=True)
+    table.add_column("value", overflow="fold", max_width=24)
+    table.add_column("meaning", overflow="fold")
+    section = None
+    for key, value, what in rows:
+        if section not in (None, key.split(".")[0]):
+            table.add_section()
+        section = key.split(".")[0]
+        table.add_row(key, value if isinstance(value, str) else json.dumps(value), what)
+    return table
