@@ -21,7 +21,10 @@ def train(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="key=value", help="Settings over the recipe's, such as train.steps=500; `unmask settings RECIPE` lists them."),
+        typer.Argument(
+            metavar="key=value",
+            help="Settings over the recipe's, such as train.steps=500; `unmask settings RECIPE` lists them.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/RECIPE unless given.", show_default=False)
