@@ -45,7 +45,7 @@ if __name__ == "__main__":
         batch = pool.next_batch(stream)
         logits = batch.gather(model(batch.xt))  # at the masked positions
         logits[:, MASK] = -torch.inf  # nothing is ever the mask
-        stats = unmask.TokenStats.from_logits(logits, batch.gather(batch.x0))
+        stats = unmask.TokenStats.from_logits(logits, batch.gather(batch.x0), confidence=pool.requirements.confidence)
         loss = (stats.nll * batch.weight).sum() / BATCH
         loss.backward()
         optimizer.step()

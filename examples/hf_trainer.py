@@ -40,7 +40,8 @@ class PumaTrainer(Trainer):
         batch = self.pool.next_batch(self.stream)
         logits = batch.gather(model(input_ids=batch.xt).logits)
         logits[:, self.pool.mask_id] = -torch.inf
-        stats = unmask.TokenStats.from_logits(logits, batch.gather(batch.x0))
+        asked = self.pool.requirements.confidence
+        stats = unmask.TokenStats.from_logits(logits, batch.gather(batch.x0), confidence=asked)
         self.pool.observe(batch, stats)
         return (stats.nll * batch.weight).sum() / len(batch.x0)
 

@@ -146,7 +146,7 @@ def by_definition(rule: RevealRule, score: list[float], top1: list[float], entro
 
 
 SHAPES = [(4, 7), (3, 2, 5)]
-AMOUNTS = st.integers(0, 20).map(lambda n: n / 16)
+AMOUNTS = st.integers(1, 20).map(lambda n: n / 16)
 
 
 @settings(deadline=None)
@@ -157,7 +157,8 @@ def test_rules_that_follow_the_certainty_are_their_definitions(
     name: str, amount: float, seed: int, shape: tuple[int, ...]
 ) -> None:
     """Row by row, in blocks or not; what is not eligible is not looked at."""
-    rule, state = PARALLEL_RULES[name](amount), random_state(seed, shape)
+    rule = PARALLEL_RULES[name](min(1.0, amount) if name == "threshold" else amount)
+    state = random_state(seed, shape)
     assert state.entropy is not None
     rows = (x.flatten(0, -2) for x in (rule(state), state.eligible, state.score, state.top1, state.entropy))
     for chosen, eligible, *values in zip(*rows, strict=True):
@@ -195,7 +196,7 @@ def test_who_dares_more_reveals_more(low: float, high: float, seed: int, shape: 
     state = random_state(seed, shape)
     low, high = sorted((low, high))
     for less, more in (
-        (Threshold(high), Threshold(low)),
+        (Threshold(min(1.0, high)), Threshold(min(1.0, low))),
         (Factor(low), Factor(high)),
         (EntropyBound(low), EntropyBound(high)),
     ):

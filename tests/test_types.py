@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+
+import pytest
 import torch
 
-from unmask.masking.process import PAD_MULTIPLE, score_masked
-from unmask.types import TokenStats
+from unmask.errors import UserError
+from unmask.masking.process import PAD_MULTIPLE, score, score_masked
+from unmask.types import CleanBatch, TokenStats, without
 
 
 def batch_of(rows: int = 6, length: int = 11, seed: int = 0):  # type: ignore[no-untyped-def]
@@ -58,3 +62,44 @@ def test_stats_from_logits_are_the_plain_formulas() -> None:
 def test_statistics_of_bf16_logits_are_fp32() -> None:
     stats = TokenStats.from_logits(torch.randn(3, 4).bfloat16(), torch.tensor([0, 1, 2]))
     assert {stats.nll.dtype, stats.confidence.dtype, stats.top1.dtype} == {torch.float32}
+
+
+def test_padding_is_finite_where_the_last_prompt_is_hidden() -> None:
+    """A hidden prompt holds the mask, whose logit is -inf: read as padding, 0 x inf would make the loss NaN."""
+    x0 = torch.tensor([[0, 1, 2], [3, 1, 9]])
+    xt = torch.tensor([[0, 9, 9], [9, 1, 9]])
+    is_masked = torch.tensor([[False, True, True], [True, False, False]])
+    batch = score(x0, xt, is_masked, torch.ones(2, 3))
+    assert (batch.weight == 0).any()
+    logits = torch.randn(2, 3, 10, requires_grad=True)
+    stats = TokenStats.from_logits(without(batch.gather(logits), 9), batch.gather(x0))
+    loss = (stats.nll * batch.weight).sum()
+    assert loss.isfinite()
+    assert torch.equal(batch.scatter(batch.gather(x0.float()), -1.0), torch.where(is_masked, x0.float(), -1.0))
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("x0", "prompt_mask", "message"),
+    [
+        (torch.zeros(1, 2).long(), torch.zeros(1, 2).long(), "prompt_mask: is of torch.int64; make it torch.bool"),
+        (torch.zeros(1, 2).int(), torch.zeros(1, 2).bool(), "x0: is of torch.int32; make it torch.int64"),
+    ],
+)
+def test_a_clean_batch_of_other_types_is_refused(x0: torch.Tensor, prompt_mask: torch.Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CleanBatch.__post_init__(SimpleNamespace(x0=x0, prompt_mask=prompt_mask))  # past the tests' own type checks
+
+
+def test_an_unknown_confidence_is_named() -> None:
+    with pytest.raises(UserError, match="confidence 'low': unknown; use one of prob, margin, neg_entropy"):
+        TokenStats.from_logits(torch.randn(1, 3), torch.tensor([0]), confidence="low")
+
+
+def test_a_device_may_be_named() -> None:
+    batch, _ = batch_of()
+    assert batch.to("cpu").x0.device.type == "cpu"
+    clean = CleanBatch(x0=torch.zeros(1, 2).long(), prompt_mask=torch.zeros(1, 2).bool())
+    assert clean.to("cpu").x0.device.type == "cpu"

@@ -1,5 +1,10 @@
 """The error types with a message for people: a user's mistake, and a run that cannot go on."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class UserError(ValueError):
     """What the user gave cannot work.
@@ -15,3 +20,14 @@ class RunFailed(Exception):
     The message says what happened, and how to go on. The command line prints it without a traceback and exits with
     code 1.
     """
+
+
+def choose(table: Mapping[str, T], what: str, name: str) -> T:
+    """`table[name]`.
+
+    Raises:
+        UserError: there is none, but others are.
+    """
+    if name not in table:
+        raise UserError(f"{what} {name!r}: unknown; use one of {', '.join(table)}")
+    return table[name]

@@ -106,7 +106,7 @@ def _explain(section: type[Section], detail: Any, prefix: str) -> str:
 
 def unknown(key: str, valid: list[str]) -> str:
     """What to say of an unknown key."""
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    close = [name for name in valid if name.startswith(key)] or difflib.get_close_matches(key, valid, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(valid)}"
     return f"unknown key {key}; {hint}"
 

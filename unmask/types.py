@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.errors import UserError, choose
 from unmask.reveal import CONFIDENCES
 
 
@@ -37,6 +38,13 @@ class CleanBatch:
     answers: tuple[Any, ...] | None = None
     """What the task grades by, one for each row, where `x0` does not say it."""
 
+    def __post_init__(self) -> None:
+        for name, value, dtype in (("x0", self.x0, torch.long), ("prompt_mask", self.prompt_mask, torch.bool)):
+            if not isinstance(value, Tensor):
+                raise UserError(f"{name}: is a {type(value).__name__}; make it a tensor of {dtype}")
+            if value.dtype != dtype:
+                raise UserError(f"{name}: is of {value.dtype}; make it {dtype}, with .to({dtype})")
+
     def __len__(self) -> int:
         return len(self.x0)
 
@@ -49,7 +57,8 @@ class CleanBatch:
         answers = None if self.answers is None else tuple(self.answers[row] for row in rows.tolist())
         return CleanBatch(x0=self.x0[rows], prompt_mask=self.prompt_mask[rows], answers=answers)
 
-    def to(self, device: torch.device) -> "CleanBatch":
+    def to(self, device: torch.device | str) -> "CleanBatch":
+        """On `device`; see `send`."""
         return CleanBatch(x0=send(self.x0, device), prompt_mask=send(self.prompt_mask, device), answers=self.answers)
 
     def is_known(self, mask_id: int) -> bool:
@@ -79,15 +88,17 @@ class MaskedBatch:
     is_carried: bool = False
     """Whether rows come back, so that what the model says of them is wanted as the next step's `estimate`."""
 
-    def to(self, device: torch.device) -> "MaskedBatch":
+    def to(self, device: torch.device | str) -> "MaskedBatch":
+        """On `device`; see `send`."""
         x0, xt, scored, weight = (send(each, device) for each in (self.x0, self.xt, self.scored, self.weight))
         estimate = None if self.estimate is None else send(self.estimate, device)
         return replace(self, x0=x0, xt=xt, scored=scored, weight=weight, estimate=estimate)
 
     @property
     def at(self) -> Int[Tensor, "M"]:
-        """`scored`, inside the batch: padding repeats the last position."""
-        return self.scored.clamp(max=self.x0.numel() - 1)
+        """`scored`, inside the batch: padding repeats the first one, whose NLL is finite (a hidden prompt's is not)."""
+        size = self.x0.numel()
+        return torch.where(self.scored < size, self.scored, self.scored[:1]).clamp(max=size - 1)
 
     def gather(self, values: Tensor) -> Tensor:
         """(B, L, *rest) -> (M, *rest), the positions `at`."""
@@ -133,19 +144,26 @@ class TokenStats:
     """Larger = surer, detached."""
     top1: Float[Tensor, "M"]
     """The largest probability, detached. Thresholds always test this."""
+    statistic: str | None = None
+    """What `confidence` is: a key of `reveal.CONFIDENCES`; None: nobody said."""
     estimate: Float[Tensor, "B L D"] | None = None
     """Of a self-conditioned model, where the batch `is_carried`: what it expects of the masked positions, else 0."""
 
     @staticmethod
     def from_logits(logits: Float[Tensor, "M V"], x0: Int[Tensor, "M"], *, confidence: str = "prob") -> "TokenStats":
-        """Statistics of `logits`, computed in fp32 at least. The mask token's logit must be -inf."""
+        """Statistics of `logits`, computed in fp32 at least. The mask token's logit must be -inf.
+
+        `confidence` is what the masking process asks for: `process.requirements.confidence`.
+        """
         log_probs = at_least_fp32(logits).log_softmax(dim=-1)
         detached = log_probs.detach()
         top1 = CONFIDENCES["prob"](detached)
+        of = choose(CONFIDENCES, "confidence", confidence)
         return TokenStats(
             nll=-log_probs.gather(-1, x0.unsqueeze(-1)).squeeze(-1),
-            confidence=top1 if confidence == "prob" else CONFIDENCES[confidence](detached),
+            confidence=top1 if confidence == "prob" else of(detached),
             top1=top1,
+            statistic=confidence,
         )
 
     @staticmethod
@@ -156,6 +174,7 @@ class TokenStats:
             nll=torch.cat([part.nll.detach() for part in parts]),
             confidence=torch.cat([part.confidence for part in parts]),
             top1=torch.cat([part.top1 for part in parts]),
+            statistic=parts[0].statistic,
             estimate=torch.cat(estimates) if estimates else None,
         )
 
@@ -171,8 +190,9 @@ def without(
     return logits.masked_fill(is_never, -torch.inf)
 
 
-def send(value: Tensor, device: torch.device) -> Tensor:
+def send(value: Tensor, device: torch.device | str) -> Tensor:
     """`value` on `device`; from the CPU to a GPU without waiting for it."""
+    device = torch.device(device)
     if device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)

@@ -192,7 +192,10 @@ BAD_USE = {
     "no number": (["eval", "RUN", "--step", "first"], "--step first: use a number, `last` or `best`"),
     "weights": (["eval", "RUN", "--weights", "mean"], "--weights mean: use ema or raw"),
     "decoder": (["eval", "RUN", "--decoder", "certain"], "use one of prob, margin"),
-    "decoder key": (["eval", "RUN", "--decoder", "prob,tokens=3"], "unknown key --decoder prob,tokens=3.tokens"),
+    "decoder key": (
+        ["eval", "RUN", "--decoder", "prob,tokens=3"],
+        "--decoder prob,tokens=3: unknown key decode.tokens; did you mean decode.tokens_per_step?",
+    ),
     "decoder value": (["eval", "RUN", "--decoder", "prob,steps=["], "'[' is not a value"),
     "a decoder twice": (["eval", "RUN", "--decoder", "prob", "--decoder", "prob"], "prob/1 is asked for twice"),
     "answers below a file": (["decode", "RUN", "GOOD", "--out", "FILE/x/y"], "cannot be written"),

@@ -10,9 +10,11 @@ from unmask.decoding.build import in_any_order
 from unmask.decoding.decoder import Decoder, predictor_from_logits
 from unmask.decoding.remasking import P2, RemdmRescale
 from unmask.decoding.sampling import Sampling
+from unmask.errors import UserError
 from unmask.models.build import build_denoiser
+from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import TransformerConfig
-from unmask.reveal import ORDERS, CosineSteps, EntropyBound, Factor, Fixed, Steps, Threshold
+from unmask.reveal import ORDERS, CosineSteps, EntropyBound, Factor, Fixed, RevealState, Steps, Threshold
 from unmask.types import Ask, Prediction, TokenSpec
 
 TOKENS = TokenSpec(vocab_size=8, length=14, mask_id=7)
@@ -189,3 +191,54 @@ def test_the_settings_reach_the_decoder(model) -> None:  # type: ignore[no-untyp
     assert (decoder.confidence_noise, decoder.block_size, decoder.remasking) == (0.5, 7, None)
     assert in_any_order(DecodeConfig(tokens_per_step=3), model, TOKENS).rule == Fixed(3)
     assert in_any_order(DecodeConfig(steps=4, remask="p2", remask_eta=0.5), model, TOKENS).remasking == P2(0.5)
+
+
+def test_tokens_of_32_bits_are_decoded_as_those_of_64() -> None:
+    predict = predictor_from_logits(lambda xt: torch.eye(4)[(xt + 1) % 3], mask_id=3)
+    prompt = torch.tensor([[0, 3, 3]])
+    decoder = Decoder(predict, mask_id=3)
+    assert torch.equal(decoder.decode(prompt.int()).tokens, decoder.decode(prompt).tokens)
+
+
+@pytest.mark.parametrize("rule", [lambda: Fixed(0), lambda: Fixed(-1), lambda: Steps(0), lambda: CosineSteps(-2)])
+def test_a_rule_that_would_never_end_is_refused(rule) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match=r"give 1 or more"):
+        rule()
+
+
+def test_an_unknown_order_is_named() -> None:
+    decoder = Decoder(predictor_from_logits(lambda xt: torch.randn(*xt.shape, 4), mask_id=3), mask_id=3, order="low")
+    with pytest.raises(UserError, match="order 'low': unknown; use one of prob"):
+        decoder.decode(torch.tensor([[3]]))
+
+
+class Nothing:
+    """A rule that breaks its promise."""
+
+    def __call__(self, state: RevealState) -> torch.Tensor:
+        return torch.zeros_like(state.eligible)
+
+
+def test_a_step_that_fills_in_nothing_ends_with_an_error() -> None:
+    predict = predictor_from_logits(lambda xt: torch.randn(*xt.shape, 4), mask_id=3)
+    with pytest.raises(UserError, match="a step filled in nothing"):
+        Decoder(predict, mask_id=3, rule=Nothing()).decode(torch.tensor([[3, 0], [1, 2]]))
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}], ids=str)
+def test_impossible_samplings_are_named(settings: dict) -> None:
+    (name,) = settings
+    with pytest.raises(UserError, match=f"{name}=.*: give "):
+        Sampling(**settings)
+
+
+def test_a_model_that_gives_no_logits_is_named() -> None:
+    decoder = Decoder(predictor_from_logits(lambda xt: xt.float(), mask_id=3), mask_id=3)
+    with pytest.raises(UserError, match=r"the model gave \(1, 2\); give logits, a tensor \(B, L, V\)"):
+        decoder.decode(torch.tensor([[3, 0]]))
+
+
+@pytest.mark.parametrize("settings", [{"alignment": "Same"}, {"confidence": "low"}], ids=str)
+def test_a_denoiser_knows_its_words(model, settings: dict) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match="unknown; use "):
+        Denoiser(model.backbone, mask_id=3, **settings)

@@ -231,7 +231,7 @@ def test_the_adaptive_density_ignores_blocks_without_masks() -> None:
     sampler = Adaptive(cells=4, every=2, uniform=0.3, memory=0.5)
     for step in range(8):
         t = torch.tensor([[0.1, 0.3], [0.6, 0.9]], dtype=torch.float64)
-        sampler.observe(step, t, torch.tensor([[torch.nan, 5.0 - step], [1.0, torch.nan]]))
+        sampler.observe(step, t, torch.tensor([[torch.nan, 5.0 - step], [1.0, torch.inf]]))
     q = sampler.at(9)
     assert q.density(torch.tensor([0.1, 0.3, 0.6, 0.9])).tolist() == pytest.approx([0.3, 0.3 + 0.7 * 4, 0.3, 0.3])
 

@@ -10,12 +10,13 @@ import torch
 
 from tests.helpers import RandomStream, random_stats
 from unmask import noise
+from unmask.data.stream import examples_of
 from unmask.errors import UserError
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.rows import PoolRows
 from unmask.noise import Purpose
-from unmask.types import MaskedBatch, TokenStats
+from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
 MASK = 6
 SETTINGS = [
@@ -311,3 +312,100 @@ def test_a_batch_that_was_handed_out_does_not_change(stream: RandomStream) -> No
 def test_rules_that_cannot_be(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"confidence": "low"}, "confidence 'low': unknown; use one of prob"),
+        ({"stage_schedule": [(9, 2), (5, 3)]}, "steps must increase, but 5 follows 9"),
+        ({"num_stages": 0}, "num_stages=0: give 1 or more"),
+        ({"threshold": 90.0}, "threshold=90.0: give a probability above 0, 1 at most"),
+        ({"factor": 0.0}, "factor=0.0: give more than 0"),
+        ({"entropy_bound": -1.0, "confidence": "neg_entropy"}, "entropy_bound=-1.0: give 0 or more"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_a_probability_is_not_taken_for_an_entropy(stream: RandomStream) -> None:
+    puma = make(confidence="neg_entropy", entropy_bound=0.5)
+    batch = puma.next_batch(stream)
+    stats = TokenStats.from_logits(batch.gather(torch.randn(*batch.x0.shape, MASK + 1)), batch.gather(batch.x0))
+    with pytest.raises(UserError, match=r"orders by neg_entropy, but is told prob; .*requirements.confidence"):
+        puma.observe(batch, stats)
+
+
+def test_the_state_of_another_batch_size_is_refused(stream: RandomStream) -> None:
+    puma = make(batch_size=10)
+    puma.next_batch(stream)
+    with pytest.raises(UserError, match="a pool of 10 rows does not fit one of 8"):
+        make(batch_size=8).load_state_dict(puma.state_dict())
+
+
+def test_nothing_that_is_not_finite_is_kept_for_the_next_step(stream: RandomStream) -> None:
+    puma = make()
+    batch = puma.next_batch(stream)
+    estimate = torch.full((*batch.x0.shape, 2), torch.nan)
+    puma.observe(batch, replace(random_stats(batch, 0), estimate=estimate))
+    told = puma.next_batch(stream).estimate
+    assert told is not None
+    assert (told == 0).all()
+
+
+def test_a_device_may_be_named(stream: RandomStream) -> None:
+    assert make(device="cpu").next_batch(stream).x0.device.type == "cpu"
+
+
+@pytest.mark.parametrize("rows", [slice(0, 4), slice(4, 10)])
+def test_a_shard_that_knows_no_others_goes_on_from_its_own_state(rows: slice, stream: RandomStream) -> None:
+    """In a loop of one's own, each process saves what it has."""
+
+    def part() -> PumaPool:
+        return make(shard=RowShard(total=10, start=rows.start, stop=rows.stop), threshold=0.8)
+
+    whole, other = part(), part()
+    for step in range(12):
+        batch = whole.next_batch(stream)
+        whole.observe(batch, random_stats(batch, step))
+        if step == 5:
+            other.load_state_dict(whole.state_dict())
+    for step in range(6, 12):
+        batch = other.next_batch(stream)
+        other.observe(batch, random_stats(batch, step))
+    assert all(torch.equal(value, vars(pool_of(whole))[name]) for name, value in vars(pool_of(other)).items())
+    assert other.examples_seen == whole.examples_seen
+    assert other.metrics() == whole.metrics()
+    assert 1 / other.metrics()["puma/steps_per_example"] > 0.1
+
+
+@pytest.mark.parametrize(("total", "start", "stop"), [(8, 6, 12), (8, 5, 2), (0, 0, 0), (8, -1, 4)])
+def test_a_shard_lies_within_its_batch(total: int, start: int, stop: int) -> None:
+    with pytest.raises(UserError, match=r"give 0 <= start <= stop <= total"):
+        RowShard(total=total, start=start, stop=stop)
+
+
+class Odd:
+    """A stream that gives what it is made with."""
+
+    def __init__(self, given: object) -> None:
+        self.given = given
+
+    def __getitem__(self, number: torch.Tensor) -> object:
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((1, 2), r"Odd\[numbers\]: gave a tuple; give a CleanBatch"),
+        (CleanBatch(x0=torch.zeros(1, 4).long(), prompt_mask=torch.zeros(1, 4).bool()), "give a row for each"),
+    ],
+    ids=["no batch", "one row"],
+)
+def test_a_stream_that_gives_something_else_is_named(given: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        examples_of(Odd(given), torch.arange(10))

@@ -3,6 +3,7 @@ import torch
 
 from tests.helpers import RandomStream, random_stats
 from tests.test_noise import chi_square
+from unmask.errors import UserError
 from unmask.masking.process import RowShard
 from unmask.masking.random import RandomMasking
 from unmask.masking.time import UNIFORM, masked_count, stratified
@@ -81,3 +82,8 @@ def test_shards_make_up_the_whole(block_size: int | None, stream: RandomStream) 
         assert torch.equal(batch.xt, torch.cat([half.xt for half in halves]))
         for one in (whole, *parts):
             one.observe(batch, random_stats(batch, 0))
+
+
+def test_a_cap_is_of_importance_alone() -> None:
+    with pytest.raises(UserError, match=r"weight_cap=2.0: is for weight='importance', not 'elbo'"):
+        RandomMasking(mask_id=3, shard=RowShard.whole(2), weight="elbo", weight_cap=2.0)

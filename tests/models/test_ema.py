@@ -34,3 +34,23 @@ def test_state_dict_goes_on_exactly() -> None:
     other.load_state_dict(one.state_dict())
     assert other.num_updates == one.num_updates
     assert all(torch.equal(other.shadow[name], value) for name, value in one.shadow.items())
+
+
+def test_tied_weights_are_averaged_under_each_of_their_names() -> None:
+    """What a checkpoint lays over the model's own weights must hold all of them."""
+
+    def make() -> torch.nn.Sequential:
+        model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+        model[1].weight = model[0].weight
+        return model
+
+    model = make()
+    ema = Ema(model, 0.9)
+    with torch.no_grad():
+        model[0].weight.fill_(7.0)
+    ema.update()
+    assert set(ema.state_dict()["shadow"]) == set(model.state_dict())
+    loaded = make()
+    loaded.load_state_dict(model.state_dict() | ema.state_dict()["shadow"])
+    with ema.applied():
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())

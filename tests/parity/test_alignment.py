@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tests.helpers import RandomStream
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.sampling import Sampling
+from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess, RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.puma_variable import VariablePumaPool
@@ -108,5 +109,12 @@ def test_gradients_are_those_of_a_model_that_is_shifted_by_hand() -> None:
 
 def test_position_0_cannot_be_predicted() -> None:
     model, _ = models()
-    with pytest.raises(RuntimeError, match="not position 0"):
+    with pytest.raises(UserError, match="position 0 of an example is to be predicted"):
         model.predict(torch.full((2, 12), 6), torch.tensor([3, 12]))
+
+
+def test_a_first_position_without_anything_before_it_is_named() -> None:
+    model, _ = models()
+    batch = RandomMasking(mask_id=6, shard=WHOLE).next_batch(RandomStream(length=12, vocab_size=7))
+    with pytest.raises(UserError, match=r"position 0 of an example is to be predicted; use alignment=same"):
+        model(batch)

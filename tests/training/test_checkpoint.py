@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from unmask import durable
 from unmask.errors import UserError
 from unmask.training import checkpoint
 
@@ -33,6 +34,43 @@ def assert_same(one: object, other: object) -> None:
 
 def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert_same(checkpoint.load(checkpoint.save(tmp_path, 7, STATE)), STATE)
+
+
+def test_a_step_that_is_saved_again_is_never_without_a_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before each rename in turn, the next process finds the old one or the new one."""
+    for dies_at in (1, 2, 3):
+        folder = tmp_path / str(dies_at)
+        checkpoint.save(folder, 7, STATE)
+        renames = [0]
+
+        def rename(source: Path, target: Path, renames: list[int] = renames, dies_at: int = dies_at) -> None:
+            renames[0] += 1
+            if renames[0] == dies_at:
+                raise KeyboardInterrupt
+            source.replace(target)
+
+        new = {**STATE, "progress": {"step": 7, "best_step": 7}}
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "rename", rename)
+            try:
+                checkpoint.save(folder, 7, new)
+                assert dies_at == 3
+            except KeyboardInterrupt:
+                assert dies_at < 3
+        checkpoint.put_in_place(folder)
+        checkpoint.set_aside(folder, after=7)
+        assert [path.name for path in folder.iterdir()] == ["step_00000007"]
+        assert checkpoint.damage(folder / "step_00000007") is None
+        assert checkpoint.load(folder / "step_00000007")["progress"]["best_step"] == (None if dies_at == 1 else 7)
+
+
+def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 7, STATE)
+    for name in ("step_00000009_backup", "step_00000009_1", "step_9", "step_"):
+        (tmp_path / name).mkdir()
+    assert checkpoint.steps(tmp_path) == [7]
 
 
 def test_there_is_no_pickle(tmp_path: Path) -> None:

@@ -71,7 +71,13 @@ def test_a_stop_during_the_last_evaluation_is_an_interruption(tmp_path: Path, mo
         with pytest.raises(Interrupted, match="after step 3"):
             stopped.train()
     make(tmp_path / "run", "train.steps=3", "eval.every=99").train(resume=True)
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert "eval/nelbo" in lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    newest = checkpoint.newest(tmp_path / "run" / "checkpoints", pytest.fail)
+    assert newest is not None
+    assert checkpoint.load(newest)["progress"]["best_step"] == 3  # the checkpoint knows of it
+    make(tmp_path / "run", "train.steps=3", "eval.every=99").train(resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics  # and it is not made again
 
 
 @pytest.mark.parametrize("budget", ["train.max_examples=40", "train.max_seconds=1e-6"])
@@ -153,3 +159,13 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "checkpoints").rename(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match=r"of another model: backbone.* is \(.*, 16\), here \(.*is it this run's"):
         make(tmp_path / "run").train(resume=True)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_extending_a_run_says_what_becomes_of_its_learning_rate(
+    schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "run", "train.steps=4", f"optim.schedule={schedule}").train()
+    make(tmp_path / "run", "train.steps=6", f"optim.schedule={schedule}").train(resume=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("optim.schedule=cosine was of 4 steps, is of 6 steps" in said) == (schedule == "cosine")

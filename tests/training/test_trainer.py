@@ -134,3 +134,11 @@ def test_attention_is_measured_once_and_then_known(monkeypatch: pytest.MonkeyPat
     made.choose_attention("sdpa")
     assert (made.attention, chosen()) == ("sdpa", {"sdpa"})
     assert len(asked) == 1
+
+
+def test_a_batch_without_masks_is_legal() -> None:
+    trainer = make("process={name: uniform, masking: independent}", "train.batch_size=1", "data={length: 1}")
+    reports = [trainer.step() for _ in range(12)]
+    empty = [report for report in reports if not (report.batch.weight > 0).any()]
+    assert empty
+    assert all(report.metrics()["train/top1"] == 0 for report in empty)

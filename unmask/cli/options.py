@@ -45,7 +45,10 @@ def parse_decoder(text: str, base: DecodeConfig, option: str = "--decoder") -> D
         asked[key.removeprefix("decode.")] = _parse_value(value, where)
     settings = base.model_dump()
     recipes.merge(settings, recipes.rename_keys(asked), DecodeConfig)
-    return check_section(DecodeConfig, settings, where)
+    try:
+        return check_section(DecodeConfig, settings, "decode")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _parse_value(value: str, where: str) -> Any:

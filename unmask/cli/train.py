@@ -39,8 +39,9 @@ def train(
     """Train a model.
 
     The run folder gets config.yaml (all settings), metrics.jsonl, TensorBoard files and checkpoints. Ctrl-C saves and
-    stops; `--resume` goes on, bit for bit. Raising `train.steps` on `--resume` extends a finished run; `train.init=RUN`
-    starts a new run from another's weights. Under `torchrun` (or another launcher) several processes share each batch.
+    stops; `--resume` goes on, bit for bit. Raising `train.steps` on `--resume` extends a finished run (exactly, if
+    `optim.schedule=constant`; a cosine becomes a longer one); `train.init=RUN` starts a new run from another's weights.
+    Under `torchrun` (or another launcher) several processes share each batch.
 
     Examples:
 

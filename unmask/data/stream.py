@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask import noise
+from unmask.errors import UserError
 from unmask.noise import Purpose
 from unmask.types import CleanBatch
 
@@ -28,6 +29,23 @@ class EpochStream(ExampleStream, Protocol):
     def epoch_size(self) -> int:
         """Examples before the data set repeats."""
         ...
+
+
+def examples_of(stream: ExampleStream, number: Int[Tensor, "n"]) -> CleanBatch:
+    """`stream[number]`.
+
+    Raises:
+        UserError: it is no batch of as many examples.
+    """
+    clean = stream[number]
+    if not isinstance(clean, CleanBatch):
+        raise UserError(f"{type(stream).__name__}[numbers]: gave a {type(clean).__name__}; give a CleanBatch")
+    if len(clean) != len(number) or clean.prompt_mask.shape != clean.x0.shape:
+        raise UserError(
+            f"{type(stream).__name__}[numbers]: gave x0 {tuple(clean.x0.shape)} and prompt_mask "
+            f"{tuple(clean.prompt_mask.shape)} for {len(number)} numbers; give a row for each"
+        )
+    return clean
 
 
 def shuffled_index(number: Int[Tensor, "n"], size: int, seed: int) -> Int[Tensor, "n"]:

@@ -15,16 +15,24 @@ from unmask import noise
 from unmask.decoding.reading import Anew, Blocks, Predictor, Reader, Reading
 from unmask.decoding.remasking import Remasking, Revealed
 from unmask.decoding.sampling import Sampling
+from unmask.errors import UserError, choose
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState
 from unmask.types import Ask, Decoded, Prediction
 
 
 def predictor_from_logits(model: Callable[[Tensor], Tensor], mask_id: int) -> Predictor:
-    """A predictor around any callable from tokens (B, L) to logits (B, L, V), such as a module of your own."""
+    """A predictor around any callable from tokens (B, L) to logits (B, L, V), such as a module of your own.
+
+    A module with dropout must be in eval mode. One that gives more than logits: `lambda xt: model(xt).logits`.
+    """
 
     def predict(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask) -> Prediction:
-        return Prediction.from_logits(model(xt).flatten(0, 1).index_select(0, at), ask, mask_id=mask_id)
+        logits = model(xt)
+        if not isinstance(logits, Tensor) or logits.ndim != 3:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"the model gave {shape}; give logits, a tensor (B, L, V)")
+        return Prediction.from_logits(logits.flatten(0, 1).index_select(0, at), ask, mask_id=mask_id)
 
     return predict
 
@@ -109,18 +117,25 @@ class Decoder:
 
         The tensors are the decoder's own: the next step changes them.
         """
+        xt = xt.long()
         rows = _Rows.of(xt, prompt, self.mask_id)
         done = Decoded(tokens=rows.xt.clone(), nfe=rows.step.clone(), reveal_step=torch.full_like(xt, -1))
         reader = Anew(self.predict) if self.reading is None else self.reading(xt)
         yield done
+        before = torch.full_like(rows.number, xt.shape[1] + 1)
         while True:
-            is_open = (rows.xt == self.mask_id).any(dim=-1)
-            if not is_open.all():
-                still = is_open.nonzero().squeeze(1)
+            left = (rows.xt == self.mask_id).sum(dim=-1)
+            are_open, is_stuck = torch.stack([(left > 0).all(), (left >= before).any()]).tolist()
+            if is_stuck and self.remasking is None:
+                raise UserError("a step filled in nothing: the rule revealed no position, or the mask was written")
+            if not are_open:
+                still = (left > 0).nonzero().squeeze(1)
                 rows.keep(still)
                 reader.keep(still)
+                left = left[still]
             if not len(rows.number):
                 return
+            before = left
             is_new = self._step(rows, reader)
             step = done.reveal_step[rows.number].masked_fill(rows.xt == self.mask_id, -1)
             done.reveal_step[rows.number] = torch.where(is_new, rows.step.unsqueeze(1), step)
@@ -164,7 +179,7 @@ class Decoder:
             rows.prompt[row],
             rows.step[row],
             position,
-            confidence=ORDERS[self.order].confidence,
+            confidence=choose(ORDERS, "order", self.order).confidence,
             has_entropy=getattr(self.rule, "needs_entropy", False),
             given=rows.xt.flatten()[at] if self.remasking is not None else None,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.config import DecodeConfig
+from unmask.errors import UserError
 from unmask.noise import Purpose
 from unmask.types import Ask
 
@@ -33,8 +34,18 @@ class Sampling:
     top_p: float | None = None
     forbidden: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name, value, is_right, fix in (
+            ("temperature", self.temperature, self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or more, or None"),
+            ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "a share above 0, or None"),
+        ):
+            if not is_right:
+                raise UserError(f"{name}={value}: give {fix}")
+
     @staticmethod
     def from_config(config: DecodeConfig) -> "Sampling":
+        """As the section `decode` says."""
         return Sampling(
             temperature=config.temperature,
             seed=config.seed,

@@ -130,7 +130,7 @@ def row_nlls(
         batch = score(clean.x0, clean.x0, is_answer(clean, eos_id), torch.ones(clean.x0.shape, device=device))
         total[rows] = _weighted_nll(model, batch, dtype)
     length = (~examples.prompt_mask).sum(dim=-1).double()
-    return RowLikelihoods(total / length, length)
+    return RowLikelihoods(total / length.clamp(min=1), length)
 
 
 def _weighted_nll(model: Denoiser, batch: MaskedBatch, dtype: str) -> Float[Tensor, "B"]:

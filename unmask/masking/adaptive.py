@@ -44,7 +44,8 @@ class Adaptive:
 
     def observe(self, step: int, t: Float[Tensor, "b N"], nll: Float[Tensor, "b N"]) -> None:
         cell = (t * self.cells).ceil().long().clamp(min=1, max=self.cells).flatten() - 1
-        values, is_known = nll.double().flatten().nan_to_num(0.0), (~nll.isnan()).double().flatten()
+        values, is_known = nll.double().flatten(), nll.isfinite().double().flatten()
+        values = values.where(is_known > 0, 0.0)
         sums = torch.zeros(2, self.cells, dtype=torch.float64, device=nll.device)
         sums.index_add_(1, cell.to(nll.device), torch.stack([values, is_known]))
         self._sum, self._number = self._sum.to(nll.device) + sums[0], self._number.to(nll.device) + sums[1]

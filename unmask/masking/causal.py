@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from unmask.data.stream import ExampleStream
+from unmask.data.stream import ExampleStream, examples_of
 from unmask.masking.independent import IndependentBatches
 from unmask.masking.process import ProcessContext, Requirements, RowShard, score
 from unmask.section import Section
@@ -29,7 +29,7 @@ class NextToken(IndependentBatches):
         name: str = "ar"
 
     def __init__(
-        self, *, shard: RowShard, eos_id: int | None = None, seed: int = 0, device: torch.device | None = None
+        self, *, shard: RowShard, eos_id: int | None = None, seed: int = 0, device: torch.device | str | None = None
     ) -> None:
         super().__init__(shard=shard, seed=seed, device=device)
         self.eos_id = eos_id
@@ -40,13 +40,13 @@ class NextToken(IndependentBatches):
 
     def _make(self, stream: ExampleStream, step: int) -> MaskedBatch:
         """Every token weighs 1 as yet."""
-        clean = stream[step * self.shard.total + self.shard.index(torch.device("cpu"))]
+        clean = examples_of(stream, step * self.shard.total + self.shard.index(torch.device("cpu")))
         weight = torch.ones(clean.x0.shape, dtype=torch.float64)
         return score(clean.x0, clean.x0, is_answer(clean, self.eos_id), weight)
 
     def _agree(self, batch: MaskedBatch) -> MaskedBatch:
         tokens = self.shard.peers.sum(batch.weight.sum())
-        return replace(batch, weight=batch.weight * (self.shard.total / tokens.item()))
+        return replace(batch, weight=batch.weight * (self.shard.total / max(1, tokens.item())))
 
 
 def is_answer(clean: CleanBatch, eos_id: int | None) -> Bool[Tensor, "B L"]:

@@ -20,10 +20,10 @@ class IndependentBatches(ABC):
 
     requirements = Requirements()
 
-    def __init__(self, *, shard: RowShard, seed: int = 0, device: torch.device | None = None) -> None:
+    def __init__(self, *, shard: RowShard, seed: int = 0, device: torch.device | str | None = None) -> None:
         self.shard = shard
         self.seed = seed
-        self.device = device or torch.device("cpu")
+        self.device = torch.device(device or "cpu")
         self.step = 0
         is_idle = self.device.type != "cpu"  # else a thread would only take cores from the step
         self._reader = ThreadPoolExecutor(1, "batches") if is_idle else None
@@ -38,6 +38,7 @@ class IndependentBatches(ABC):
         return self.step * self.shard.total
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
+        """The batch of this step, until `observe` ends it. The loss is `sum(weight * nll) / B`."""
         batch = self._read(stream)
         if self._reader is not None:
             self._ahead = stream, self.step + 1, self._reader.submit(self._make, stream, self.step + 1)
@@ -54,13 +55,17 @@ class IndependentBatches(ABC):
         return self._make(stream, self.step)
 
     def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
+        """The step is over; what the model said of it changes nothing."""
         self.step += 1
 
     def metrics(self) -> dict[str, float]:
+        """Named values for the log."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
+        """All that the next batches depend on."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`, bit for bit."""
         self.step = state["step"]

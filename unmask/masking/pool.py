@@ -25,8 +25,8 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import blocks_of, count_blocks
-from unmask.data.stream import ExampleStream
-from unmask.errors import UserError
+from unmask.data.stream import ExampleStream, examples_of
+from unmask.errors import UserError, choose
 from unmask.masking.process import Requirements, RowShard
 from unmask.masking.random import BLOCK_SIZE
 from unmask.masking.rows import PoolRows
@@ -35,6 +35,8 @@ from unmask.noise import Purpose
 from unmask.reveal import ORDERS, PARALLEL_RULES, RevealRule, RevealState, surest
 from unmask.section import OrderName, Section
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
+
+_ENTROPY = "neg_entropy"
 
 
 class PoolConfig(Section):
@@ -82,7 +84,7 @@ def parallel_rule(confidence: str, **given: float | None) -> RevealRule | None:
         raise UserError(f"{' and '.join(f'process.{key}={value}' for key, value in asked.items())}: give one of them")
     for key, value in asked.items():
         rule = PARALLEL_RULES[key](value)
-        if getattr(rule, "needs_entropy", False) and ORDERS[confidence].confidence != "neg_entropy":
+        if getattr(rule, "needs_entropy", False) and choose(ORDERS, "confidence", confidence).confidence != _ENTROPY:
             raise UserError(
                 f"process.{key}={value} needs the entropy, which process.confidence={confidence} does not have; "
                 "set process.confidence=neg_entropy"
@@ -98,6 +100,10 @@ class Pool(ABC):
     when it is done.
 
     Args:
+        mask_id: a token that no example holds.
+        shard: which rows of the global batch are trained here.
+        seed: of all noise.
+        device: where the rows are kept.
         also: what is revealed at once beyond the count, as far as the model is sure; see `parallel_rule`.
         confidence: what orders the reveals: a key of `reveal.ORDERS`.
         block_size: S, of rows in blocks; None: a row is one block.
@@ -112,16 +118,16 @@ class Pool(ABC):
         confidence: str,
         block_size: int | None,
         seed: int,
-        device: torch.device | None,
+        device: torch.device | str | None,
     ) -> None:
         self.mask_id = mask_id
         self.shard = shard
         self.also = also
-        self.order = ORDERS[confidence]
+        self.order = choose(ORDERS, "confidence", confidence)
         self.block_size = block_size
         self.requirements = Requirements(confidence=self.order.confidence, block_size=block_size)
         self.seed = seed
-        self.device = device or torch.device("cpu")
+        self.device = torch.device(device or "cpu")
         self.step = 0
         self.first_turn = 0
         """j of the examples `stream[r + j B]` that a new pool starts with."""
@@ -161,6 +167,10 @@ class Pool(ABC):
         return self.num_refills
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
+        """The pool as it stands, with examples of `stream` in place of rows that are done.
+
+        The loss is `sum(weight * nll) / B`. Called again before `observe`, it gives the same batch.
+        """
         self.pool = self._first_pool(stream) if self.pool is None else self._refilled(self.pool, stream)
         return replace(self._as_batch(self.pool), is_carried=True, estimate=self._carried(self.pool))
 
@@ -173,14 +183,24 @@ class Pool(ABC):
 
     @torch.no_grad()
     def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
+        """Moves every row of `batch`, the last one, a step on: reveals, retires, refills at the next call.
+
+        `stats` is what the model said of it before its update, of the confidence that `requirements` names.
+        """
         pool = self.pool
         assert pool is not None, "observe follows next_batch"
+        if stats.statistic not in (None, self.order.confidence):
+            raise UserError(
+                f"this pool orders by {self.order.confidence}, but is told {stats.statistic}; give "
+                "TokenStats.from_logits(.., confidence=pool.requirements.confidence), or a Denoiser this `confidence`"
+            )
         is_revealed = self._choose(pool, batch, stats)
         self._num_revealed = is_revealed.sum()
         pool.reveal(is_revealed)
         pool.finish(self._advance(pool))
         pool.visit = pool.visit + 1
-        self.estimate = stats.estimate
+        # Of numbers that are not finite, whose step changes nothing, nothing is kept either.
+        self.estimate = None if stats.estimate is None else stats.estimate.nan_to_num(0.0, posinf=0.0, neginf=0.0)
         self.step += 1
 
     def _choose(self, pool: PoolRows, batch: MaskedBatch, stats: TokenStats) -> Bool[Tensor, "b L"]:
@@ -209,12 +229,12 @@ class Pool(ABC):
 
     @property
     def _knows_entropy(self) -> bool:
-        return self.order.confidence == "neg_entropy"
+        return self.order.confidence == _ENTROPY
 
     def _first_pool(self, stream: ExampleStream) -> PoolRows:
         rows = self.shard.index(self.device)
         example = rows + self.first_turn * self.shard.total
-        clean = stream[example.cpu()].to(self.device)
+        clean = examples_of(stream, example.cpu()).to(self.device)
         num_blocks = self._num_blocks(clean)
         order = noise.permute(blocks_of(rows, num_blocks), self.shard.total * num_blocks, self.seed, Purpose.STAGE)
         self._num_refills = self._num_refills + len(rows)
@@ -242,12 +262,13 @@ class Pool(ABC):
         own = torch.stack([self._num_refills, self.pool.is_done.sum(), self._num_revealed])
         entered, finished, revealed = self.shard.peers.sum(own.cpu()).tolist()
         return {
-            "puma/steps_per_example": self.step * self.shard.total / max(1, entered),  # so far, on average
-            "puma/finished_share": finished / self.shard.total,
-            "puma/revealed_per_row": revealed / self.shard.total,
+            "puma/steps_per_example": self.step * self.shard.known / max(1, entered),  # so far, on average
+            "puma/finished_share": finished / self.shard.known,
+            "puma/revealed_per_row": revealed / self.shard.known,
         }
 
     def state_dict(self) -> dict[str, Any]:
+        """Rows, counters and what the model said last: tensors and numbers."""
         return {
             "step": self.step,
             "first_turn": self.first_turn,
@@ -259,8 +280,16 @@ class Pool(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`, bit for bit.
+
+        Raises:
+            UserError: the pool had another number of rows.
+        """
+        shard = self.shard
+        if state["pool"] is not None and (held := len(state["pool"]["x0"])) != shard.known:
+            raise UserError(f"the state of a pool of {held} rows does not fit one of {shard.known}; make one of {held}")
         self.step, self.first_turn = state["step"], state["first_turn"]
-        self._num_refills = torch.full_like(self._num_refills, state["num_refills"] if self.shard.is_first else 0)
+        self._num_refills = torch.full_like(self._num_refills, state["num_refills"] if shard.peers.is_main else 0)
         self._upcoming = None  # a function of the pool's examples
         estimate = state["estimate"]
         self.estimate = None if estimate is None else self.shard.own(estimate).to(self.device)

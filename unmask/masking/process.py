@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unmask.blocks import over_positions
 from unmask.data.stream import ExampleStream
+from unmask.errors import UserError
 from unmask.peers import ALONE, Peers
 from unmask.types import MaskedBatch, TokenSpec, TokenStats
 
@@ -38,10 +39,18 @@ class RowShard:
     start: int
     stop: int
     peers: Peers = ALONE
-    """The processes that train the others, in the order of the ranks."""
+    """The processes that train the others, in the order of the ranks. ALONE, with rows that are not all: a process that
+    cannot ask them; it counts and saves its own rows alone."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop <= self.total or self.total < 1:
+            raise UserError(
+                f"RowShard(total={self.total}, start={self.start}, stop={self.stop}): give 0 <= start <= stop <= total"
+            )
 
     @staticmethod
     def whole(total: int) -> "RowShard":
+        """All rows: there is one process."""
         return RowShard(total=total, start=0, stop=total)
 
     @property
@@ -53,14 +62,14 @@ class RowShard:
         """The rows' numbers in the global batch."""
         return torch.arange(self.start, self.stop, device=device)
 
-    def own(self, rows: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "b ..."]:
-        """Of the global batch's rows, those of this process."""
-        return rows[self.start : self.stop]
-
     @property
-    def is_first(self) -> bool:
-        """Whether this process stands for all where they must count once."""
-        return self.start == 0
+    def known(self) -> int:
+        """Of how many rows this process and its peers can tell: B, or b where it has none."""
+        return self.total if self.peers.size > 1 else self.size
+
+    def own(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "b ..."]:
+        """Of the `known` rows, those of this process."""
+        return rows[self.start : self.stop] if self.peers.size > 1 else rows
 
 
 @dataclass(frozen=True, kw_only=True)

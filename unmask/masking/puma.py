@@ -14,6 +14,7 @@ a row is done when all its blocks are.
 Dimensions: B rows of the global batch, b rows of this process, N blocks of a row (1 in plain diffusion), K stages.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import blocks_of, count_blocks, in_blocks
+from unmask.errors import UserError
 from unmask.masking import densities, weights
 from unmask.masking.densities import FixedConfig, Uniform
 from unmask.masking.pool import Pool, PoolConfig, parallel_rule
@@ -82,7 +84,7 @@ class PumaPool(Pool):
         mask_id: int,
         shard: RowShard,
         num_stages: int = 8,
-        stage_schedule: list[tuple[int, int]] | None = None,
+        stage_schedule: Sequence[Sequence[int]] | None = None,
         time: Density = UNIFORM,
         threshold: float | None = None,
         factor: float | None = None,
@@ -90,7 +92,7 @@ class PumaPool(Pool):
         confidence: str = "prob",
         block_size: int | None = None,
         seed: int = 0,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__(
             mask_id=mask_id,
@@ -101,8 +103,10 @@ class PumaPool(Pool):
             seed=seed,
             device=device,
         )
+        if num_stages < 1:
+            raise UserError(f"num_stages={num_stages}: give 1 or more")
         self.num_stages = num_stages
-        self.stage_schedule = dict(stage_schedule or [])
+        self.stage_schedule = dict(_check_schedule([(step, num_stages) for step, num_stages in stage_schedule or []]))
         self.revealed_share = time.mirrored.to(self.device)
 
     @classmethod

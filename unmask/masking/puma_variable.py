@@ -63,7 +63,7 @@ class VariablePumaPool(Pool):
         eos_id: int | None = None,
         block_size: int | None = None,
         seed: int = 0,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__(
             mask_id=mask_id,

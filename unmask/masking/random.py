@@ -14,7 +14,8 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import count_blocks, in_blocks
-from unmask.data.stream import ExampleStream
+from unmask.data.stream import ExampleStream, examples_of
+from unmask.errors import UserError, choose
 from unmask.masking import densities, weights
 from unmask.masking.densities import TimeConfig, Uniform
 from unmask.masking.independent import IndependentBatches
@@ -110,14 +111,16 @@ class RandomMasking(IndependentBatches):
         masking: str = "exact",
         block_size: int | None = None,
         seed: int = 0,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__(shard=shard, seed=seed, device=device)
         self.mask_id = mask_id
         self.time = time or Uniform().build()
+        if weight_cap is not None and weight != "importance":
+            raise UserError(f"weight_cap={weight_cap}: is for weight='importance', not {weight!r}; leave it out")
         capped = {} if weight_cap is None else {"cap": weight_cap}
-        self.weight = partial(WEIGHTS[weight], **capped)
-        self.draw = DRAWS[masking]
+        self.weight = partial(choose(WEIGHTS, "weight", weight), **capped)
+        self.draw = choose(DRAWS, "masking", masking)
         self.block_size = block_size
         self.requirements = Requirements(block_size=block_size)
 
@@ -139,7 +142,7 @@ class RandomMasking(IndependentBatches):
     def _make(self, stream: ExampleStream, step: int) -> MaskedBatch:
         rows = self.shard.index(torch.device("cpu"))
         example = step * self.shard.total + rows
-        clean = stream[example]
+        clean = examples_of(stream, example)
         q = self.time.at(step)
         eligible = in_blocks(~clean.prompt_mask, count_blocks(clean.x0.shape[1], self.block_size))
         t = self._times(q, step, eligible.shape[1])

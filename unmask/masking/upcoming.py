@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from unmask.data.stream import ExampleStream
+from unmask.data.stream import ExampleStream, examples_of
 from unmask.types import CleanBatch, send
 
 
@@ -27,7 +27,7 @@ class Upcoming:
     def __init__(self, stream: ExampleStream, number: Int[Tensor, "b"], *, stride: int, device: torch.device) -> None:
         self._number, self._stride, self._device = number, stride, device
         self._taken: _OnItsWay | None = None
-        self.clean = stream[number].to(device)
+        self.clean = examples_of(stream, number).to(device)
 
     def take(self, is_taken: Bool[Tensor, "b"]) -> None:
         """These rows have taken theirs."""
@@ -41,7 +41,7 @@ class Upcoming:
         self._taken = None
         if len(rows):
             self._number = self._number.index_add(0, rows, torch.full_like(rows, self._stride))
-            fresh, place = stream[self._number[rows]].to(self._device), send(rows, self._device)
+            fresh, place = examples_of(stream, self._number[rows]).to(self._device), send(rows, self._device)
             self.clean = CleanBatch(
                 x0=self.clean.x0.index_copy(0, place, fresh.x0),
                 prompt_mask=self.clean.prompt_mask.index_copy(0, place, fresh.prompt_mask),

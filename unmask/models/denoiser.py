@@ -13,13 +13,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask.errors import UserError, choose
 from unmask.models import conditioning
 from unmask.models.cache import KeyValueCache
 from unmask.models.head import expected_value, prediction, token_stats
 from unmask.models.tied import TiedGradient
 from unmask.models.visibility import num_clean
+from unmask.reveal import CONFIDENCES
 from unmask.types import Ask, MaskedBatch, Prediction, TokenStats, at_least_fp32, without
 
+NOTHING_BEFORE = (
+    "model.alignment=next predicts a token from what is before it, but position 0 of an example is to be predicted; "
+    "use alignment=same, or data with a prompt in every row"
+)
 LARGE_VOCABULARY = 8192
 """From here on `forward` never holds all logits (`models/head.py`). On a CPU in bfloat16 that is faster from about 4000
 values on; in fp32, where computing the logits twice costs more, it saves memory first, and time from about 10^5 on."""
@@ -43,7 +49,7 @@ class Denoiser(nn.Module):
     """`p(x0[i] | xt)` for the positions asked for. The mask token has probability 0.
 
     Args:
-        backbone: the network.
+        backbone: the network, a `Backbone`: from tokens and flat positions (M,) to hidden states (M, D).
         mask_id: the mask token.
         confidence: which statistic `forward` returns beside the NLL: a key of `reveal.CONFIDENCES`.
         alignment: where the prediction of position i is read: `same`, at i, or `next`, at i - 1, as autoregressive
@@ -64,6 +70,9 @@ class Denoiser(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        choose(CONFIDENCES, "confidence", confidence)
+        if alignment not in ("same", "next"):
+            raise UserError(f"alignment {alignment!r}: unknown; use same or next")
         self.backbone = backbone
         self.mask_id = mask_id
         self.confidence = confidence
@@ -168,9 +177,10 @@ class Denoiser(nn.Module):
         """Where the predictions of the flat positions `at` are read."""
         if self.alignment == "same":
             return at
-        torch._assert_async(
-            (at % xt.shape[1] != 0).all(), "alignment=next predicts from what is before: not position 0"
-        )
+        has_before = (at % xt.shape[1] != 0).all()
+        if has_before.device.type == "cpu" and not has_before:  # a GPU would have to be waited for
+            raise UserError(NOTHING_BEFORE)
+        torch._assert_async(has_before, NOTHING_BEFORE)
         return at - 1
 
     def _hidden(self, batch: MaskedBatch, estimate: Float[Tensor, "B L D"] | None) -> Float[Tensor, "M D"]:

@@ -19,6 +19,11 @@ class Ema:
         self.decay = decay
         self.num_updates = 0
         self._parameters = dict(model.named_parameters())
+        first: dict[int, str] = {}
+        self._names = {
+            name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)
+        }
+        """Of each parameter, the name that it is kept under: tied ones have several."""
         self.shadow: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
@@ -43,7 +48,11 @@ class Ema:
             parameter.data.copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_updates": self.num_updates, "shadow": dict(self.shadow)}
+        """As a model's, with tied parameters under each of their names."""
+        return {
+            "num_updates": self.num_updates,
+            "shadow": {name: self.shadow[own] for name, own in self._names.items()},
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -159,7 +159,7 @@ def token_stats(
         tied=tied,
     )
     nll, surety, top1 = _statistics(hidden, weight, x0, head)
-    return TokenStats(nll=nll, confidence=surety, top1=top1)
+    return TokenStats(nll=nll, confidence=surety, top1=top1, statistic=confidence)
 
 
 @torch.no_grad()

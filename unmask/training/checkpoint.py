@@ -8,6 +8,7 @@ Where each of several processes has a share of the model, each writes its own, a
 import copy
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -28,6 +29,7 @@ _COMPLETE = "COMPLETE"
 _STATE = "state.json"
 _TENSORS = ".safetensors"
 _SEPARATOR = "/"
+_NAME = re.compile(r"step_\d{8,}")
 _PATIENCE = 30.0
 _LEFT_BEHIND = (".writing_", ".removing_")  # by a process that died meanwhile
 
@@ -71,10 +73,14 @@ def _finish(aside: Path, target: Path, state: dict[str, Any], checksums: dict[st
     durable.put(aside / _COMPLETE, json.dumps(dict(sorted(checksums.items())), indent=1))
     durable.sync(aside / _COMPLETE)
     durable.sync(aside)
-    durable.remove(target)  # an incomplete or damaged one of this step: `save` is not called for a whole one
+    old = target.with_name(f".removing_{target.name}")
+    if target.exists():  # a run that ended in an evaluation is saved again when it has made up for it
+        durable.remove(old)
+        durable.rename(target, old)
     durable.rename(aside, target)
     durable.sync(target.parent)
     durable.sync(target.parent.parent)
+    durable.remove(old)
 
 
 def _write_tensors(aside: Path, state: dict[str, Any], peers: Peers) -> dict[str, str]:
@@ -176,7 +182,7 @@ def steps(folder: Path) -> list[int]:
         UserError: the folder cannot be read.
     """
     try:
-        return sorted(step_of(path) for path in folder.iterdir() if path.name.startswith("step_") and path.is_dir())
+        return sorted(step_of(path) for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -277,6 +283,14 @@ def _as_step(which: str, run: Path) -> int:
         return int(which)
     except ValueError:
         raise UserError(f"--step {which}: use a number, `last` or `best` (run {run})") from None
+
+
+def put_in_place(folder: Path) -> None:
+    """What a process that died had written as a whole, but not renamed yet, becomes a checkpoint."""
+    for aside in sorted(folder.glob(".writing_step_*")):
+        target = folder / aside.name.removeprefix(".writing_")
+        if not target.exists() and damage(aside) is None:
+            durable.rename(aside, target)
 
 
 def set_aside(folder: Path, after: int) -> None:

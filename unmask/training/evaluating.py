@@ -7,6 +7,7 @@ from unmask.decoding.build import build_decoder
 from unmask.errors import UserError
 from unmask.evaluation.along import TextMeasures, in_words
 from unmask.evaluation.evaluate import Evaluation, EvaluationLeft, evaluate
+from unmask.models.denoiser import NOTHING_BEFORE
 from unmask.tasks.build import is_graded
 from unmask.tasks.task import Task
 from unmask.training.trainer import Trainer
@@ -43,10 +44,7 @@ class Evaluator:
         for decoder in self.decoders if is_graded(self.config) else ():
             build_decoder(decoder, model, self.task.tokens)
         if model.alignment == "next" and not self.examples.prompt_mask[:, 0].all():
-            raise UserError(
-                "model.alignment=next predicts a token from what is before it, but position 0 of an example is to be "
-                "predicted; use alignment=same, or data with a prompt"
-            )
+            raise UserError(NOTHING_BEFORE)
 
     def __call__(self) -> Evaluated:
         """All processes evaluate together, and share the examples."""

@@ -82,6 +82,7 @@ class RunFolder:
         self._hold()
         self.check(config, resume=resume)  # again: another process may have come and gone since
         self._compare_environment(environment, warn)
+        self._compare_schedule(config, warn)
         durable.write(self.path / "config.yaml", to_yaml(config))
         self.note(environment)
 
@@ -134,6 +135,17 @@ class RunFolder:
         for key in _BITS_DEPEND_ON if old else ():
             if old.get(key) != environment.get(key):
                 warn(f"{key} was {old.get(key)!r}, is {environment.get(key)!r}: results may differ in their last bits")
+
+    def _compare_schedule(self, config: RunConfig, warn: Callable[[str], None]) -> None:
+        if not self.exists() or config.optim.schedule == "constant":
+            return
+        held = RunConfig.from_tree(read_tree(self.path)).train
+        if (old := (held.steps, held.epochs)) != (new := (config.train.steps, config.train.epochs)):
+            was, now = (f"{steps} steps" if steps else f"{epochs:g} epochs" for steps, epochs in (old, new))
+            warn(
+                f"optim.schedule={config.optim.schedule} was of {was}, is of {now}: the learning rate goes on as if it "
+                f"had always been; a run of {now} from the start is another one (not if optim.schedule=constant)"
+            )
 
 
 def _may_change(key: str) -> bool:

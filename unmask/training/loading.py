@@ -34,7 +34,8 @@ class Source:
     def model(self) -> Denoiser:
         """The denoiser with these weights, in eval mode."""
         model = build_denoiser(self.config.model, self.tokens)
-        model.to(next(iter(self.tensors.values())).dtype).load_state_dict(self.tensors)
+        model.to(next(value.dtype for value in self.tensors.values() if value.is_floating_point()))
+        model.load_state_dict(self.tensors)
         return model.eval()
 
 
@@ -44,7 +45,9 @@ def load(source: str | Path, *, weights: str | None = None, step: str = "last") 
     Args:
         source: a folder that `unmask train` or `unmask export` wrote.
         weights: of a run, `ema` or `raw`; unless given, the average where there is one.
-        step: of a run, `last`, `best` or a number.
+        step: of a run, `last`, `best` or a number, as a string.
+
+    Its statistics beside the NLL are of the confidence `prob`, unless `confidence` of the denoiser is set.
 
     Raises:
         UserError: neither a run with a complete checkpoint nor an export, or weights that it does not have.
@@ -54,6 +57,8 @@ def load(source: str | Path, *, weights: str | None = None, step: str = "last") 
 
 def read(source: str | Path, *, weights: str | None = None, step: str = "last") -> Source:
     """As `load`, with the configuration and without building the model."""
+    if weights not in (None, "ema", "raw"):
+        raise UserError(f"weights {weights!r}: use ema or raw")
     source = Path(source).expanduser()
     is_export = (source / "model.safetensors").exists()
     return _read_export(source, weights, step) if is_export else _read_run(source, weights, step)

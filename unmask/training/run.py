@@ -150,6 +150,7 @@ class Run:
 
     def _newest_step(self) -> int | None:
         """That of the newest whole checkpoint; those that are not whole are set aside."""
+        checkpoint.put_in_place(self.folder.checkpoints)
         path = checkpoint.newest(self.folder.checkpoints, warn)
         step = None if path is None else checkpoint.step_of(path)
         checkpoint.set_aside(self.folder.checkpoints, after=-1 if step is None else step)
@@ -183,7 +184,7 @@ class Run:
         progress, config = self.progress, self.config
         with self._opened(), StepDisplay(self.title, progress.step, self.trainer.num_steps) as display:
             self._heard = self.peers.vote(self._votes)
-            self._evaluate_if_owed()
+            self._make_up_for_evaluation()
             while not (self._is_over() or self._must_stop):
                 asked = self.peers.vote(self._votes)
                 report = self._timed_step(display)
@@ -333,6 +334,13 @@ class Run:
         finally:
             hook.remove()
             self._heard = self.peers.vote(self._votes)  # if this was left, then at this step
+
+    def _make_up_for_evaluation(self) -> None:
+        """Of a run that was stopped in one; after the last step, no later checkpoint would tell of it."""
+        evaluated = self.progress.evaluated_step
+        self._evaluate_if_owed()
+        if self._is_over() and self.progress.evaluated_step != evaluated:
+            self._save()
 
     def _evaluate(self) -> bool:
         """Logs an evaluation; returns whether this is the best so far."""

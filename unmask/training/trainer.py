@@ -64,7 +64,7 @@ class StepReport:
             "train/grad_norm": self.grad_norm.item(),
             "train/lr": self.lr,
             "train/scored_per_row": scored / (len(self.batch.x0) * peers.size),
-            "train/top1": top1 / scored,
+            "train/top1": top1 / max(1, scored),
         }
 
 
