@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import RandomStream, random_stats
+from unmask.errors import UserError
 from unmask.masking.process import RowShard
 from unmask.masking.puma_variable import VariablePumaPool
 from unmask.masking.rows import PoolRows
@@ -182,3 +183,8 @@ def test_shards_make_up_the_whole(block_size: int | None, padded: Padded) -> Non
         for part, piece, dense in zip(parts, pieces, confidence.split([4, 6]), strict=True):
             own = piece.gather(dense)
             part.observe(piece, type(stats)(nll=1 - own, confidence=own, top1=own))
+
+
+def test_a_row_that_would_never_be_done_is_refused() -> None:
+    with pytest.raises(UserError, match="tokens_per_step=0: give 1 or more"):
+        make(tokens_per_step=0)
