@@ -1,6 +1,7 @@
 """Masked diffusion language models: training with PUMA and its baselines, and decoding."""
 
-from unmask.config import RunConfig
+from unmask.config import DecodeConfig, RunConfig
+from unmask.decoding.build import build_decoder
 from unmask.decoding.causal import CausalDecoder
 from unmask.decoding.decoder import Decoder, predictor_from_logits
 from unmask.decoding.sampling import Sampling
@@ -20,6 +21,7 @@ __all__ = [
     "CausalDecoder",
     "CleanBatch",
     "CosineSteps",
+    "DecodeConfig",
     "Decoded",
     "Decoder",
     "Denoiser",
@@ -43,6 +45,7 @@ __all__ = [
     "TokenStats",
     "UserError",
     "VariablePumaPool",
+    "build_decoder",
     "export",
     "load",
     "predictor_from_logits",
