@@ -14,10 +14,3 @@ def test_every_public_name_and_method_says_what_it_is(name: str) -> None:
     methods = inspect.getmembers(thing, inspect.isfunction) if inspect.isclass(thing) else []
     own = [(key, method) for key, method in methods if method.__module__.startswith("unmask") and key[0] != "_"]
     assert [key for key, method in own if not inspect.getdoc(method)] == []
-
-
-def test_the_reference_names_all_of_them() -> None:
-    from pathlib import Path
-
-    reference = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
-    assert [name for name in unmask.__all__ if f"`{name}" not in reference] == []
