@@ -13,5 +13,5 @@ class Spoiled(RandomMasking):
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
         batch = super().next_batch(stream)
-        is_spoiled = self.step == 1 and not self.shard.is_first
+        is_spoiled = self.step == 1 and self.shard.start > 0
         return replace(batch, weight=batch.weight * math.nan) if is_spoiled else batch

@@ -257,7 +257,7 @@ def test_without_blocks_a_window_sees_the_rest_as_it_was(alignment: str) -> None
 
 def test_position_0_cannot_be_predicted_beside_a_cache() -> None:
     model, (xt, _) = denoiser(alignment="next"), canvases()
-    with torch.no_grad(), pytest.raises(RuntimeError, match="not position 0"):
+    with torch.no_grad(), pytest.raises(UserError, match="position 0 of an example is to be predicted"):
         within(
             model, xt, torch.tensor([0]), start=torch.zeros(3, dtype=torch.long), width=4, cache=KeyValueCache(LENGTH)
         )

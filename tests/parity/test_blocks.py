@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unmask.errors import UserError
 from unmask.masking.process import score, score_masked
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
@@ -159,5 +160,5 @@ def test_a_large_vocabulary_reads_both_streams_too(monkeypatch: pytest.MonkeyPat
 def test_position_0_is_never_predicted_by_what_is_before() -> None:
     x0 = batch().x0
     given = score_masked(x0, torch.full_like(x0, MASK), MASK, torch.ones(ROWS))
-    with pytest.raises(RuntimeError, match="not position 0"):
+    with pytest.raises(UserError, match="position 0 of an example is to be predicted"):
         denoiser(4, alignment="next")(given)
