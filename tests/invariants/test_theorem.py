@@ -29,11 +29,10 @@ def test_a_tabular_model_learns_the_true_conditionals_on_the_masks_it_visits(set
     mask_id = task.tokens.mask_id
     size = settings.get("block_size", length)
     rows = 512 * size // length
-    denoiser = tabular(task)
-    model = InBlocks(denoiser, size)
+    model = InBlocks(tabular(task), size)
     backbone: TabularBackbone = model.backbone
     puma = PumaPool(mask_id=mask_id, shard=RowShard.whole(rows), num_stages=3, **settings)
-    denoiser.confidence = puma.requirements.confidence
+    model.confidence = puma.requirements.confidence
     stream = task.train_stream(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     visits = torch.zeros(len(backbone.table))
