@@ -45,9 +45,10 @@ def main() -> int:
     FOLDER.mkdir(exist_ok=True)
     threads = max(1, (os.cpu_count() or 2) // 2)
     console.print(
-        "Two masked diffusion models learn to solve Sudoku, from nothing. [bold]uniform[/] trains on random masks;\n"
-        "[bold]puma[/] on the masks that it would meet when solving them. Same network, same steps, side by side,\n"
-        f"with {threads} CPU thread{'s' * (threads > 1)} each. Ctrl-C stops and saves; `make demo` goes on.\n"
+        "Two masked diffusion models learn to solve Sudoku, from nothing: [bold]uniform[/]\n"
+        "trains on random masks, [bold]puma[/] on those that it would meet when solving.\n"
+        f"Same network, same steps, side by side, with {threads} CPU thread{'s' * (threads > 1)} each.\n"
+        "Ctrl-C stops and saves; `make demo` goes on.\n"
     )
     if not train_both():
         return 130
