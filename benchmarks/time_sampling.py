@@ -13,10 +13,11 @@ from statistics import mean, stdev
 import figures
 import torch
 
+from unmask.interval import student
 from unmask.masking.densities import FixedConfig
 from unmask.progress import warn
 from unmask.report.chart import Chart, Line
-from unmask.report.comparison import FEWEST_SEEDS, student
+from unmask.report.comparison import FEWEST_SEEDS
 from unmask.report.runs import Methods, read_run
 
 MEASURE = "eval/nelbo"

@@ -31,3 +31,9 @@ def choose(table: Mapping[str, T], what: str, name: str) -> T:
     if name not in table:
         raise UserError(f"{what} {name!r}: unknown; use one of {', '.join(table)}")
     return table[name]
+
+
+def require(is_right: bool, name: str, value: object, fix: str) -> None:
+    """Raises `UserError` if `value` is not right: `name=value: give fix`."""
+    if not is_right:
+        raise UserError(f"{name}={value}: give {fix}")

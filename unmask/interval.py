@@ -1,6 +1,11 @@
-"""How sure a share is."""
+"""How sure a figure is."""
 
 import math
+
+_STUDENT = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -18,3 +23,8 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     center = share + shift / 2
     half = z * math.sqrt(share * (1 - share) / n + shift / (4 * n))
     return max(0.0, (center - half) / (1 + shift)), min(1.0, (center + half) / (1 + shift))
+
+
+def student(degrees: float) -> float:
+    """The 97.5 % point of Student's t, or a little more: degrees of freedom are cut to a whole number, 20 at most."""
+    return _STUDENT[min(math.floor(degrees), len(_STUDENT)) - 1]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.errors import UserError
+from unmask.errors import require
 
 Scores = Float[Tensor, "*B L"]
 
@@ -144,7 +144,7 @@ class Fixed:
     tokens_per_step: int
 
     def __post_init__(self) -> None:
-        _check(self.tokens_per_step >= 1, "tokens_per_step", self.tokens_per_step, "1 or more")
+        require(self.tokens_per_step >= 1, "tokens_per_step", self.tokens_per_step, "1 or more")
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
         return surest(state.score, state.eligible, torch.full_like(state.step, self.tokens_per_step))
@@ -161,7 +161,7 @@ class Steps:
     num_steps: int
 
     def __post_init__(self) -> None:
-        _check(self.num_steps >= 1, "num_steps", self.num_steps, "1 or more")
+        require(self.num_steps >= 1, "num_steps", self.num_steps, "1 or more")
 
     def num_left_after(self, state: RevealState) -> Int[Tensor, "*B"]:
         """How many positions of the row are to be masked still, after this step."""
@@ -190,7 +190,7 @@ class Threshold:
     threshold: float
 
     def __post_init__(self) -> None:
-        _check(0 < self.threshold <= 1, "threshold", self.threshold, "a probability above 0, 1 at most")
+        require(0 < self.threshold <= 1, "threshold", self.threshold, "a probability above 0, 1 at most")
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
         return above(state.top1, state.eligible, self.threshold) | surest(
@@ -209,7 +209,7 @@ class Factor:
     factor: float
 
     def __post_init__(self) -> None:
-        _check(self.factor > 0, "factor", self.factor, "more than 0")
+        require(self.factor > 0, "factor", self.factor, "more than 0")
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
         ranked = _ranked(state.score, state.eligible)
@@ -229,7 +229,7 @@ class EntropyBound:
     gamma: float
 
     def __post_init__(self) -> None:
-        _check(self.gamma >= 0, "entropy_bound", self.gamma, "0 or more")
+        require(self.gamma >= 0, "entropy_bound", self.gamma, "0 or more")
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
         assert state.entropy is not None, "needs_entropy was not heard"
@@ -237,11 +237,6 @@ class EntropyBound:
         entropy = state.entropy.gather(-1, ranked)
         lost = entropy.cumsum(dim=-1) - entropy.cummax(dim=-1).values
         return _first(state, lost <= self.gamma, ranked)
-
-
-def _check(is_right: bool, name: str, value: int | float, fix: str) -> None:
-    if not is_right:
-        raise UserError(f"{name}={value}: give {fix}")
 
 
 def _ranked(score: Scores, eligible: Bool[Tensor, "*B L"]) -> Int[Tensor, "*B L"]:

@@ -1,6 +1,7 @@
 """`unmask settings`: every setting of every recipe and component, with what it means."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_every_setting_of_a_component_has_a_meaning(kind: str, name: str) -> Non
     assert [key for key, field in fields.items() if key != "name" and not field.description] == []
 
 
-def test_what_is_chosen_is_listed(capsys: pytest.CaptureFixture[str], tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_chosen_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("settings", "sudoku/puma", "process", "train.seed", "process.num_stages=5", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["process.num_stages"]["value"] == 5
@@ -40,15 +41,24 @@ def test_what_is_chosen_is_listed(capsys: pytest.CaptureFixture[str], tmp_path) 
     assert [key for key in said if key.startswith("train")] == ["train.seed"]
 
 
-def test_a_run_is_listed_as_it_is(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
-
-    folder = run(tmp_path / "run", "train.seed=7")
-    assert run_cli("settings", folder, "train.seed") == 0
-    printed = capsys.readouterr().out
-    assert "train.seed" in printed
-    assert "7" in printed
+def test_a_run_is_listed_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(tmp_path / "debug", "train.seed=7")
+    assert run_cli("settings", folder, "train.seed", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["train.seed"]["value"] == 7
     assert run_cli("settings", folder, "train.seed=8") == 2
     assert "the settings of a run stand" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("settings", "debug", "train.seed", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["train.seed"]["value"] == 0  # a recipe's name is the recipe's
+
+
+def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("settings", "sudoku/puma", "process.num_stages", "optim.schedule") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "process.num_stages 8 K: masks that a row passes through" in printed
+    assert "optim.schedule cosine cosine, constant; after the warm-up" in printed
 
 
 @pytest.mark.parametrize(

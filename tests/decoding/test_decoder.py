@@ -207,9 +207,9 @@ def test_a_rule_that_would_never_end_is_refused(rule) -> None:  # type: ignore[n
 
 
 def test_an_unknown_order_is_named() -> None:
-    decoder = Decoder(predictor_from_logits(lambda xt: torch.randn(*xt.shape, 4), mask_id=3), mask_id=3, order="low")
+    predict = predictor_from_logits(lambda xt: torch.randn(*xt.shape, 4), mask_id=3)
     with pytest.raises(UserError, match="order 'low': unknown; use one of prob"):
-        decoder.decode(torch.tensor([[3]]))
+        Decoder(predict, mask_id=3, order="low")
 
 
 class Nothing:

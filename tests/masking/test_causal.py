@@ -45,7 +45,9 @@ def test_every_token_of_the_global_batch_counts_the_same(stream: RandomStream) -
 
 
 class Counting(Peers):
-    """All others together have so many tokens."""
+    """The other one of two processes has so many tokens."""
+
+    size = 2
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -68,6 +70,15 @@ def test_two_processes_share_the_batch_of_one(stream: RandomStream) -> None:
     assert torch.equal(torch.cat([part.x0 for part in parts]), whole.x0)
     ours = torch.cat([part.scatter(part.weight, 0.0) for part in parts])
     assert torch.equal(ours, whole.scatter(whole.weight, 0.0))
+
+
+def test_a_shard_that_knows_no_others_weighs_its_own_tokens(stream: RandomStream) -> None:
+    """In a loop of one's own, where each process divides by its rows, the loss is the mean over its tokens."""
+    process = NextToken(shard=RowShard(total=8, start=4, stop=8), eos_id=EOS)
+    batch = process.next_batch(stream)
+    assert batch.weight.sum().item() == pytest.approx(4)
+    process.observe(batch, random_stats(batch, 0))
+    assert process.examples_seen == 4
 
 
 def test_the_probabilities_of_all_answers_sum_to_one() -> None:

@@ -48,9 +48,7 @@ def report(
 
     * `unmask report comparison/*/seed_*/`
     """
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a folder; name a file")
-    if out.exists() and not force:
+    if out.exists() and not (force or out.is_dir()):
         raise UserError(f"--out {out}: exists already; name another file, or write over it with --force")
     methods = group([read_run(run, warn) for run in runs])
     if measure is not None and measure not in common_measures(methods):
@@ -83,6 +81,9 @@ def write(
     common_measures(methods)  # before any decoding
     config = next(iter(methods.values()))[0].config.decode
     chosen = config if decoder is None else options.parse_decoder(decoder, config)
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; name a file")
+    options.make_folder(out.parent)
     with progress("Decoding for the replay", num_examples * len(methods)) as update:
         studied = study(methods, chosen, num_examples=num_examples, warn=warn, on_example=update)
     with progress("Diagnosing", 100 * len(parts) * len(methods)) as update:
@@ -95,5 +96,4 @@ def write(
         first_measure=measure,
         commands=commands,
     )
-    options.make_folder(out.parent)
     options.write(out, html)

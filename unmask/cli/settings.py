@@ -16,13 +16,11 @@ from unmask.config import RunConfig
 from unmask.errors import UserError
 from unmask.registry import COMPONENTS
 from unmask.section import Section, unknown
-from unmask.training.folder import read_tree
+from unmask.training.folder import RunFolder, read_config
 
 
 def settings(
-    recipe: Annotated[
-        str, typer.Argument(help="A shipped recipe, a YAML file or a run folder.", show_default=False)
-    ] = "sudoku/puma",
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, a YAML file or a run folder.")] = "sudoku/puma",
     chosen: Annotated[
         list[str] | None,
         typer.Argument(
@@ -54,11 +52,11 @@ def settings(
 
 
 def _load(recipe: str, overrides: list[str]) -> RunConfig:
-    if not Path(recipe).is_dir():
+    if recipe in recipes.names() or not RunFolder(Path(recipe)).exists():
         return recipes.load(recipe, overrides)
     if overrides:
         raise UserError(f"{' '.join(overrides)}: the settings of a run stand; give a recipe to change them")
-    return RunConfig.from_tree(read_tree(Path(recipe)))
+    return read_config(Path(recipe))
 
 
 def explained(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -90,14 +88,17 @@ Rows = list[tuple[str, Any, str]]
 
 
 def _select(rows: Rows, chosen: list[str]) -> Rows:
-    found = [
-        row for row in rows if not chosen or any(row[0] == each or row[0].startswith(f"{each}.") for each in chosen)
-    ]
-    for each in chosen:
-        if not any(row[0] == each or row[0].startswith(f"{each}.") for row in found):
-            sections = dict.fromkeys(key.rpartition(".")[0] for key, _, _ in rows)
-            raise UserError(unknown(each, [*sections, *(key for key, _, _ in rows)]))
-    return found
+    """The rows of the keys and sections `chosen`, all if there are none.
+
+    Raises:
+        UserError: one of them is neither.
+    """
+    keys = [key for key, _, _ in rows]
+    within = {each: {key for key in keys if f"{key}.".startswith(f"{each}.")} for each in chosen}
+    for each, found in within.items():
+        if not found:
+            raise UserError(unknown(each, [*dict.fromkeys(key.rpartition(".")[0] for key in keys), *keys]))
+    return [row for row in rows if not chosen or any(row[0] in found for found in within.values())]
 
 
 def _table(rows: Rows) -> Table:

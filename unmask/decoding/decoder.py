@@ -107,6 +107,9 @@ class Decoder:
     remasking: Remasking | None = None
     reading: Reading | None = None
 
+    def __post_init__(self) -> None:
+        choose(ORDERS, "order", self.order)
+
     def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
         """Finishes the canvases `xt`. `prompt` numbers the rows for the noise; 0, 1, .. unless given."""
         return deque(self.steps(xt, prompt), maxlen=1).pop()
@@ -179,7 +182,7 @@ class Decoder:
             rows.prompt[row],
             rows.step[row],
             position,
-            confidence=choose(ORDERS, "order", self.order).confidence,
+            confidence=ORDERS[self.order].confidence,
             has_entropy=getattr(self.rule, "needs_entropy", False),
             given=rows.xt.flatten()[at] if self.remasking is not None else None,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.config import DecodeConfig
-from unmask.errors import UserError
+from unmask.errors import require
 from unmask.noise import Purpose
 from unmask.types import Ask
 
@@ -35,13 +35,9 @@ class Sampling:
     forbidden: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value, is_right, fix in (
-            ("temperature", self.temperature, self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or more, or None"),
-            ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "a share above 0, or None"),
-        ):
-            if not is_right:
-                raise UserError(f"{name}={value}: give {fix}")
+        require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "1 or more, or None")
+        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "a share above 0, or None")
 
     @staticmethod
     def from_config(config: DecodeConfig) -> "Sampling":

@@ -11,7 +11,7 @@ from unmask.models.denoiser import Denoiser
 from unmask.tasks.build import build_task
 from unmask.tasks.task import Task
 from unmask.training import checkpoint
-from unmask.training.folder import read_tree
+from unmask.training.folder import read_config
 from unmask.training.trainer import Trainer, resolve_device
 
 
@@ -49,7 +49,7 @@ class Subject:
         """
         if (run / "model.safetensors").exists():
             raise UserError(f"{run}: an export holds no training; give the run that it was made from")
-        config = RunConfig.from_tree(read_tree(run)).of_run(run)
+        config = read_config(run).of_run(run)
         path = checkpoint.find(run, step, warn)
         task = build_task(config)
         trainer = restored(config, task, path, device)

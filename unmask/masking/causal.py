@@ -46,7 +46,7 @@ class NextToken(IndependentBatches):
 
     def _agree(self, batch: MaskedBatch) -> MaskedBatch:
         tokens = self.shard.peers.sum(batch.weight.sum())
-        return replace(batch, weight=batch.weight * (self.shard.total / max(1, tokens.item())))
+        return replace(batch, weight=batch.weight * (self.shard.known / max(1, tokens.item())))
 
 
 def is_answer(clean: CleanBatch, eos_id: int | None) -> Bool[Tensor, "B L"]:

@@ -35,7 +35,7 @@ class IndependentBatches(ABC):
 
     @property
     def examples_seen(self) -> int:
-        return self.step * self.shard.total
+        return self.step * self.shard.known
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
         """The batch of this step, until `observe` ends it. The loss is `sum(weight * nll) / B`."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import blocks_of, count_blocks, in_blocks
-from unmask.errors import UserError
+from unmask.errors import require
 from unmask.masking import densities, weights
 from unmask.masking.densities import FixedConfig, Uniform
 from unmask.masking.pool import Pool, PoolConfig, parallel_rule
@@ -103,10 +103,9 @@ class PumaPool(Pool):
             seed=seed,
             device=device,
         )
-        if num_stages < 1:
-            raise UserError(f"num_stages={num_stages}: give 1 or more")
+        require(num_stages >= 1, "num_stages", num_stages, "1 or more")
         self.num_stages = num_stages
-        self.stage_schedule = dict(_check_schedule([(step, num_stages) for step, num_stages in stage_schedule or []]))
+        self.stage_schedule = dict(_check_schedule([(step, k) for step, k in stage_schedule or []]))
         self.revealed_share = time.mirrored.to(self.device)
 
     @classmethod

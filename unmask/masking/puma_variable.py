@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unmask.blocks import count_blocks, in_blocks, over_positions
-from unmask.errors import UserError
+from unmask.errors import require
 from unmask.masking import weights
 from unmask.masking.causal import is_answer
 from unmask.masking.pool import Pool, PoolConfig, parallel_rule
@@ -75,8 +75,7 @@ class VariablePumaPool(Pool):
             seed=seed,
             device=device,
         )
-        if tokens_per_step < 1:
-            raise UserError(f"tokens_per_step={tokens_per_step}: give 1 or more")
+        require(tokens_per_step >= 1, "tokens_per_step", tokens_per_step, "1 or more")
         self.tokens_per_step = tokens_per_step
         self.weight_cap = weight_cap
         self.eos_id = eos_id

@@ -178,9 +178,10 @@ class Denoiser(nn.Module):
         if self.alignment == "same":
             return at
         has_before = (at % xt.shape[1] != 0).all()
-        if has_before.device.type == "cpu" and not has_before:  # a GPU would have to be waited for
+        if has_before.device.type != "cpu":
+            torch._assert_async(has_before, NOTHING_BEFORE)  # nobody waits for the device
+        elif not has_before:
             raise UserError(NOTHING_BEFORE)
-        torch._assert_async(has_before, NOTHING_BEFORE)
         return at - 1
 
     def _hidden(self, batch: MaskedBatch, estimate: Float[Tensor, "B L D"] | None) -> Float[Tensor, "M D"]:

@@ -9,20 +9,12 @@ from dataclasses import asdict, dataclass
 from statistics import mean, variance
 from typing import Any
 
+from unmask.interval import student
 from unmask.report.curves import AXES, Cost, Curve
 
 AXIS_NAMES = {"step": "steps", "seconds": "seconds", "examples_seen": "examples"}
 FEWEST_SEEDS = 3
 """For an interval."""
-_STUDENT = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
-
-
-def student(degrees: float) -> float:
-    """The 97.5 % point of Student's t, or a little more: degrees of freedom are cut to a whole number, 20 at most."""
-    return _STUDENT[min(math.floor(degrees), len(_STUDENT)) - 1]
 
 
 @dataclass(frozen=True)
@@ -155,15 +147,7 @@ class Comparison:
                 method: [{"values": curve.values, **curve.spent} for curve in curves]
                 for method, curves in self.methods.items()
             },
-            "levels": [
-                {
-                    "name": level.name,
-                    "level": level.level,
-                    "costs": asdict(level)["costs"],
-                    "speed_ups": asdict(level)["speed_ups"],
-                }
-                for level in self.levels()
-            ],
+            "levels": [asdict(level) for level in self.levels()],
         }
 
 

@@ -12,7 +12,7 @@ from unmask.config import RunConfig
 from unmask.errors import UserError
 from unmask.report.curves import Curve, Row, is_finite, read_metrics
 from unmask.section import flatten
-from unmask.training.folder import RunFolder, read_environment, read_tree
+from unmask.training.folder import RunFolder, read_config, read_environment
 
 _NOT_THE_METHOD = (
     *("train.seed", "train.threads", "train.compile", "train.device", "data.cache_dir", "log"),
@@ -74,11 +74,7 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Recorded:
     Raises:
         UserError: it is no run folder, or has no metrics yet.
     """
-    tree = read_tree(folder)
-    try:
-        config = RunConfig.from_tree(tree)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
+    config = read_config(folder)
     is_running = RunFolder(folder).is_held()
     rows = read_metrics(folder, warn, is_running=is_running)
     if not rows:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from unmask.config import RunConfig
 from unmask.errors import UserError
-from unmask.training.folder import RunFolder, read_tree
+from unmask.training.folder import RunFolder, read_config, schedule_length
 from unmask.training.run import Interrupted
 
 
@@ -38,9 +38,6 @@ class Training:
             )
 
 
-_BUDGET = ("steps", "epochs", "max_seconds", "max_examples")
-
-
 def check_budget(folder: Path, config: RunConfig) -> None:
     """Whether a training that is in `folder`, if one is, can become one of `config`: as if it had always been.
 
@@ -49,17 +46,18 @@ def check_budget(folder: Path, config: RunConfig) -> None:
     """
     if not RunFolder(folder).exists():
         return
-    held = RunConfig.from_tree(read_tree(folder)).train
-    for key in _BUDGET:
-        old, new = getattr(held, key), getattr(config.train, key)
-        is_less = (new or math.inf) < (old or math.inf)
-        is_scheduled = key in ("steps", "epochs") and config.optim.schedule != "constant"
-        if is_less or (is_scheduled and new != old):
-            why = f", under optim.schedule={config.optim.schedule}" if is_scheduled else ""
-            raise UserError(
-                f"{folder}: was trained with train.{key}={old}{why}, and train.{key}={new} is asked for now, which "
-                "would make no fair comparison; ask for the same as before, or name another folder with --out"
-            )
+    held = read_config(folder)
+    was, now = schedule_length(held), schedule_length(config)
+    problem = f"optim.schedule={config.optim.schedule} of {was}, not {now}" if was != now else None
+    for key in ("steps", "epochs", "max_seconds", "max_examples"):
+        old, new = getattr(held.train, key), getattr(config.train, key)
+        if (new or math.inf) < (old or math.inf):
+            problem = f"train.{key}={'null' if old is None else old}, not {new}"
+    if problem is not None:
+        raise UserError(
+            f"{folder}: was trained with {problem}, which would make no fair comparison; ask for the same as before, "
+            "or name another folder with --out"
+        )
 
 
 class TrainingFailed(Exception):

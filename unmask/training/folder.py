@@ -117,7 +117,7 @@ class RunFolder:
             ) from None
 
     def _check_same(self, config: RunConfig) -> None:
-        held = RunConfig.from_tree(read_tree(self.path))  # with the defaults of keys that are newer than the run
+        held = read_config(self.path)
         old, new = (dict(flatten(each.model_dump(mode="json"))) for each in (held, config))
         changed = [
             f"  {key}: {old.get(key)!r} in {self.path}, now {new.get(key)!r}"
@@ -137,11 +137,8 @@ class RunFolder:
                 warn(f"{key} was {old.get(key)!r}, is {environment.get(key)!r}: results may differ in their last bits")
 
     def _compare_schedule(self, config: RunConfig, warn: Callable[[str], None]) -> None:
-        if not self.exists() or config.optim.schedule == "constant":
-            return
-        held = RunConfig.from_tree(read_tree(self.path)).train
-        if (old := (held.steps, held.epochs)) != (new := (config.train.steps, config.train.epochs)):
-            was, now = (f"{steps} steps" if steps else f"{epochs:g} epochs" for steps, epochs in (old, new))
+        was, now = schedule_length(read_config(self.path) if self.exists() else config), schedule_length(config)
+        if was != now:
             warn(
                 f"optim.schedule={config.optim.schedule} was of {was}, is of {now}: the learning rate goes on as if it "
                 f"had always been; a run of {now} from the start is another one (not if optim.schedule=constant)"
@@ -156,19 +153,31 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def read_tree(path: Path) -> dict[str, Any]:
-    """The settings that a run folder holds.
+def read_config(path: Path) -> RunConfig:
+    """The settings of the run in the folder `path`, with the defaults of keys that are newer than it.
 
     Raises:
-        UserError: `path` is not a run folder.
+        UserError: it is no run folder, or holds wrong settings.
     """
+    file = path / "config.yaml"
     try:
-        tree = yaml.safe_load((path / "config.yaml").read_text())
+        tree = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a run folder: cannot read config.yaml: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a run folder: config.yaml holds no settings")
-    return tree
+    try:
+        return RunConfig.from_tree(tree)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def schedule_length(config: RunConfig) -> str | None:
+    """What the learning rate's schedule is spread over, in words; None where it is constant."""
+    train = config.train
+    if config.optim.schedule == "constant":
+        return None
+    return f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
 
 
 def read_environment(path: Path) -> dict[str, Any]:

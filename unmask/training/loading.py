@@ -16,7 +16,7 @@ from unmask.models.denoiser import Denoiser
 from unmask.progress import warn
 from unmask.tasks.build import build_task, keep_files
 from unmask.training import checkpoint
-from unmask.training.folder import read_tree
+from unmask.training.folder import read_config
 from unmask.types import TokenSpec
 
 
@@ -92,10 +92,7 @@ def export(run: str | Path, target: str | Path, *, weights: str | None = None, s
 
 
 def _read_run(run: Path, weights: str | None, step: str) -> Source:
-    try:
-        config = RunConfig.from_tree(read_tree(run)).of_run(run)
-    except UserError as error:
-        raise UserError(f"{run / 'config.yaml'}: {error}") from error
+    config = read_config(run).of_run(run)
     path = checkpoint.find(run, step, warn)
     tensors, averaged = checkpoint.load_part(path, "model"), checkpoint.load_part(path, "ema/shadow")
     if weights == "ema" and not averaged:
