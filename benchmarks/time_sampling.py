@@ -14,7 +14,7 @@ import figures
 import torch
 
 from unmask.interval import student
-from unmask.masking.densities import FixedConfig
+from unmask.masking.densities import DensityConfig
 from unmask.progress import warn
 from unmask.report.chart import Chart, Line
 from unmask.report.comparison import FEWEST_SEEDS
@@ -54,12 +54,12 @@ def interval(ratios: list[float]) -> str:
 
 
 def densities(methods: Methods) -> Chart:
-    """Those that do not change while training; the uniform one is flat."""
+    """Plot the density of each method that has one; the uniform one is flat."""
     t = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
     lines = []
     for style, (name, runs) in enumerate(methods.items()):
         time = getattr(runs[0].config.process, "time", None)
-        if isinstance(time, FixedConfig):
+        if isinstance(time, DensityConfig):
             lines.append(Line(name, style, list(zip(t.tolist(), time.density().density(t).tolist(), strict=True))))
     return Chart("Densities", "masked fraction t", "q(t)", lines, is_x_share=True)
 

@@ -22,7 +22,6 @@ COMPONENTS = {
         "uniform": "unmask.masking.random:RandomMasking",
         "puma": "unmask.masking.puma:PumaPool",
         "puma_variable": "unmask.masking.puma_variable:VariablePumaPool",
-        "in_turn": "unmask.masking.in_turn:InTurn",
         "ar": "unmask.masking.causal:NextToken",
     },
     "time": {
@@ -33,12 +32,10 @@ COMPONENTS = {
         "logit_normal": "unmask.masking.densities:LogitNormal",
         "table": "unmask.masking.densities:Table",
         "mixture": "unmask.masking.densities:Mixture",
-        "annealed": "unmask.masking.densities:Annealed",
-        "adaptive": "unmask.masking.adaptive:AdaptiveConfig",
     },
 }
 
-_PARTS = {"time": ("model_fields", "build")}
+_PARTS = {"time": ("model_fields", "density")}
 """What makes a class a component, where that is not `Config` and `from_config`."""
 
 

@@ -44,10 +44,6 @@ BAD_TRAINING = {
         ["debug", "process.block_size=20"],
         ["process.block_size=20 does not divide rows of 81 positions; use 9 or 27"],
     ),
-    "blocks in turn": (
-        ["debug", "process={name: in_turn, switch_at: 2, first: {block_size: 20}, then: {block_size: 20}}"],
-        ["block_size=20 does not divide rows of 81 positions"],
-    ),
     "two block sizes": (
         ["debug", "process.block_size=27", "model.block_size=9"],
         ["process.block_size=27 and model.block_size=9 differ", "model.block_size=null"],

@@ -98,7 +98,6 @@ PROCESSES = [
     "{name: uniform}",
     "{name: puma, num_stages: 3}",
     "{name: puma, num_stages: 3, block_size: 3}",
-    "{name: in_turn, switch_at: 1, first: {name: uniform}, then: {name: puma, num_stages: 3}}",
 ]
 
 

@@ -35,7 +35,6 @@ CASES = {
     "variable, shards": ["process={name: puma_variable, tokens_per_step: 5, threshold: 0.2}", FSDP],
     "self-conditioned": ["process={name: puma, num_stages: 3}", "model.self_conditioning=true", FSDP],
     "ar": ["process={name: ar}", *CAUSAL],
-    "in turn": ["process={name: in_turn, switch_at: 1, first: {name: uniform}, then: {name: puma, num_stages: 3}}"],
     "dropout": ["process={name: puma, num_stages: 3, confidence: random}", "model.dropout=0.1", FSDP],
 }
 

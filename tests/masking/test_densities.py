@@ -1,26 +1,22 @@
 """Densities of times against the formulas they stand for, and the weights that undo them, by brute force."""
 
 import math
-import threading
 from collections.abc import Callable
 from itertools import combinations
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.helpers import RandomStream, random_stats, tabular, toy
 from tests.test_noise import chi_square
 from unmask import recipes
 from unmask.errors import UserError
 from unmask.masking import densities
-from unmask.masking.adaptive import Adaptive
 from unmask.masking.process import RowShard, score_masked
 from unmask.masking.puma import PumaPool
 from unmask.masking.random import RandomMasking, draw_exactly, draw_independently
 from unmask.masking.time import UNIFORM, Density, masked_count, stratified
 from unmask.masking.weights import WEIGHTS, importance
-from unmask.peers import ALONE, Peers
 
 MASK = 6
 
@@ -60,7 +56,7 @@ CASES: dict[str, tuple[dict, Callable[[float], float]]] = {
 
 
 def density(name: str) -> Density:
-    return densities.read_fixed({"name": name, **CASES[name][0]}, "process.time").density()
+    return densities.read({"name": name, **CASES[name][0]}, "process.time").density()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -175,9 +171,7 @@ def test_the_expected_loss_of_independent_masks(
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_a_row_weighs_one_on_average(weight: str, masking: str) -> None:
     stream = RandomStream(length=16, vocab_size=7)
-    process = RandomMasking(
-        mask_id=MASK, shard=RowShard.whole(64), time=densities.Fixed(SKEWED), weight=weight, masking=masking
-    )
+    process = RandomMasking(mask_id=MASK, shard=RowShard.whole(64), time=SKEWED, weight=weight, masking=masking)
     total = 0.0
     for _ in range(40):
         batch = process.next_batch(stream)
@@ -199,90 +193,6 @@ def test_a_cap_bounds_what_rare_times_weigh() -> None:
     assert torch.allclose(free, 1 / SKEWED.density(drawn.t), rtol=0.05)
     assert torch.equal(capped, free.clamp(max=1.5))
     assert (free > 1.5).any()
-
-
-def test_a_schedule_goes_from_one_density_to_the_other() -> None:
-    settings = {"name": "annealed", "first": "truncated_normal", "start": 10, "stop": 20}
-    sampler = densities.read(settings, "process.time").build()
-    bell = densities.TruncatedNormal().density()
-    t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
-    for step, share in ((0, 0.0), (10, 0.0), (15, 0.5), (20, 1.0), (99, 1.0)):
-        expected = (1 - share) * bell.density(t) + share
-        assert torch.allclose(sampler.at(step).density(t), expected, atol=1e-9)
-
-
-def falling_nll(t: Tensor, step: int) -> Tensor:
-    """It falls between 0.4 and 0.6 alone."""
-    return torch.where((t - 0.5).abs() < 0.1, 3.0 - 0.01 * step, 2.0)
-
-
-def test_the_adaptive_density_goes_where_the_nll_falls() -> None:
-    sampler = Adaptive(cells=10, every=10, uniform=0.3, memory=0.8)
-    for step in range(100):
-        t = stratified(sampler.at(step), torch.arange(64), 64, 0, step)
-        ahead = sampler.at(step + 1)
-        sampler.observe(step, t, falling_nll(t, step))
-        assert sampler.at(step + 1) is ahead  # a batch that was made one step ahead has its density
-    mass = sampler.at(100).cdf(torch.tensor(0.6)) - sampler.at(100).cdf(torch.tensor(0.4))
-    assert mass.item() == pytest.approx(0.7 + 0.3 * 0.2, abs=1e-6)
-
-
-def test_the_adaptive_density_ignores_blocks_without_masks() -> None:
-    sampler = Adaptive(cells=4, every=2, uniform=0.3, memory=0.5)
-    for step in range(8):
-        t = torch.tensor([[0.1, 0.3], [0.6, 0.9]], dtype=torch.float64)
-        sampler.observe(step, t, torch.tensor([[torch.nan, 5.0 - step], [1.0, torch.inf]]))
-    q = sampler.at(9)
-    assert q.density(torch.tensor([0.1, 0.3, 0.6, 0.9])).tolist() == pytest.approx([0.3, 0.3 + 0.7 * 4, 0.3, 0.3])
-
-
-class Pair(Peers):
-    """One of two processes, which are threads here."""
-
-    size = 2
-
-    def __init__(self, rank: int, barrier: threading.Barrier, said: list[Tensor]) -> None:
-        self.rank, self._barrier, self._said = rank, barrier, said
-
-    def sum(self, value: Tensor) -> Tensor:
-        self._said[self.rank] = value
-        self._barrier.wait(10)
-        total = self._said[0] + self._said[1]
-        self._barrier.wait(10)
-        return total
-
-
-def test_two_processes_fit_one_adaptive_density_and_save_it_whole() -> None:
-    def train(rows: slice, sampler: Adaptive, steps: range) -> None:
-        for step in steps:
-            t = stratified(sampler.at(step), torch.arange(16), 16, 0, step)[rows]
-            sampler.observe(step, t, falling_nll(t, step) + 0.1 * t)
-
-    def make(peers: Peers) -> Adaptive:
-        return Adaptive(cells=4, every=4, uniform=0.3, memory=0.5, peers=peers)
-
-    barrier, said, saved = threading.Barrier(2), [torch.zeros(1)] * 2, [{}, {}]
-
-    def one_of_two(rank: int) -> None:
-        first, peers = make(Pair(rank, barrier, said)), Pair(rank, barrier, said)
-        rows = slice(8 * rank, 8 * rank + 8)
-        train(rows, first, range(10))
-        second = make(peers)
-        second.load_state_dict(first.state_dict())
-        train(rows, second, range(10, 22))
-        saved[rank] = second.state_dict()
-
-    threads = [threading.Thread(target=one_of_two, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    alone = make(ALONE)
-    train(slice(None), alone, range(22))
-    for name, expected in alone.state_dict().items():
-        for state in saved:
-            assert torch.allclose(torch.as_tensor(state[name]), torch.as_tensor(expected), atol=1e-12), name
-    assert alone.at(22).mass.max() > 0.4  # fitted, not uniform
 
 
 @pytest.mark.parametrize("block_size", [None, 32])
@@ -326,14 +236,11 @@ def test_the_stages_of_a_pool_have_equal_mass(block_size: int | None) -> None:
         ("process.time={name: table, values: [-1, 3]}", "never negative"),
         ("process.time.name=truncated_normal process.time.mean=1.5", "process.time.mean=1.5"),
         ("process.time.name=beta process.time.a=0", "process.time.a=0"),
-        ("process.time={name: mixture, of: adaptive}", "changes from step to step"),
-        ("process.time={name: annealed, first: beta, start: 9, stop: 5}", "start=9 is not before stop=5"),
         ("process.time=3", "give the name of a density"),
         ("process.weight=importance process.weight_cap=0.5", "process.weight_cap=0.5"),
         ("process.weight_cap=2", "is for process.weight=importance"),
         ("process.weight=ones", "unknown weight"),
         ("process.masking=some", "unknown masking"),
-        ("process.name=puma process.time.name=adaptive", "changes from step to step"),
     ],
 )
 def test_wrong_settings_are_named(settings: str, said: str) -> None:

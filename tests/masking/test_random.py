@@ -87,3 +87,10 @@ def test_shards_make_up_the_whole(block_size: int | None, stream: RandomStream) 
 def test_a_cap_is_of_importance_alone() -> None:
     with pytest.raises(UserError, match=r"weight_cap=2.0: is for weight='importance', not 'elbo'"):
         RandomMasking(mask_id=3, shard=RowShard.whole(2), weight="elbo", weight_cap=2.0)
+
+
+def test_a_state_with_the_former_key_time_goes_on(stream: RandomStream) -> None:
+    masking, again = process(RowShard.whole(8)), process(RowShard.whole(8))
+    masking.observe(batch := masking.next_batch(stream), random_stats(batch, 0))
+    again.load_state_dict({**masking.state_dict(), "time": {}})
+    assert torch.equal(again.next_batch(stream).xt, masking.next_batch(stream).xt)

@@ -20,11 +20,10 @@ from unmask.training.trainer import Trainer
 
 PROCESSES = {
     "uniform": ["process={name: uniform}"],
-    "adaptive": ["process={name: uniform, time: {name: adaptive, every: 3}, masking: independent, weight: elbo}"],
+    "independent": ["process={name: uniform, time: beta, masking: independent, weight: elbo}"],
     "puma": ["process={name: puma, num_stages: 4, time: beta}"],
     "puma_threshold": ["process={name: puma, num_stages: 4, threshold: 0.15, confidence: margin}"],
     "puma_schedule": ["process={name: puma, num_stages: 3, stage_schedule: [[7, 6], [15, 2]], threshold: 0.2}"],
-    "in_turn": ["process={name: in_turn, switch_at: 7, first: {name: uniform}, then: {name: puma, threshold: 0.2}}"],
     "puma_variable": ["process={name: puma_variable, tokens_per_step: 5, threshold: 0.2}"],
     "block_uniform": ["process={name: uniform, block_size: 27}"],
     "block_puma": [

@@ -13,8 +13,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor
 
 from unmask.errors import UserError
-from unmask.masking.time import UNIFORM, Density, TimeSampler
-from unmask.peers import ALONE, Peers
+from unmask.masking.time import UNIFORM, Density
 from unmask.registry import resolve
 from unmask.section import Section, check_section
 
@@ -22,47 +21,16 @@ CELLS = 4096
 _POINTS = 16  # of a cell, at which a formula is evaluated: densities may rise steeply at the ends
 
 
-class Fixed:
-    """The same density in every step."""
-
-    learns = False
-
-    def __init__(self, density: Density) -> None:
-        self.density = density
-
-    def at(self, step: int) -> Density:
-        return self.density
-
-    def observe(self, step: int, t: Float[Tensor, "b N"], nll: Float[Tensor, "b N"]) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-class TimeConfig(Section):
+class DensityConfig(Section):
     """A section `process.time`."""
 
     name: str
 
     @abstractmethod
-    def build(self, peers: Peers = ALONE) -> TimeSampler: ...
-
-
-class FixedConfig(TimeConfig):
-    """One density for all steps."""
-
-    @abstractmethod
     def density(self) -> Density: ...
 
-    def build(self, peers: Peers = ALONE) -> TimeSampler:
-        return Fixed(self.density())
 
-
-class Uniform(FixedConfig):
+class Uniform(DensityConfig):
     """q(t) = 1."""
 
     name: str = "uniform"
@@ -71,7 +39,7 @@ class Uniform(FixedConfig):
         return UNIFORM
 
 
-class FormulaConfig(FixedConfig):
+class FormulaConfig(DensityConfig):
     """A density given by the logarithm of a formula, up to a constant."""
 
     @abstractmethod
@@ -133,7 +101,7 @@ class LogitNormal(FormulaConfig):
         return -(((t.logit() - self.mean) / self.std) ** 2) / 2 - t.log() - (-t).log1p()
 
 
-class Table(FixedConfig):
+class Table(DensityConfig):
     """A density of one's own: its values in equal cells of (0, 1], which must integrate to one."""
 
     name: str = "table"
@@ -158,84 +126,36 @@ class Table(FixedConfig):
         return Density(torch.tensor(self.values, dtype=torch.float64))
 
 
-class Mixture(FixedConfig):
+class Mixture(DensityConfig):
     """`uniform` x U(0, 1] + (1 - `uniform`) x `of`: no time is left out."""
 
     name: str = "mixture"
-    of: SerializeAsAny[FixedConfig] = Field(description="settings of a density, with its name")
+    of: SerializeAsAny[DensityConfig] = Field(description="settings of a density, with its name")
     uniform: float = Field(0.2, ge=0, le=1, description="share of the uniform density")
 
     @field_validator("of", mode="before")
     @classmethod
     def _check_of(cls, value: Any, info: Any) -> Any:
-        return read_fixed(value, f"process.time.{info.field_name}")
+        return read(value, f"process.time.{info.field_name}")
 
     def density(self) -> Density:
-        return mixed(self.of.density(), UNIFORM, self.uniform)
+        of = self.of.density()
+        if self.uniform in (0, 1):  # exactly one of them
+            return UNIFORM if self.uniform else of
+        both = torch.stack([of.resized(of.cells).mass, UNIFORM.resized(of.cells).mass])  # rounded alike
+        return Density((1 - self.uniform) * both[0] + self.uniform * both[1])
 
 
-class Annealed(TimeConfig):
-    """`first` until `start`, `last` from `stop` on, between them a mixture whose shares change in proportion."""
-
-    name: str = "annealed"
-    first: SerializeAsAny[FixedConfig] = Field(description="settings of a density, with its name")
-    last: SerializeAsAny[FixedConfig] = Field(Uniform(), description="likewise")
-    start: int = Field(0, ge=0, description="the last step of `first` alone")
-    stop: int = Field(ge=1, description="the first step of `last` alone")
-
-    @field_validator("first", "last", mode="before")
-    @classmethod
-    def _check_part(cls, value: Any, info: Any) -> Any:
-        return read_fixed(value, f"process.time.{info.field_name}")
-
-    @model_validator(mode="after")
-    def _check(self) -> "Annealed":
-        if self.start >= self.stop:
-            raise ValueError(f"start={self.start} is not before stop={self.stop}; give start < stop")
-        return self
-
-    def build(self, peers: Peers = ALONE) -> TimeSampler:
-        return Changing(self.first.density(), self.last.density(), self.start, self.stop)
-
-
-class Changing(Fixed):
-    """From one density to another, in proportion to the step."""
-
-    def __init__(self, first: Density, last: Density, start: int, stop: int) -> None:
-        super().__init__(first)
-        self.last, self.start, self.stop = last, start, stop
-
-    def at(self, step: int) -> Density:
-        share = (step - self.start) / (self.stop - self.start)
-        return mixed(self.density, self.last, min(1.0, max(0.0, share)))
-
-
-def mixed(first: Density, last: Density, share: float) -> Density:
-    """(1 - share) x first + share x last; exactly one of them where the share is 0 or 1."""
-    if share in (0, 1):
-        return last if share else first
-    cells = max(first.cells, last.cells)
-    return Density((1 - share) * first.resized(cells).mass + share * last.resized(cells).mass)
-
-
-def read(value: Any, prefix: str) -> TimeConfig:
+def read(value: Any, prefix: str) -> DensityConfig:
     """The settings of a density: a section, or a name for its defaults.
 
     Raises:
         UserError: no such density, or wrong settings.
     """
-    if isinstance(value, TimeConfig):
+    if isinstance(value, DensityConfig):
         return value
     tree = {"name": value} if isinstance(value, str) else value
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
         raise UserError(f"{prefix}={value!r}: give the name of a density, or its settings with name")
-    section: TimeConfig = check_section(resolve("time", tree["name"]), tree, prefix)
-    return section
-
-
-def read_fixed(value: Any, prefix: str) -> FixedConfig:
-    """As `read`, of densities that do not change from step to step."""
-    section = read(value, prefix)
-    if not isinstance(section, FixedConfig):
-        raise UserError(f"{prefix}.name={section.name}: changes from step to step; use a fixed density here")
+    section: DensityConfig = check_section(resolve("time", tree["name"]), tree, prefix)
     return section

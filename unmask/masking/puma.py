@@ -27,7 +27,7 @@ from unmask import noise
 from unmask.blocks import blocks_of, count_blocks, in_blocks
 from unmask.errors import require
 from unmask.masking import densities, weights
-from unmask.masking.densities import FixedConfig, Uniform
+from unmask.masking.densities import DensityConfig, Uniform
 from unmask.masking.pool import Pool, PoolConfig, parallel_rule
 from unmask.masking.process import ProcessContext, RowShard, score_masked
 from unmask.masking.random import TIME
@@ -71,12 +71,12 @@ class PumaPool(Pool):
         stage_schedule: StageSchedule = Field(
             [], description="[[step, K], ...]: from each step on, K changes; steps increase"
         )
-        time: SerializeAsAny[FixedConfig] = Field(Uniform(), description=f"{TIME}: stages are of equal mass")
+        time: SerializeAsAny[DensityConfig] = Field(Uniform(), description=f"{TIME}: stages are of equal mass")
 
         @field_validator("time", mode="before")
         @classmethod
         def _read_time(cls, value: Any) -> Any:
-            return densities.read_fixed(value, "process.time")
+            return densities.read(value, "process.time")
 
     def __init__(
         self,

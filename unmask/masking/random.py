@@ -17,15 +17,15 @@ from unmask.blocks import count_blocks, in_blocks
 from unmask.data.stream import ExampleStream, examples_of
 from unmask.errors import UserError, choose
 from unmask.masking import densities, weights
-from unmask.masking.densities import TimeConfig, Uniform
+from unmask.masking.densities import DensityConfig, Uniform
 from unmask.masking.independent import IndependentBatches
 from unmask.masking.process import ProcessContext, Requirements, RowShard, score_masked
-from unmask.masking.time import Density, TimeSampler, masked_count, stratified
+from unmask.masking.time import UNIFORM, Density, masked_count, stratified
 from unmask.masking.weights import WEIGHTS, Drawn
 from unmask.noise import Purpose
 from unmask.reveal import surest
 from unmask.section import Section, known
-from unmask.types import CleanBatch, MaskedBatch, TokenStats
+from unmask.types import CleanBatch, MaskedBatch
 
 BLOCK_SIZE = "S: blocks of S positions, each predicted from the clean blocks before it; null = the row is one block"
 TIME = "density of the masked fraction t: a name, or settings with a name"
@@ -67,7 +67,7 @@ class RandomMasking(IndependentBatches):
     masks, to the same minimiser: a training loss under them is no NELBO, unless weighted by `importance` without a cap.
 
     Args:
-        time: which density each step draws from; None: the uniform one.
+        time: the density that times are drawn from.
         weight: a key of `weights.WEIGHTS`.
         weight_cap: of the weight `importance`.
         masking: a key of `DRAWS`: how many positions are masked at the time t.
@@ -76,7 +76,7 @@ class RandomMasking(IndependentBatches):
 
     class Config(Section):
         name: str = "uniform"
-        time: SerializeAsAny[TimeConfig] = Field(Uniform(), description=TIME)
+        time: SerializeAsAny[DensityConfig] = Field(Uniform(), description=TIME)
         weight: Annotated[str, known("weight", WEIGHTS)] = Field("per_masked", description=f"{', '.join(WEIGHTS)}")
         weight_cap: float | None = Field(
             None, ge=1, description="of importance: the largest factor by which rare times weigh more; it biases"
@@ -105,7 +105,7 @@ class RandomMasking(IndependentBatches):
         *,
         mask_id: int,
         shard: RowShard,
-        time: TimeSampler | None = None,
+        time: Density = UNIFORM,
         weight: str = "per_masked",
         weight_cap: float | None = None,
         masking: str = "exact",
@@ -115,7 +115,7 @@ class RandomMasking(IndependentBatches):
     ) -> None:
         super().__init__(shard=shard, seed=seed, device=device)
         self.mask_id = mask_id
-        self.time = time or Uniform().build()
+        self.time = time
         if weight_cap is not None and weight != "importance":
             raise UserError(f"weight_cap={weight_cap}: is for weight='importance', not {weight!r}; leave it out")
         capped = {} if weight_cap is None else {"cap": weight_cap}
@@ -130,7 +130,7 @@ class RandomMasking(IndependentBatches):
         return cls(
             mask_id=context.tokens.mask_id,
             shard=context.shard,
-            time=config.time.build(context.shard.peers),
+            time=config.time.density(),
             weight=config.weight,
             weight_cap=config.weight_cap,
             masking=config.masking,
@@ -143,32 +143,13 @@ class RandomMasking(IndependentBatches):
         rows = self.shard.index(torch.device("cpu"))
         example = step * self.shard.total + rows
         clean = examples_of(stream, example)
-        q = self.time.at(step)
         eligible = in_blocks(~clean.prompt_mask, count_blocks(clean.x0.shape[1], self.block_size))
-        t = self._times(q, step, eligible.shape[1])
-        drawn = self.draw(q, t, eligible, example, self.seed)
+        t = stratified(self.time, rows, self.shard.total, self.seed, step, eligible.shape[1])
+        drawn = self.draw(self.time, t, eligible, example, self.seed)
         return _as_batch(clean, drawn.is_masked, self.mask_id, self.weight(drawn))
 
-    def _times(self, q: Density, step: int, num_blocks: int) -> Float[Tensor, "b N"]:
-        rows = self.shard.index(torch.device("cpu"))
-        return stratified(q, rows, self.shard.total, self.seed, step, num_blocks)
-
-    def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
-        if self.time.learns:
-            num_blocks = count_blocks(batch.x0.shape[1], self.block_size)
-            times = self._times(self.time.at(self.step), self.step, num_blocks)
-            self.time.observe(self.step, times, _block_means(batch, stats, num_blocks))
-        super().observe(batch, stats)
-
     def metrics(self) -> dict[str, float]:
-        return {"train/mean_t": self.time.at(self.step).mean}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "time": self.time.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.time.load_state_dict(state["time"])
+        return {"train/mean_t": self.time.mean}
 
 
 def mask_blocks(
@@ -185,15 +166,6 @@ def _as_batch(
 ) -> MaskedBatch:
     xt = torch.where(is_masked.flatten(1), mask_id, clean.x0)
     return score_masked(clean.x0, xt, mask_id, weight)
-
-
-def _block_means(batch: MaskedBatch, stats: TokenStats, num_blocks: int) -> Float[Tensor, "b N"]:
-    """The mean NLL of each block's masked tokens; nan where there are none."""
-    nll, number = (
-        in_blocks(batch.scatter(values, 0.0), num_blocks).sum(dim=-1)
-        for values in (stats.nll.detach(), torch.ones_like(stats.top1))
-    )
-    return nll / number
 
 
 def mask_exactly(

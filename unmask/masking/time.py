@@ -1,10 +1,8 @@
 """Times: `t` in (0, 1] is the masked fraction of a block's maskable positions. t = 1 is all masked.
 
-A `Density` is what one step draws its times from, `TimeSampler` which density that is, step by step.
+A `Density` is what times are drawn from.
 Dimensions: b rows of this process, N blocks of a row (1 in plain diffusion), C cells of a table.
 """
-
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -80,26 +78,6 @@ class Density:
 
 
 UNIFORM = Density(torch.ones(1, dtype=torch.float64))
-
-
-@runtime_checkable
-class TimeSampler(Protocol):
-    """Which density each step draws its times from."""
-
-    learns: bool
-    """Whether it wants to `observe`."""
-
-    def at(self, step: int) -> Density:
-        """The density of `step`, known before `step - 1` is observed: batches may be made one step ahead."""
-        ...
-
-    def observe(self, step: int, t: Float[Tensor, "b N"], nll: Float[Tensor, "b N"]) -> None:
-        """Takes in the mean NLL of the masked tokens of each block, nan where there are none, and its time."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def stratified(
