@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from unmask import recipes
-from unmask.config import RunConfig
-from unmask.tasks.build import build_task
+from unmask.config import recipes
+from unmask.config.run import RunConfig
+from unmask.tasks.task import build_task
 from unmask.training import checkpoint
 from unmask.training.trainer import Trainer
 

@@ -20,13 +20,13 @@ import figures
 import torch
 
 from unmask.cli.options import parse_decoder
-from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder
-from unmask.masking.causal import is_answer
+from unmask.decoding.config import DecodeConfig
+from unmask.lab.report.chart import Chart, Line
+from unmask.masking.ar import is_answer
 from unmask.masking.process import score
 from unmask.models.denoiser import Denoiser
-from unmask.report.chart import Chart, Line
-from unmask.tasks.build import build_task
+from unmask.tasks.task import build_task
 from unmask.training import loading
 from unmask.types import CleanBatch
 

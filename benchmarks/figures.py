@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import unmask.report
-from unmask.report.chart import Chart, legend_mark
+import unmask.lab.report
+from unmask.lab.report.chart import Chart, legend_mark
 
 
 def page(charts: Sequence[Chart], legend: Sequence[str]) -> str:
     """`legend` names the styles, from 0."""
-    assets = Path(unmask.report.__file__).parent / "assets"
+    assets = Path(unmask.lab.report.__file__).parent / "assets"
     marks = re.search(r"<svg class=.definitions.*?</svg>", (assets / "page.html").read_text(), re.DOTALL)
     figures = "".join(f"<figure>{chart.svg()}<figcaption>{chart.title}</figcaption></figure>" for chart in charts)
     names = "".join(f"<li>{legend_mark(style)} {name}</li>" for style, name in enumerate(legend))

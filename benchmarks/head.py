@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unmask.benchmark import peak_rss_bytes
+from unmask.lab.bench import peak_rss_bytes
 from unmask.models.head import CHUNK, token_stats
 from unmask.types import TokenStats, at_least_fp32
 

@@ -15,8 +15,7 @@ from unmask import noise
 from unmask.data.store import RowStore
 from unmask.noise import Purpose
 from unmask.tasks.rows import TokensData
-from unmask.tasks.text.corpus import TextData
-from unmask.tasks.text.task import Text
+from unmask.tasks.text import Text, TextData
 from unmask.tasks.tokens import Tokens
 from unmask.types import CleanBatch
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from unmask.data.prepare import Settings, pool
-from unmask.data.prepare.finish import blocks, write_store
+from unmask.data.prepare import Settings, workers
 from unmask.data.prepare.run import batched
 from unmask.data.prepare.sources import File
-from unmask.data.prepare.work import Work
+from unmask.data.prepare.workers import Work
+from unmask.data.prepare.writing import blocks, write_store
 from unmask.data.vocabulary import Vocabulary
 
 
@@ -48,7 +48,7 @@ def prepare(settings: Settings, vocabulary: Vocabulary, num_rows: int) -> float:
     with Work(settings.partial, {}) as work:
         rows = islice(File(settings.sources[0]).rows(settings.fields), num_rows)
         batches = iter(batched(rows, settings.batch_rows))
-        reports = pool.tokenise(batches, vocabulary, settings, work)
+        reports = workers.tokenise(batches, vocabulary, settings, work)
         first = next(reports).counts["read"]
         start = time.perf_counter()
         num_shards = 1 + sum(1 for _ in reports)

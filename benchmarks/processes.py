@@ -14,9 +14,9 @@ import time
 
 import torch
 
-from unmask import recipes
+from unmask.config import recipes
 from unmask.peers import Peers
-from unmask.tasks.build import build_task
+from unmask.tasks.task import build_task
 from unmask.training.distributed import joined, read_launch
 from unmask.training.trainer import Trainer
 
@@ -52,7 +52,7 @@ def vote_seconds(peers: Peers) -> float:
     """Of one vote that is waited for at once; a run hides it behind a step."""
     started = time.perf_counter()
     for _ in range(VOTES):
-        peers.vote(lambda: [0.0, 0.0])()
+        peers.async_all_reduce(lambda: [0.0, 0.0])()
     return (time.perf_counter() - started) / VOTES
 
 

@@ -258,7 +258,7 @@ def num_few(request: Request) -> int:
 def peak_bytes() -> int:
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    from unmask.benchmark import peak_rss_bytes  # only now, as the import would count towards the reference's peak
+    from unmask.lab.bench import peak_rss_bytes  # only now, as the import would count towards the reference's peak
 
     return peak_rss_bytes()
 

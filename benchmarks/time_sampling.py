@@ -13,12 +13,12 @@ from statistics import mean, stdev
 import figures
 import torch
 
-from unmask.interval import student
-from unmask.masking.densities import DensityConfig
+from unmask.evaluation.statistics import student
+from unmask.lab.compare import FEWEST_SEEDS
+from unmask.lab.report.chart import Chart, Line
+from unmask.lab.report.runs import Methods, read_run
+from unmask.masking.time import DensityConfig
 from unmask.progress import warn
-from unmask.report.chart import Chart, Line
-from unmask.report.comparison import FEWEST_SEEDS
-from unmask.report.runs import Methods, read_run
 
 MEASURE = "eval/nelbo"
 

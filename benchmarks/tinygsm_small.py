@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from unmask.lab.report.curves import read_metrics
 from unmask.progress import warn
-from unmask.report.curves import read_metrics
 
 Rows = list[dict[str, Any]]
 

@@ -19,8 +19,8 @@ from rich.live import Live
 from rich.table import Table
 
 from unmask.errors import UserError
-from unmask.report.curves import read_metrics
-from unmask.report.trainings import Training, TrainingFailed, train_all
+from unmask.lab.report.curves import read_metrics
+from unmask.lab.report.trainings import Training, TrainingFailed, train_all
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.generator import generate
 from unmask.training.run import Interrupted

@@ -11,10 +11,10 @@ import torch
 from rich.text import Text
 
 from unmask import noise
+from unmask.config.settings import Section
 from unmask.errors import UserError
 from unmask.noise import Purpose
-from unmask.section import Section
-from unmask.tasks.task import Canvas, Grades
+from unmask.tasks.task import DisplayLayout, Grades
 from unmask.types import CleanBatch, TokenSpec
 
 
@@ -29,7 +29,7 @@ class Sorting:
     def __init__(self, length):
         self.length = length
         self.tokens = TokenSpec(vocab_size=11, length=2 * length, mask_id=10)
-        self.canvas = Canvas(columns=length)
+        self.canvas = DisplayLayout(columns=length)
 
     def train_stream(self, seed):
         return Draws(self, seed)

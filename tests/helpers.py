@@ -13,7 +13,7 @@ from unmask.cli import main
 from unmask.models.denoiser import Denoiser
 from unmask.noise import Purpose
 from unmask.tasks.toy import Toy, ToyData
-from unmask.training.metrics import lines_that_count
+from unmask.training.logging import lines_that_count
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
 SHORT = ["train.steps=4", "train.checkpoint_every=2", "eval.every=4", "log.tensorboard=false", "log.every=1"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.helpers import lines
-from unmask import recipes
+from unmask.config import recipes
 from unmask.models.backends import BACKENDS
-from unmask.models.visibility import EVERYTHING, Visibility
-from unmask.tasks.build import build_task
+from unmask.models.visibility import EVERYTHING, AttentionPattern
+from unmask.tasks.task import build_task
 from unmask.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -54,9 +54,11 @@ def heads(dtype: torch.dtype) -> list[torch.Tensor]:
 
 # bfloat16 has steps of 2^-8, and values here are about 1
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-2), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("seen", [EVERYTHING, Visibility(1), Visibility(8), Visibility(8, 104), Visibility(40, 120)])
+@pytest.mark.parametrize(
+    "seen", [EVERYTHING, AttentionPattern(1), AttentionPattern(8), AttentionPattern(8, 104), AttentionPattern(40, 120)]
+)
 @pytest.mark.parametrize("backend", ["matmul", "flex"])
-def test_attention_backends_agree(backend: str, seen: Visibility, dtype: torch.dtype, tolerance: float) -> None:
+def test_attention_backends_agree(backend: str, seen: AttentionPattern, dtype: torch.dtype, tolerance: float) -> None:
     """One stream of 200 positions, or two: 104 and 96 in blocks of 8, 120 and 80 in blocks of 40."""
     results = []
     for name in ("sdpa", backend):

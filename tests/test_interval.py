@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from unmask.interval import wilson
+from unmask.evaluation.statistics import wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (7, 10), (600, 1319)])

@@ -17,14 +17,14 @@ from unmask.reveal import (
     EntropyBound,
     Factor,
     Fixed,
+    NumSteps,
     RevealRule,
     RevealState,
-    Steps,
     Threshold,
-    above,
-    surest,
+    exceeds_threshold,
+    most_confident,
 )
-from unmask.types import Ask, CleanBatch, Prediction, TokenStats
+from unmask.types import CleanBatch, Prediction, Query, TokenStats
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_surer_predictions_have_more_confidence(name: str) -> None:
 )
 def test_surest_is_a_stable_sort(score: list[int], eligible: list[bool], count: int) -> None:
     eligible = eligible[: len(score)]
-    chosen = surest(torch.tensor([score]).double(), torch.tensor([eligible]), torch.tensor([count]))
+    chosen = most_confident(torch.tensor([score]).double(), torch.tensor([eligible]), torch.tensor([count]))
     by_score = sorted((-score[i], i) for i in range(len(score)) if eligible[i])  # equal scores: lower position first
     assert chosen[0].nonzero().flatten().tolist() == sorted(i for _, i in by_score[:count])
 
@@ -58,7 +58,7 @@ def test_surest_is_a_stable_sort(score: list[int], eligible: list[bool], count: 
 def test_above_is_strict_and_keeps_to_what_is_eligible() -> None:
     top1 = torch.tensor([[0.5, 0.9, 0.95, 0.99]])
     eligible = torch.tensor([[True, True, True, False]])
-    assert above(top1, eligible, 0.9).tolist() == [[False, False, True, False]]
+    assert exceeds_threshold(top1, eligible, 0.9).tolist() == [[False, False, True, False]]
 
 
 def run_rule(rule: RevealRule, num_masked: int) -> list[int]:
@@ -84,7 +84,7 @@ def run_rule(rule: RevealRule, num_masked: int) -> list[int]:
 
 @given(num_masked=st.integers(1, 60), num_steps=st.integers(1, 70))
 def test_steps_spreads_the_reveals_evenly(num_masked: int, num_steps: int) -> None:
-    counts = run_rule(Steps(num_steps), num_masked)
+    counts = run_rule(NumSteps(num_steps), num_masked)
     assert sum(counts) == num_masked
     assert len(counts) == min(num_steps, num_masked)
     assert max(counts) - min(counts) <= 1
@@ -170,7 +170,7 @@ def test_rules_that_follow_the_certainty_are_their_definitions(
 @settings(deadline=None)
 @given(
     rule=st.sampled_from(
-        [Fixed(1), Fixed(3), Steps(4), CosineSteps(4), Threshold(1.0), Factor(1e-9), EntropyBound(0.0)]
+        [Fixed(1), Fixed(3), NumSteps(4), CosineSteps(4), Threshold(1.0), Factor(1e-9), EntropyBound(0.0)]
     ),
     seed=st.integers(0, 999),
     shape=st.sampled_from(SHAPES),
@@ -186,7 +186,7 @@ def test_every_rule_reveals_something_where_it_may_and_nothing_else(
 
 def test_every_rule_was_tried() -> None:
     assert {*PARALLEL_RULES.values()} == {Threshold, Factor, EntropyBound}
-    assert {*SCHEDULES.values()} == {Steps, CosineSteps}
+    assert {*SCHEDULES.values()} == {NumSteps, CosineSteps}
 
 
 @settings(deadline=None)
@@ -253,7 +253,7 @@ def test_training_and_decoding_reveal_the_same_positions(order: str) -> None:
     assert is_revealed.any(dim=1).all()
     assert real.sum() == (batch.xt == mask_id).sum()
 
-    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
         return Prediction.from_logits(table[at % length], ask, mask_id=mask_id)
 
     for row, count in enumerate(is_revealed.sum(dim=1).tolist()):

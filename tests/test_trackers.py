@@ -7,9 +7,9 @@ import pytest
 
 from tests.helpers import lines, run_cli
 from tests.training.test_faults import make
-from unmask import trackers
 from unmask.errors import UserError
-from unmask.trackers import About, Tracker
+from unmask.training import trackers
+from unmask.training.trackers import About, Tracker
 
 PACKAGE = """
 import json, os, pathlib

@@ -1,20 +1,23 @@
 """Masked diffusion language models: training with PUMA and its baselines, and decoding."""
 
-from unmask.config import DecodeConfig, RunConfig
+from unmask.config.run import RunConfig
 from unmask.decoding.build import build_decoder
 from unmask.decoding.causal import CausalDecoder
+from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, predictor_from_logits
 from unmask.decoding.sampling import Sampling
 from unmask.errors import UserError
-from unmask.masking.causal import NextToken
+from unmask.masking.ar import NextToken
 from unmask.masking.process import MaskingProcess, RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.puma_variable import VariablePumaPool
-from unmask.masking.random import RandomMasking
+from unmask.masking.uniform import RandomMasking
 from unmask.models.denoiser import Denoiser
-from unmask.reveal import CosineSteps, EntropyBound, Factor, Fixed, RevealRule, RevealState, Steps, Threshold
+from unmask.reveal import CosineSteps, EntropyBound, Factor, Fixed, NumSteps, RevealRule, RevealState, Threshold
 from unmask.training.loading import export, load
-from unmask.types import Ask, CleanBatch, Decoded, MaskedBatch, Prediction, TokenSpec, TokenStats
+from unmask.types import CleanBatch, Decoded, MaskedBatch, Prediction, Query, TokenSpec, TokenStats
+
+Query, NumSteps = Query, NumSteps  # their names until version 0.2, which go on working
 
 __all__ = [
     "Ask",
@@ -31,8 +34,10 @@ __all__ = [
     "MaskedBatch",
     "MaskingProcess",
     "NextToken",
+    "NumSteps",
     "Prediction",
     "PumaPool",
+    "Query",
     "RandomMasking",
     "RevealRule",
     "RevealState",

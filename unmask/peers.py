@@ -18,7 +18,7 @@ Votes = Callable[[], list[float]]
 class Peers:
     """One process, which has no peers. `training.distributed.Group` is the one that has.
 
-    All processes call these methods together, in the same order, but for `tell`, `is_told`, `hear` and `give_up`.
+    All processes call these methods together, in the same order, but for `tell`, `is_told`, `kv_get` and `abort`.
     """
 
     rank = 0
@@ -48,7 +48,7 @@ class Peers:
         """What every process says, by rank. JSON can hold it."""
         return [value]
 
-    def vote(self, votes: Votes) -> Votes:
+    def async_all_reduce(self, votes: Votes) -> Votes:
         """Asks all for their `votes` as they are now; what it returns waits for the answers, and gives their sums.
 
         The work between the two hides the exchange. One process alone may change its mind until it is asked.
@@ -56,21 +56,21 @@ class Peers:
         return votes
 
     @contextmanager
-    def agreed(self, kind: type[Exception] = UserError) -> Iterator[None]:
+    def raise_together(self, kind: type[Exception] = UserError) -> Iterator[None]:
         """What is wrong in one process (an error of `kind` in this context) ends the context with it in all of them.
 
         Inside, processes must not wait for each other.
         """
         yield
 
-    def tell(self, key: str, words: str = "") -> None:
+    def kv_set(self, key: str, words: str = "") -> None:
         """Leaves `words` for whoever asks for `key`, without waiting for anyone; from any thread, as the next two."""
 
-    def is_told(self, key: str) -> bool:
+    def kv_has(self, key: str) -> bool:
         """Whether a process has told something of `key`."""
         return False
 
-    def hear(self, key: str) -> str:
+    def kv_get(self, key: str) -> str:
         """Waits for what is told of `key`.
 
         Raises:
@@ -78,11 +78,11 @@ class Peers:
         """
         raise TimeoutError(f"there is no other process to hear of {key} from")
 
-    def topic(self) -> str:
+    def unique_key(self) -> str:
         """What to begin keys with: new at every call, and the same in all processes that have called as often."""
         return ""
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Lets no thread wait for anything any more: a process is gone."""
 
 

@@ -92,7 +92,7 @@ ORDERS: dict[str, Order] = {
 # --- what is revealed ------------------------------------------------------------------------------------------------
 
 
-def surest(score: Scores, eligible: Bool[Tensor, "*B L"], count: Int[Tensor, "*B"]) -> Bool[Tensor, "*B L"]:
+def most_confident(score: Scores, eligible: Bool[Tensor, "*B L"], count: Int[Tensor, "*B"]) -> Bool[Tensor, "*B L"]:
     """The `count` eligible positions of highest score in each row; all of them where fewer are eligible.
 
     Equal scores go to the lower position, so that the choice is a function of the row alone.
@@ -104,7 +104,7 @@ def surest(score: Scores, eligible: Bool[Tensor, "*B L"], count: Int[Tensor, "*B
     return eligible & (rank < count.unsqueeze(-1))
 
 
-def above(top1: Scores, eligible: Bool[Tensor, "*B L"], threshold: float) -> Bool[Tensor, "*B L"]:
+def exceeds_threshold(top1: Scores, eligible: Bool[Tensor, "*B L"], threshold: float) -> Bool[Tensor, "*B L"]:
     """The eligible positions whose largest probability exceeds `threshold`, whatever orders the reveals."""
     return eligible & (top1 > threshold)
 
@@ -147,11 +147,11 @@ class Fixed:
         require(self.tokens_per_step >= 1, "tokens_per_step", self.tokens_per_step, "1 or more")
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
-        return surest(state.score, state.eligible, torch.full_like(state.step, self.tokens_per_step))
+        return most_confident(state.score, state.eligible, torch.full_like(state.step, self.tokens_per_step))
 
 
 @dataclass(frozen=True)
-class Steps:
+class NumSteps:
     """A row of n masked positions is done in `num_steps` steps: after step k, `floor(n k / num_steps)` are revealed.
 
     A row with fewer positions than steps reveals one a step. In blocks the quota is the whole row's: a block that has
@@ -170,12 +170,12 @@ class Steps:
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
         count = state.num_masked - self.num_left_after(state)
-        return surest(state.score, state.eligible, count.clamp(min=1))
+        return most_confident(state.score, state.eligible, count.clamp(min=1))
 
 
 @dataclass(frozen=True)
-class CosineSteps(Steps):
-    """As `Steps`, but few at first: after step k, `floor(n cos(pi k / (2 num_steps)))` are still masked (MaskGIT)."""
+class CosineSteps(NumSteps):
+    """As `NumSteps`, few at first: after step k, `floor(n cos(pi k / (2 num_steps)))` are still masked (MaskGIT)."""
 
     def num_left_after(self, state: RevealState) -> Int[Tensor, "*B"]:
         angle = (state.step.double() + 1).clamp(max=self.num_steps) * (math.pi / (2 * self.num_steps))
@@ -193,7 +193,7 @@ class Threshold:
         require(0 < self.threshold <= 1, "threshold", self.threshold, "a probability above 0, 1 at most")
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
-        return above(state.top1, state.eligible, self.threshold) | surest(
+        return exceeds_threshold(state.top1, state.eligible, self.threshold) | most_confident(
             state.score, state.eligible, torch.ones_like(state.step)
         )
 
@@ -247,10 +247,10 @@ def _ranked(score: Scores, eligible: Bool[Tensor, "*B L"]) -> Int[Tensor, "*B L"
 def _first(state: RevealState, is_allowed: Bool[Tensor, "*B L"], ranked: Int[Tensor, "*B L"]) -> Bool[Tensor, "*B L"]:
     """The eligible positions for as long as the ranked ones are allowed; at least one."""
     count = (is_allowed & state.eligible.gather(-1, ranked)).long().cumprod(dim=-1).sum(dim=-1)
-    return surest(state.score, state.eligible, count.clamp(min=1))
+    return most_confident(state.score, state.eligible, count.clamp(min=1))
 
 
-SCHEDULES: dict[str, Callable[[int], RevealRule]] = {"linear": Steps, "cosine": CosineSteps}
+SCHEDULES: dict[str, Callable[[int], RevealRule]] = {"linear": NumSteps, "cosine": CosineSteps}
 """Rules that take a number of steps."""
 
 PARALLEL_RULES: dict[str, Callable[[float], RevealRule]] = {

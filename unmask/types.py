@@ -58,8 +58,10 @@ class CleanBatch:
         return CleanBatch(x0=self.x0[rows], prompt_mask=self.prompt_mask[rows], answers=answers)
 
     def to(self, device: torch.device | str) -> "CleanBatch":
-        """On `device`; see `send`."""
-        return CleanBatch(x0=send(self.x0, device), prompt_mask=send(self.prompt_mask, device), answers=self.answers)
+        """On `device`; see `to_device`."""
+        return CleanBatch(
+            x0=to_device(self.x0, device), prompt_mask=to_device(self.prompt_mask, device), answers=self.answers
+        )
 
     def is_known(self, mask_id: int) -> bool:
         """Whether the answers are known as tokens, so that they have a likelihood."""
@@ -89,9 +91,9 @@ class MaskedBatch:
     """Whether rows come back, so that what the model says of them is wanted as the next step's `estimate`."""
 
     def to(self, device: torch.device | str) -> "MaskedBatch":
-        """On `device`; see `send`."""
-        x0, xt, scored, weight = (send(each, device) for each in (self.x0, self.xt, self.scored, self.weight))
-        estimate = None if self.estimate is None else send(self.estimate, device)
+        """On `device`; see `to_device`."""
+        x0, xt, scored, weight = (to_device(each, device) for each in (self.x0, self.xt, self.scored, self.weight))
+        estimate = None if self.estimate is None else to_device(self.estimate, device)
         return replace(self, x0=x0, xt=xt, scored=scored, weight=weight, estimate=estimate)
 
     @property
@@ -190,7 +192,7 @@ def without(
     return logits.masked_fill(is_never, -torch.inf)
 
 
-def send(value: Tensor, device: torch.device | str) -> Tensor:
+def to_device(value: Tensor, device: torch.device | str) -> Tensor:
     """`value` on `device`; from the CPU to a GPU without waiting for it."""
     device = torch.device(device)
     if device.type == "cuda" and value.device.type == "cpu":
@@ -199,7 +201,7 @@ def send(value: Tensor, device: torch.device | str) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class Query:
     """What a decoder wants to know of every position that it asks for."""
 
     confidence: str = "prob"
@@ -221,7 +223,7 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A model's answer to an `Ask`, one entry per position.
+    """A model's answer to an `Query`, one entry per position.
 
     Confidence, `top1` and entropy are those of the model's own distribution, however a token is chosen from it.
     """
@@ -238,7 +240,7 @@ class Prediction:
     """In nats, where it was asked for."""
 
     @staticmethod
-    def from_logits(logits: Float[Tensor, "M V"], ask: Ask, *, mask_id: int) -> "Prediction":
+    def from_logits(logits: Float[Tensor, "M V"], ask: Query, *, mask_id: int) -> "Prediction":
         """Of `logits`, in which nothing is the mask; computed in fp32 at least."""
         logits = without(at_least_fp32(logits), mask_id, ask.forbidden)
         log_probs = logits.log_softmax(dim=-1)

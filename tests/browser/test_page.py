@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import SHORT, run_cli
-from unmask import recipes
+from unmask.config import recipes
 from unmask.training.folder import to_yaml
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

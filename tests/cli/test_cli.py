@@ -13,9 +13,10 @@ import yaml
 import unmask
 from tests.helpers import SHORT, lines, run_cli
 from tests.tasks.sudoku.test_solver import EASY, EASY_SOLUTION
-from unmask import recipes
 from unmask.cli import options
-from unmask.config import DecodeConfig, EvalConfig
+from unmask.config import recipes
+from unmask.config.run import EvalConfig
+from unmask.decoding.config import DecodeConfig
 
 
 def test_a_run_folder_has_what_it_should(run: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import lines, run_cli
-from unmask import recipes
+from unmask.config import recipes
 from unmask.training.folder import to_yaml
 
 TINY = ["task.name=toy", "train.batch_size=16", "train.checkpoint_every=5", "log.every=5", "log.tensorboard=false"]

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import run_cli
-from tests.report.test_runs import run
-from unmask import recipes
+from tests.lab.report.test_runs import run
 from unmask.cli.settings import explained
-from unmask.registry import COMPONENTS, resolve
-from unmask.section import flatten
+from unmask.config import recipes
+from unmask.config.registry import COMPONENTS, resolve
+from unmask.config.settings import flatten
 
 
 @pytest.mark.parametrize("recipe", recipes.names())

@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from tests.data.text import byte_level, rows, save_tokenizer, settings, write_lines
-from unmask import recipes
-from unmask.data.prepare import pool, prepare, run, shards
-from unmask.data.prepare.datasets import DATASETS
-from unmask.data.prepare.settings import Settings
-from unmask.data.prompts import encode_prompt
+from unmask.config import recipes
+from unmask.data.infill import encode_prompt
+from unmask.data.prepare import prepare, run, workers, writing
+from unmask.data.prepare.settings import DATASETS, Settings
 from unmask.data.store import RowStore
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
@@ -137,8 +136,8 @@ def test_other_fields_and_separators(tmp_path: Path) -> None:
 
 
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path) -> None:
-    for workers in (1, 3):
-        prepare(settings(tmp_path, f"out{workers}", workers=workers, batch_rows=3))
+    for count in (1, 3):
+        prepare(settings(tmp_path, f"out{count}", workers=count, batch_rows=3))
     assert contents(tmp_path / "out1") == contents(tmp_path / "out3")
 
 
@@ -243,18 +242,18 @@ def test_killed_and_called_again_it_makes_the_same_bytes(
     prepare(settings(tmp_path, "whole", vocab=vocab))
     saved: list[str] = []
 
-    def save(path: Path, shard: shards.Shard) -> None:
+    def save(path: Path, shard: writing.Shard) -> None:
         if path.stem == f"{last:08d}":
             raise _Killed
         saved.append(path.stem)
         real(path, shard)
 
-    real = shards.save
-    monkeypatch.setattr(shards, "save", save)
+    real = writing.save
+    monkeypatch.setattr(writing, "save", save)
     with pytest.raises(_Killed):
         prepare(settings(tmp_path, vocab=vocab))
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(shards, "save", lambda path, shard: (saved.append(path.stem), real(path, shard)))
+    monkeypatch.setattr(writing, "save", lambda path, shard: (saved.append(path.stem), real(path, shard)))
     prepare(settings(tmp_path, vocab=vocab))
     assert saved == [f"{number:08d}" for number in range(7)]  # each once
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -378,11 +377,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named_and_the_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, shard: shards.Shard) -> None:
+    def full(path: Path, shard: writing.Shard) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "save", full)
+        patch.setattr(writing, "save", full)
         with pytest.raises(UserError, match=r"out\.partial: cannot be written: .*No space left.*same command goes on"):
             prepare(settings(tmp_path))
     prepare(settings(tmp_path))
@@ -393,7 +392,7 @@ def die(*arguments: object) -> None:
 
 
 def test_a_dead_worker_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_make", die)
+    monkeypatch.setattr(workers, "_make", die)
     with pytest.raises(UserError, match=r"--workers 2: a process was killed.*with fewer --workers too"):
         prepare(settings(tmp_path, workers=2))
 
@@ -456,7 +455,7 @@ def test_after_a_bad_row_the_work_goes_on_with_skip_bad(tmp_path: Path, monkeypa
     for _ in range(2):  # it is named again
         with pytest.raises(UserError, match=r"line 21: not JSON"):
             prepare(settings(tmp_path))
-    monkeypatch.setattr(shards, "save", lambda path, shard: pytest.fail(f"made {path} again"))
+    monkeypatch.setattr(writing, "save", lambda path, shard: pytest.fail(f"made {path} again"))
     assert prepare(settings(tmp_path, skip_bad=True))["rows"]["kept"] == 20
 
 

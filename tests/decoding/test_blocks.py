@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from tests.decoding.test_decoder import prompts
-from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder, in_any_order
+from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
 from unmask.errors import UserError
 from unmask.models.build import build_denoiser
 from unmask.models.transformer import TransformerConfig
-from unmask.reveal import CosineSteps, Fixed, Steps, Threshold
-from unmask.types import Ask, Prediction, TokenSpec
+from unmask.reveal import CosineSteps, Fixed, NumSteps, Threshold
+from unmask.types import Prediction, Query, TokenSpec
 
 TOKENS = TokenSpec(vocab_size=8, length=14, mask_id=7, eos_id=6, pad_id=6)
 
@@ -25,7 +25,7 @@ def model():  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 14, 20])
-@pytest.mark.parametrize("rule", [Fixed(2), Steps(5), CosineSteps(6), Threshold(0.4)])
+@pytest.mark.parametrize("rule", [Fixed(2), NumSteps(5), CosineSteps(6), Threshold(0.4)])
 def test_a_block_is_done_before_the_next_begins(model, size: int, rule) -> None:  # type: ignore[no-untyped-def]
     xt = prompts(15)
     decoded = Decoder(model.predict, 7, rule=rule, block_size=size).decode(xt)
@@ -55,18 +55,18 @@ def test_the_quota_of_steps_is_the_rows() -> None:
     """12 masked in 4 steps: 3, 6, 9 and 12 are revealed. Blocks of 4 end where they end, and the next catches up."""
     seen: list[int] = []
 
-    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
         seen.append(int((xt == 7).sum()))
         return Prediction.from_logits(torch.zeros(len(at), 8), ask, mask_id=7)
 
-    Decoder(predict, 7, rule=Steps(4), block_size=4).decode(torch.full((1, 12), 7))
+    Decoder(predict, 7, rule=NumSteps(4), block_size=4).decode(torch.full((1, 12), 7))
     assert seen == [12, 9, 8, 4]
 
 
 def ends_at(position: int, length: int = 14):  # type: ignore[no-untyped-def]
     """A model that is surest of an end token at `position`, then of what is first."""
 
-    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
         place = at % length
         logits = torch.zeros(len(at), 8, dtype=torch.float64)
         logits[:, 1] = 3 - place / length
@@ -89,7 +89,7 @@ def test_what_follows_the_end_is_filled_in_at_once() -> None:
 def test_rows_that_have_ended_leave_the_batch() -> None:
     sizes = []
 
-    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
         sizes.append(len(xt))
         return ends_at(5)(xt, at, ask)
 

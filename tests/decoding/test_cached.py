@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder, in_any_order
-from unmask.decoding.reading import BlockAlone, Blocks, FromBlockOn, NewBlocks
+from unmask.decoding.config import DecodeConfig
+from unmask.decoding.windows import Blocks, BlockWindow, DualWindow, PrefixWindow
 from unmask.errors import UserError
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
@@ -96,7 +96,7 @@ def test_what_is_read_in_each_step() -> None:
     xt = torch.full((2, 12), MASK)
     steps = [[0, 0], [0, 0], [0, 4], [0, 4], [4, 4]]
 
-    def windows(window: NewBlocks | FromBlockOn | BlockAlone) -> list[list[tuple[int, int]]]:
+    def windows(window: BlockWindow | PrefixWindow | DualWindow) -> list[list[tuple[int, int]]]:
         found = []
         for step in steps:
             start = torch.tensor(step)
@@ -105,28 +105,28 @@ def test_what_is_read_in_each_step() -> None:
         return found
 
     whole = (0, 12)
-    assert windows(NewBlocks(xt)) == [
+    assert windows(BlockWindow(xt)) == [
         [(0, 4), (0, 4)],
         [(0, 4), (0, 4)],
         [(0, 4), (0, 8)],  # the finished block once more, now that it is finished
         [(0, 4), (4, 8)],
         [(0, 8), (4, 8)],
     ]
-    assert windows(FromBlockOn(xt)) == [
+    assert windows(PrefixWindow(xt)) == [
         [whole, whole],
         [(0, 12), (0, 12)],
         [(0, 12), whole],
         [(0, 12), (4, 12)],
         [whole, (4, 12)],
     ]
-    assert windows(BlockAlone(xt)) == [
+    assert windows(DualWindow(xt)) == [
         [whole, whole],
         [(0, 4), (0, 4)],
         [(0, 4), whole],
         [(0, 4), (4, 8)],
         [whole, (4, 8)],
     ]
-    assert windows(BlockAlone(xt, every=2)) == [
+    assert windows(DualWindow(xt, every=2)) == [
         [whole, whole],
         [(0, 4), (0, 4)],
         [whole, whole],

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder
 from unmask.decoding.causal import CausalDecoder
+from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.sampling import Sampling
 from unmask.errors import UserError

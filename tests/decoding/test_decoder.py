@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from tests.helpers import exact, toy
 from tests.test_noise import chi_square
-from unmask.config import DecodeConfig
 from unmask.decoding.build import in_any_order
+from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, predictor_from_logits
 from unmask.decoding.remasking import P2, RemdmRescale
 from unmask.decoding.sampling import Sampling
@@ -14,8 +14,8 @@ from unmask.errors import UserError
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import TransformerConfig
-from unmask.reveal import ORDERS, CosineSteps, EntropyBound, Factor, Fixed, RevealState, Steps, Threshold
-from unmask.types import Ask, Prediction, TokenSpec
+from unmask.reveal import ORDERS, CosineSteps, EntropyBound, Factor, Fixed, NumSteps, RevealState, Threshold
+from unmask.types import Prediction, Query, TokenSpec
 
 TOKENS = TokenSpec(vocab_size=8, length=14, mask_id=7)
 
@@ -38,7 +38,7 @@ def prompts(count: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("rule", [Fixed(1), Fixed(3), Steps(5)])
+@pytest.mark.parametrize("rule", [Fixed(1), Fixed(3), NumSteps(5)])
 def test_every_position_is_revealed_once_and_the_given_are_kept(model, order: str, rule) -> None:  # type: ignore[no-untyped-def]
     xt = prompts(16)
     num_masked = (xt == 7).sum(1)
@@ -49,7 +49,7 @@ def test_every_position_is_revealed_once_and_the_given_are_kept(model, order: st
     expected = {
         Fixed(1): num_masked,
         Fixed(3): (num_masked + 2) // 3,
-        Steps(5): num_masked.clamp(max=5),
+        NumSteps(5): num_masked.clamp(max=5),
     }[rule]
     assert torch.equal(decoded.nfe, expected)
     assert torch.equal(decoded.reveal_step.amax(1) + 1, expected)
@@ -78,13 +78,13 @@ def test_left_to_right_is_left_to_right(model) -> None:  # type: ignore[no-untyp
 SAMPLERS = [
     {"order": "prob"},
     {"order": "margin", "rule": Fixed(2)},
-    {"order": "random", "rule": Steps(4)},
+    {"order": "random", "rule": NumSteps(4)},
     {"order": "prob", "temperature": 0.7, "confidence_noise": 0.5},
     {"rule": Threshold(0.3), "block_size": 4},
     {"rule": EntropyBound(1.0), "block_size": 5, "temperature": 1.0},
     {"rule": Factor(1.5), "eos_id": 3},
     {"rule": CosineSteps(6), "remasking": P2(0.5)},
-    {"rule": Steps(9), "remasking": RemdmRescale(0.7), "temperature": 1.0},
+    {"rule": NumSteps(9), "remasking": RemdmRescale(0.7), "temperature": 1.0},
 ]
 
 
@@ -139,7 +139,7 @@ def test_confidence_noise_draws_the_order(order: str) -> None:
     """Gumbel's trick: of n positions with m masked, i is next with probability ~ exp(c_i)^(1 / (0.5 m / n))."""
     logits = torch.linspace(1, 3, 4).unsqueeze(1) * torch.tensor([1.0, 0.5, 0.2, -torch.inf], dtype=torch.float64)
 
-    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
         return Prediction.from_logits(logits[at % 4], ask, mask_id=3)
 
     rows = 4000
@@ -187,7 +187,7 @@ def test_nothing_to_decode_costs_nothing(model) -> None:  # type: ignore[no-unty
 def test_the_settings_reach_the_decoder(model) -> None:  # type: ignore[no-untyped-def]
     config = DecodeConfig(confidence="margin", steps=5, temperature=0.3, confidence_noise=0.5, seed=9, block_size=7)
     decoder = in_any_order(config, model, TOKENS)
-    assert (decoder.order, decoder.rule, decoder.sampling) == ("margin", Steps(5), Sampling(0.3, seed=9))
+    assert (decoder.order, decoder.rule, decoder.sampling) == ("margin", NumSteps(5), Sampling(0.3, seed=9))
     assert (decoder.confidence_noise, decoder.block_size, decoder.remasking) == (0.5, 7, None)
     assert in_any_order(DecodeConfig(tokens_per_step=3), model, TOKENS).rule == Fixed(3)
     assert in_any_order(DecodeConfig(steps=4, remask="p2", remask_eta=0.5), model, TOKENS).remasking == P2(0.5)
@@ -200,7 +200,7 @@ def test_tokens_of_32_bits_are_decoded_as_those_of_64() -> None:
     assert torch.equal(decoder.decode(prompt.int()).tokens, decoder.decode(prompt).tokens)
 
 
-@pytest.mark.parametrize("rule", [lambda: Fixed(0), lambda: Fixed(-1), lambda: Steps(0), lambda: CosineSteps(-2)])
+@pytest.mark.parametrize("rule", [lambda: Fixed(0), lambda: Fixed(-1), lambda: NumSteps(0), lambda: CosineSteps(-2)])
 def test_a_rule_that_would_never_end_is_refused(rule) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match=r"give 1 or more"):
         rule()

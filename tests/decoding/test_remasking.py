@@ -5,8 +5,8 @@ from tests.test_noise import chi_square
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.remasking import P2, REMASKINGS, Remasking, RemdmCap, RemdmConfidence, RemdmRescale, Revealed
 from unmask.decoding.sampling import Sampling
-from unmask.reveal import CosineSteps, RevealState, Steps
-from unmask.types import Ask, Prediction
+from unmask.reveal import CosineSteps, NumSteps, RevealState
+from unmask.types import Prediction, Query
 
 MASK = 3
 
@@ -35,13 +35,13 @@ def revealed(now: RevealState, u: float = 0.0) -> Revealed:
 
 
 @pytest.mark.parametrize("name", REMASKINGS)
-@pytest.mark.parametrize("rule", [Steps(6), CosineSteps(6)])
-def test_the_quota_is_kept_whatever_is_masked_again(name: str, rule: Steps) -> None:
+@pytest.mark.parametrize("rule", [NumSteps(6), CosineSteps(6)])
+def test_the_quota_is_kept_whatever_is_masked_again(name: str, rule: NumSteps) -> None:
     """And after the last step, nothing is masked."""
     seen: list[list[int]] = []
     table = torch.randn(12, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
-    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
         seen.append((xt == MASK).sum(-1).tolist())
         shift = xt.sum(-1, keepdim=True).expand(xt.shape).flatten()[at]  # what is revealed changes the predictions
         return Prediction.from_logits(table[(at + shift) % 12], ask, mask_id=MASK)
@@ -64,7 +64,7 @@ def test_the_share_that_is_masked_again(remasking: Remasking, sigma: float) -> N
     """12 positions in 6 steps: in the fourth 6 are visible, and 4 of 12 are to be left, so sigma is at most 4/6."""
     now = state(6, step=3)
     for u, is_again in ((sigma - 1e-9, True), (sigma + 1e-9, False)):
-        reveals, again = remasking(now, revealed(now, u), Steps(6))
+        reveals, again = remasking(now, revealed(now, u), NumSteps(6))
         assert again.sum() == (4 if is_again else 0)  # all 6 are drawn, but only 4 are to be masked afterwards
         assert not (again & now.eligible).any()
         assert reveals.sum() == (6 if is_again else 2)
@@ -80,21 +80,21 @@ def test_doubted_tokens_are_masked_again_more_often() -> None:
 
 def test_p2_keeps_the_likeliest_of_all() -> None:
     now = state(6, step=3)  # 8 of 12 are to be visible; log_prob rises with the position, and revealed are the last 6
-    reveals, again = P2(1.0)(now, revealed(now), Steps(6))
+    reveals, again = P2(1.0)(now, revealed(now), NumSteps(6))
     assert reveals[0].nonzero().flatten().tolist() == [4, 5]
     assert not again.any()
     doubted = revealed(now)
     doubted.log_prob[0, 7] = -9  # what the model no longer believes is masked again, and another takes its place
-    reveals, again = P2(1.0)(now, doubted, Steps(6))
+    reveals, again = P2(1.0)(now, doubted, NumSteps(6))
     assert reveals[0].nonzero().flatten().tolist() == [3, 4, 5]
     assert again[0].nonzero().flatten().tolist() == [7]
-    assert not P2(0.0)(now, doubted, Steps(6))[1].any()
+    assert not P2(0.0)(now, doubted, NumSteps(6))[1].any()
 
 
 def test_a_decoder_can_correct_itself() -> None:
     """The first token is written blindly; once the second is there, P2 doubts the first and writes it anew."""
 
-    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
         row, place = at // 2, at % 2
         logits = torch.zeros(len(at), 4, dtype=torch.float64)
         logits[place == 0, 1] = 2.0
@@ -104,8 +104,8 @@ def test_a_decoder_can_correct_itself() -> None:
         return Prediction.from_logits(logits, ask, mask_id=MASK)
 
     xt = torch.full((1, 2), MASK)
-    assert Decoder(predict, MASK, rule=Steps(2)).decode(xt).tokens.tolist() == [[1, 2]]
-    assert Decoder(predict, MASK, rule=Steps(6), remasking=P2(1.0)).decode(xt).tokens.tolist() == [[0, 2]]
+    assert Decoder(predict, MASK, rule=NumSteps(2)).decode(xt).tokens.tolist() == [[1, 2]]
+    assert Decoder(predict, MASK, rule=NumSteps(6), remasking=P2(1.0)).decode(xt).tokens.tolist() == [[0, 2]]
 
 
 @pytest.mark.parametrize("remasking", [RemdmCap(0.5), RemdmRescale(1.0), RemdmConfidence(1.0)])
@@ -113,9 +113,11 @@ def test_remasking_changes_no_marginal(remasking: Remasking) -> None:
     """Whether a token is masked again does not depend on which token it is: of independent positions, none is bent."""
     p = torch.tensor([0.6, 0.3, 0.1, 0.0], dtype=torch.float64)
 
-    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Ask) -> Prediction:
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
         return Prediction.from_logits(p.log().expand(len(at), 4), ask, mask_id=MASK)
 
-    decoder = Decoder(predict, MASK, order="random", rule=Steps(5), sampling=Sampling(1.0, seed=4), remasking=remasking)
+    decoder = Decoder(
+        predict, MASK, order="random", rule=NumSteps(5), sampling=Sampling(1.0, seed=4), remasking=remasking
+    )
     tokens = decoder.decode(torch.full((1500, 5), MASK)).tokens
     assert abs(chi_square(torch.bincount(tokens.flatten(), minlength=3).double(), p[:3] * 7500)) < 5

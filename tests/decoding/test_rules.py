@@ -2,15 +2,14 @@
 
 import pytest
 
-from unmask.config import DecodeConfig
-from unmask.decoding.rules import rule_from
-from unmask.reveal import CosineSteps, EntropyBound, Factor, Fixed, RevealRule, Steps, Threshold
-from unmask.section import WrongSettings, check_section
+from unmask.config.settings import WrongSettings, check_section
+from unmask.decoding.config import DecodeConfig, rule_from
+from unmask.reveal import CosineSteps, EntropyBound, Factor, Fixed, NumSteps, RevealRule, Threshold
 
 AMOUNTS: list[tuple[dict[str, object], str, RevealRule]] = [
     ({}, "1", Fixed(1)),
     ({"tokens_per_step": 3}, "3", Fixed(3)),
-    ({"steps": 5, "tokens_per_step": 3}, "steps5", Steps(5)),
+    ({"steps": 5, "tokens_per_step": 3}, "steps5", NumSteps(5)),
     ({"steps": 5, "schedule": "cosine"}, "steps5/cosine", CosineSteps(5)),
     ({"threshold": 0.9}, "threshold0.9", Threshold(0.9)),
     ({"threshold": 0.99999999}, "threshold0.99999999", Threshold(0.99999999)),

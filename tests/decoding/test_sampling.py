@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.test_noise import chi_square
-from unmask.config import DecodeConfig
+from unmask.decoding.config import DecodeConfig
 from unmask.decoding.sampling import Sampling, truncated
 from unmask.models.head import prediction
 from unmask.types import Prediction

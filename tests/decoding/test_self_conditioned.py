@@ -6,8 +6,8 @@ from torch import Tensor
 
 from tests.decoding.test_cached import MASK, TOKENS, decode, prompts, same
 from tests.decoding.test_cached import denoiser as plain
-from unmask.config import DecodeConfig
 from unmask.decoding.build import build_decoder, in_any_order
+from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 

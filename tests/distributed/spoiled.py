@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from unmask.data.stream import ExampleStream
-from unmask.masking.random import RandomMasking
+from unmask.masking.uniform import RandomMasking
 from unmask.types import MaskedBatch
 
 

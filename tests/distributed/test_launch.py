@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.helpers import SHORT, run_cli
-from unmask.config import TrainConfig
+from unmask.config.run import TrainConfig
 from unmask.errors import UserError
 from unmask.peers import Peers
 from unmask.training.distributed import Launch, _is_of_a_group, device_of, read_launch, shard_of

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unmask import recipes
+from unmask.config import recipes
+from unmask.config.registry import resolve
 from unmask.peers import ALONE, Peers
-from unmask.registry import resolve
 from unmask.training import checkpoint, parallel
 from unmask.training.distributed import joined, read_launch
 from unmask.training.trainer import Trainer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.evaluation.judges import random_llama
-from unmask.evaluation.scorer import Scorer
+from unmask.evaluation.judge import Scorer
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from unmask.evaluation.diversity import distinct, unigram_entropy
+from unmask.evaluation.generative import distinct, unigram_entropy
 
 RANDOM = [random.Random(i).choices(range(5), k=3 * i) for i in range(12)]
 """Texts of 0, 3, .. 33 tokens."""

@@ -10,14 +10,14 @@ import torch
 from tests.data.text import save_tokenizer, word_piece, write_lines
 from tests.evaluation.judges import random_llama
 from tests.evaluation.test_scorer import Letters, Uniform
-from unmask.config import DecodeConfig
 from unmask.data.prepare import Settings, prepare
+from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.evaluation.generative import Samples, drawn, of_samples, quality, reference, sample
-from unmask.evaluation.scorer import Passage, Scorer
+from unmask.evaluation.judge import Passage, Scorer
 from unmask.models.build import build_denoiser
 from unmask.models.transformer import TransformerConfig
-from unmask.tasks.text.task import Text
+from unmask.tasks.text import Text
 from unmask.types import CleanBatch
 
 END, MASK, LENGTH = 256, 257, 16

@@ -13,8 +13,8 @@ import torch
 from tests.data.text import QUESTIONS, byte_level
 from tests.evaluation.judges import CONTEXT, random_llama, trained_llama, with_tokenizer
 from unmask.errors import UserError
-from unmask.evaluation import scorer as module
-from unmask.evaluation.scorer import Passage, Scored, Scorer
+from unmask.evaluation import judge as module
+from unmask.evaluation.judge import Passage, Scored, Scorer
 
 CPU = torch.device("cpu")
 TEXT = QUESTIONS[1]

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from tests.helpers import exact, toy
-from unmask.config import DecodeConfig
-from unmask.evaluation.accuracy import Answers, answers
-from unmask.evaluation.batches import batches_of
-from unmask.evaluation.nelbo import row_nelbos
+from unmask.decoding.config import DecodeConfig
+from unmask.evaluation.evaluate import Answers, answers
+from unmask.evaluation.nelbo import batches_of, row_nelbos
 
 NONE = slice(3, None, 4)
 

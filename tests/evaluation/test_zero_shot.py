@@ -12,10 +12,10 @@ from tests.helpers import SHORT, lines, run_cli
 from unmask.data.prepare import Settings, prepare
 from unmask.errors import UserError
 from unmask.evaluation.nelbo import nelbo
-from unmask.evaluation.zero_shot import names_of, read_corpora, zero_shot
+from unmask.evaluation.text import names_of, read_corpora, zero_shot
 from unmask.models.build import build_denoiser
 from unmask.models.transformer import TransformerConfig
-from unmask.tasks.text.task import Text
+from unmask.tasks.text import Text
 
 SMALL = [
     *("model.preset=tiny", "train.compile=false", "train.dtype=float32", "train.batch_size=8", "train.threads=1"),

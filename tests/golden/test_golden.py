@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from unmask import recipes
-from unmask.registry import resolve
+from unmask.config import recipes
+from unmask.config.registry import resolve
 from unmask.training.trainer import Trainer
 
 FILE = Path(__file__).with_name("losses.json")

@@ -10,7 +10,7 @@ import torch
 from tests.helpers import InBlocks, TabularBackbone, tabular, toy
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
-from unmask.masking.random import RandomMasking
+from unmask.masking.uniform import RandomMasking
 
 
 @pytest.mark.parametrize(

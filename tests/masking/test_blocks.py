@@ -15,7 +15,7 @@ from unmask.masking import weights
 from unmask.masking.process import MaskingProcess, RowShard, score_masked
 from unmask.masking.puma import PumaPool
 from unmask.masking.puma_variable import VariablePumaPool
-from unmask.masking.random import RandomMasking
+from unmask.masking.uniform import RandomMasking
 from unmask.types import CleanBatch
 
 MASK, LENGTH, ROWS = 6, 12, 10

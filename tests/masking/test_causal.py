@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.helpers import RandomStream, random_stats
 from unmask.errors import UserError
 from unmask.evaluation.nelbo import nll
-from unmask.masking.causal import NextToken, is_answer
+from unmask.masking.ar import NextToken, is_answer
 from unmask.masking.process import Requirements, RowShard
 from unmask.models.build import build_denoiser
 from unmask.models.transformer import TransformerConfig

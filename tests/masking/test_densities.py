@@ -9,13 +9,13 @@ import torch
 
 from tests.helpers import RandomStream, random_stats, tabular, toy
 from tests.test_noise import chi_square
-from unmask import recipes
+from unmask.config import recipes
 from unmask.errors import UserError
-from unmask.masking import densities
+from unmask.masking import time
 from unmask.masking.process import RowShard, score_masked
 from unmask.masking.puma import PumaPool
-from unmask.masking.random import RandomMasking, draw_exactly, draw_independently
 from unmask.masking.time import UNIFORM, Density, masked_count, stratified
+from unmask.masking.uniform import RandomMasking, draw_exactly, draw_independently
 from unmask.masking.weights import WEIGHTS, importance
 
 MASK = 6
@@ -56,7 +56,7 @@ CASES: dict[str, tuple[dict, Callable[[float], float]]] = {
 
 
 def density(name: str) -> Density:
-    return densities.read({"name": name, **CASES[name][0]}, "process.time").density()
+    return time.read({"name": name, **CASES[name][0]}, "process.time").density()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -123,7 +123,7 @@ def guesses() -> tuple[dict[tuple[int, ...], float], int]:
 
 
 ELIGIBLE = torch.tensor([[[False, True, True, True, True]]])
-SKEWED = densities.Mixture(of=densities.Beta(a=2, b=5), uniform=0.3).density()
+SKEWED = time.Mixture(of=time.Beta(a=2, b=5), uniform=0.3).density()
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_cap_bounds_what_rare_times_weigh() -> None:
 def test_the_stages_of_a_pool_have_equal_mass(block_size: int | None) -> None:
     """Each visited mask of stage s has, from its masked share upwards, about the mass s / K to (s + 1) / K."""
     stream = RandomStream(length=64, vocab_size=7)
-    q, num_stages = densities.TruncatedNormal(mean=0.4, std=0.15).density(), 4
+    q, num_stages = time.TruncatedNormal(mean=0.4, std=0.15).density(), 4
     pool = PumaPool(
         mask_id=MASK,
         shard=RowShard.whole(32),

@@ -12,9 +12,9 @@ from tests.helpers import RandomStream, random_stats
 from unmask import noise
 from unmask.data.stream import examples_of
 from unmask.errors import UserError
+from unmask.masking.pool import PoolRows
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
-from unmask.masking.rows import PoolRows
 from unmask.noise import Purpose
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
@@ -274,20 +274,20 @@ def test_state_dict_goes_on_exactly(settings: dict, stream: RandomStream) -> Non
 
 
 def test_a_restarted_pool_takes_examples_that_no_row_has_reached(stream: RandomStream) -> None:
-    puma, restarted = make(num_stages=3), make(num_stages=3)
+    puma, drop_rows = make(num_stages=3), make(num_stages=3)
     for step in range(9):
         puma.observe(batch := puma.next_batch(stream), random_stats(batch, step))
-    restarted.load_state_dict(puma.restarted(puma.state_dict()))
-    restarted.next_batch(stream)
+    drop_rows.load_state_dict(puma.drop_rows(puma.state_dict()))
+    drop_rows.next_batch(stream)
     reached = int(pool_of(puma).example.max())
     assert reached < ROWS * 6
     first = -(-(reached + 1) // ROWS) * ROWS
-    assert torch.equal(pool_of(restarted).example, torch.arange(first, first + ROWS))
-    assert sorted(pool_of(restarted).stage.flatten().tolist()) == sorted(r * 3 // ROWS for r in range(ROWS))
-    assert restarted.examples_seen == puma.examples_seen + ROWS
+    assert torch.equal(pool_of(drop_rows).example, torch.arange(first, first + ROWS))
+    assert sorted(pool_of(drop_rows).stage.flatten().tolist()) == sorted(r * 3 // ROWS for r in range(ROWS))
+    assert drop_rows.examples_seen == puma.examples_seen + ROWS
     again = make(num_stages=3)
-    again.load_state_dict(restarted.state_dict())
-    assert torch.equal(again.next_batch(stream).xt, restarted._as_batch(pool_of(restarted)).xt)
+    again.load_state_dict(drop_rows.state_dict())
+    assert torch.equal(again.next_batch(stream).xt, drop_rows._as_batch(pool_of(drop_rows)).xt)
 
 
 def test_a_batch_that_was_handed_out_does_not_change(stream: RandomStream) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tests.helpers import RandomStream, random_stats
 from unmask.errors import UserError
+from unmask.masking.pool import PoolRows
 from unmask.masking.process import RowShard
 from unmask.masking.puma_variable import VariablePumaPool
-from unmask.masking.rows import PoolRows
 from unmask.types import CleanBatch
 
 MASK, EOS, ROWS = 6, 0, 10
@@ -86,9 +86,9 @@ def test_every_step_is_the_method_block_by_block(settings: dict, padded: Padded)
                 threshold = 2.0
                 while ranked and (len(ranked) + 1) * (1 - top1[row, ranked[-1]]) >= settings["factor"]:
                     ranked.pop()  # confidence and top-1 are one here
-            surest = {*sorted(masked, key=lambda i: -confidence[row, i])[: settings["tokens_per_step"]]}
-            surest |= {*ranked} if "factor" in settings else set()
-            left = [i for i in masked if i not in surest and top1[row, i] <= threshold]
+            most_confident = {*sorted(masked, key=lambda i: -confidence[row, i])[: settings["tokens_per_step"]]}
+            most_confident |= {*ranked} if "factor" in settings else set()
+            left = [i for i in masked if i not in most_confident and top1[row, i] <= threshold]
             answer = answer_of(before.x0[row].tolist(), before.prompt_mask[row].tolist(), settings.get("eos_id", EOS))
             left = left if set(left) & set(answer) else []  # a block that is done is visible
             assert [i for i in own if after.is_masked[row, i]] == left

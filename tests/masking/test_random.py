@@ -5,8 +5,8 @@ from tests.helpers import RandomStream, random_stats
 from tests.test_noise import chi_square
 from unmask.errors import UserError
 from unmask.masking.process import RowShard
-from unmask.masking.random import RandomMasking
 from unmask.masking.time import UNIFORM, masked_count, stratified
+from unmask.masking.uniform import RandomMasking
 
 MASK = 6
 

@@ -7,9 +7,9 @@ import torch
 
 from tests.helpers import RandomStream, random_stats
 from tests.training.test_checkpoint import assert_same
+from unmask.masking.pool import Prefetcher
 from unmask.masking.process import RowShard
-from unmask.masking.random import RandomMasking
-from unmask.masking.upcoming import Upcoming
+from unmask.masking.uniform import RandomMasking
 from unmask.types import CleanBatch
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def test_every_row_finds_its_next_example_ready(seed: int) -> None:
     rows, stride = 6, 10
     taken = torch.rand(30, rows, generator=torch.Generator().manual_seed(seed)) < torch.linspace(0, 1, rows)
     expected = torch.arange(rows) + stride
-    ready = Upcoming(CountingStream(), expected.clone(), stride=stride, device=CPU)
+    ready = Prefetcher(CountingStream(), expected.clone(), stride=stride, device=CPU)
     for is_taken in taken:
         ready.restock(CountingStream())
         assert torch.equal(ready.clean.x0, expected[:, None].expand(-1, 3))

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from unmask.masking.process import score
-from unmask.models import compiling
+from unmask.models import precision
 from unmask.models.build import build_denoiser
 from unmask.models.head import token_stats
 from unmask.models.transformer import TransformerConfig
@@ -15,7 +15,7 @@ from unmask.types import MaskedBatch, TokenSpec
 
 @pytest.fixture(autouse=True)
 def _needs_compiler() -> None:
-    if not compiling.should_compile("auto", torch.device("cpu")):
+    if not precision.should_compile("auto", torch.device("cpu")):
         pytest.skip("no compiler")
     torch._dynamo.reset()
 

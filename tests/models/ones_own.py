@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmask.section import Section
+from unmask.config.settings import Section
 from unmask.types import TokenSpec
 
 

@@ -11,9 +11,9 @@ from unmask.models import measuring
 from unmask.models.attention import Attention, train_with
 from unmask.models.backends import BACKENDS, fastest
 from unmask.models.measuring import fastest_here
-from unmask.models.visibility import EVERYTHING, Visibility
+from unmask.models.visibility import EVERYTHING, AttentionPattern
 
-SEEN = {False: EVERYTHING, True: Visibility(size=1)}
+SEEN = {False: EVERYTHING, True: AttentionPattern(size=1)}
 
 
 def heads(dtype: torch.dtype) -> list[torch.Tensor]:

@@ -12,15 +12,14 @@ from unmask.blocks import check_block_size
 from unmask.errors import UserError
 from unmask.masking.process import Requirements
 from unmask.models import measuring
-from unmask.models.attention import Attention
+from unmask.models.attention import Attention, KeyValueCache
 from unmask.models.backends import BACKENDS, fastest_by_block
 from unmask.models.build import build_denoiser
-from unmask.models.cache import KeyValueCache
 from unmask.models.denoiser import Denoiser
 from unmask.models.measuring import fastest_here
 from unmask.models.transformer import TransformerConfig
-from unmask.models.visibility import Visibility, num_clean
-from unmask.types import Ask, Prediction, TokenSpec
+from unmask.models.visibility import AttentionPattern, num_clean
+from unmask.types import Prediction, Query, TokenSpec
 
 MASK, LENGTH = 8, 12
 TOKENS = TokenSpec(vocab_size=9, length=LENGTH, mask_id=MASK)
@@ -54,7 +53,7 @@ def mask_of(length: int, size: int, noisy: int) -> Tensor:
     return torch.tensor([[seen[one[0], other[0]](one[1], other[1]) for other in names] for one in names])
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, dropout: float, seen: Visibility) -> Tensor:
+def dense(q: Tensor, k: Tensor, v: Tensor, dropout: float, seen: AttentionPattern) -> Tensor:
     """The oracle: every score is computed, and most are thrown away."""
     length = seen.noisy or q.shape[2]
     assert seen.size is not None
@@ -70,16 +69,16 @@ def heads(width: int) -> list[Tensor]:
 def test_who_sees_whom(length: int, size: int, is_double: bool) -> None:
     mask = mask_of(length, size, length if is_double else 0)
     position = torch.arange(len(mask))
-    seen = Visibility(size, length if is_double else 0)
+    seen = AttentionPattern(size, length if is_double else 0)
     assert torch.equal(seen.rule()(position.unsqueeze(1), position), mask)
     if not is_double:
-        assert torch.equal(seen.horizon(position).clamp(max=length), mask.sum(dim=1))
+        assert torch.equal(seen.visible_until(position).clamp(max=length), mask.sum(dim=1))
 
 
 @pytest.mark.parametrize(("length", "size", "is_double"), STREAMS)
 @pytest.mark.parametrize("backend", ["sdpa", "matmul"])
 def test_backends_are_the_masked_formula(backend: str, length: int, size: int, is_double: bool) -> None:
-    seen = Visibility(size, length if is_double else 0)
+    seen = AttentionPattern(size, length if is_double else 0)
     *qkv, weight = heads(len(mask_of(length, size, seen.noisy)))
     results = []
     for run in (BACKENDS[backend], dense):
@@ -92,7 +91,7 @@ def test_backends_are_the_masked_formula(backend: str, length: int, size: int, i
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("is_double", [True, False])
 def test_flex_attention_is_the_masked_formula(is_double: bool) -> None:
-    seen = Visibility(4, 12 if is_double else 0)
+    seen = AttentionPattern(4, 12 if is_double else 0)
     q, k, v = (x.detach() for x in heads(20 if is_double else 12)[:3])
     assert torch.allclose(BACKENDS["flex"](q, k, v, 0.0, seen), dense(q, k, v, 0.0, seen), atol=1e-6)
 
@@ -102,7 +101,7 @@ def test_products_of_blocks_in_bfloat16() -> None:
     *qkv, weight = (x.detach().bfloat16().requires_grad_() for x in heads(20))
     results = []
     for run, inputs in ((BACKENDS["matmul"], qkv), (dense, [x.detach().double().requires_grad_() for x in qkv])):
-        mixed = run(*inputs, 0.0, Visibility(4, 12))
+        mixed = run(*inputs, 0.0, AttentionPattern(4, 12))
         results.append([mixed, *torch.autograd.grad((mixed * weight).sum(), inputs)])
     for one, other in zip(*results, strict=True):
         assert torch.allclose(one.double(), other, atol=3e-2, rtol=3e-2)
@@ -116,7 +115,7 @@ def test_the_operation_is_one_that_a_compiler_can_trust() -> None:
 @pytest.mark.parametrize("backend", ["sdpa", "matmul"])
 def test_dropout_keeps_the_mean(backend: str) -> None:
     q, k, v = (x[:1].detach().expand(4000, -1, -1, -1) for x in heads(20)[:3])
-    seen = Visibility(4, 12)
+    seen = AttentionPattern(4, 12)
     torch.manual_seed(1)
     found, kept = (
         BACKENDS[backend](q[:rows], k[:rows], v[:rows], dropout, seen) for rows, dropout in ((4000, 0.5), (1, 0.0))
@@ -128,7 +127,7 @@ def test_dropout_keeps_the_mean(backend: str) -> None:
 def test_the_backward_pass_drops_what_the_forward_pass_dropped() -> None:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         torch.manual_seed(2)
-        return BACKENDS["matmul"](q, k, v, 0.3, Visibility(2, 4))
+        return BACKENDS["matmul"](q, k, v, 0.3, AttentionPattern(2, 4))
 
     qkv = [x[:1, :1, :6, :3].detach().requires_grad_() for x in heads(6)[:3]]
     assert torch.autograd.gradcheck(attend, qkv)
@@ -193,8 +192,8 @@ def agree(one: object, other: object) -> None:
             assert torch.allclose(value, getattr(other, name), rtol=0, atol=1e-10), name
 
 
-def within(model: Denoiser, xt: Tensor, at: Tensor, ask: Ask | None = None, **window: Any) -> Prediction:
-    return model.answer(model.hidden_within(xt, at, **window), ask or Ask())
+def within(model: Denoiser, xt: Tensor, at: Tensor, ask: Query | None = None, **window: Any) -> Prediction:
+    return model.answer(model.hidden_within(xt, at, **window), ask or Query())
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
@@ -229,7 +228,7 @@ def test_a_whole_canvas_that_is_read_is_predicted_as_ever(block_size: int | None
     model = denoiser(block_size, alignment=alignment).eval()
     xt, _ = canvases()
     cache, at = KeyValueCache(LENGTH), positions([[1, 11], [], [5, 4]])
-    ask = Ask(confidence="margin", has_entropy=True)
+    ask = Query(confidence="margin", has_entropy=True)
     start = torch.zeros(3, dtype=torch.long)
     found = within(model, xt, at, start=start, width=LENGTH, cache=cache, ask=ask)
     agree(found, model.predict(xt, at, ask))
@@ -280,12 +279,16 @@ def test_auto_follows_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     for name in ("sdpa", "matmul"):
         monkeypatch.setitem(BACKENDS, name, lambda q, k, v, dropout, seen, name=name: used.append((name, seen)) or v)
-    layer = Attention(16, 2, 2, qkv_bias=False, dropout=0.0, seen=Visibility(4))
+    layer = Attention(16, 2, 2, qkv_bias=False, dropout=0.0, seen=AttentionPattern(4))
     layer(torch.randn(1, 36, 16), None, noisy=20)
     layer(torch.randn(1, 28, 16), None, noisy=16)
     with torch.no_grad():
         layer(torch.randn(1, 20, 16), None)
-    assert used == [("matmul", Visibility(4, 20)), ("sdpa", Visibility(4, 16)), ("sdpa", Visibility(4))]
+    assert used == [
+        ("matmul", AttentionPattern(4, 20)),
+        ("sdpa", AttentionPattern(4, 16)),
+        ("sdpa", AttentionPattern(4)),
+    ]
 
 
 def test_few_blocks_are_measured_as_they_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:

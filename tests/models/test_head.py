@@ -21,7 +21,7 @@ from unmask.models.head import STREAMED, prediction, token_stats
 from unmask.models.transformer import TransformerConfig
 from unmask.noise import Purpose
 from unmask.reveal import CONFIDENCES
-from unmask.types import Ask, Prediction, TokenSpec, TokenStats, at_least_fp32
+from unmask.types import Prediction, Query, TokenSpec, TokenStats, at_least_fp32
 
 M, D, V = 13, 8, 30
 MASK_ID = 29
@@ -241,7 +241,7 @@ def assert_same(ours: Prediction, expected: Prediction, tolerance: float = 1e-13
 def test_predictions_are_those_of_the_plain_logits(kind: str, confidence: str, chunk: int) -> None:
     """The likeliest values, drawn and given ones, their probabilities, and what orders them."""
     hidden, weight, _ = case(torch.float64)
-    ask = Ask(confidence=confidence, **ASKS[kind])
+    ask = Query(confidence=confidence, **ASKS[kind])
     ours = prediction(hidden, weight, ask, mask_id=MASK_ID, chunk=chunk)
     assert_same(ours, Prediction.from_logits(F.linear(hidden, weight), ask, mask_id=MASK_ID))
 
@@ -252,7 +252,7 @@ def test_what_was_asked_for_is_told() -> None:
     log_probs = F.linear(hidden, weight).index_fill(1, torch.tensor([MASK_ID]), -torch.inf).log_softmax(-1)
 
     def answer(kind: str) -> Prediction:
-        return prediction(hidden, weight, Ask(**ASKS[kind]), mask_id=MASK_ID, chunk=7)
+        return prediction(hidden, weight, Query(**ASKS[kind]), mask_id=MASK_ID, chunk=7)
 
     plain, drawn, entropy, given, forbidden = (answer(kind) for kind in list(ASKS)[:5])
     assert (drawn.values != plain.likeliest).any()
@@ -272,10 +272,10 @@ def test_predictions_never_hold_all_logits(kind: str) -> None:
     rows, width, values = M, 4, 1000
     hidden, weight = (torch.randn(n, width) for n in (rows, values))
     with Largest() as largest:
-        prediction(hidden, weight, Ask(confidence="margin", **ASKS[kind]), mask_id=MASK_ID, chunk=100)
+        prediction(hidden, weight, Query(confidence="margin", **ASKS[kind]), mask_id=MASK_ID, chunk=100)
     assert largest.elements <= max(rows * 100, values * width)
     with Largest() as largest:
-        Prediction.from_logits(F.linear(hidden, weight), Ask(**ASKS[kind]), mask_id=MASK_ID)
+        Prediction.from_logits(F.linear(hidden, weight), Query(**ASKS[kind]), mask_id=MASK_ID)
     assert largest.elements >= rows * values  # the instrument works
 
 
@@ -283,7 +283,7 @@ def test_equal_logits_are_decided_alike() -> None:
     """For the lowest value, in one chunk or many."""
     hidden, weight = torch.ones(2, D), torch.ones(V, D)
     for chunk in CHUNKS:
-        assert prediction(hidden, weight, Ask(), mask_id=0, chunk=chunk).values.tolist() == [1, 1]
+        assert prediction(hidden, weight, Query(), mask_id=0, chunk=chunk).values.tolist() == [1, 1]
 
 
 TOKENS = TokenSpec(vocab_size=101, length=12, mask_id=100)

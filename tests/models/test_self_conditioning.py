@@ -13,8 +13,7 @@ from unmask.evaluation.nelbo import nelbo
 from unmask.masking.process import score, score_masked
 from unmask.models import denoiser as denoiser_module
 from unmask.models.build import build_denoiser
-from unmask.models.conditioning import is_told
-from unmask.models.denoiser import Denoiser
+from unmask.models.denoiser import Denoiser, is_told
 from unmask.models.head import expected_value
 from unmask.models.transformer import TransformerConfig
 from unmask.training.trainer import Trainer

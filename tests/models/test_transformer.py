@@ -8,7 +8,7 @@ from unmask.models.build import build_denoiser
 from unmask.models.presets import PRESETS
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.reveal import CONFIDENCES
-from unmask.types import Ask, TokenSpec
+from unmask.types import Query, TokenSpec
 
 TOKENS = TokenSpec(vocab_size=11, length=20, mask_id=10)
 VARIANTS = [
@@ -150,7 +150,7 @@ def test_forward_and_predict_agree(settings: dict) -> None:
     log_probs = model.logits(xt, batch.scored[:count]).log_softmax(-1)
     for confidence in CONFIDENCES:
         model.confidence = confidence
-        stats, answer = model(batch), model.predict(xt, batch.scored[:count], Ask(confidence=confidence))
+        stats, answer = model(batch), model.predict(xt, batch.scored[:count], Query(confidence=confidence))
         for found in (stats.confidence[:count], answer.confidence):
             assert torch.allclose(found, CONFIDENCES[confidence](log_probs), rtol=1e-12, atol=1e-12)
         assert torch.allclose(stats.top1[:count], answer.top1, rtol=1e-12)

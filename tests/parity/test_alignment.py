@@ -14,7 +14,7 @@ from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess, RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.puma_variable import VariablePumaPool
-from unmask.masking.random import RandomMasking
+from unmask.masking.uniform import RandomMasking
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.reveal import Fixed

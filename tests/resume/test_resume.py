@@ -15,7 +15,7 @@ from tests.helpers import metrics_of, run_cli
 from tests.training.test_checkpoint import assert_same
 from unmask.models.denoiser import Denoiser
 from unmask.training import checkpoint
-from unmask.training.metrics import lines_that_count
+from unmask.training.logging import lines_that_count
 from unmask.training.trainer import Trainer
 
 PROCESSES = {

@@ -8,11 +8,11 @@ import torch
 from tests.data.test_store import write_store
 from tests.helpers import random_stats
 from tests.tasks.test_tokens import EOS, LENGTH, MASK, VOCAB, make_task, rows_with_prompts
-from unmask import recipes
-from unmask.config import DecodeConfig, check_guidance
+from unmask.config import recipes
+from unmask.config.registry import resolve
+from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
 from unmask.masking.process import ProcessContext, RowShard
-from unmask.registry import resolve
 from unmask.types import TokenSpec
 
 PROCESSES = {

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tests.data.test_store import random_rows, write_store
 from tests.helpers import lines, run_cli
+from unmask.config.settings import WrongSettings, check_section
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
-from unmask.section import WrongSettings, check_section
 from unmask.tasks.task import Task
 from unmask.tasks.tokens import Tokens, TokensData
 from unmask.types import CleanBatch

@@ -5,10 +5,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.helpers import SHORT
-from unmask import recipes
+from unmask.config import recipes
+from unmask.config.registry import resolve
 from unmask.decoding.decoder import Decoder
-from unmask.models import compiling, denoiser, head
-from unmask.registry import resolve
+from unmask.models import denoiser, head, precision
 from unmask.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def trainer(*settings: str) -> Trainer:
 
 @pytest.fixture
 def needs_compiler() -> None:
-    if not compiling.should_compile("auto", CPU):
+    if not precision.should_compile("auto", CPU):
         pytest.skip("no compiler")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unmask import durable
+from unmask import files
 from unmask.errors import UserError
 from unmask.training import checkpoint
 
@@ -53,7 +53,7 @@ def test_a_step_that_is_saved_again_is_never_without_a_whole_checkpoint(
 
         new = {**STATE, "progress": {"step": 7, "best_step": 7}}
         with monkeypatch.context() as patch:
-            patch.setattr(durable, "rename", rename)
+            patch.setattr(files, "rename", rename)
             try:
                 checkpoint.save(folder, 7, new)
                 assert dies_at == 3

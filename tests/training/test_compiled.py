@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unmask.models import compiling
+from unmask.models import precision
 
 CPU = torch.device("cpu")
 
@@ -28,10 +28,10 @@ def test_without_a_compiler_training_says_so_and_goes_on(
         raise RuntimeError("no C++ compiler\nand many more lines")
 
     monkeypatch.setattr(torch, "compile", broken)
-    assert not compiling.should_compile("auto", CPU)
+    assert not precision.should_compile("auto", CPU)
     said = capsys.readouterr().err
     assert "no C++ compiler" in said
     assert "more lines" not in said
     assert len(said.splitlines()) == 1
-    assert compiling.should_compile(True, CPU)
-    assert not compiling.should_compile(False, CPU)
+    assert precision.should_compile(True, CPU)
+    assert not precision.should_compile(False, CPU)

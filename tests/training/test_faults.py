@@ -11,13 +11,14 @@ import pytest
 
 from tests.helpers import metrics_of
 from tests.training.test_checkpoint import assert_same
-from unmask import durable, recipes
+from unmask import files
+from unmask.config import recipes
 from unmask.errors import RunFailed
 from unmask.peers import Peers
 from unmask.training import checkpoint, folder
-from unmask.training.background import Background
 from unmask.training.folder import RunFolder
 from unmask.training.run import Run
+from unmask.training.saving import Background
 
 SMALL = [
     *("task.name=toy", "model.dim=8", "model.num_layers=1", "model.num_heads=1", "process.num_stages=2"),
@@ -133,7 +134,7 @@ def train_on(disk: Disk, run: Run) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Background, "start", do_now)
         for name in OPERATIONS:
-            patch.setattr(durable, name, disk.wrap(name, getattr(durable, name)))
+            patch.setattr(files, name, disk.wrap(name, getattr(files, name)))
         run.train()
 
 
@@ -185,7 +186,7 @@ def test_a_fault_at_any_operation_loses_nothing(
 
 
 def test_a_full_disk_stops_the_run_and_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, main = durable.put_tensors, threading.main_thread()
+    real, main = files.put_tensors, threading.main_thread()
 
     def full_at_the_second(path: Path, tensors: dict) -> None:
         assert threading.current_thread() is not main
@@ -194,7 +195,7 @@ def test_a_full_disk_stops_the_run_and_says_what_is_left(tmp_path: Path, monkeyp
         real(path, tensors)
 
     out = tmp_path / "run"
-    monkeypatch.setattr(durable, "put_tensors", full_at_the_second)
+    monkeypatch.setattr(files, "put_tensors", full_at_the_second)
     with pytest.raises(RunFailed, match=r"No space left.*newest checkpoint is of step 1.*continue with --resume"):
         make(out).train()
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_00000001"]  # no half one takes the room

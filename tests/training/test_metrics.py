@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from unmask.report.curves import read_metrics
-from unmask.training.metrics import MetricsFile, lines_that_count
+from unmask.lab.report.curves import read_metrics
+from unmask.training.logging import MetricsFile, lines_that_count
 
 
 def row(step: int) -> dict:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers import SHORT, lines, metrics_of, run_cli
-from unmask import recipes
+from unmask.config import recipes
 from unmask.errors import RunFailed, UserError
 from unmask.training import checkpoint, evaluating
 from unmask.training.folder import RunFolder

@@ -16,10 +16,10 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from tests.training.test_checkpoint import assert_same
-from unmask import durable
+from unmask import files
 from unmask.peers import Peers
 from unmask.training import checkpoint, shares
-from unmask.training.shares import Share
+from unmask.training.shares import TensorShard
 
 SIZE = 3
 WHOLE: dict[str, Any] = {
@@ -42,10 +42,10 @@ class Told(Peers):
     def __init__(self, rank: int, told: dict[str, str], seconds: float = 10.0) -> None:
         self.rank, self.told, self.seconds = rank, told, seconds
 
-    def tell(self, key: str, words: str = "") -> None:
+    def kv_set(self, key: str, words: str = "") -> None:
         self.told[key] = words
 
-    def hear(self, key: str) -> str:
+    def kv_get(self, key: str) -> str:
         deadline = time.monotonic() + self.seconds
         while key not in self.told:
             if time.monotonic() > deadline:
@@ -54,15 +54,15 @@ class Told(Peers):
         return self.told[key]
 
 
-def dealt(tree: Any, rank: int) -> Any:
+def local_shard(tree: Any, rank: int) -> Any:
     """The share of `rank` in all but the pool and single numbers."""
     if isinstance(tree, dict):
-        return {key: value if key == "process" else dealt(value, rank) for key, value in tree.items()}
+        return {key: value if key == "process" else local_shard(value, rank) for key, value in tree.items()}
     if not isinstance(tree, Tensor) or not tree.ndim:
         return tree
     parts = tree.chunk(SIZE)
     own = parts[rank] if rank < len(parts) else tree[:0]
-    return Share(own, min(len(tree), rank * -(-len(tree) // SIZE)))
+    return TensorShard(own, min(len(tree), rank * -(-len(tree) // SIZE)))
 
 
 def save(folder: Path, ranks: range = range(SIZE), folders: dict[int, Path] | None = None) -> dict[int, object]:
@@ -73,7 +73,7 @@ def save(folder: Path, ranks: range = range(SIZE), folders: dict[int, Path] | No
     def work(rank: int) -> None:
         peers = Told(rank, told, seconds=10.0 if len(ranks) == SIZE else 0.1)
         try:
-            ended[rank] = checkpoint.save((folders or {}).get(rank, folder), 7, dealt(WHOLE, rank), peers)
+            ended[rank] = checkpoint.save((folders or {}).get(rank, folder), 7, local_shard(WHOLE, rank), peers)
         except OSError as error:
             ended[rank] = error
 
@@ -124,7 +124,7 @@ def test_pytorch_reads_it(saved: Path) -> None:
 
 def test_rows_that_are_nowhere_are_missed(tmp_path: Path) -> None:
     for start in (0, 4):
-        shares.write(tmp_path / f"{start}.safetensors", {"a": Share(torch.ones(2, 3), start)})
+        shares.write(tmp_path / f"{start}.safetensors", {"a": TensorShard(torch.ones(2, 3), start)})
     stored = shares.read(sorted(tmp_path.iterdir()))["a"]
     assert torch.equal(stored[0:2], torch.ones(2, 3))
     with pytest.raises(ValueError, match="a: rows 0 to 6 are not all there"):
@@ -144,14 +144,14 @@ def test_offsets_that_are_none_are_damage(offsets: str, tmp_path: Path) -> None:
 
 
 def test_a_process_that_cannot_write_ends_the_saving_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = durable.put_tensors
+    real = files.put_tensors
 
     def full(path: Path, *values: Any) -> None:
         if "00002-of" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         real(path, *values)
 
-    monkeypatch.setattr(durable, "put_tensors", full)
+    monkeypatch.setattr(files, "put_tensors", full)
     for error in save(tmp_path).values():
         assert str(error).startswith("rank 1: [Errno 28] No space left on device")
     assert not [*tmp_path.iterdir()]
@@ -161,7 +161,7 @@ def test_a_main_process_that_cannot_begin_is_not_waited_for(tmp_path: Path, monk
     def denied(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(durable, "make_folder", denied)
+    monkeypatch.setattr(files, "make_folder", denied)
     for error in save(tmp_path).values():
         assert "Permission denied" in str(error)
 
@@ -185,7 +185,7 @@ def test_shares_that_the_main_process_does_not_see_are_no_checkpoint(
 
 def test_a_copy_of_a_share_does_not_change_any_more() -> None:
     own = torch.ones(2)
-    taken = checkpoint.snapshot({"a": Share(own, 3)})
+    taken = checkpoint.snapshot({"a": TensorShard(own, 3)})
     own.zero_()
     assert_same(taken["a"].own, torch.ones(2))
     assert taken["a"].start == 3

@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from unmask import recipes
-from unmask.config import OptimConfig
+from unmask.config import recipes
+from unmask.config.registry import resolve
+from unmask.config.run import OptimConfig
 from unmask.models.attention import Attention
-from unmask.registry import resolve
 from unmask.tasks.toy import Toy
 from unmask.training import trainer as trainer_module
 from unmask.training.optim import build_optimizer, learning_rate

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import typer
 
-from unmask import recipes
 from unmask.cli import bench, chat, compare, decode, diagnose, evaluate, export, grade, prepare, report, settings, train
+from unmask.config import recipes
 from unmask.errors import RunFailed, UserError
+from unmask.lab.report.trainings import TrainingFailed
 from unmask.progress import console
-from unmask.report.trainings import TrainingFailed
 from unmask.training.distributed import PeerLost
 from unmask.training.run import Interrupted
 

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from unmask import benchmark, recipes
 from unmask.cli import options
+from unmask.config import recipes
+from unmask.lab import bench
 
 app = typer.Typer(help="Measure speed and memory on this machine, without data.", no_args_is_help=True)
 
@@ -26,7 +27,7 @@ def step(
 
     Example: `unmask bench step sudoku/paper_puma --json`
     """
-    _print(benchmark.step(recipes.load(recipe, overrides or []), count=count), as_json)
+    _print(bench.step(recipes.load(recipe, overrides or []), count=count), as_json)
 
 
 @app.command()
@@ -40,7 +41,7 @@ def decode(
 
     Example: `unmask bench decode sudoku/paper_puma decode.tokens_per_step=3 --json`
     """
-    _print(benchmark.decode(recipes.load(recipe, overrides or []), rows=rows), as_json)
+    _print(bench.decode(recipes.load(recipe, overrides or []), rows=rows), as_json)
 
 
 @app.command()
@@ -54,7 +55,7 @@ def memory(
 
     Example: `unmask bench memory debug --json`
     """
-    _print(benchmark.memory(recipes.load(recipe, overrides or []), count=count), as_json)
+    _print(bench.memory(recipes.load(recipe, overrides or []), count=count), as_json)
 
 
 def _print(result: dict[str, float | int | str], as_json: bool) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from unmask.cli import options, prompts
 from unmask.cli.opened import Engine, Opened
-from unmask.config import DecodeConfig
+from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.progress import console
 

@@ -10,15 +10,15 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from unmask import recipes
 from unmask.cli import options, report
-from unmask.config import RunConfig
+from unmask.config import recipes
+from unmask.config.run import RunConfig
 from unmask.errors import UserError
+from unmask.lab.compare import FEWEST_SEEDS, Comparison
+from unmask.lab.report.curves import Curve
+from unmask.lab.report.runs import MOST_METHODS, read_run
+from unmask.lab.report.trainings import Training, check_budget, train_all
 from unmask.progress import console, warn
-from unmask.report.comparison import FEWEST_SEEDS, Comparison
-from unmask.report.curves import Curve
-from unmask.report.runs import MOST_METHODS, read_run
-from unmask.report.trainings import Training, check_budget, train_all
 from unmask.training.evaluating import rates
 from unmask.training.folder import RunFolder, command_line
 

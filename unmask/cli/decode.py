@@ -15,7 +15,7 @@ from torch import Tensor
 from unmask.cli import options, prompts
 from unmask.cli.opened import Engine, Finished, Opened
 from unmask.cli.prompts import Prompts
-from unmask.config import DecodeConfig
+from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.progress import progress
 from unmask.training.run import Interrupted

@@ -9,11 +9,11 @@ import typer
 from rich.table import Table
 
 from unmask.cli import options
-from unmask.diagnostics.diagnose import PARTS, Diagnosis, as_json
-from unmask.diagnostics.diagnose import diagnose as diagnose_run
-from unmask.diagnostics.subject import Subject
-from unmask.diagnostics.tables import tables
 from unmask.errors import UserError
+from unmask.lab.diagnostics.diagnose import PARTS, Diagnosis, as_json
+from unmask.lab.diagnostics.diagnose import diagnose as diagnose_run
+from unmask.lab.diagnostics.subject import Subject
+from unmask.lab.diagnostics.tables import tables
 from unmask.progress import progress, warn
 
 

@@ -11,15 +11,16 @@ from rich.table import Table
 
 from unmask.cli import options
 from unmask.cli.text_measures import TextOptions, TextWork
-from unmask.config import DecodeConfig, RunConfig, check_guidance
+from unmask.config.registry import resolve
+from unmask.config.run import RunConfig
+from unmask.config.settings import check_section
+from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
 from unmask.models.precision import parameter_dtype, resolve_dtype
 from unmask.progress import progress
-from unmask.registry import resolve
-from unmask.section import check_section
-from unmask.tasks.build import build_task, is_graded
+from unmask.tasks.task import build_task, is_graded
 from unmask.training import loading
 from unmask.training.trainer import resolve_device
 from unmask.types import CleanBatch

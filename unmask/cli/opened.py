@@ -14,15 +14,14 @@ from rich.live import Live
 from torch import Tensor, device
 
 from unmask.cli import options
-from unmask.config import DecodeConfig, check_guidance
 from unmask.decoding.build import AnyDecoder, build_decoder, in_any_order
+from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.decoding.decoder import Decoder
+from unmask.decoding.trace import trace
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
 from unmask.progress import console
-from unmask.report.replay import trace
-from unmask.tasks.build import build_task
-from unmask.tasks.task import Task
+from unmask.tasks.task import Task, build_task
 from unmask.training import loading
 from unmask.training.trainer import resolve_device
 from unmask.types import Decoded

@@ -12,10 +12,11 @@ import typer
 import yaml
 from rich.console import Console
 
-from unmask import durable, recipes
-from unmask.config import DecodeConfig
+from unmask import files
+from unmask.config import recipes
+from unmask.config.settings import check_section
+from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
-from unmask.section import check_section
 from unmask.tasks.task import Task
 
 Run = Annotated[str, typer.Argument(help="A run folder (or an export).", show_default=False)]
@@ -140,7 +141,7 @@ def write(path: Path, content: str) -> None:
         UserError: it cannot be written.
     """
     try:
-        durable.write(path, content)
+        files.write(path, content)
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written: {error}") from error
 

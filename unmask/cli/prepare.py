@@ -7,11 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from unmask.cli import options
-from unmask.data.byte_level import BYTES
 from unmask.data.prepare import run
-from unmask.data.prepare.datasets import DATASETS
-from unmask.data.prepare.settings import Settings
-from unmask.data.prepare.shards import COUNTS
+from unmask.data.prepare.settings import DATASETS, Settings
+from unmask.data.prepare.writing import COUNTS
+from unmask.data.vocabulary import BYTES
 from unmask.training.run import Interrupted
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from unmask.cli import options
 from unmask.decoding.build import AnyDecoder
 from unmask.errors import UserError
-from unmask.jsonl import parse_object
+from unmask.files import parse_object
 from unmask.progress import console
 from unmask.tasks.task import Task
 

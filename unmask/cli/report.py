@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from unmask.cli import options
-from unmask.diagnostics.diagnose import CHEAP, PARTS
 from unmask.errors import UserError
+from unmask.lab.diagnostics.diagnose import CHEAP, PARTS
+from unmask.lab.report import page
+from unmask.lab.report.diagnoses import diagnose_methods
+from unmask.lab.report.models import study
+from unmask.lab.report.runs import Methods, common_measures, group, read_run
 from unmask.progress import console, progress, warn
-from unmask.report import page
-from unmask.report.diagnoses import diagnose_methods
-from unmask.report.models import study
-from unmask.report.runs import Methods, common_measures, group, read_run
 from unmask.training.folder import command_line
 
 

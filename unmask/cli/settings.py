@@ -10,12 +10,12 @@ from pydantic.fields import FieldInfo
 from rich import box
 from rich.table import Table
 
-from unmask import recipes
 from unmask.cli import options
-from unmask.config import RunConfig
+from unmask.config import recipes
+from unmask.config.registry import COMPONENTS
+from unmask.config.run import RunConfig
+from unmask.config.settings import Section, unknown
 from unmask.errors import UserError
-from unmask.registry import COMPONENTS
-from unmask.section import Section, unknown
 from unmask.training.folder import RunFolder, read_config
 
 

@@ -11,14 +11,14 @@ from typing import Any, TextIO
 from rich.table import Table
 
 from unmask.cli import options, prompts
-from unmask.config import DecodeConfig, RunConfig, check_guidance
+from unmask.config.run import RunConfig
 from unmask.decoding.build import build_decoder
+from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
-from unmask.evaluation.along import Generation, text_task
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.generative import ORDERS, Quality, Samples, check_random, drawn, reference
-from unmask.evaluation.scorer import Scorer
-from unmask.evaluation.zero_shot import Corpus, read_corpora, zero_shot
+from unmask.evaluation.judge import Scorer
+from unmask.evaluation.text import Corpus, Generation, read_corpora, text_task, zero_shot
 from unmask.models.denoiser import Denoiser
 from unmask.progress import progress
 from unmask.tasks.task import Task, TextTask

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from unmask import recipes
-from unmask.config import RunConfig
+from unmask.config import recipes
+from unmask.config.run import RunConfig
 from unmask.errors import UserError
 from unmask.progress import console
 from unmask.training.distributed import joined, read_launch
@@ -56,7 +56,7 @@ def train(
     launch = read_launch(os.environ)
     config, problem = _load(recipe, overrides or [])
     with joined(launch, timeout=60.0 if config is None else config.train.timeout) as peers:
-        with peers.agreed():
+        with peers.raise_together():
             if problem is not None:
                 raise problem
         assert config is not None, "there is no problem"

@@ -1,4 +1,7 @@
-"""Text with gaps: `<mask:N>` stands for N masked tokens, and what is around it is given."""
+"""Text with gaps: `<mask:N>` stands for N masked tokens, and what is around it is given.
+
+What decoding starts from. Preparation and evaluation both ask here: a model meets the prompts that it learned.
+"""
 
 import re
 from collections.abc import Sequence
@@ -75,3 +78,18 @@ def infilled(vocabulary: Vocabulary, prompt: Sequence[int], tokens: Sequence[int
     runs = groupby(zip(prompt, tokens, strict=True), key=lambda pair: pair[0] == vocabulary.mask_id)
     spans = [vocabulary.decode([token for _, token in run]) for is_span, run in runs if is_span]
     return {"prompt": whole_text(vocabulary, prompt), "text": whole_text(vocabulary, tokens), "spans": spans}
+
+
+def encode_prompts(vocabulary: Vocabulary, texts: Sequence[str], separator: str) -> list[list[int]]:
+    """The ids of each text without the space around it, then those of the separator.
+
+    The two are encoded apart, as PUMA's reference implementation does: `?` and a newline, encoded together, are one
+    token to Qwen, and a prompt would end otherwise after a question mark than after a full stop.
+    """
+    end = vocabulary.encode(separator)
+    return [ids + end for ids in vocabulary.encode_batch([text.strip() for text in texts])]
+
+
+def encode_prompt(vocabulary: Vocabulary, text: str, separator: str) -> list[int]:
+    """One of `encode_prompts`."""
+    return encode_prompts(vocabulary, [text], separator)[0]

@@ -2,6 +2,8 @@
 
 The model's ids are the tokenizer's, or, where a vocabulary keeps only the ids that its data uses, their places among
 the kept ones. The mask is a special token that the tokenizer has, or one more id after the others.
+
+Text as its bytes: a vocabulary that needs no download, and knows every text.
 """
 
 import hashlib
@@ -11,14 +13,44 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from unmask import durable
-from unmask.data.byte_level import BYTES, EOS_ID, Bytes, byte_tokenizer
+from unmask import files
 from unmask.data.tokenizer_files import TOKENIZER, end_token, find_tokenizer, read_tokenizer
 from unmask.data.tokenizer_files import load_tokenizer as load_tokenizer
 from unmask.data.words import Words, byte_symbols
 from unmask.errors import UserError
+
+BYTES = "bytes"
+"""What stands for this tokenizer where the name of one is asked for."""
+END_TOKEN = "<|end|>"
+VOCAB_SIZE, EOS_ID, MASK_ID = 258, 256, 257
+"""The ids of the 256 bytes are the bytes themselves; then come the end of a document, and the mask."""
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Byte-level BPE without merges, and the end token."""
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: byte for byte, symbol in enumerate(byte_symbols())}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END_TOKEN, normalized=False)])
+    return tokenizer
+
+
+class Bytes:
+    """The ids of a text under `byte_tokenizer`, without its objects for each token.
+
+    Of `END_TOKEN`, standing in a text by name, these are the bytes: every text can be trained on.
+    """
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Bytes | None":
+        """The short way of `tokenizer`, if that is of bytes."""
+        return cls() if tokenizer.to_str() == byte_tokenizer().to_str() else None
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
 
 VOCABULARY = "vocabulary.json"
 
@@ -144,9 +176,9 @@ class Vocabulary:
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` and `vocabulary.json` into `folder`."""
-        durable.write(folder / TOKENIZER, self.tokenizer.to_str())
+        files.write(folder / TOKENIZER, self.tokenizer.to_str())
         meaning = {"eos_id": self.eos_id, "mask_id": self.mask_id, "vocab_size": self.vocab_size, "kept": self.kept}
-        durable.write(folder / VOCABULARY, json.dumps(meaning | {"fingerprint": self.fingerprint}) + "\n")
+        files.write(folder / VOCABULARY, json.dumps(meaning | {"fingerprint": self.fingerprint}) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Vocabulary":

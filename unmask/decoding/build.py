@@ -7,25 +7,24 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.config import DecodeConfig
 from unmask.decoding.causal import CausalDecoder
+from unmask.decoding.config import DecodeConfig, rule_from
 from unmask.decoding.decoder import Decoder
-from unmask.decoding.reading import (
-    BlockAlone,
-    FromBlockOn,
-    Growing,
+from unmask.decoding.remasking import REMASKINGS
+from unmask.decoding.sampling import Sampling
+from unmask.decoding.windows import (
+    BlockWindow,
+    Cached,
+    DualWindow,
+    FullCanvas,
     Guided,
     InHiddenStates,
-    NewBlocks,
+    PrefixWindow,
     Reading,
-    Remembering,
-    Whole,
+    SelfConditioned,
+    UpToBlock,
     Window,
 )
-from unmask.decoding.remasking import REMASKINGS
-from unmask.decoding.rules import rule_from
-from unmask.decoding.sampling import Sampling
-from unmask.decoding.self_conditioned import SelfConditioned
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.types import Decoded, TokenSpec
@@ -82,9 +81,9 @@ def in_any_order(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> De
 
 
 _WINDOWS: dict[str, Callable[[Int[Tensor, "B L"], int | None], Window]] = {
-    "block": lambda xt, every: NewBlocks(xt),
-    "prefix": FromBlockOn,
-    "dual": BlockAlone,
+    "block": lambda xt, every: BlockWindow(xt),
+    "prefix": PrefixWindow,
+    "dual": DualWindow,
 }
 
 
@@ -100,8 +99,8 @@ def _reading(config: DecodeConfig, model: Denoiser) -> Reading | None:
 
 def _states(config: DecodeConfig, model: Denoiser, xt: Int[Tensor, "B L"]) -> InHiddenStates:
     if config.cache != "none":
-        return Remembering(model, _WINDOWS[config.cache](xt, config.refresh_every), xt)
-    return Whole(model) if model.block_size is None else Growing(model)
+        return Cached(model, _WINDOWS[config.cache](xt, config.refresh_every), xt)
+    return FullCanvas(model) if model.block_size is None else UpToBlock(model)
 
 
 def _check_blocks(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from unmask.decoding.sampling import Sampling
 from unmask.errors import UserError
-from unmask.models.cache import KeyValueCache
+from unmask.models.attention import KeyValueCache
 from unmask.models.denoiser import Denoiser
-from unmask.types import Ask, Decoded, Prediction
+from unmask.types import Decoded, Prediction, Query
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class CausalDecoder:
         return length
 
     def _read(
-        self, xt: Int[Tensor, "b L"], place: Int[Tensor, "b"], step: int, cache: KeyValueCache, ask: Ask
+        self, xt: Int[Tensor, "b L"], place: Int[Tensor, "b"], step: int, cache: KeyValueCache, ask: Query
     ) -> Prediction:
         """What stands at `place` of each row: first the prompts are read, then a token a step."""
         start = place if step > 0 else torch.ones_like(place)
@@ -95,7 +95,7 @@ class CausalDecoder:
         at = torch.arange(len(xt), device=xt.device) * xt.shape[1] + place
         return self.model.answer(self.model.hidden_within(xt, at, start=start, width=width, cache=cache), ask)
 
-    def _ask(self, prompt: Int[Tensor, "b"], step: int, place: Int[Tensor, "b"]) -> Ask:
+    def _ask(self, prompt: Int[Tensor, "b"], step: int, place: Int[Tensor, "b"]) -> Query:
         steps = torch.full_like(prompt, step)
         return self.sampling.ask(prompt, steps, place)
 

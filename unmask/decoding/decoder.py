@@ -12,13 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask import noise
-from unmask.decoding.reading import Anew, Blocks, Predictor, Reader, Reading
 from unmask.decoding.remasking import Remasking, Revealed
 from unmask.decoding.sampling import Sampling
+from unmask.decoding.windows import Blocks, NoCache, Predictor, Reader, Reading
 from unmask.errors import UserError, choose
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState
-from unmask.types import Ask, Decoded, Prediction
+from unmask.types import Decoded, Prediction, Query
 
 
 def predictor_from_logits(model: Callable[[Tensor], Tensor], mask_id: int) -> Predictor:
@@ -27,7 +27,7 @@ def predictor_from_logits(model: Callable[[Tensor], Tensor], mask_id: int) -> Pr
     A module with dropout must be in eval mode. One that gives more than logits: `lambda xt: model(xt).logits`.
     """
 
-    def predict(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask) -> Prediction:
+    def predict(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Query) -> Prediction:
         logits = model(xt)
         if not isinstance(logits, Tensor) or logits.ndim != 3:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -123,7 +123,7 @@ class Decoder:
         xt = xt.long()
         rows = _Rows.of(xt, prompt, self.mask_id)
         done = Decoded(tokens=rows.xt.clone(), nfe=rows.step.clone(), reveal_step=torch.full_like(xt, -1))
-        reader = Anew(self.predict) if self.reading is None else self.reading(xt)
+        reader = NoCache(self.predict) if self.reading is None else self.reading(xt)
         yield done
         before = torch.full_like(rows.number, xt.shape[1] + 1)
         while True:

@@ -1,6 +1,6 @@
 """Rules that mask again what was revealed, so that a decoder can correct itself.
 
-All keep to the quota of `reveal.Steps`: after a step as many positions are masked as without them.
+All keep to the quota of `reveal.NumSteps`: after a step as many positions are masked as without them.
 Dimensions: b rows, L positions.
 """
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unmask.reveal import RevealRule, RevealState, Steps, surest
+from unmask.reveal import NumSteps, RevealRule, RevealState, most_confident
 
 Reveals = Bool[Tensor, "b L"]
 
@@ -55,13 +55,13 @@ class Remdm:
         raise NotImplementedError
 
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
-        assert isinstance(rule, Steps), "remasking needs a number of steps"
+        assert isinstance(rule, NumSteps), "remasking needs a number of steps"
         start = state.num_masked_at_start.double()
         num_left = rule.num_left_after(state)
         largest = (num_left / (start - state.num_masked).clamp(min=1)).clamp(max=1.0)  # (1 - alpha_s) / alpha_t
         u = revealed.uniform()
         is_drawn = revealed.is_revealed & (u < self._sigma(largest.unsqueeze(1), revealed))
-        is_again = surest(-u, is_drawn, num_left)
+        is_again = most_confident(-u, is_drawn, num_left)
         return rule(replace(state, num_masked=state.num_masked + is_again.sum(dim=-1))), is_again
 
 
@@ -98,10 +98,10 @@ class P2:
     reads_revealed: ClassVar[bool] = True
 
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
-        assert isinstance(rule, Steps), "remasking needs a number of steps"
+        assert isinstance(rule, NumSteps), "remasking needs a number of steps"
         log_prob = torch.where(revealed.is_revealed, (self.eta * revealed.log_prob).nan_to_num(), revealed.log_prob)
         num_visible = state.num_masked_at_start - rule.num_left_after(state)
-        is_visible = surest(log_prob, state.eligible | revealed.is_revealed, num_visible.clamp(min=1))
+        is_visible = most_confident(log_prob, state.eligible | revealed.is_revealed, num_visible.clamp(min=1))
         return state.eligible & is_visible, revealed.is_revealed & ~is_visible
 
 

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask import noise
-from unmask.config import DecodeConfig
+from unmask.decoding.config import DecodeConfig
 from unmask.errors import require
 from unmask.noise import Purpose
-from unmask.types import Ask
+from unmask.types import Query
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Sampling:
         confidence: str = "prob",
         has_entropy: bool = False,
         given: Int[Tensor, "M"] | None = None,
-    ) -> Ask:
+    ) -> Query:
         """What to ask of the model at `position` in `step` of the rows that are numbered `prompt`."""
-        return Ask(
+        return Query(
             confidence=confidence,
             perturb=self._perturb(prompt, step, position) if self.temperature else None,
             is_truncated=self._is_truncated,
@@ -77,7 +77,7 @@ class Sampling:
     def _perturb(
         self, *keys: Int[Tensor, "M"]
     ) -> Callable[[Float[Tensor, "m C"], Int[Tensor, "m"], Int[Tensor, "C"]], Float[Tensor, "m C"]]:
-        """`Ask.perturb`: the token of the largest sum is a draw from softmax(logits / temperature), truncated."""
+        """`Query.perturb`: the token of the largest sum is a draw from softmax(logits / temperature), truncated."""
 
         def perturb(
             logits: Float[Tensor, "m C"], row: Int[Tensor, "m"], token: Int[Tensor, "C"]

@@ -1,9 +1,11 @@
 """The likelihood of held-out examples: a bound under uniform masks, whatever the training was; exact if causal.
 
 Dimensions: R examples, D draws (masks) per example, B rows of a batch, N blocks of a row, L positions.
+
+Which examples a process evaluates together.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +15,24 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import count_blocks
-from unmask.evaluation.batches import batches_of
-from unmask.masking.causal import is_answer
+from unmask.masking.ar import is_answer
 from unmask.masking.process import score
-from unmask.masking.random import mask_blocks
 from unmask.masking.time import UNIFORM, stratified
+from unmask.masking.uniform import mask_blocks
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
 from unmask.types import CleanBatch, MaskedBatch
+
+
+def batches_of(count: int, share: slice, batch_size: int) -> Sequence[Tensor]:
+    """The numbers of those of `count` examples that are in `share`, `batch_size` at a time; no batch is empty.
+
+    (`split` makes one empty batch of nothing, which a process has where there are more of them than examples.)
+    """
+    own = torch.arange(count)[share]
+    return own.split(batch_size) if len(own) else ()
 
 
 @dataclass(frozen=True)

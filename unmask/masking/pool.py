@@ -12,29 +12,180 @@ count of scored positions, once a step (`process.score`).
 
 Dimensions: B rows of the global batch, b rows of this process, N blocks of a row (1 in plain diffusion), S positions of
 a block, L of a row.
+
+The rows of a pool: which examples, how far each block has come, what is masked.
+
+Dimensions: B rows of the global batch, b rows of this process, N blocks of a row (1 in plain diffusion), S positions of
+a block, L of a row.
+
+The examples that a pool's rows take next, ready on the device.
+
+Dimensions: b rows of this process, n of them, L positions.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from unmask import noise
-from unmask.blocks import blocks_of, count_blocks
+from unmask.blocks import blocks_of, count_blocks, in_blocks, over_positions
+from unmask.config.settings import OrderName, Section
 from unmask.data.stream import ExampleStream, examples_of
 from unmask.errors import UserError, choose
 from unmask.masking.process import Requirements, RowShard
-from unmask.masking.random import BLOCK_SIZE
-from unmask.masking.rows import PoolRows
-from unmask.masking.upcoming import Upcoming
+from unmask.masking.uniform import BLOCK_SIZE, mask_exactly
 from unmask.noise import Purpose
-from unmask.reveal import ORDERS, PARALLEL_RULES, RevealRule, RevealState, surest
-from unmask.section import OrderName, Section
-from unmask.types import CleanBatch, MaskedBatch, TokenStats
+from unmask.reveal import ORDERS, PARALLEL_RULES, RevealRule, RevealState, most_confident
+from unmask.types import CleanBatch, MaskedBatch, TokenStats, to_device
+
+
+@dataclass(kw_only=True)
+class PoolRows:
+    """The state of this process's rows. Row r of the global batch holds the examples r, r + B, r + 2 B, … in turn."""
+
+    example: Int[Tensor, "b"]
+    visit: Int[Tensor, "b"]
+    """Steps that the row's example has been trained on."""
+    stage: Int[Tensor, "b N"]
+    x0: Int[Tensor, "b L"]
+    prompt_mask: Bool[Tensor, "b L"]
+    is_masked: Bool[Tensor, "b L"]
+
+    @property
+    def is_done(self) -> Bool[Tensor, "b"]:
+        """Where the row takes its next example before the next step: no block has anything left to learn from."""
+        return ~self.is_masked.any(dim=-1)
+
+    @property
+    def num_blocks(self) -> int:
+        return self.stage.shape[1]
+
+    def in_blocks(self, values: Shaped[Tensor, "b L"]) -> Shaped[Tensor, "b N S"]:
+        return in_blocks(values, self.num_blocks)
+
+    @property
+    def masked(self) -> Bool[Tensor, "b N S"]:
+        """`is_masked`, in blocks."""
+        return self.in_blocks(self.is_masked)
+
+    @property
+    def eligible(self) -> Bool[Tensor, "b N S"]:
+        """What may be masked, in blocks."""
+        return self.in_blocks(~self.prompt_mask)
+
+    @property
+    def num_maskable(self) -> Int[Tensor, "b N"]:
+        """L_b of each block. Padding counts: the answer's own length is hidden."""
+        return self.eligible.sum(dim=-1)
+
+    @property
+    def num_revealed(self) -> Int[Tensor, "b N"]:
+        return self.num_maskable - self.masked.sum(dim=-1)
+
+    @property
+    def block_visit(self) -> Int[Tensor, "b N"]:
+        """`visit N + n`: what keys the draws of block n, beside the example."""
+        return blocks_of(self.visit, self.num_blocks)
+
+    def xt(self, mask_id: int) -> Int[Tensor, "b L"]:
+        return torch.where(self.is_masked, mask_id, self.x0)
+
+    def reveal(self, is_revealed: Bool[Tensor, "b L"]) -> None:
+        """New tensors, not changes in place: batches and saved states hold on to the old ones."""
+        self.is_masked = self.is_masked & ~is_revealed
+
+    def finish(self, is_done: Bool[Tensor, "b N"]) -> None:
+        """Shows the whole of these blocks."""
+        self.reveal(over_positions(is_done, self.x0.shape[1]))
+
+    def replaced_where_done(self, fresh: "PoolRows") -> "PoolRows":
+        row = self.is_done
+        return PoolRows(
+            **{
+                name: torch.where(row if value.ndim == 1 else row.unsqueeze(1), getattr(fresh, name), value)
+                for name, value in vars(self).items()
+            }
+        )
+
+
+def new_rows(
+    clean: CleanBatch,
+    example: Int[Tensor, "b"],
+    stage: Int[Tensor, "b N"],
+    num_revealed: Int[Tensor, "b N"],
+    seed: int,
+) -> PoolRows:
+    """Examples that enter a pool, positions revealed at random: the model has not seen them yet."""
+    eligible = in_blocks(~clean.prompt_mask, stage.shape[1])
+    is_masked = mask_exactly(eligible, eligible.sum(dim=-1) - num_revealed, example, seed, Purpose.MASK)
+    return PoolRows(
+        example=example,
+        visit=torch.zeros_like(example),
+        stage=stage,
+        x0=clean.x0,
+        prompt_mask=clean.prompt_mask,
+        is_masked=is_masked.flatten(1),
+    )
+
+
+class Prefetcher:
+    """For every row its next example, so that a refill waits neither for the device nor for data.
+
+    Which rows took theirs is known on the device alone at first. The answer travels to the CPU while the device is busy
+    with the next step; `restock` reads it then, and sends what follows in time for the refill after that.
+
+    Args:
+        stream: the examples.
+        number: of the example that each row takes next, on the CPU.
+        stride: how much further the one after that is.
+        device: where the examples are to lie.
+    """
+
+    def __init__(self, stream: ExampleStream, number: Int[Tensor, "b"], *, stride: int, device: torch.device) -> None:
+        self._number, self._stride, self._device = number, stride, device
+        self._taken: _AsyncCopy | None = None
+        self.clean = examples_of(stream, number).to(device)
+
+    def take(self, is_taken: Bool[Tensor, "b"]) -> None:
+        """These rows have taken theirs."""
+        self._taken = _AsyncCopy(is_taken)
+
+    def restock(self, stream: ExampleStream) -> None:
+        """Puts the next one where a row took its own, before any can be taken again."""
+        if self._taken is None:
+            return
+        rows = self._taken.wait().nonzero().squeeze(1)
+        self._taken = None
+        if len(rows):
+            self._number = self._number.index_add(0, rows, torch.full_like(rows, self._stride))
+            fresh, place = examples_of(stream, self._number[rows]).to(self._device), to_device(rows, self._device)
+            self.clean = CleanBatch(
+                x0=self.clean.x0.index_copy(0, place, fresh.x0),
+                prompt_mask=self.clean.prompt_mask.index_copy(0, place, fresh.prompt_mask),
+            )
+
+
+class _AsyncCopy:
+    """A tensor on its way to the CPU, which waits only for what was asked of the device before it set out."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._value = value
+        if value.device.type == "cuda":
+            self._value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> Tensor:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._value
+
 
 _ENTROPY = "neg_entropy"
 
@@ -129,11 +280,11 @@ class Pool(ABC):
         self.seed = seed
         self.device = torch.device(device or "cpu")
         self.step = 0
-        self.first_turn = 0
+        self.first_round = 0
         """j of the examples `stream[r + j B]` that a new pool starts with."""
         self._num_refills = torch.zeros((), dtype=torch.long, device=self.device)
         self._num_revealed = torch.zeros((), dtype=torch.long, device=self.device)
-        self._upcoming: Upcoming | None = None
+        self._upcoming: Prefetcher | None = None
         self.pool: PoolRows | None = None
         self.estimate: Float[Tensor, "b L D"] | None = None
         """What a self-conditioned model said of the rows in the last step."""
@@ -213,7 +364,7 @@ class Pool(ABC):
             ),
         )
         score, count = pool.in_blocks(score), self._count(pool)
-        is_revealed = surest(score, pool.masked, count)
+        is_revealed = most_confident(score, pool.masked, count)
         if self.also is not None:
             state = RevealState(
                 score=score,
@@ -233,7 +384,7 @@ class Pool(ABC):
 
     def _first_pool(self, stream: ExampleStream) -> PoolRows:
         rows = self.shard.index(self.device)
-        example = rows + self.first_turn * self.shard.total
+        example = rows + self.first_round * self.shard.total
         clean = examples_of(stream, example.cpu()).to(self.device)
         num_blocks = self._num_blocks(clean)
         order = noise.permute(blocks_of(rows, num_blocks), self.shard.total * num_blocks, self.seed, Purpose.STAGE)
@@ -247,7 +398,7 @@ class Pool(ABC):
         """The pool with new examples where a row is done."""
         number = pool.example + self.shard.total
         if self._upcoming is None:
-            self._upcoming = Upcoming(stream, number.cpu(), stride=self.shard.total, device=self.device)
+            self._upcoming = Prefetcher(stream, number.cpu(), stride=self.shard.total, device=self.device)
         else:
             self._upcoming.restock(stream)
         fresh = self._fresh_rows(self._upcoming.clean, number)
@@ -271,7 +422,7 @@ class Pool(ABC):
         """Rows, counters and what the model said last: tensors and numbers."""
         return {
             "step": self.step,
-            "first_turn": self.first_turn,
+            "first_turn": self.first_round,
             "num_refills": self.num_refills,
             "estimate": None if self.estimate is None else self.shard.peers.gather(self.estimate),
             "pool": None
@@ -288,7 +439,7 @@ class Pool(ABC):
         shard = self.shard
         if state["pool"] is not None and (held := len(state["pool"]["x0"])) != shard.known:
             raise UserError(f"the state of a pool of {held} rows does not fit one of {shard.known}; make one of {held}")
-        self.step, self.first_turn = state["step"], state["first_turn"]
+        self.step, self.first_round = state["step"], state["first_turn"]
         self._num_refills = torch.full_like(self._num_refills, state["num_refills"] if shard.peers.is_main else 0)
         self._upcoming = None  # a function of the pool's examples
         estimate = state["estimate"]
@@ -299,7 +450,7 @@ class Pool(ABC):
             else PoolRows(**{name: self.shard.own(t).to(self.device) for name, t in state["pool"].items()})
         )
 
-    def restarted(self, state: dict[str, Any]) -> dict[str, Any]:
+    def drop_rows(self, state: dict[str, Any]) -> dict[str, Any]:
         """`state` without its rows: a new pool is to start, of examples that no row of the old one has reached."""
         if state["pool"] is None:
             return state

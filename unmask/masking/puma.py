@@ -26,13 +26,11 @@ from torch import Tensor
 from unmask import noise
 from unmask.blocks import blocks_of, count_blocks, in_blocks
 from unmask.errors import require
-from unmask.masking import densities, weights
-from unmask.masking.densities import DensityConfig, Uniform
-from unmask.masking.pool import Pool, PoolConfig, parallel_rule
+from unmask.masking import time, weights
+from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows, parallel_rule
 from unmask.masking.process import ProcessContext, RowShard, score_masked
-from unmask.masking.random import TIME
-from unmask.masking.rows import PoolRows, new_rows
-from unmask.masking.time import UNIFORM, Density
+from unmask.masking.time import UNIFORM, Density, DensityConfig, Uniform
+from unmask.masking.uniform import TIME
 from unmask.noise import Purpose
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
@@ -76,7 +74,7 @@ class PumaPool(Pool):
         @field_validator("time", mode="before")
         @classmethod
         def _read_time(cls, value: Any) -> Any:
-            return densities.read(value, "process.time")
+            return time.read(value, "process.time")
 
     def __init__(
         self,

@@ -19,10 +19,9 @@ from torch import Tensor
 from unmask.blocks import count_blocks, in_blocks, over_positions
 from unmask.errors import require
 from unmask.masking import weights
-from unmask.masking.causal import is_answer
-from unmask.masking.pool import Pool, PoolConfig, parallel_rule
+from unmask.masking.ar import is_answer
+from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows, parallel_rule
 from unmask.masking.process import ProcessContext, RowShard, score
-from unmask.masking.rows import PoolRows, new_rows
 from unmask.types import CleanBatch, MaskedBatch
 
 

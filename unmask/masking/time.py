@@ -2,14 +2,25 @@
 
 A `Density` is what times are drawn from.
 Dimensions: b rows of this process, N blocks of a row (1 in plain diffusion), C cells of a table.
+
+Densities of times by name, each a section of settings, `process.time`: what it needs is checked before any work.
+
+BD3-LM (2503.09573, section 5.2) clips t, drops the weight 1/t and reports under uniform t; 2605.13026 samples t from a
+bell-shaped density, whose form could not be read: the bells here are ours.
 """
+
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import blocks_of
+from unmask.config.registry import resolve
+from unmask.config.settings import Section, check_section
 from unmask.errors import UserError
 from unmask.noise import Purpose
 
@@ -105,3 +116,147 @@ def masked_count(t: Float[Tensor, "*b"], num_maskable: Int[Tensor, "*b"]) -> Int
     if not ((t > 0) & (t <= 1)).all():
         raise UserError(f"times lie in (0, 1], but some are in [{t.min():g}, {t.max():g}]; mend the density")
     return (t * num_maskable).ceil().long().clamp(min=1).minimum(num_maskable)
+
+
+CELLS = 4096
+_POINTS = 16  # of a cell, at which a formula is evaluated: densities may rise steeply at the ends
+
+
+class DensityConfig(Section):
+    """A section `process.time`."""
+
+    name: str
+
+    @abstractmethod
+    def density(self) -> Density: ...
+
+
+class Uniform(DensityConfig):
+    """q(t) = 1."""
+
+    name: str = "uniform"
+
+    def density(self) -> Density:
+        return UNIFORM
+
+
+class FormulaConfig(DensityConfig):
+    """A density given by the logarithm of a formula, up to a constant."""
+
+    @abstractmethod
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]: ...
+
+    def density(self) -> Density:
+        points = CELLS * _POINTS
+        log_shape = self.log_shape((torch.arange(points, dtype=torch.float64) + 0.5) / points)
+        return Density((log_shape - log_shape.max()).exp().view(CELLS, _POINTS).sum(dim=1))
+
+
+class Clipped(FormulaConfig):
+    """U(low, high) (BD3-LM, 2503.09573)."""
+
+    name: str = "clipped"
+    low: float = Field(0.3, ge=0, lt=1, description="times are above it")
+    high: float = Field(0.8, gt=0, le=1, description="and not above this")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Clipped":
+        if self.low + 1 / CELLS > self.high:
+            raise ValueError(f"low={self.low} is not below high={self.high}: no time has mass; give low < high")
+        return self
+
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return torch.where((t > self.low) & (t <= self.high), 0.0, -torch.inf)
+
+
+class Beta(FormulaConfig):
+    """t^(a - 1) (1 - t)^(b - 1), up to a constant."""
+
+    name: str = "beta"
+    a: float = Field(3.0, gt=0, description="the density goes as t^(a - 1) towards 0")
+    b: float = Field(3.0, gt=0, description="and as (1 - t)^(b - 1) towards 1")
+
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return (self.a - 1) * t.log() + (self.b - 1) * (-t).log1p()
+
+
+class TruncatedNormal(FormulaConfig):
+    """The normal density of this mean and deviation on (0, 1]. Its mean differs from `mean` where that is not 0.5."""
+
+    name: str = "truncated_normal"
+    mean: float = Field(0.5, ge=0, le=1, description="of the normal density, before it is cut")
+    std: float = Field(0.2, ge=0.001, description="its standard deviation, before it is cut")
+
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return -(((t - self.mean) / self.std) ** 2) / 2
+
+
+class LogitNormal(FormulaConfig):
+    """log(t / (1 - t)) is normal, of this mean and deviation."""
+
+    name: str = "logit_normal"
+    mean: float = Field(0.0, ge=-5, le=5, description="of log(t / (1 - t))")
+    std: float = Field(1.0, ge=0.01, description="standard deviation of log(t / (1 - t))")
+
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return -(((t.logit() - self.mean) / self.std) ** 2) / 2 - t.log() - (-t).log1p()
+
+
+class Table(DensityConfig):
+    """A density of one's own: its values in equal cells of (0, 1], which must integrate to one."""
+
+    name: str = "table"
+    values: list[float] = Field(
+        min_length=1, max_length=CELLS, description="the density in equal parts of (0, 1]; their mean is 1"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Table":
+        integral = sum(self.values) / len(self.values)
+        if min(self.values) < 0:
+            raise ValueError(f"a density is never negative, but values has {min(self.values):g}; give values >= 0")
+        if abs(integral - 1) > 1e-3:
+            raise ValueError(
+                f"values integrate to {integral:g}, a density to 1; divide them by {integral:g}"
+                if integral
+                else "values are all 0: no time has mass; give some"
+            )
+        return self
+
+    def density(self) -> Density:
+        return Density(torch.tensor(self.values, dtype=torch.float64))
+
+
+class Mixture(DensityConfig):
+    """`uniform` x U(0, 1] + (1 - `uniform`) x `of`: no time is left out."""
+
+    name: str = "mixture"
+    of: SerializeAsAny[DensityConfig] = Field(description="settings of a density, with its name")
+    uniform: float = Field(0.2, ge=0, le=1, description="share of the uniform density")
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _check_of(cls, value: Any, info: Any) -> Any:
+        return read(value, f"process.time.{info.field_name}")
+
+    def density(self) -> Density:
+        of = self.of.density()
+        if self.uniform in (0, 1):  # exactly one of them
+            return UNIFORM if self.uniform else of
+        both = torch.stack([of.resized(of.cells).mass, UNIFORM.resized(of.cells).mass])  # rounded alike
+        return Density((1 - self.uniform) * both[0] + self.uniform * both[1])
+
+
+def read(value: Any, prefix: str) -> DensityConfig:
+    """The settings of a density: a section, or a name for its defaults.
+
+    Raises:
+        UserError: no such density, or wrong settings.
+    """
+    if isinstance(value, DensityConfig):
+        return value
+    tree = {"name": value} if isinstance(value, str) else value
+    if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
+        raise UserError(f"{prefix}={value!r}: give the name of a density, or its settings with name")
+    section: DensityConfig = check_section(resolve("time", tree["name"]), tree, prefix)
+    return section

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class MaskSample:
     """Masks, and how they were drawn."""
 
     is_masked: Bool[Tensor, "B N S"]
@@ -45,13 +45,13 @@ def capped(is_masked: Bool[Tensor, "B N S"], eligible: Bool[Tensor, "B N S"], ca
     return per_masked(is_masked, eligible).minimum(cap / _length(eligible.sum(dim=-1)).clamp(min=1).double())
 
 
-def elbo(drawn: Drawn) -> Float[Tensor, "B N"]:
+def elbo(drawn: MaskSample) -> Float[Tensor, "B N"]:
     """`1 / (t L_eff)` (Sahoo et al. 2024, 2406.07524; Shi et al. 2024, 2406.04329). Under uniform t, the NELBO per
     maskable token; of exact counts, `per_masked`."""
     return 1 / (drawn.t * _length(drawn.eligible.sum(dim=-1)).clamp(min=1))
 
 
-def importance(drawn: Drawn, cap: float | None = None) -> Float[Tensor, "B N"]:
+def importance(drawn: MaskSample, cap: float | None = None) -> Float[Tensor, "B N"]:
     """`min(1 / ratio, cap) / (t L_eff)`: without the cap, the NELBO whatever the density, wherever it has mass.
 
     A cap bounds the weight of what is rarely drawn, and biases: the loss is then no NELBO.
@@ -60,7 +60,7 @@ def importance(drawn: Drawn, cap: float | None = None) -> Float[Tensor, "B N"]:
     return elbo(drawn) * (factor if cap is None else factor.clamp(max=cap))
 
 
-def flat(drawn: Drawn) -> Float[Tensor, "B N"]:
+def flat(drawn: MaskSample) -> Float[Tensor, "B N"]:
     """`1 / (E[t] L_eff)`: all masked tokens weigh the same (BD3-LM's clipped times drop 1/t).
 
     A row weighs 1 on average of independent masks, `1 + 1 / (2 L_eff E[t])` of exact counts, which are rounded up.
@@ -69,7 +69,7 @@ def flat(drawn: Drawn) -> Float[Tensor, "B N"]:
     return (1 / (drawn.mean_t * length)).expand(drawn.t.shape)
 
 
-WEIGHTS: dict[str, Callable[[Drawn], Float[Tensor, "B N"]]] = {
+WEIGHTS: dict[str, Callable[[MaskSample], Float[Tensor, "B N"]]] = {
     "per_masked": lambda drawn: per_masked(drawn.is_masked, drawn.eligible),
     "elbo": elbo,
     "importance": importance,

@@ -2,9 +2,16 @@
 
 Dimensions: B rows, L positions, M positions asked for, D width, H heads, G key-value heads, J = H + 2 G, E width of a
 head, P = E / 2 pairs of channels; n positions that are read beside those of a cache.
+
+The norm of transformers.
+
+What a transformer remembers of the positions that it has read.
+
+Dimensions: B rows, b of them that are read, G key-value heads, L positions of a canvas, E width of a head, n positions
+written, W known.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -12,10 +19,67 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unmask.models.backends import BACKENDS, fastest, fastest_by_block
-from unmask.models.cache import LayerCache
-from unmask.models.norm import RmsNorm
-from unmask.models.visibility import EVERYTHING, Heads, Visibility
+from unmask.models.visibility import EVERYTHING, AttentionPattern, Heads
 from unmask.types import at_least_fp32
+
+
+class RmsNorm(nn.RMSNorm):
+    """`x / rms(x) * weight`, in the precision of x, whatever the weights have travelled in (`training/parallel.py`)."""
+
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of every layer, for canvases of `length` positions.
+
+    The first `width` may be seen: all that any row has read lies there. `num_rows`: as many as are read first, if None.
+    """
+
+    length: int
+    width: int = 0
+    num_rows: int | None = None
+    layers: dict[int, "LayerCache"] = field(default_factory=dict)
+
+    def layer(self, number: int) -> "LayerCache":
+        return self.layers.setdefault(number, LayerCache(self))
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        """Forgets all rows but these."""
+        self.num_rows = len(rows)
+        for layer in self.layers.values():
+            layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+
+
+@dataclass
+class LayerCache:
+    """Of one layer. What a row has not read yet holds anything: nobody attends to it before it is written."""
+
+    whole: KeyValueCache
+    keys: Float[Tensor, "B G L E"] = field(default_factory=lambda: torch.empty(0))
+    values: Float[Tensor, "B G L E"] = field(default_factory=lambda: torch.empty(0))
+
+    def write(
+        self,
+        k: Float[Tensor, "b G n E"],
+        v: Float[Tensor, "b G n E"],
+        position: Int[Tensor, "b n"],
+        rows: Int[Tensor, "b"] | None = None,
+    ) -> tuple[Float[Tensor, "b G W E"], Float[Tensor, "b G W E"]]:
+        """Takes in what was read at `position` of these rows (None: of all); returns all that is known of them."""
+        if self.keys.numel() == 0:
+            shape = (self.whole.num_rows or len(k), k.shape[1], self.whole.length, k.shape[3])
+            self.keys, self.values = k.new_zeros(shape), v.new_zeros(shape)
+        width = self.whole.width
+        if rows is not None:
+            index = (rows.unsqueeze(1), slice(None), position)
+            self.keys[index], self.values[index] = k.transpose(1, 2), v.transpose(1, 2)
+            return self.keys[rows, :, :width], self.values[rows, :, :width]
+        index_of_all = position[:, None, :, None].expand_as(k)
+        self.keys.scatter_(2, index_of_all, k)
+        self.values.scatter_(2, index_of_all, v)
+        return self.keys[:, :, :width], self.values[:, :, :width]
 
 
 def train_with(model: nn.Module, backend: str | None) -> None:
@@ -60,7 +124,7 @@ class Attention(nn.Module):
         qkv_bias: bool,
         dropout: float,
         backend: str = "auto",
-        seen: Visibility = EVERYTHING,
+        seen: AttentionPattern = EVERYTHING,
         head_dim: int | None = None,
         qk_norm_eps: float | None = None,
     ) -> None:
@@ -86,7 +150,7 @@ class Attention(nn.Module):
         at: Int[Tensor, "M"] | None = None,
         noisy: int = 0,
     ) -> Float[Tensor, "B L D"] | Float[Tensor, "M D"]:
-        """`at`: only these flat positions are asked for. `noisy`: so many of L are a noisy stream (`Visibility`)."""
+        """`at`: only these flat positions are asked for. `noisy`: that many of L are noisy (`AttentionPattern`)."""
         q, k, v = self._project(x)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
@@ -113,7 +177,7 @@ class Attention(nn.Module):
         mask = None
         if self.seen.size is not None:
             place = torch.arange(keys.shape[2], device=x.device)
-            mask = (place < self.seen.horizon(position).unsqueeze(-1)).unsqueeze(1)
+            mask = (place < self.seen.visible_until(position).unsqueeze(-1)).unsqueeze(1)
         is_shared = self.num_heads > self.num_kv_heads
         mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=is_shared)
         return self.out(mixed.transpose(1, 2).flatten(2))
@@ -126,7 +190,7 @@ class Attention(nn.Module):
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         return _normalised(self.q_norm, q), _normalised(self.k_norm, k), v
 
-    def _backend_for(self, q: Heads, seen: Visibility) -> str:
+    def _backend_for(self, q: Heads, seen: AttentionPattern) -> str:
         if self.backend != "auto":
             return self.backend
         if self.training_backend is not None and q.requires_grad:

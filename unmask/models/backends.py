@@ -13,25 +13,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unmask.errors import UserError
-from unmask.models.tiles import by_products
-from unmask.models.visibility import EVERYTHING, Heads, Visibility
+from unmask.models.tiles import block_attention
+from unmask.models.visibility import EVERYTHING, AttentionPattern, Heads
 from unmask.types import at_least_fp32
 
 
-def sdpa(q: Heads, k: Heads, v: Heads, dropout: float, seen: Visibility = EVERYTHING) -> Heads:
+def sdpa(q: Heads, k: Heads, v: Heads, dropout: float, seen: AttentionPattern = EVERYTHING) -> Heads:
     """PyTorch's fused kernel; once for each block, where there are some."""
     if seen.is_causal:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     return seen.by_block(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=dropout), q, k, v)
 
 
-def matmul(q: Heads, k: Heads, v: Heads, dropout: float, seen: Visibility = EVERYTHING) -> Heads:
+def matmul(q: Heads, k: Heads, v: Heads, dropout: float, seen: AttentionPattern = EVERYTHING) -> Heads:
     """`softmax(q k^T / sqrt(E)) v`, written out; exponents and sums in fp32 at least.
 
     The sum divides the product rather than its W x W factor: less to compute.
     """
     if not (seen.is_causal or seen.is_full(q.shape[2])):
-        return by_products(q, k, v, dropout, seen)
+        return block_attention(q, k, v, dropout, seen)
     scores = at_least_fp32((q * q.shape[-1] ** -0.5) @ k.mT)
     if seen.is_causal:
         position = torch.arange(q.shape[2], device=q.device)
@@ -60,7 +60,7 @@ class _RoundedExp(torch.autograd.Function):
 _ROUNDED_EXP: Callable[[Tensor, torch.dtype], Tensor] = _RoundedExp.apply
 
 
-def flex(q: Heads, k: Heads, v: Heads, dropout: float, seen: Visibility = EVERYTHING) -> Heads:
+def flex(q: Heads, k: Heads, v: Heads, dropout: float, seen: AttentionPattern = EVERYTHING) -> Heads:
     """FlexAttention, for GPUs, where it is compiled: on CPUs it has no backward pass. Knows no dropout."""
     from torch.nn.attention.flex_attention import flex_attention  # here, as it takes a second to import
 
@@ -72,7 +72,7 @@ def flex(q: Heads, k: Heads, v: Heads, dropout: float, seen: Visibility = EVERYT
 
 
 @cache
-def _block_mask(seen: Visibility, width: int, device: torch.device) -> Any:
+def _block_mask(seen: AttentionPattern, width: int, device: torch.device) -> Any:
     """FlexAttention's mask of what is seen among `width` positions: made once."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -80,7 +80,7 @@ def _block_mask(seen: Visibility, width: int, device: torch.device) -> Any:
     return create_block_mask(lambda row, head, query, key: sees(query, key), None, None, width, width, device=device)
 
 
-BACKENDS: dict[str, Callable[[Heads, Heads, Heads, float, Visibility], Heads]] = {
+BACKENDS: dict[str, Callable[[Heads, Heads, Heads, float, AttentionPattern], Heads]] = {
     "sdpa": sdpa,
     "matmul": matmul,
     "flex": flex,

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 
 from unmask.blocks import check_block_size
+from unmask.config.registry import resolve
+from unmask.config.settings import Section, name_of
 from unmask.errors import UserError
 from unmask.masking.process import Requirements
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import parameter_dtype
-from unmask.registry import resolve
-from unmask.section import Section, name_of
 from unmask.types import TokenSpec
 
 

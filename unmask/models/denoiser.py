@@ -2,6 +2,14 @@
 
 Everything that touches parameters happens in `forward` or `predict`, and only the rows asked for reach the head.
 Dimensions: B rows, L positions in blocks of S, M positions asked for, V vocabulary, D width; b of the rows of a cache.
+
+Self-conditioning: a masked position is also told what a pass before expected of it (Chen et al. 2022, 2208.04202).
+
+With `p` that pass's prediction, E the embedding and W a matrix that starts at 0, its input is
+`E[mask] + W sum_v p(v) E[v]`. In every other step of training the pass before reads the same `xt`, without gradient; in
+the others nothing is expected. A decoder has the prediction of its last step, at no cost, and so has PUMA's pool.
+
+Dimensions: B rows, L positions, M scored positions, D width.
 """
 
 from collections.abc import Callable
@@ -9,18 +17,38 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unmask import noise
 from unmask.errors import UserError, choose
-from unmask.models import conditioning
-from unmask.models.cache import KeyValueCache
+from unmask.models.attention import KeyValueCache
 from unmask.models.head import expected_value, prediction, token_stats
 from unmask.models.tied import TiedGradient
 from unmask.models.visibility import num_clean
+from unmask.noise import Purpose
 from unmask.reveal import CONFIDENCES
-from unmask.types import Ask, MaskedBatch, Prediction, TokenStats, at_least_fp32, without
+from unmask.types import MaskedBatch, Prediction, Query, TokenStats, at_least_fp32, without
+
+
+def is_told(seed: int, step: int | None) -> bool:
+    """Whether this step of training has an estimate: one of the steps 2 i and 2 i + 1, either with probability 1/2.
+
+    A whole batch has one or not: half of the steps then have no first pass at all, shapes are the same in all of them,
+    and nothing waits for the device. `step=None`, which is no training, always has one.
+    """
+    return step is None or noise.integer(seed, Purpose.SELF_CONDITION, step // 2) % 2 == step % 2
+
+
+def scatter_to_canvas(
+    values: Float[Tensor, "M D"], scored: Int[Tensor, "M"], is_masked: Bool[Tensor, "B L"]
+) -> Float[Tensor, "B L D"]:
+    """`values` at the flat positions `scored` that are masked, 0 elsewhere. One past the end, there may be padding."""
+    flat = values.new_zeros(is_masked.numel() + 1, values.shape[1])
+    dense = flat.index_copy(0, scored, values)[:-1].unflatten(0, is_masked.shape)
+    return torch.where(is_masked.unsqueeze(-1), dense, 0.0)
+
 
 NOTHING_BEFORE = (
     "model.alignment=next predicts a token from what is before it, but position 0 of an example is to be predicted; "
@@ -163,7 +191,7 @@ class Denoiser(nn.Module):
             return batch.estimate
         nothing = self.nothing_expected(batch.xt)
         is_first = batch.is_carried and batch.step is not None
-        if is_first or not conditioning.is_told(self.seed, batch.step):
+        if is_first or not is_told(self.seed, batch.step):
             return nothing
         with torch.no_grad():
             hidden = self._hidden(batch, nothing)
@@ -171,7 +199,7 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def _expected_of(self, batch: MaskedBatch, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "B L D"]:
-        return conditioning.placed(self.expected(hidden.detach()), batch.scored, batch.xt == self.mask_id)
+        return scatter_to_canvas(self.expected(hidden.detach()), batch.scored, batch.xt == self.mask_id)
 
     def _aligned(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
         """Where the predictions of the flat positions `at` are read."""
@@ -210,9 +238,9 @@ class Denoiser(nn.Module):
     def _is_large(self) -> bool:
         return len(self.backbone.head_weight) >= LARGE_VOCABULARY
 
-    def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Ask | None = None) -> Prediction:
+    def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Query | None = None) -> Prediction:
         """Values and confidences at the flat positions `at` of `xt`: the likeliest ones, unless asked otherwise."""
-        return self.answer(self.hidden(xt, at), ask or Ask())
+        return self.answer(self.hidden(xt, at), ask or Query())
 
     def hidden(
         self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], estimate: Float[Tensor, "B L D"] | None = None
@@ -259,7 +287,7 @@ class Denoiser(nn.Module):
         index = row * len(offset) + aligned % xt.shape[1] - (start[row] - shift)
         return hidden.flatten(0, 1).index_select(0, index)
 
-    def answer(self, hidden: Float[Tensor, "M D"], ask: Ask) -> Prediction:
+    def answer(self, hidden: Float[Tensor, "M D"], ask: Query) -> Prediction:
         """What is asked, of these hidden states. Logits are linear in them."""
         is_compiled = self._compiled_prediction is not None
         if not self._is_large:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from unmask.models.tied import TiedGradient
-from unmask.types import Ask, Prediction, TokenStats, at_least_fp32
+from unmask.types import Prediction, Query, TokenStats, at_least_fp32
 
 CHUNK = 1024
 """Values at a time. Fewer add to the gradient of the hidden states more often, more leave a CPU's caches."""
@@ -166,7 +166,7 @@ def token_stats(
 def prediction(
     hidden: Float[Tensor, "M D"],
     weight: Float[Tensor, "V D"],
-    ask: Ask,
+    ask: Query,
     *,
     mask_id: int,
     chunk: int = CHUNK,
@@ -242,7 +242,7 @@ def _first_of_largest(found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Int[T
 
 
 def _from_whole_rows(
-    hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], ask: Ask, head: "_Head"
+    hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], ask: Query, head: "_Head"
 ) -> tuple[Int[Tensor, "M"], Float[Tensor, "M"]]:
     """The chosen values and their logits, of as many positions at a time as fill M x chunk with all of their logits."""
     assert ask.perturb is not None

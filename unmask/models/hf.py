@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unmask.config.settings import check_section
 from unmask.errors import UserError
 from unmask.models.transformer import Transformer, TransformerConfig
-from unmask.section import check_section
 from unmask.types import TokenSpec
 
 # --- settings --------------------------------------------------------------------------------------------------------

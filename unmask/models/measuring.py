@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unmask.models.attention import Attention
 from unmask.models.backends import BACKENDS, FEW_BLOCKS
-from unmask.models.visibility import Visibility, num_clean
+from unmask.models.visibility import AttentionPattern, num_clean
 
 _CANDIDATES = ("sdpa", "matmul")
 _LONGEST = 1024  # the L x L factors that plain products keep would fill the memory of longer rows
@@ -35,7 +35,7 @@ class Case:
     dtype: str
     threads: int
     block_size: int | None = None
-    """S of `Visibility`; `length` counts both streams."""
+    """S of `AttentionPattern`; `length` counts both streams."""
     noisy: int = 0
 
 
@@ -70,12 +70,12 @@ def measure(case: Case) -> str:
     return min(seconds, key=lambda name: seconds[name])
 
 
-def _seconds(run: Callable[[Tensor, Tensor, Tensor, float, Visibility], Tensor], case: Case) -> float:
+def _seconds(run: Callable[[Tensor, Tensor, Tensor, float, AttentionPattern], Tensor], case: Case) -> float:
     """The least of a few forward and backward passes."""
     shape, dtype = (case.rows, case.heads, case.length, case.width), getattr(torch, case.dtype)
     x = torch.zeros(3, *shape, dtype=dtype, requires_grad=True)
     gradient = torch.zeros(shape, dtype=dtype)
-    seen = Visibility(case.block_size, case.noisy)
+    seen = AttentionPattern(case.block_size, case.noisy)
     best = math.inf
     for _ in range(5):
         started = time.perf_counter()

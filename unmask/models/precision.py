@@ -1,8 +1,13 @@
-"""Which number formats a model computes in."""
+"""Which number formats a model computes in.
+
+Whether `torch.compile` works here.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+from unmask.progress import warn
 
 
 def resolve_dtype(name: str, device: torch.device) -> str:
@@ -30,3 +35,20 @@ def parameter_dtype(name: str) -> torch.dtype:
 def autocast(name: str, device: torch.device) -> AbstractContextManager[object]:
     """The context in which the model is called."""
     return torch.autocast(device.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
+
+
+def should_compile(setting: str | bool, device: torch.device) -> bool:
+    """`auto` becomes True where a compiler works, else False with one line that says so; True and False stay."""
+    if setting != "auto":
+        return bool(setting)
+    try:
+        torch.compile(_probe, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # whatever a missing compiler, header or kernel language raises
+        reason = str(error).strip().partition("\n")[0]
+        warn(f"training runs uncompiled, which is slower: {reason}; train.compile=false hides this line")
+        return False
+    return True
+
+
+def _probe(x: torch.Tensor) -> torch.Tensor:
+    return x.sin() + 1

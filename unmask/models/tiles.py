@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unmask.models.visibility import Heads, Visibility
+from unmask.models.visibility import AttentionPattern, Heads
 from unmask.types import at_least_fp32
 
 Stacked = Float[Tensor, "R H L E"]
 Weights = Float[Tensor, "r H S T"]
 
 
-def by_products(q: Heads, k: Heads, v: Heads, dropout: float, seen: Visibility) -> Heads:
+def block_attention(q: Heads, k: Heads, v: Heads, dropout: float, seen: AttentionPattern) -> Heads:
     """`softmax(q k^T / sqrt(E)) v` over what each position sees; exponents and sums in fp32 at least."""
     seed = torch.randint(2**62, (1,), device=q.device) if dropout else None
     mixed, _ = _attend(q, k, v, seen.size, seen.noisy, dropout, seed)

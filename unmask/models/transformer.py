@@ -17,15 +17,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unmask import noise
-from unmask.models.attention import Attention, rotary_angles, rows_at
+from unmask.config.settings import Section
+from unmask.models.attention import Attention, KeyValueCache, LayerCache, RmsNorm, rotary_angles, rows_at
 from unmask.models.backends import BACKENDS
-from unmask.models.cache import KeyValueCache, LayerCache
-from unmask.models.norm import RmsNorm
 from unmask.models.presets import PRESETS
 from unmask.models.tied import TiedGradient, lookup
-from unmask.models.visibility import Visibility, num_clean
+from unmask.models.visibility import AttentionPattern, num_clean
 from unmask.noise import Purpose
-from unmask.section import Section
 from unmask.types import TokenSpec
 
 
@@ -120,9 +118,9 @@ class TransformerConfig(Section):
         return self
 
     @property
-    def seen(self) -> Visibility:
+    def seen(self) -> AttentionPattern:
         """What a position sees in one stream."""
-        return Visibility(1 if self.causal else self.block_size)
+        return AttentionPattern(1 if self.causal else self.block_size)
 
     @property
     def head_width(self) -> int:
@@ -257,7 +255,7 @@ class Transformer(nn.Module):
     def _num_seen(self, position: Int[Tensor, "B n"], length: int) -> int:
         """Positions of a canvas up to the last one that is seen from `position`. Waits for the device."""
         seen = self.config.seen
-        return length if seen.size is None else min(length, int(seen.horizon(position).max()))
+        return length if seen.size is None else min(length, int(seen.visible_until(position).max()))
 
     def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
         if self.config.checkpointing and self.training:

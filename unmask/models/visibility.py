@@ -14,7 +14,7 @@ Heads = Float[Tensor, "B H W E"]
 
 
 @dataclass(frozen=True)
-class Visibility:
+class AttentionPattern:
     """Of W positions the first `noisy` are the noisy stream `xt`, the others the clean one `x0`, both from place 0 on.
 
     A noisy block sees itself and the clean blocks before it; a clean block the clean blocks up to itself. So `noisy=0`
@@ -40,7 +40,7 @@ class Visibility:
         """Of a row, whose `width` positions are of one stream or of two."""
         return 1 if self.size is None else -(-(self.noisy or width) // self.size)
 
-    def horizon(self, place: Int[Tensor, "*rows n"]) -> Int[Tensor, "*rows n"]:
+    def visible_until(self, place: Int[Tensor, "*rows n"]) -> Int[Tensor, "*rows n"]:
         """The first place that a clean one at `place` does not see. Not for `size=None`."""
         assert self.size is not None, "without blocks there is no horizon"
         return (place // self.size + 1) * self.size
@@ -76,7 +76,7 @@ class Visibility:
         return torch.cat(parts, dim=2)
 
 
-EVERYTHING = Visibility()
+EVERYTHING = AttentionPattern()
 
 
 def num_clean(length: int, size: int) -> int:

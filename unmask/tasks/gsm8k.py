@@ -15,13 +15,11 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from unmask.data.infill import closed, encode_spans, infilled, is_infilling
-from unmask.data.prompts import encode_prompts
+from unmask.data.infill import closed, encode_prompts, encode_spans, infilled, is_infilling
 from unmask.errors import UserError
-from unmask.tasks.problems import read_problems
-from unmask.tasks.programs.judging import judge
+from unmask.tasks.programs.grading import judge
 from unmask.tasks.task import Grades
-from unmask.tasks.worded import Worded, WordedData, numbered, read_prompt
+from unmask.tasks.text_rows import TextRows, WordedData, numbered, read_problems, read_prompt
 from unmask.types import CleanBatch
 
 _FORMS = (frozenset({"question"}), frozenset({"question", "program"}), frozenset({"text"}))
@@ -37,7 +35,7 @@ class Gsm8kData(WordedData):
     seconds: float = Field(1.0, gt=0, description="that a program may run")
 
 
-class Gsm8k(Worded):
+class Gsm8k(TextRows):
     config: Gsm8kData
     Config = Gsm8kData
 

@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from unmask import noise
+from unmask.config.settings import Section
 from unmask.data.store import RowStore, read_meta
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
 from unmask.noise import Purpose
-from unmask.section import Section
 from unmask.types import CleanBatch, TokenSpec
 
 

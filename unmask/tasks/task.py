@@ -1,4 +1,7 @@
-"""The contract between a task and the rest. Dimensions: B rows, L positions."""
+"""The contract between a task and the rest. Dimensions: B rows, L positions.
+
+From a configuration to its task, and to what of it goes along with a run.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,13 +12,16 @@ from jaxtyping import Bool, Int
 from rich.console import RenderableType
 from torch import Tensor
 
+from unmask.config.registry import resolve
+from unmask.config.run import RunConfig
 from unmask.data.stream import EpochStream
 from unmask.data.vocabulary import Vocabulary
+from unmask.errors import UserError
 from unmask.types import CleanBatch, TokenSpec
 
 
 @dataclass(frozen=True)
-class Canvas:
+class DisplayLayout:
     """How the positions from `start` on are laid out for a reader: rows of `columns`, ruled every `box` (0: not).
 
     `clue_start` is where the clues of these cells begin, if those are positions of their own; a blank clue has the
@@ -64,7 +70,7 @@ class Task(Protocol):
     """
 
     tokens: TokenSpec
-    canvas: Canvas
+    canvas: DisplayLayout
 
     def train_stream(self, seed: int) -> EpochStream:
         """The training examples, shuffled and, where the task can, augmented by `seed`."""
@@ -130,3 +136,27 @@ class TextTask(Task, Protocol):
     def documents(self, tokens: Int[Tensor, "L"], is_own: Bool[Tensor, "L"]) -> list[list[int]]:
         """The ids of a finished row where `is_own`, without ends and padding, document by document."""
         ...
+
+
+def build_task(config: RunConfig) -> Task:
+    """The task that `task.name` stands for.
+
+    Raises:
+        UserError: it lacks a part of the protocol `Task`.
+    """
+    task = resolve("task", config.task.name).from_config(config.data)
+    if not isinstance(task, Task):
+        raise UserError(f"task.name={config.task.name}: lacks part of the protocol `Task`")
+    return task
+
+
+def is_graded(config: RunConfig) -> bool:
+    """Whether the task that `task.name` stands for can say what is right (`GradedTask`)."""
+    return hasattr(resolve("task", config.task.name), "grade")
+
+
+def keep_files(task: Task, folder: Path) -> None:
+    """Puts what decoding needs of the task's files, a tokenizer for instance, into the folder of a run or an export."""
+    keep = getattr(task, "keep_files", None)
+    if keep is not None:
+        keep(folder)

@@ -14,9 +14,9 @@ from rich.text import Text
 from torch import Tensor
 
 from unmask.errors import UserError
-from unmask.masking.causal import is_answer
+from unmask.masking.ar import is_answer
 from unmask.tasks.rows import StoredRows, TokensData
-from unmask.tasks.task import Canvas, Grades
+from unmask.tasks.task import DisplayLayout, Grades
 from unmask.types import CleanBatch
 
 
@@ -25,7 +25,7 @@ class Tokens(StoredRows):
 
     def __init__(self, config: TokensData) -> None:
         super().__init__(config)
-        self.canvas = Canvas(columns=16)
+        self.canvas = DisplayLayout(columns=16)
 
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
         """Each line a JSON list of ids, null where one is to be filled in, or an object with such a list as `prompt`.

@@ -15,10 +15,10 @@ from rich.text import Text
 from torch import Tensor
 
 from unmask import noise
+from unmask.config.settings import Section
 from unmask.errors import UserError
 from unmask.noise import Purpose
-from unmask.section import Section
-from unmask.tasks.task import Canvas, Grades
+from unmask.tasks.task import DisplayLayout, Grades
 from unmask.types import CleanBatch, TokenSpec
 
 
@@ -38,7 +38,7 @@ class Toy:
     def __init__(self, config: ToyData) -> None:
         self.config = config
         self.tokens = TokenSpec(vocab_size=config.values + 1, length=config.length, mask_id=config.values)
-        self.canvas = Canvas(columns=config.length)
+        self.canvas = DisplayLayout(columns=config.length)
         self.sequences = torch.tensor(list(product(range(config.values), repeat=config.length)))  # (S, L)
         self.probabilities = self._joint()  # (S,), fp64
 

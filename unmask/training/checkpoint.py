@@ -3,6 +3,8 @@
 `checkpoints/step_00000500/` is written aside, synced and renamed; `COMPLETE`, written last, holds a SHA-256 of every
 other file. A folder without it, or that fails it, is skipped and named. Files that it does not list are not looked at.
 Where each of several processes has a share of the model, each writes its own, and the main one all the rest.
+
+Whether weights are of a model.
 """
 
 import copy
@@ -19,11 +21,11 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unmask import durable
+from unmask import files
 from unmask.errors import UserError
 from unmask.peers import ALONE, Peers
 from unmask.training import shares
-from unmask.training.shares import Share, Stored
+from unmask.training.shares import LazyTensor, TensorShard
 
 _COMPLETE = "COMPLETE"
 _STATE = "state.json"
@@ -37,50 +39,50 @@ _LEFT_BEHIND = (".writing_", ".removing_")  # by a process that died meanwhile
 def save(folder: Path, step: int, state: dict[str, Any], peers: Peers = ALONE) -> Path:
     """Writes `state`, a nested dict of tensors and JSON values, as the checkpoint of `step`; returns its folder.
 
-    Of `peers`, each of which has `Share`s in its state, all call this, on one file system.
+    Of `peers`, each of which has `TensorShard`s in its state, all call this, on one file system.
 
     Raises:
         OSError: it cannot be written, by one of them. All that was there before is still there.
     """
     target = folder / f"step_{step:08d}"
     aside = folder / f".writing_{target.name}"
-    topic = f"{peers.topic()}: {target.name}"
+    unique_key = f"{peers.unique_key()}: {target.name}"
     if not peers.is_main:
-        _add_shares(aside, state, peers, topic)
+        _add_shares(aside, state, peers, unique_key)
         return target
     try:
-        durable.remove(aside)
-        durable.make_folder(aside)
-        peers.tell(f"{topic}, is there")
-        checksums = _write_tensors(aside, state, peers) | _added_shares(aside, peers, topic)
+        files.remove(aside)
+        files.make_folder(aside)
+        peers.kv_set(f"{unique_key}, is there")
+        checksums = _write_tensors(aside, state, peers) | _added_shares(aside, peers, unique_key)
         _finish(aside, target, state, checksums)
     except OSError as error:
         with suppress(OSError):
-            durable.remove(aside)  # a full disk needs the room
-        peers.tell(f"{topic}, end", str(error))
-        peers.tell(f"{topic}, is there")  # or it would be waited for
+            files.remove(aside)  # a full disk needs the room
+        peers.kv_set(f"{unique_key}, end", str(error))
+        peers.kv_set(f"{unique_key}, is there")  # or it would be waited for
         raise
-    peers.tell(f"{topic}, end")
+    peers.kv_set(f"{unique_key}, end")
     return target
 
 
 def _finish(aside: Path, target: Path, state: dict[str, Any], checksums: dict[str, str]) -> None:
     """What makes the files of `aside`, which are synced, a checkpoint."""
     _, rest = _split(state)
-    durable.put(aside / _STATE, json.dumps(rest, indent=1))
-    durable.sync(aside / _STATE)
+    files.put(aside / _STATE, json.dumps(rest, indent=1))
+    files.sync(aside / _STATE)
     checksums |= {_STATE: _checksum(aside / _STATE)}
-    durable.put(aside / _COMPLETE, json.dumps(dict(sorted(checksums.items())), indent=1))
-    durable.sync(aside / _COMPLETE)
-    durable.sync(aside)
+    files.put(aside / _COMPLETE, json.dumps(dict(sorted(checksums.items())), indent=1))
+    files.sync(aside / _COMPLETE)
+    files.sync(aside)
     old = target.with_name(f".removing_{target.name}")
     if target.exists():  # a run that ended in an evaluation is saved again when it has made up for it
-        durable.remove(old)
-        durable.rename(target, old)
-    durable.rename(aside, target)
-    durable.sync(target.parent)
-    durable.sync(target.parent.parent)
-    durable.remove(old)
+        files.remove(old)
+        files.rename(target, old)
+    files.rename(aside, target)
+    files.sync(target.parent)
+    files.sync(target.parent.parent)
+    files.remove(old)
 
 
 def _write_tensors(aside: Path, state: dict[str, Any], peers: Peers) -> dict[str, str]:
@@ -92,29 +94,29 @@ def _write_tensors(aside: Path, state: dict[str, Any], peers: Peers) -> dict[str
         whole = {name: value.contiguous() for name, value in own.items() if isinstance(value, Tensor)}
         if whole and peers.is_main:
             written.append(aside / f"{section}{_TENSORS}")
-            durable.put_tensors(written[-1], whole)
-        if shared := {name: value for name, value in own.items() if isinstance(value, Share)}:
+            files.put_tensors(written[-1], whole)
+        if shared := {name: value for name, value in own.items() if isinstance(value, TensorShard)}:
             written.append(aside / f"{section}-{peers.rank + 1:05d}-of-{peers.size:05d}{_TENSORS}")
             shares.write(written[-1], shared)
     for path in written:
-        durable.sync(path)
+        files.sync(path)
     return {path.name: _checksum(path) for path in written}
 
 
-def _add_shares(aside: Path, state: dict[str, Any], peers: Peers, topic: str) -> None:
+def _add_shares(aside: Path, state: dict[str, Any], peers: Peers, unique_key: str) -> None:
     """This process's files of a checkpoint that the main one makes, and waits until that has ended."""
-    peers.hear(f"{topic}, is there")
+    peers.kv_get(f"{unique_key}, is there")
     problem, checksums = "", {}
     try:
         checksums = _write_tensors(aside, state, peers)
     except OSError as error:
         problem = f"rank {peers.rank}: {error}"
-    peers.tell(f"{topic}, rank {peers.rank}", json.dumps([problem, checksums]))
-    if ended := peers.hear(f"{topic}, end"):
+    peers.kv_set(f"{unique_key}, rank {peers.rank}", json.dumps([problem, checksums]))
+    if ended := peers.kv_get(f"{unique_key}, end"):
         raise OSError(ended)
 
 
-def _added_shares(aside: Path, peers: Peers, topic: str) -> dict[str, str]:
+def _added_shares(aside: Path, peers: Peers, unique_key: str) -> dict[str, str]:
     """The checksums of the others' files.
 
     Raises:
@@ -122,7 +124,7 @@ def _added_shares(aside: Path, peers: Peers, topic: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for rank in range(1, peers.size):
-        problem, checksums = json.loads(peers.hear(f"{topic}, rank {rank}"))
+        problem, checksums = json.loads(peers.kv_get(f"{unique_key}, rank {rank}"))
         if problem:
             raise OSError(problem)
         if missing := [name for name in checksums if not _appears(aside / name)]:
@@ -147,7 +149,7 @@ def snapshot(state: Any) -> Any:
     """`state` as it is now, on the CPU: it can be saved while training goes on."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
-    if isinstance(state, Share):
+    if isinstance(state, TensorShard):
         return replace(state, own=snapshot(state.own))
     if isinstance(state, dict):
         return {key: snapshot(value) for key, value in state.items()}
@@ -155,7 +157,7 @@ def snapshot(state: Any) -> Any:
 
 
 def load(path: Path, *, unread: Collection[str] = ()) -> dict[str, Any]:
-    """The state in the checkpoint folder `path`, tensors on the CPU; those of the sections `unread` are `Stored`."""
+    """Reads the checkpoint folder `path`, tensors on the CPU; those of the sections `unread` are `LazyTensor`."""
     found = {name: _read(stored, name.split(_SEPARATOR)[0] in unread) for name, stored in _tensors(path).items()}
     return _join(found, json.loads((path / _STATE).read_text()))
 
@@ -167,11 +169,11 @@ def load_part(path: Path, part: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): stored[name].whole() for name in stored if name.startswith(prefix)}
 
 
-def _tensors(path: Path) -> dict[str, Stored]:
+def _tensors(path: Path) -> dict[str, LazyTensor]:
     return shares.read(path / name for name in _listed(path) if name.endswith(_TENSORS))
 
 
-def _read(stored: Stored, is_left: bool) -> Tensor | Stored:
+def _read(stored: LazyTensor, is_left: bool) -> Tensor | LazyTensor:
     return stored if is_left else stored.whole()
 
 
@@ -290,7 +292,7 @@ def put_in_place(folder: Path) -> None:
     for aside in sorted(folder.glob(".writing_step_*")):
         target = folder / aside.name.removeprefix(".writing_")
         if not target.exists() and damage(aside) is None:
-            durable.rename(aside, target)
+            files.rename(aside, target)
 
 
 def set_aside(folder: Path, after: int) -> None:
@@ -301,11 +303,11 @@ def set_aside(folder: Path, after: int) -> None:
     for step in steps(folder):
         if step > after:
             target = folder / f"damaged_step_{step:08d}"
-            durable.remove(target)
-            durable.rename(folder / f"step_{step:08d}", target)
+            files.remove(target)
+            files.rename(folder / f"step_{step:08d}", target)
     for path in folder.iterdir() if folder.exists() else ():
         if path.name.startswith(_LEFT_BEHIND):
-            durable.remove(path)
+            files.remove(path)
 
 
 def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int]) -> None:
@@ -314,18 +316,18 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int
     for step in present[:-keep_last]:
         if step not in keep and not (keep_every and step % keep_every == 0):
             aside = folder / f".removing_step_{step:08d}"  # half deleted, it would count as damaged
-            durable.rename(folder / f"step_{step:08d}", aside)
-            durable.remove(aside)
+            files.rename(folder / f"step_{step:08d}", aside)
+            files.remove(aside)
 
 
-def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor | Share], dict[str, Any]]:
+def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor | TensorShard], dict[str, Any]]:
     """Tensors by path, and the tree of all that is not a tensor."""
-    tensors: dict[str, Tensor | Share] = {}
+    tensors: dict[str, Tensor | TensorShard] = {}
     rest: dict[str, Any] = {}
     for key, value in state.items():
         if isinstance(value, Tensor):
             tensors[prefix + key] = value.detach()
-        elif isinstance(value, Share):
+        elif isinstance(value, TensorShard):
             tensors[prefix + key] = value
         elif isinstance(value, dict):
             inner, rest[key] = _split(value, f"{prefix}{key}{_SEPARATOR}")
@@ -335,7 +337,7 @@ def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor | 
     return tensors, rest
 
 
-def _join(tensors: Mapping[str, Tensor | Stored], rest: dict[str, Any]) -> dict[str, Any]:
+def _join(tensors: Mapping[str, Tensor | LazyTensor], rest: dict[str, Any]) -> dict[str, Any]:
     for name, tensor in tensors.items():
         *path, last = name.split(_SEPARATOR)
         place = rest
@@ -348,3 +350,13 @@ def _join(tensors: Mapping[str, Tensor | Stored], rest: dict[str, Any]) -> dict[
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differences(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
+    """The first tensors of `other` whose shapes are not those of `own`, in words; empty where all are."""
+    wrong = [name for name in sorted({*own, *other}) if _shape(own, name) != _shape(other, name)]
+    return "; ".join(f"{name} is {_shape(other, name)}, here {_shape(own, name)}" for name in wrong[:3])
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | str:
+    return tuple(tensors[name].shape) if name in tensors else "missing"

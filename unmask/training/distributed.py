@@ -110,7 +110,7 @@ class Group(Peers):
         distributed.all_gather(parts, value)
         return parts
 
-    def vote(self, votes: Votes) -> Votes:
+    def async_all_reduce(self, votes: Votes) -> Votes:
         self.finish()
         total = torch.tensor(votes(), dtype=torch.float64)
         self._vote = [distributed.all_reduce(total, async_op=True)]
@@ -127,7 +127,7 @@ class Group(Peers):
             self._vote.pop().wait()
 
     @contextmanager
-    def agreed(self, kind: type[Exception] = UserError) -> Iterator[None]:
+    def raise_together(self, kind: type[Exception] = UserError) -> Iterator[None]:
         problem = None
         try:
             yield
@@ -141,26 +141,26 @@ class Group(Peers):
             told = [f"rank {rank}: {said}" for rank, said in enumerate(problems) if said is not None]
             raise kind("\n".join(told[:4]))
 
-    def tell(self, key: str, words: str = "") -> None:
+    def kv_set(self, key: str, words: str = "") -> None:
         self._store.set(f"unmask/{key}", words)
 
-    def is_told(self, key: str) -> bool:
+    def kv_has(self, key: str) -> bool:
         return self._store.check([f"unmask/{key}"])
 
-    def hear(self, key: str) -> str:
+    def kv_get(self, key: str) -> str:
         """Asks again and again: who waits in the store keeps other threads from it."""
         deadline, pause = time.monotonic() + self._timeout, _FIRST_PAUSE
-        while not self.is_told(key):
+        while not self.kv_has(key):
             pause = min(2 * pause, _LONGEST_PAUSE)
             if time.monotonic() > deadline or self._has_given_up.wait(pause):
                 raise TimeoutError(f"rank {self.rank} of {self.size} was told nothing of {key} in {self._timeout:g} s")
         return self._store.get(f"unmask/{key}").decode()
 
-    def topic(self) -> str:
+    def unique_key(self) -> str:
         self._topics += 1
         return f"topic {self._topics}"
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         self._has_given_up.set()
 
 
@@ -291,7 +291,7 @@ def check_alike(peers: Peers, settings: dict[str, Any]) -> None:
         for key in sorted({*first, *held})
         if first.get(key) != held.get(key)
     ]
-    with peers.agreed():
+    with peers.raise_together():
         raise UserError(
             "the processes were not started alike; give all of them the same recipe, settings, data and versions\n"
             + "\n".join(different[:20])

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-from unmask.config import RunConfig
+from unmask.config.run import RunConfig
 from unmask.decoding.build import build_decoder
 from unmask.errors import UserError
-from unmask.evaluation.along import TextMeasures, in_words
 from unmask.evaluation.evaluate import Evaluation, EvaluationLeft, evaluate
+from unmask.evaluation.text import TextMeasures, in_words
 from unmask.models.denoiser import NOTHING_BEFORE
-from unmask.tasks.build import is_graded
-from unmask.tasks.task import Task
+from unmask.tasks.task import Task, is_graded
 from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
 
@@ -74,7 +73,7 @@ class Evaluator:
             )
 
     def _of_text(self, weights: str) -> dict[str, float]:
-        with self.trainer.weights(weights), self.trainer.peers.agreed(EvaluationLeft):
+        with self.trainer.weights(weights), self.trainer.peers.raise_together(EvaluationLeft):
             return self.text_measures(self.trainer.model, self.trainer.dtype)
 
 

@@ -15,10 +15,10 @@ from typing import Any, TextIO
 import torch
 import yaml
 
-from unmask import durable
-from unmask.config import RunConfig
+from unmask import files
+from unmask.config.run import RunConfig
+from unmask.config.settings import flatten
 from unmask.errors import UserError
-from unmask.section import flatten
 
 _MAY_CHANGE = tuple(
     f"train.{key}"
@@ -83,12 +83,12 @@ class RunFolder:
         self.check(config, resume=resume)  # again: another process may have come and gone since
         self._compare_environment(environment, warn)
         self._compare_schedule(config, warn)
-        durable.write(self.path / "config.yaml", to_yaml(config))
+        files.write(self.path / "config.yaml", to_yaml(config))
         self.note(environment)
 
     def note(self, environment: dict[str, Any]) -> None:
         """Writes what a run says of where it is made."""
-        durable.write(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
+        files.write(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
 
     def is_held(self) -> bool:
         """Whether a process is training here now."""

@@ -1,4 +1,7 @@
-"""Models from a run or an export, and exports."""
+"""Models from a run or an export, and exports.
+
+Weights to start from: of a run, an export, or a Hugging Face checkpoint.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,14 +10,17 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from unmask.config import RunConfig
+from unmask.config.run import RunConfig
+from unmask.config.settings import Section
 from unmask.errors import UserError
+from unmask.models import hf
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
+from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.progress import warn
-from unmask.tasks.build import build_task, keep_files
+from unmask.tasks.task import Task, build_task, keep_files
 from unmask.training import checkpoint
 from unmask.training.folder import read_config
 from unmask.types import TokenSpec
@@ -117,3 +123,38 @@ def _read_export(source: Path, weights: str | None, step: str) -> Source:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{source / 'model.safetensors'}: damaged: {error}; export it again") from error
     return Source(RunConfig.from_tree(tree).of_run(source), tokens, tensors, *held)
+
+
+def read_initial_weights(source: str, task: Task, settings: Section, model: nn.Module) -> dict[str, Tensor]:
+    """The state of `model`, of `settings`, that `source` holds. What is to start at 0 may be missing there.
+
+    Raises:
+        UserError: nothing of the kind is there, or it is of another vocabulary or shape; the message says which.
+    """
+    folder = Path(source).expanduser()
+    weights = _of_checkpoint(folder, task, settings) if hf.is_checkpoint(folder) else _of_run(source, task)
+    own = model.state_dict()
+    weights = {name: own[name] for name in own if name.endswith(Transformer.STARTS_AT_ZERO)} | weights
+    if named := checkpoint.differences(own, weights):
+        raise UserError(
+            f"train.init={source}: its model differs from this one: {named}; set `model` as it has it, or name another"
+        )
+    return weights
+
+
+def _of_run(source: str, task: Task) -> dict[str, Tensor]:
+    found = read(source)
+    if found.tokens.fingerprint != task.tokens.fingerprint:
+        raise UserError(
+            f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with "
+            "the same tokenizer and vocabulary"
+        )
+    return found.tensors
+
+
+def _of_checkpoint(folder: Path, task: Task, settings: Section) -> dict[str, Tensor]:
+    if not isinstance(settings, TransformerConfig):
+        raise UserError(f"train.init={folder}: is for model.name=transformer, not for a model of your own")
+    hf.check_settings(folder, settings)
+    original_ids = getattr(task, "original_ids", None)
+    return hf.read_weights(folder, original_ids=original_ids, vocab_size=task.tokens.vocab_size)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unmask.config import OptimConfig
+from unmask.config.run import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -23,11 +23,11 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from unmask.config import TrainConfig
+from unmask.config.run import TrainConfig
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.peers import Peers
-from unmask.training.shares import Share, Stored
+from unmask.training.shares import LazyTensor, TensorShard
 
 _ASKED_OF_A_MODEL = ("hidden", "hidden_within", "answer", "logits")
 """What touches weights outside `forward`, and calls none of the others: the end of an inner one would cut the weights
@@ -118,18 +118,18 @@ def shares(tree: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             found[key] = shares(value)
         elif isinstance(value, DTensor):
-            found[key] = Share(value.to_local(), _start(value)) if value.ndim else value.to_local()
+            found[key] = TensorShard(value.to_local(), _start(value)) if value.ndim else value.to_local()
         else:
             found[key] = value
     return found
 
 
-def dealt(value: Any, like: Tensor) -> Any:
+def local_shard(value: Any, like: Tensor) -> Any:
     """Of whole tensors of the shape of `like`, in memory or in files, in a dict perhaps, this process's share."""
     if isinstance(value, dict):
-        return {key: dealt(inner, like) for key, inner in value.items()}
+        return {key: local_shard(inner, like) for key, inner in value.items()}
     if not isinstance(like, DTensor) or tuple(value.shape) != tuple(like.shape):
-        return value.whole() if isinstance(value, Stored) else value
+        return value.whole() if isinstance(value, LazyTensor) else value
     own, start = like.to_local(), _start(like)
     share = value[start : start + len(own)].to(own.device)
     return DTensor.from_local(

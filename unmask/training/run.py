@@ -9,24 +9,20 @@ from typing import Any
 
 import torch
 
-from unmask import trackers
-from unmask.config import RunConfig
+from unmask.config.run import RunConfig
+from unmask.config.settings import flatten
 from unmask.errors import RunFailed, UserError
 from unmask.evaluation.evaluate import EvaluationLeft
 from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
-from unmask.section import flatten
-from unmask.tasks.build import build_task, keep_files
-from unmask.training import checkpoint, warm_start
-from unmask.training.bad_numbers import BadStep, Watch
+from unmask.tasks.task import build_task, keep_files
+from unmask.training import checkpoint, loading, trackers
 from unmask.training.distributed import check_alike
 from unmask.training.evaluating import Evaluator
 from unmask.training.folder import RunFolder, describe_environment, read_environment
-from unmask.training.logger import Board, StepDisplay
-from unmask.training.metrics import MetricsFile
+from unmask.training.logging import BadStep, MetricsFile, NonFiniteMonitor, StepDisplay, TensorBoardWriter
 from unmask.training.parallel import check_parallel
-from unmask.training.saving import Saver
-from unmask.training.state import Progress
+from unmask.training.saving import Progress, Saver
 from unmask.training.trainer import StepReport, Trainer
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -45,7 +41,7 @@ class Run:
         self.folder = folder
         self.title = title
         self.peers = peers
-        with peers.agreed():
+        with peers.raise_together():
             check_parallel(config.train, peers)
             self.task = build_task(config)
         self.stop_requested = False
@@ -70,7 +66,7 @@ class Run:
     def _train(self, *, resume: bool, restart_pool: bool) -> None:
         if self.config.train.threads is not None:
             torch.set_num_threads(self.config.train.threads)
-        with self.peers.agreed():
+        with self.peers.raise_together():
             stream = self.task.train_stream(self.config.train.seed)
             self.examples = self.task.validation(self.config.eval.examples)
             if self.peers.is_main:
@@ -87,12 +83,12 @@ class Run:
             is_compiled=self.trainer.is_compiled,
             processes=self.peers.size,
         ) | {"attention": known}
-        with self.peers.agreed():
+        with self.peers.raise_together():
             self.evaluator = Evaluator(self.config, self.task, self.examples, self.trainer)
         if not self._from_main(resume and bool(checkpoint.steps(self.folder.checkpoints))):
             self._start_warm()
         try:
-            with self.peers.agreed():
+            with self.peers.raise_together():
                 self._open_folder(environment, resume)
             self.progress = self._restore(resume, restart_pool)
             self._compile(known)
@@ -136,9 +132,9 @@ class Run:
         """From the newest whole checkpoint if there is one; else from the start."""
         step = self._from_main(self._newest_step() if resume and self.peers.is_main else None)
         if step is not None:
-            with self.peers.agreed():
+            with self.peers.raise_together():
                 state = self._load(step, restart_pool)
-            with self.peers.agreed():
+            with self.peers.raise_together():
                 self.trainer.load_state_dict(state)
             self.saved_step = self.saver.whole_step = self.trainer.step_number
             console.print(f"Resuming {self.folder.path} from step {self.saved_step}")
@@ -166,27 +162,27 @@ class Run:
                 f"{error}; put the run where all processes see it"
             ) from error
         if restart_pool:
-            restarted = getattr(self.trainer.process, "restarted", None)
-            if restarted is None:
+            drop_rows = getattr(self.trainer.process, "drop_rows", None)
+            if drop_rows is None:
                 raise UserError("--restart-pool: this run's process has no pool; leave it out")
-            state["process"] = restarted(state["process"])
+            state["process"] = drop_rows(state["process"])
             console.print("The pool is restarted: its rows are dropped, and new examples take their place")
         return state
 
     def _start_warm(self) -> None:
         init, model = self.config.train.init, self.trainer.model
         if init is not None:
-            with self.peers.agreed():
-                weights = warm_start.read(init, self.task, self.config.model, model)
+            with self.peers.raise_together():
+                weights = loading.read_initial_weights(init, self.task, self.config.model, model)
             self.trainer.load_weights(weights)
 
     def _loop(self) -> None:
         progress, config = self.progress, self.config
         with self._opened(), StepDisplay(self.title, progress.step, self.trainer.num_steps) as display:
-            self._heard = self.peers.vote(self._votes)
+            self._heard = self.peers.async_all_reduce(self._votes)
             self._make_up_for_evaluation()
             while not (self._is_over() or self._must_stop):
-                asked = self.peers.vote(self._votes)
+                asked = self.peers.async_all_reduce(self._votes)
                 report = self._timed_step(display)
                 self._heard = asked
                 self._refuse(self.watch.add(progress.step, report))
@@ -207,13 +203,13 @@ class Run:
         if self.peers.is_main:
             self.metrics = MetricsFile(self.folder.metrics, self.progress.metrics_position, head)
         self.boards = [*self._boards()] if self.peers.is_main else []
-        self.watch = Watch()
+        self.watch = NonFiniteMonitor()
         self.is_stepping = True
         try:
             yield
             self.saver.wait()
         except RuntimeError:
-            self.peers.give_up()
+            self.peers.abort()
             raise
         finally:
             self.is_stepping = False
@@ -223,10 +219,10 @@ class Run:
             for board in self.boards:
                 board.close()
 
-    def _boards(self) -> Iterator[Board | trackers.Tracker]:
+    def _boards(self) -> Iterator[TensorBoardWriter | trackers.Tracker]:
         log, path = self.config.log, self.folder.path
         if log.tensorboard:
-            yield Board(path / "tensorboard", self.progress.step)
+            yield TensorBoardWriter(path / "tensorboard", self.progress.step)
         if log.to:
             own = trackers.identity(path)
             config = self.config.model_dump(mode="json")
@@ -322,8 +318,8 @@ class Run:
 
         def leave_if_stopped(*_: object) -> None:
             if self.stop_requested:
-                self.peers.tell(_STOP)
-            if self.stop_requested or self.peers.is_told(_STOP):
+                self.peers.kv_set(_STOP)
+            if self.stop_requested or self.peers.kv_has(_STOP):
                 raise EvaluationLeft
 
         hook = self.trainer.model.backbone.register_forward_pre_hook(leave_if_stopped)
@@ -333,7 +329,7 @@ class Run:
             return False
         finally:
             hook.remove()
-            self._heard = self.peers.vote(self._votes)  # if this was left, then at this step
+            self._heard = self.peers.async_all_reduce(self._votes)  # if this was left, then at this step
 
     def _make_up_for_evaluation(self) -> None:
         """Of a run that was stopped in one; after the last step, no later checkpoint would tell of it."""

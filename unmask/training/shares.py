@@ -15,21 +15,21 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from unmask import durable
+from unmask import files
 
 _OFFSETS = "DCP_SHARDING_INFO"
 _OFFSET = "saved_offsets"
 
 
 @dataclass(frozen=True)
-class Share:
+class TensorShard:
     """Rows from `start` on of a tensor whose other rows are elsewhere."""
 
     own: Tensor
     start: int
 
 
-class Stored:
+class LazyTensor:
     """A tensor in files, each with some of its rows: read when, and as far as, it is asked for."""
 
     def __init__(self) -> None:
@@ -74,27 +74,27 @@ class Stored:
         return self[:]
 
 
-def write(path: Path, shares: dict[str, Share]) -> None:
+def write(path: Path, shares: dict[str, TensorShard]) -> None:
     """The shares of one process, by the names of their tensors; those without rows are left out."""
     held = {name: share for name, share in shares.items() if len(share.own)}
     offsets = {name: {_OFFSET: [share.start] + [0] * (share.own.ndim - 1)} for name, share in held.items()}
     metadata = {"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(offsets)}
-    durable.put_tensors(path, {name: share.own.contiguous() for name, share in held.items()}, metadata)
+    files.put_tensors(path, {name: share.own.contiguous() for name, share in held.items()}, metadata)
 
 
-def read(paths: Iterable[Path]) -> dict[str, Stored]:
+def read(paths: Iterable[Path]) -> dict[str, LazyTensor]:
     """The tensors in some files, whole ones and shares, by name.
 
     Raises:
         SafetensorError: not such a file.
         ValueError: offsets that are none.
     """
-    found: dict[str, Stored] = {}
+    found: dict[str, LazyTensor] = {}
     for path in paths:
         file: Any = safe_open(path, framework="pt")
         offsets = json.loads((file.metadata() or {}).get(_OFFSETS, "{}"))
         for name in file.keys():  # noqa: SIM118 - no mapping
-            found.setdefault(name, Stored()).add(_start(offsets, name), file, name)
+            found.setdefault(name, LazyTensor()).add(_start(offsets, name), file, name)
     return found
 
 

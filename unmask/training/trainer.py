@@ -14,21 +14,20 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from unmask import noise
-from unmask.config import RunConfig
+from unmask.config.registry import resolve
+from unmask.config.run import RunConfig
+from unmask.config.settings import name_of
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess, ProcessContext, score_masked
 from unmask.models.attention import train_with
 from unmask.models.build import build_denoiser
-from unmask.models.compiling import should_compile
 from unmask.models.ema import Ema
 from unmask.models.measuring import fastest_here
-from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
+from unmask.models.precision import autocast, parameter_dtype, resolve_dtype, should_compile
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
-from unmask.registry import resolve
-from unmask.section import name_of
-from unmask.training import parallel, shapes
+from unmask.training import checkpoint, parallel
 from unmask.training.distributed import device_of, shard_of
 from unmask.training.optim import (
     build_optimizer,
@@ -101,7 +100,7 @@ class Trainer:
         self.tokens = tokens
         self.stream = stream
         self.peers = peers
-        with peers.agreed():
+        with peers.raise_together():
             self._build()
         self.attention: str | None = None
         self.is_compiled = all(peers.exchange(should_compile(train.compile, self.device)))
@@ -245,7 +244,7 @@ class Trainer:
         Raises:
             UserError: the state is of another model.
         """
-        if different := shapes.differences(self.model.state_dict(), state["model"]):
+        if different := checkpoint.differences(self.model.state_dict(), state["model"]):
             raise UserError(f"the checkpoint is of another model: {different}; is it this run's?")
         self.step_number = state["trainer"]["step_number"]
         self.model.load_state_dict(self._dealt(state["model"]))
@@ -259,7 +258,7 @@ class Trainer:
     def _dealt(self, values: dict[str, Any]) -> dict[str, Any]:
         """By parameter, what this process has of `values`."""
         own = self.model.state_dict()
-        return {name: parallel.dealt(value, own[name]) for name, value in values.items()}
+        return {name: parallel.local_shard(value, own[name]) for name, value in values.items()}
 
     def _dropout_rng(self) -> Tensor:
         """Of all processes, (processes, bytes): each draws for its own rows."""

@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from unmask.tasks.programs.extract import extract, locate
+from unmask.tasks.programs.grading import extract, judge, locate
 from unmask.tasks.programs.inside.parsing import parse
-from unmask.tasks.programs.judging import judge
 
 F = "def f():\n    return 1"
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from unmask.tasks.programs.judging import REASONS, Judgement, judge
+from unmask.tasks.programs.grading import REASONS, Judgement, judge
 from unmask.tasks.programs.sandbox import run_programs
 
 RIGHT = {

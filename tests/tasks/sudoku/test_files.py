@@ -7,7 +7,7 @@ import pytest
 
 from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, EASY_SOLUTION, EMPTY, NO_SOLUTION, boards
 from unmask.errors import UserError
-from unmask.tasks.sudoku import arrays, files
+from unmask.tasks.sudoku import formats
 from unmask.tasks.sudoku.generator import generate
 
 
@@ -39,14 +39,14 @@ def save(path: Path, array: np.ndarray) -> Path:
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_rows_of_325_in_any_order(tmp_path: Path, puzzles, order: str, base: int, dtype: type) -> None:  # type: ignore[no-untyped-def]
     path = save(tmp_path / "x.npy", shah_rows(*puzzles, order, base).astype(dtype))
-    loaded = files.load(path)
+    loaded = formats.load(path)
     assert (loaded.puzzles == puzzles[0]).all()
     assert (loaded.solutions == puzzles[1]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float64])
 def test_rows_of_162(tmp_path: Path, puzzles, dtype: type) -> None:  # type: ignore[no-untyped-def]
-    loaded = files.load(save(tmp_path / "x.npy", np.concatenate(puzzles, axis=1).astype(dtype)))
+    loaded = formats.load(save(tmp_path / "x.npy", np.concatenate(puzzles, axis=1).astype(dtype)))
     assert (loaded.puzzles == puzzles[0]).all()
     assert (loaded.solutions == puzzles[1]).all()
 
@@ -57,7 +57,7 @@ def test_csv(tmp_path: Path, header: str) -> None:
     line = ",".join(cells.get(name, "?") for name in header.split(","))
     path = tmp_path / "x.csv"
     path.write_text(f"{header}\n{line}\n{line}\n")
-    loaded = files.load(path)
+    loaded = formats.load(path)
     assert (loaded.puzzles == boards(EASY, EASY)).all()
     assert (loaded.solutions == boards(EASY_SOLUTION, EASY_SOLUTION)).all()
 
@@ -65,7 +65,7 @@ def test_csv(tmp_path: Path, header: str) -> None:
 def test_text_is_solved_and_gzip_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.txt.gz"
     path.write_bytes(gzip.compress(f"{EASY.replace('0', '.')}\n\n{EASY}\n".encode()))
-    loaded = files.load(path)
+    loaded = formats.load(path)
     assert (loaded.solutions == boards(EASY_SOLUTION, EASY_SOLUTION)).all()
 
 
@@ -85,7 +85,7 @@ def test_bad_text_names_file_and_line(tmp_path: Path, content: str, message: str
     path = tmp_path / "puzzles.txt"
     path.write_text(content)
     with pytest.raises(UserError, match=r"puzzles\.txt") as caught:
-        files.load(path)
+        formats.load(path)
     assert message in str(caught.value)
 
 
@@ -106,7 +106,7 @@ def test_bad_csv_names_file_and_line(tmp_path: Path, content: str, message: str)
     path = tmp_path / "puzzles.csv"
     path.write_text(content)
     with pytest.raises(UserError, match=r"puzzles\.csv") as caught:
-        files.load(path)
+        formats.load(path)
     assert message in str(caught.value)
 
 
@@ -122,19 +122,19 @@ def test_one_bad_row_of_325_is_named(tmp_path: Path, puzzles, position: int, val
     rows = shah_rows(*puzzles)
     rows[7, position] = value
     with pytest.raises(UserError, match=message):
-        files.load(save(tmp_path / "x.npy", rows))
+        formats.load(save(tmp_path / "x.npy", rows))
 
 
 @pytest.mark.parametrize("number", [0, 3, 4, 29])
 def test_rows_are_counted_through_the_chunks(
     tmp_path: Path, puzzles, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(arrays, "_CHUNK", 4)
+    monkeypatch.setattr(formats, "_CHUNK", 4)
     rows = np.concatenate(puzzles, axis=1)
-    assert (files.load(save(tmp_path / "x.npy", rows)).solutions == puzzles[1]).all()
+    assert (formats.load(save(tmp_path / "x.npy", rows)).solutions == puzzles[1]).all()
     rows[number, 100] = 0
     with pytest.raises(UserError, match=f"row {number}: the solution breaks"):
-        files.load(save(tmp_path / "x.npy", rows))
+        formats.load(save(tmp_path / "x.npy", rows))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_rows_are_counted_through_the_chunks(
 )
 def test_bad_arrays_name_shape_and_dtype(tmp_path: Path, array: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        files.load(save(tmp_path / "x.npy", array))
+        formats.load(save(tmp_path / "x.npy", array))
 
 
 def test_pickled_arrays_do_not_run(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_pickled_arrays_do_not_run(tmp_path: Path) -> None:
     np.save(buffer, np.array([Malicious()], dtype=object), allow_pickle=True)
     path.write_bytes(buffer.getvalue())
     with pytest.raises(UserError, match="not a plain"):
-        files.load(path)
+        formats.load(path)
 
 
 def zip_of_arrays() -> bytes:
@@ -195,16 +195,16 @@ DAMAGED_GZIP[20:23] = b"\x00\xff\x13"
 def test_unreadable_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        files.load(tmp_path / name)
+        formats.load(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
-        files.load(tmp_path / "absent.csv")
+        formats.load(tmp_path / "absent.csv")
 
 
 @pytest.mark.parametrize("name", ["kaggle_20k", "clue17_singles"])
 def test_real_rows_of_325(sudoku_data: Path, name: str) -> None:
-    loaded = files.load(sudoku_data / "shah_format_derived" / f"{name}-sudoku-test-data.npy.gz")
+    loaded = formats.load(sudoku_data / "shah_format_derived" / f"{name}-sudoku-test-data.npy.gz")
     assert len(loaded) == 1000
 
 
 def test_real_csv(sudoku_data: Path) -> None:
-    assert len(files.load(sudoku_data / "kaggle_20k.csv.gz")) == 20_000
+    assert len(formats.load(sudoku_data / "kaggle_20k.csv.gz")) == 20_000

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from unmask.errors import UserError
-from unmask.tasks.sudoku import cache
+from unmask.tasks.sudoku import generator
 from unmask.tasks.sudoku.board import is_solution, keeps_givens
 from unmask.tasks.sudoku.generator import generate
 from unmask.tasks.sudoku.solver import is_singles_solvable, solve
@@ -42,7 +42,7 @@ def test_givens_out_of_range_say_why(givens: tuple[int, int], why: str) -> None:
 
 
 def _load(folder: str) -> bytes:
-    return cache.load_or_generate(100, (40, 45), "singles", 7, Path(folder)).puzzles.tobytes()
+    return generator.load_or_generate(100, (40, 45), "singles", 7, Path(folder)).puzzles.tobytes()
 
 
 def test_processes_that_ask_at_once_share_one_cache(tmp_path: Path) -> None:
@@ -55,5 +55,5 @@ def test_processes_that_ask_at_once_share_one_cache(tmp_path: Path) -> None:
 
 def test_the_cache_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = _load(str(tmp_path))
-    monkeypatch.setattr(cache, "generate", pytest.fail)
+    monkeypatch.setattr(generator, "generate", pytest.fail)
     assert _load(str(tmp_path)) == first

@@ -14,9 +14,9 @@ from tests.tasks.sudoku.test_files import save, shah_rows
 from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, EASY_SOLUTION, HARD, boards
 from unmask.errors import UserError
 from unmask.tasks.sudoku import board
+from unmask.tasks.sudoku.board import Symmetry
 from unmask.tasks.sudoku.generator import generate
 from unmask.tasks.sudoku.moves import MASK_ID, MovesData, SudokuMoves, to_boards
-from unmask.tasks.sudoku.symmetry import Symmetry
 from unmask.types import CleanBatch
 
 OPEN = np.flatnonzero(boards(EASY)[0] == 0)

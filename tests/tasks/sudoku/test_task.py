@@ -8,11 +8,9 @@ import torch
 from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, EASY_SOLUTION, HARD, NO_SOLUTION, boards
 from unmask.errors import UserError
 from unmask.tasks.sudoku import board, grading
-from unmask.tasks.sudoku.data import split
+from unmask.tasks.sudoku.board import PuzzleSet, augment
 from unmask.tasks.sudoku.generator import generate
-from unmask.tasks.sudoku.puzzles import PuzzleSet
-from unmask.tasks.sudoku.symmetry import augment
-from unmask.tasks.sudoku.task import MASK_ID, Sudoku, SudokuData
+from unmask.tasks.sudoku.task import MASK_ID, Sudoku, SudokuData, split
 
 
 def task(**settings: object) -> Sudoku:

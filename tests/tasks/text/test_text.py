@@ -10,16 +10,16 @@ import torch
 
 from tests.data.text import byte_level, save_tokenizer, word_piece, write_lines
 from tests.helpers import SHORT, lines, run_cli
-from unmask import recipes
 from unmask.cli.compare import _check_measure
+from unmask.config import recipes
 from unmask.data.prepare import Settings, prepare
-from unmask.data.prepare.corpora import standard_library
+from unmask.data.prepare.documents import standard_library
 from unmask.data.prepare.sources import PART, File
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
-from unmask.evaluation.perplexity import TextLikelihood
+from unmask.evaluation.evaluate import TextLikelihood
 from unmask.tasks.task import Extent, GradedTask
-from unmask.tasks.text.task import Text
+from unmask.tasks.text import Text
 from unmask.types import CleanBatch
 
 END, MASK = 256, 257

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unmask import durable
-from unmask.data.prepare.datasets import Dataset
+from unmask import files
+from unmask.data.prepare.settings import Dataset
 from unmask.data.prepare.sources import Row
 from unmask.errors import UserError
 
@@ -69,7 +69,7 @@ def stream(dataset: Dataset, split: str, revision: str) -> Iterable[dict[str, An
 def write_rows(source: Hub, fields: tuple[str, ...], path: Path) -> None:
     """The texts of a small split, a JSON object a line."""
     rows = (row.content for row in source.rows(fields) if isinstance(row.content, dict))
-    durable.write(path, "".join(json.dumps({field: row[field] for field in fields}) + "\n" for row in rows))
+    files.write(path, "".join(json.dumps({field: row[field] for field in fields}) + "\n" for row in rows))
 
 
 @contextmanager

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.data.prepare import shards
-from unmask.data.prepare.finish import Block, model_ids
+from unmask.data.prepare import writing
 from unmask.data.prepare.settings import Settings
-from unmask.data.prepare.shards import Shard
 from unmask.data.prepare.sources import PART
+from unmask.data.prepare.writing import Block, Shard, model_ids
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 
@@ -36,12 +35,12 @@ def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: Settings) ->
         UserError: too little text for a part.
     """
     last = _last_held_out(
-        np.concatenate([np.zeros(0, np.uint64), *(shards.load_keys(path) for path in paths)]), settings
+        np.concatenate([np.zeros(0, np.uint64), *(writing.load_keys(path) for path in paths)]), settings
     )
     table = model_ids(vocabulary)
     for is_held_out in (False, True):
         num_rows = 0
-        chosen = (_chosen(shard, (shard.keys <= last) == is_held_out, table) for shard in map(shards.load, paths))
+        chosen = (_chosen(shard, (shard.keys <= last) == is_held_out, table) for shard in map(writing.load, paths))
         for labels in LAYOUTS[settings.rows](chosen, settings.length, vocabulary.eos_id):
             num_rows += len(labels)
             yield Block(labels, np.ones(len(labels), np.int64), is_held_out)

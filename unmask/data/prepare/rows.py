@@ -6,11 +6,11 @@ from itertools import chain
 
 import numpy as np
 
+from unmask.data.infill import encode_prompts
+from unmask.data.prepare.documents import read_texts, special_token
 from unmask.data.prepare.settings import Settings
-from unmask.data.prepare.shards import Report, Shard
 from unmask.data.prepare.sources import Row
-from unmask.data.prepare.texts import read_texts, special_token
-from unmask.data.prompts import encode_prompts
+from unmask.data.prepare.writing import Report, Shard
 from unmask.data.vocabulary import Vocabulary
 
 

@@ -5,15 +5,13 @@ from contextlib import closing
 from itertools import chain, islice
 from typing import Any, TypeVar
 
-from unmask import durable
-from unmask.data.prepare.corpora import find_sources
-from unmask.data.prepare.finish import write_store
+from unmask import files
+from unmask.data.prepare.documents import find_sources
 from unmask.data.prepare.hub import Hub, write_rows
-from unmask.data.prepare.kinds import KINDS
-from unmask.data.prepare.pool import tokenise
 from unmask.data.prepare.settings import Settings
 from unmask.data.prepare.sources import Source
-from unmask.data.prepare.work import Work
+from unmask.data.prepare.workers import KINDS, Work, tokenise
+from unmask.data.prepare.writing import write_store
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 from unmask.progress import console, progress, warn
@@ -113,7 +111,7 @@ def _write_test(sources: list[Source], settings: Settings, work: Work) -> None:
 
 
 def _publish(work: Work, settings: Settings) -> None:
-    durable.sync(work.store)
+    files.sync(work.store)
     work.store.rename(settings.out)
-    durable.sync(settings.out.parent)
+    files.sync(settings.out.parent)
     work.delete()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from unmask.errors import UserError
-from unmask.jsonl import parse_object
+from unmask.files import parse_object
 
 _CHUNK = 2**20
 

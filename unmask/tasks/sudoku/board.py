@@ -1,11 +1,26 @@
-"""Boards: 81 cells in row-major order, digits 1 to 9, 0 for an empty cell. Dimensions: N boards."""
+"""Boards: 81 cells in row-major order, digits 1 to 9, 0 for an empty cell. Dimensions: N boards.
 
+The symmetries of Sudoku, keyed by an example's number: the n-th example of a stream always looks the same.
+
+Digits are relabelled; rows within bands, bands, columns within stacks and stacks are permuted; half of the boards are
+transposed. Dimensions: N boards.
+
+Puzzles with their solutions. Dimensions: N boards.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Int
 from numpy.typing import NDArray
+from torch import Tensor
 
+from unmask import noise
 from unmask.errors import UserError
+from unmask.noise import Purpose
 
 Boards = NDArray[np.uint8]  # (N, 81)
 
@@ -64,3 +79,91 @@ def to_text(board: NDArray[Any]) -> str:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= 90 else text[:87] + "..."
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """One for each of N boards."""
+
+    cell: Int[Tensor, "N 81"]
+    """Which cell comes to stand in each."""
+    relabel: Int[Tensor, "N 10"]
+    """What becomes of each digit; 0, an empty cell, stays 0."""
+
+    @classmethod
+    def draw(cls, number: Int[Tensor, "N"], seed: int) -> "Symmetry":
+        u = noise.uniform(seed, Purpose.AUGMENT, number.unsqueeze(1), torch.arange(34))
+        digits, lines, is_transposed = u[:, :9], u[:, 9:33], u[:, 33:] < 0.5
+        relabel = torch.cat([torch.zeros_like(number).unsqueeze(1), digits.argsort(dim=1) + 1], dim=1)
+        row, column = _line_order(lines[:, :12]), _line_order(lines[:, 12:])
+        cell = row.unsqueeze(2) * 9 + column.unsqueeze(1)
+        return cls(torch.where(is_transposed.unsqueeze(2), cell.mT, cell).flatten(1), relabel)
+
+    def move(self, values: Int[Tensor, "N 81"]) -> Int[Tensor, "N 81"]:
+        """What belongs to cells and is no digit goes along with them."""
+        return values.gather(1, self.cell)
+
+    def apply(self, boards: Int[Tensor, "N 81"]) -> Int[Tensor, "N 81"]:
+        """Boards with their cells moved and their digits relabelled."""
+        return self.relabel.gather(1, self.move(boards))
+
+
+def augment(
+    puzzles: Int[Tensor, "N 81"], solutions: Int[Tensor, "N 81"], number: Int[Tensor, "N"], seed: int
+) -> tuple[Int[Tensor, "N 81"], Int[Tensor, "N 81"]]:
+    """One random symmetry per board, the same for a puzzle and its solution."""
+    symmetry = Symmetry.draw(number, seed)
+    return symmetry.apply(puzzles), symmetry.apply(solutions)
+
+
+def _line_order(u: Tensor) -> Int[Tensor, "N 9"]:
+    """An order of nine lines that keeps bands together, from twelve uniforms: three for the bands, nine within them."""
+    band = u[:, :3].argsort(dim=1)
+    within = u[:, 3:].unflatten(1, (3, 3)).argsort(dim=2)
+    return (band.unsqueeze(2) * 3 + within).flatten(1)
+
+
+@dataclass(frozen=True)
+class PuzzleSet:
+    """Puzzles (N, 81), 0 for an empty cell, and their solutions (N, 81)."""
+
+    puzzles: Boards
+    solutions: Boards
+    turns: Boards | None = None
+    """When a solver filled each cell (N, 81): among the empty cells of a puzzle, smaller is sooner. None: not known."""
+
+    def __len__(self) -> int:
+        return len(self.puzzles)
+
+    def __getitem__(self, index: NDArray[Any] | slice) -> "PuzzleSet":
+        turns = None if self.turns is None else self.turns[index]
+        return PuzzleSet(self.puzzles[index], self.solutions[index], turns)
+
+    @staticmethod
+    def concatenate(parts: "list[PuzzleSet]") -> "PuzzleSet":
+        """All of `parts`; the turns are known if every part knows its own."""
+        empty = np.zeros((0, 81), dtype=np.uint8)
+        turns = [part.turns for part in parts if part.turns is not None]
+        return PuzzleSet(
+            np.concatenate([empty, *(part.puzzles for part in parts)]),
+            np.concatenate([empty, *(part.solutions for part in parts)]),
+            np.concatenate(turns) if parts and len(turns) == len(parts) else None,
+        )
+
+
+def checked(
+    puzzles: NDArray[Any], solutions: NDArray[Any], where: Callable[[int], str], turns: NDArray[Any] | None = None
+) -> PuzzleSet:
+    """Puzzles and solutions that fit each other.
+
+    Raises:
+        UserError: the first that do not, found at `where(its number)`.
+    """
+    for i in np.flatnonzero(~is_solution(solutions)):
+        raise UserError(f"{where(int(i))}: the solution breaks a row, column or box")
+    for i in np.flatnonzero(~keeps_givens(puzzles, solutions)):
+        raise UserError(f"{where(int(i))}: the solution changes a given of the puzzle")
+    for i in np.flatnonzero((puzzles > 0).all(axis=1)):
+        raise UserError(f"{where(int(i))}: the puzzle has no empty cell")
+    turns = None if turns is None else turns.astype(np.uint8)
+    return PuzzleSet(puzzles.astype(np.uint8), solutions.astype(np.uint8), turns)

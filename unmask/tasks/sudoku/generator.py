@@ -3,18 +3,26 @@
 A puzzle is dug: from a random solved grid, cells are emptied in random order as long as the rest determines them. For
 `singles` that test is naked and hidden singles, which can only lead to the one solution. For `harder` it is search,
 and the result must not be solvable by singles. All in batches (see `solver`). Dimensions: N boards.
+
+Generated puzzles, kept on disk.
 """
 
+import hashlib
+import io
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask import noise
+from unmask import files, noise
 from unmask.errors import UserError
+from unmask.files import exclusive
 from unmask.noise import Purpose
-from unmask.tasks.sudoku.board import Boards
+from unmask.progress import console, progress
+from unmask.tasks.sudoku.board import Boards, PuzzleSet
 from unmask.tasks.sudoku.solver import (
     ALL_DIGITS,
     is_decided,
@@ -195,3 +203,34 @@ def _add_givens(puzzles: Boards, grids: Boards, targets: NDArray[np.int64], rng:
         still_hard = ~is_singles_solvable(trial)
         puzzles[board[still_hard]] = trial[still_hard]
     return puzzles
+
+
+_VERSION = 1  # of the generator: another one makes other puzzles from the same seed
+
+
+def load_or_generate(count: int, givens: tuple[int, int], difficulty: Difficulty, seed: int, folder: Path) -> PuzzleSet:
+    """The puzzles of these settings, from the cache or newly generated (the first process does, others wait for it)."""
+    settings = {"count": count, "givens": givens, "difficulty": difficulty, "seed": seed, "version": _VERSION}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / "sudoku" / f"{difficulty}_{givens[0]}-{givens[1]}_{count}_{digest}.npy"
+    with exclusive(path):
+        if not path.exists():
+            with progress(
+                f"Generating {count} puzzles ({difficulty}, {givens[0]}-{givens[1]} givens)", count
+            ) as update:
+                puzzles, solutions = generate(
+                    count, givens=givens, difficulty=difficulty, seed=seed, on_progress=update
+                )
+            files.write(path, _to_bytes(np.concatenate([puzzles, solutions], axis=1)))
+            console.print(f"Puzzles kept in {path}")
+    try:
+        boards = np.load(path)
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {error}; delete it, and it will be made again") from error
+    return PuzzleSet(boards[:, :81], boards[:, 81:])
+
+
+def _to_bytes(boards: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, boards)
+    return buffer.getvalue()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask import jsonl
+from unmask import files
 from unmask.errors import UserError
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.board import Boards
@@ -74,7 +74,7 @@ def grade_file(path: Path) -> Grade:
 
 def _read_answers(path: Path) -> tuple[Boards, list[str]]:
     puzzles, answers = [], []
-    for where, row in jsonl.read(path):
+    for where, row in files.read_json_lines(path):
         if not all(isinstance(row.get(key), str) for key in ("puzzle", "answer")):
             raise UserError(f"{where}: needs the strings `puzzle` and `answer`")
         puzzles.append(board.parse(row["puzzle"], where))

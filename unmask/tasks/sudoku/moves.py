@@ -15,11 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from unmask.errors import UserError
-from unmask.tasks.sudoku.board import Boards
-from unmask.tasks.sudoku.board_task import BoardTask
-from unmask.tasks.sudoku.data import PuzzleData
-from unmask.tasks.sudoku.puzzles import PuzzleSet
-from unmask.tasks.task import Canvas
+from unmask.tasks.sudoku.board import Boards, PuzzleSet
+from unmask.tasks.sudoku.task import BoardTask, PuzzleData
+from unmask.tasks.task import DisplayLayout
 from unmask.types import CleanBatch, TokenSpec
 
 MASK_ID = 27
@@ -44,7 +42,7 @@ class SudokuMoves(BoardTask):
 
     def __init__(self, config: MovesData) -> None:
         tokens = TokenSpec(vocab_size=MASK_ID + 1, length=243, mask_id=MASK_ID)
-        super().__init__(config, tokens, Canvas(columns=27, box=3))  # nine moves a line, ruled between them
+        super().__init__(config, tokens, DisplayLayout(columns=27, box=3))  # nine moves a line, ruled between them
         self.with_turns = config.order == "solver"
 
     @classmethod

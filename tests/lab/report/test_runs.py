@@ -1,0 +1,136 @@
+"""Which runs a report takes, and what it calls them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unmask.config import recipes
+from unmask.errors import UserError
+from unmask.lab.report.curves import read_metrics
+from unmask.lab.report.runs import common_measures, differences, group, read_run
+from unmask.training.folder import RunFolder, to_yaml
+
+ACCURACY = {"eval/accuracy": 0.5, "eval/accuracy/ema/prob/3": 0.5, "eval/nelbo": 1.0, "eval/nelbo_stderr": 0.1}
+
+
+def run(folder: Path, *settings: str, evaluation: dict | None = None) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(recipes.load("debug", settings)))
+    row = {"step": 5, "seconds": 1.5, "examples_seen": 80} | (ACCURACY if evaluation is None else evaluation)
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def read(*folders: Path):  # type: ignore[no-untyped-def]
+    return [read_run(folder, pytest.fail) for folder in folders]
+
+
+def test_seeds_of_one_method_go_together(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path / "puma" / f"seed_{seed}", f"train.seed={seed}", f"train.threads={seed + 1}") for seed in (0, 1)
+    ]
+    runs.append(run(tmp_path / "mine", "process.num_stages=9"))
+    methods = group(read(*runs))
+    assert {name: [own.seed for own in same] for name, same in methods.items()} == {"puma": [0, 1], "mine": [0]}
+    assert differences(methods) == {"process.num_stages": [4, 9]}
+
+
+def test_a_setting_that_only_one_method_has(tmp_path: Path) -> None:
+    methods = group(read(run(tmp_path / "a"), run(tmp_path / "b", "process.name=uniform")))
+    assert differences(methods)["process.threshold"] == [0.9, None]
+    assert differences(methods)["process.name"] == ["puma", "uniform"]
+
+
+def test_equal_folder_names_are_told_apart(tmp_path: Path) -> None:
+    folders = [run(tmp_path / "a" / "run"), run(tmp_path / "b" / "run", "optim.lr=1")]
+    assert list(group(read(*folders))) == [str(folder) for folder in folders]
+
+
+def test_measures_that_all_have(tmp_path: Path) -> None:
+    more = {**ACCURACY, "eval/accuracy/ema/prob/1": 0.7}
+    methods = group(read(run(tmp_path / "a", evaluation=more), run(tmp_path / "b", "optim.lr=1")))
+    assert common_measures(methods) == ["eval/accuracy/ema/prob/3", "eval/nelbo"]
+
+
+def test_a_measure_that_one_run_only_ever_failed_at_is_not_common(tmp_path: Path) -> None:
+    diverged = {**ACCURACY, "eval/accuracy/ema/prob/3": None}
+    methods = group(read(run(tmp_path / "a"), run(tmp_path / "b", "optim.lr=1", evaluation=diverged)))
+    assert common_measures(methods) == ["eval/nelbo"]
+
+
+def test_a_run_that_is_still_training_is_named(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        metrics.write("broken\n")
+        metrics.write('{"step": 10, "sec')  # as far as it has been written
+    said: list[str] = []
+    holder = RunFolder(folder)
+    holder.open(recipes.load("debug"), {}, pytest.fail, resume=True)
+    try:
+        recorded = read_run(folder, said.append)
+    finally:
+        holder.close()
+    assert recorded.is_running
+    assert recorded.last_step == 5
+    broken, training = said  # and not a word of the line that is being written
+    assert "line 2: not a line of metrics; skipped" in broken
+    assert "still training" in training
+    assert not read_run(folder, said.append).is_running
+
+
+def test_broken_lines_are_named_and_skipped(tmp_path: Path) -> None:
+    rows = [{"step": s, "seconds": s, "examples_seen": s, "eval/accuracy": s / 10} for s in (1, 2)]
+    text = "\n".join(
+        ["{", json.dumps(rows[0]), "[1]", json.dumps({"step": 3}), json.dumps(rows[1]), '{"step": 4, "sec']
+    )
+    (tmp_path / "metrics.jsonl").write_text(text)
+    warnings: list[str] = []
+    assert read_metrics(tmp_path, warnings.append) == rows
+    assert [w.split(", ")[1].split(":")[0] for w in warnings] == ["line 1", "line 3", "line 4", "line 6"]
+    with pytest.raises(UserError, match="cannot be read"):
+        read_metrics(tmp_path / "nowhere", warnings.append)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"step": ' + "9" * 500 + ', "seconds": 1, "examples_seen": 1}',
+        '{"step": NaN, "seconds": 1, "examples_seen": 1}',
+        *(
+            '{"step": 2, "seconds": 1, "examples_seen": 1, "resumed_at_byte": ' + at + "}"
+            for at in ('"x"', "null", "-1", "true", "[]")
+        ),
+        '"resumed_at_byte"',
+        '["resumed_at_byte"]',
+        "\x00\xff",
+    ],
+    ids=lambda line: line[-40:],
+)
+def test_any_broken_line_is_named(line: str, tmp_path: Path) -> None:
+    row = {"step": 1, "seconds": 1, "examples_seen": 1}
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([json.dumps(row).encode(), line.encode("latin1"), b""]))
+    warnings: list[str] = []
+    assert read_metrics(tmp_path, warnings.append) == [row]
+    assert len(warnings) == 1
+    assert "line 2" in warnings[0]
+
+
+def test_what_cannot_be_reported(tmp_path: Path) -> None:
+    good, toy = run(tmp_path / "good"), run(tmp_path / "toy", "task.name=toy")
+    bare = run(tmp_path / "bare", "optim.lr=1", evaluation={"train/loss": 2.0})
+    with pytest.raises(UserError, match=r"of the task sudoku, .*toy of toy"):
+        group(read(good, toy))
+    with pytest.raises(UserError, match=r"no evaluation in common.*good: eval/accuracy.*bare: no evaluation yet"):
+        common_measures(group(read(good, bare)))
+    with pytest.raises(UserError, match="the same settings and seed"):
+        group(read(good, good))
+    with pytest.raises(UserError, match="no evaluation has written eval/accuracy; there is nothing yet"):
+        read(bare)[0].curve("eval/accuracy")
+    (bare / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds nothing yet"):
+        read(bare)
+    (bare / "config.yaml").write_text("optim: {lr: -1}")
+    with pytest.raises(UserError, match=r"(?s)bare.*optim.lr=-1"):
+        read(bare)

@@ -1,0 +1,1 @@
+"""Settings: sections and their checks, the components that they name, recipes, and the configuration of a run."""

@@ -1,0 +1,148 @@
+"""Recipes: YAML files that hold the settings of a run.
+
+A recipe may `extends: other.yaml`, a file beside it, or a shipped recipe, as in `extends: sudoku/puma`.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unmask.config.run import RunConfig, section_class
+from unmask.config.settings import Section
+from unmask.errors import UserError
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+_KEY_ALIASES = {  # names that users of other code bring
+    "K": "num_stages",
+    "block_length": "block_size",
+    "confidence_threshold": "threshold",
+    "unmasking_num": "tokens_per_step",
+    "cfg_scale": "guidance",
+    "alg": "confidence",
+}
+
+
+def names() -> list[str]:
+    """The shipped recipes, such as `sudoku/puma`."""
+    return sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of `recipe` (a shipped name or a YAML path) with `overrides`, each `key=value`.
+
+    Raises:
+        UserError: an unknown recipe, an unreadable file, a malformed override, or a wrong setting.
+    """
+    tree = _read(_find(recipe), seen=())
+    for override in overrides:
+        _apply(tree, _parse_override(override))
+    return RunConfig.from_tree(tree)
+
+
+def _find(recipe: str) -> Path:
+    if recipe in names():
+        return FOLDER / f"{recipe}.yaml"
+    if (path := Path(recipe)).suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    close = difflib.get_close_matches(recipe, names(), n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(
+        f"recipe {recipe!r}: not found; {hint}Shipped: {', '.join(names())}; or give the path of a .yaml file"
+    )
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's settings over those that it extends."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `extends` goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, not {type(tree).__name__}")
+    parent = tree.pop("extends", None)
+    tree = rename_keys(tree)
+    if parent is None:
+        return tree
+    base = _read(_find_parent(path, parent), (*seen, path.resolve()))
+    _apply(base, tree)
+    return base
+
+
+def _find_parent(path: Path, parent: Any) -> Path:
+    """The file that `path` extends: beside it, or shipped."""
+    if isinstance(parent, str) and parent in names():
+        return FOLDER / f"{parent}.yaml"
+    if not isinstance(parent, str) or not (path.parent / parent).is_file():
+        raise UserError(
+            f"{path}: extends {parent!r}, but there is no such file beside it, and no such shipped recipe; "
+            f"shipped: {', '.join(names())}"
+        )
+    return path.parent / parent
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write key=value, such as train.steps=500")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return rename_keys(value)
+
+
+def rename_keys(tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with our names for the keys that users of other code bring."""
+    return {
+        _KEY_ALIASES.get(key, key): rename_keys(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+    }
+
+
+def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
+    """Writes `update` over the settings `base`. Another task takes none of the former one's data."""
+    old, new = (tree.get("task") for tree in (base, update))
+    if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
+        base.pop("data", None)
+    for key, value in update.items():
+        _write(base, key, value, _section(key, base, update))
+
+
+def _section(key: str, *trees: dict[str, Any]) -> type[Section]:
+    """What checks the section `key`, of the component that the trees, one written over the other, name."""
+    field = RunConfig.model_fields.get(key)
+    if field is None:
+        return Section
+    named = {
+        kind: {name: value for tree in trees if isinstance(tree.get(kind), dict) for name, value in tree[kind].items()}
+        for kind in ("task", "model", "process")
+    }
+    return section_class(key, named, field.annotation)
+
+
+def _write(tree: dict[str, Any], key: str, value: Any, section: type[Section] = Section) -> None:
+    """A section merges with the one that is there; one that names another component takes its place."""
+    old = tree.get(key)
+    if isinstance(old, dict) and isinstance(value, dict) and value.get("name") in (None, old.get("name")):
+        merge(old, value, section)
+    else:
+        tree[key] = value
+
+
+def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section] = Section) -> None:
+    """Writes `update` into `base`; one of the section's alternatives takes the place of the others, and of theirs."""
+    if any(update.get(key) is not None for key in section.alternatives):
+        for key in section.alternatives:
+            base.pop(key, None)
+        for key, owner in section.dependents.items():
+            if update.get(owner) is None:
+                base.pop(key, None)
+    for key, value in update.items():
+        _write(base, key, value)

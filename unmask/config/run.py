@@ -1,0 +1,212 @@
+"""The configuration of a run.
+
+The `data`, `model` and `process` sections are checked by the `Config` of the class that `task.name`, `model.name` and
+`process.name` stand for: a new method brings its own settings. `unmask.config.recipes` turns YAML files and overrides
+into the tree that `RunConfig.from_tree` checks.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from unmask.config.registry import resolve
+from unmask.config.settings import (
+    Beta,
+    DTypeName,
+    OrderName,
+    Section,
+    WeightsName,
+    check_into,
+    check_section,
+    known,
+    unknown,
+)
+from unmask.decoding.config import DecodeConfig, check_guidance
+from unmask.errors import UserError
+from unmask.training.trackers import TRACKERS
+
+
+class TaskChoice(Section):
+    name: str = "sudoku"
+
+
+class OptimConfig(Section):
+    lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up; cosine falls to 0")
+    warmup_steps: int = Field(1000, ge=0, description="in which the learning rate rises from 0")
+    weight_decay: float = Field(0.01, ge=0, description="on matrices only")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of AdamW: decay of the mean gradient and mean square")
+    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
+
+
+class EmaConfig(Section):
+    decay: float = Field(0.0, ge=0, lt=1, description="0 = off; warmed up as min(decay, (1 + n) / (10 + n))")
+
+
+class TrainConfig(Section):
+    alternatives = ("steps", "epochs")
+
+    steps: int | None = Field(None, ge=1, description="optimizer steps")
+    epochs: float | None = Field(
+        None, gt=0, description="where train.steps is null: epochs x data set / batch_size, as if every step drew anew"
+    )
+    max_seconds: float | None = Field(
+        None, gt=0, description="end after so many seconds of training, if that is sooner"
+    )
+    max_examples: int | None = Field(None, ge=1, description="end after so many examples drawn, if that is sooner")
+    batch_size: int = Field(128, ge=1, description="rows of the global batch")
+    accumulate: int = Field(1, ge=1, description="micro-batches that a batch is split into")
+    seed: int = Field(0, ge=0, description="of weights, batches and masks")
+    dtype: DTypeName = Field("auto", description="auto: bfloat16 autocast where the hardware has it, else float32")
+    device: str = Field("auto", description="auto: cuda if there is one, else cpu")
+    compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: where a compiler works")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null = PyTorch's choice")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="of several processes: each has all weights (ddp), or each a share of them (fsdp: FSDP2)"
+    )
+    cpu_offload: bool = Field(False, description="with fsdp: weights and optimizer state wait in the CPU's memory")
+    timeout: float = Field(600.0, ge=1, description="seconds that a process waits for the others before it gives up")
+    init: str | None = Field(
+        None, description="weights to start from: a RUN, an export, or a Hugging Face folder of a Llama or Qwen2/3"
+    )
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints to keep, beside the best")
+    keep_every: int | None = Field(None, ge=1, description="also keep every checkpoint at a multiple of this step")
+    on_bad_numbers: Literal["stop", "skip"] = Field(
+        "stop", description="where a loss or gradient is not finite: end the run, or go on without the step's update"
+    )
+    max_skips: int = Field(
+        10, ge=1, description="steps left out by on_bad_numbers=skip before the run ends all the same"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}")
+        if self.steps and self.epochs:
+            raise ValueError(f"train.steps={self.steps} and train.epochs={self.epochs}: give one of them")
+        return self
+
+
+class GenerativeConfig(Section):
+    model: str = Field(description="folder of a causal language model of Hugging Face's, with its tokenizer")
+    samples: int = Field(64, ge=1, description="always with the same noise")
+    decode: dict[str, Any] = Field(
+        {}, description="how they are drawn, over the section decode with confidence=random and temperature=1"
+    )
+
+
+class EvalConfig(Section):
+    every: int = Field(1000, ge=1, description="steps between evaluations")
+    examples: int = Field(500, ge=1, description="held-out examples, always the same")
+    confidences: list[OrderName] = Field(
+        ["prob"], min_length=1, description="orders of reveals, each evaluated with each of tokens_per_step"
+    )
+    tokens_per_step: list[Annotated[int, Field(ge=1)]] = Field(
+        [1],
+        min_length=1,
+        description="positions revealed in a step; the first pair names eval/accuracy, and the best step",
+    )
+    weights: list[WeightsName] = Field(["ema", "raw"], min_length=1, description="ema counts only where there is one")
+    nelbo_draws: int = Field(2, ge=1, description="masks per example for the NELBO")
+    zero_shot: list[str] = Field(
+        [], description="of text: other corpora, files, folders or stores, of which eval.examples rows are evaluated"
+    )
+    generative: GenerativeConfig | None = Field(
+        None, description="of text: samples, and what another model says of them; null = none"
+    )
+
+    @field_validator("generative", mode="before")
+    @classmethod
+    def _check_generative(cls, given: Any) -> Any:
+        return given if given is None else check_section(GenerativeConfig, given, "eval.generative")
+
+    def decoders(self, base: DecodeConfig) -> list[DecodeConfig]:
+        """The grid: every confidence with every number of tokens a step."""
+        former = {*base.alternatives, *base.dependents}
+        base = base.model_copy(update={key: DecodeConfig.model_fields[key].default for key in former})
+        return [
+            base.model_copy(update={"confidence": confidence, "tokens_per_step": tokens})
+            for confidence in self.confidences
+            for tokens in self.tokens_per_step
+        ]
+
+
+class LogConfig(Section):
+    every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    tensorboard: bool = Field(True, description="also write the numbers for TensorBoard into the run folder")
+    to: list[Annotated[str, known("tracker", TRACKERS)]] = Field(
+        [], description=f"trackers that are sent the same numbers: {', '.join(TRACKERS)}"
+    )
+    project: str = Field("unmask", min_length=1, description="what the trackers file the run under")
+
+
+class RunConfig(Section):
+    """All that defines a run."""
+
+    task: TaskChoice
+    data: SerializeAsAny[Section]
+    model: SerializeAsAny[Section]
+    process: SerializeAsAny[Section]
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    train: TrainConfig = TrainConfig()
+    decode: DecodeConfig = DecodeConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+    def of_run(self, folder: Path) -> "RunConfig":
+        """These settings where the run lies in `folder`."""
+        return self.model_copy(update={"data": self.data.of_run(folder)})
+
+    @staticmethod
+    def from_tree(tree: dict[str, Any]) -> "RunConfig":
+        """Checks a nested dict of settings.
+
+        Raises:
+            UserError: names every wrong key with its value and, for an unknown one, the nearest valid name.
+        """
+        tree = {key: ({} if value is None else value) for key, value in tree.items()}
+        checked: dict[str, Any] = {}
+        problems: list[str] = []
+        for key, field in RunConfig.model_fields.items():
+            section = section_class(key, tree, field.annotation)
+            checked[key] = check_into(section, tree.get(key, {}), key, problems)
+        checked["model"] = _in_blocks(checked["model"], checked["process"], problems)
+        problems += [unknown(str(key), list(RunConfig.model_fields)) for key in tree if key not in checked]
+        train = checked["train"]
+        if train is not None and train.steps is None and train.epochs is None:
+            problems.append("train.steps is missing; give train.steps or train.epochs")
+        if problems:
+            raise UserError("\n".join(problems))
+        check_guidance(checked["decode"], checked["data"])
+        return RunConfig(**checked)
+
+
+_NAMED_BY = {"data": ("task", "sudoku"), "model": ("model", "transformer"), "process": ("process", "uniform")}
+
+
+def section_class(key: str, tree: dict[str, Any], annotation: Any) -> type[Section]:
+    """The class that checks section `key`; for `data`, `model` and `process`, that of the named component."""
+    if key not in _NAMED_BY:
+        return annotation
+    kind, default = _NAMED_BY[key]
+    section = tree.get(kind, {})
+    name = section.get("name", default) if isinstance(section, dict) else default
+    return resolve(kind, str(name)).Config
+
+
+def _in_blocks(model: Section | None, process: Section | None, problems: list[str]) -> Section | None:
+    """`model` in the blocks of its process, so that what is kept of a run says what the model is."""
+    size = getattr(process, "block_size", None)
+    if model is None or size is None or "block_size" not in type(model).model_fields:
+        return model
+    own = getattr(model, "block_size", None)
+    if own in (None, size):
+        return check_into(type(model), {**model.model_dump(), "block_size": size}, "model", problems)
+    problems.append(
+        f"process.block_size={size} and model.block_size={own} differ; with model.block_size=null the model takes the "
+        "process's"
+    )
+    return None

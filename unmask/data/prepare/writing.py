@@ -1,0 +1,249 @@
+"""A batch of rows, tokenised, as a file: workers make them, and the end of the preparation puts them together.
+
+From shards to the store.
+"""
+
+import hashlib
+import io
+import json
+import platform
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask import files
+from unmask.data.prepare.settings import Settings
+from unmask.data.vocabulary import Vocabulary
+from unmask.errors import UserError
+
+COUNTS = {
+    "read": "rows read",
+    "kept": "rows kept",
+    "truncated": "of them cut short, without an end token",
+    "dropped_too_long": "dropped: too long",
+    "dropped_no_room": "dropped: the prompt leaves no room",
+    "dropped_empty": "dropped: an empty prompt or answer",
+    "dropped_short": "dropped: fewer than two tokens",
+    "dropped_unknown": "dropped: nothing in it is known to the tokenizer",
+    "bad": "bad rows, left out",
+}
+"""How many rows met which fate, and what that is called: `read` is the sum of the others without `truncated`."""
+
+
+def in_words(counts: dict[str, int]) -> str:
+    """The fates that rows met, for people."""
+    return ", ".join(f"{counts[key]} {said}" for key, said in COUNTS.items() if counts.get(key)) or "nothing to read"
+
+
+@dataclass
+class Report:
+    """What became of the rows of a batch.
+
+    Attributes:
+        counts: rows of each fate in `COUNTS`, those that occur.
+        bad: `place` and `problem` of each bad row, in order.
+    """
+
+    counts: dict[str, int]
+    bad: list[dict[str, str]]
+
+
+@dataclass
+class Shard:
+    """The n rows that are kept of a batch, without their padding.
+
+    Attributes:
+        ids: the tokenizer's ids of all rows, one row after the other, uint32.
+        num_tokens: (n,) ids of each row, the prompt's among them.
+        num_prompt: (n,) ids of its prompt.
+        keys: (n,) hashes of the texts, by which documents are split; none for rows that are split later.
+    """
+
+    ids: NDArray[np.uint32]
+    num_tokens: NDArray[np.int64]
+    num_prompt: NDArray[np.int64]
+    report: Report
+    keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+
+
+def save(path: Path, shard: Shard) -> None:
+    """Writes `shard` whole or not at all."""
+    report = json.dumps({"counts": shard.report.counts, "bad": shard.report.bad}).encode()
+    file = io.BytesIO()
+    np.savez(
+        file,
+        ids=shard.ids,
+        num_tokens=shard.num_tokens,
+        num_prompt=shard.num_prompt,
+        keys=shard.keys,
+        report=np.frombuffer(report, np.uint8),
+    )
+    files.write(path, file.getvalue())
+
+
+def load(path: Path) -> Shard:
+    with _open(path) as arrays:
+        return Shard(arrays["ids"], arrays["num_tokens"], arrays["num_prompt"], _report(arrays), arrays["keys"])
+
+
+def load_report(path: Path) -> Report:
+    """That of the shard at `path`, without reading its ids."""
+    with _open(path) as arrays:
+        return _report(arrays)
+
+
+def load_keys(path: Path) -> NDArray[np.uint64]:
+    """Those of the shard at `path`, likewise."""
+    with _open(path) as arrays:
+        return arrays["keys"]
+
+
+def _open(path: Path) -> Any:
+    try:
+        return np.load(path)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read: {error}; delete it, and it is made again") from error
+
+
+def _report(arrays: Any) -> Report:
+    return Report(**json.loads(arrays["report"].tobytes()))
+
+
+class Block(NamedTuple):
+    """n finished rows of a store: the model's ids (n, L), and how many of each are given (n,)."""
+
+    labels: NDArray[np.uint32]
+    num_prompt: NDArray[np.int64]
+    is_held_out: bool = False
+
+
+Blocks = Callable[[Sequence[Path], Vocabulary, Settings], Iterator[Block]]
+
+
+class _Checked:
+    """A file being written, and its SHA-256."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file, self._hash = path, path.open("wb"), hashlib.sha256()
+
+    def write(self, content: bytes) -> None:
+        self._file.write(content)
+        self._hash.update(content)
+
+    def close(self) -> str:
+        """Waits until it is on the disk; returns the SHA-256."""
+        self._file.close()
+        files.sync(self._path)
+        return self._hash.hexdigest()
+
+
+def write_store(
+    folder: Path, paths: list[Path], vocabulary: Vocabulary, settings: Settings, told: dict[str, Any], blocks: Blocks
+) -> dict[str, Any]:
+    """Writes the shards at `paths` as a store into `folder`, which is made anew; returns its `meta.json`.
+
+    Args:
+        vocabulary: that of all ids.
+        told: what else `meta.json` says.
+        blocks: from shards to rows; those that are held out, if any, come last.
+
+    Raises:
+        UserError: no row is left.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    if settings.vocab == "used":
+        vocabulary = vocabulary.keeping(_used(paths, len(vocabulary.original_ids)))
+    counts = _counts(paths)
+    if not counts["kept"]:
+        raise UserError(f"{settings.out}: no row is left: {in_words(counts)}; nothing was made")
+    num_rows, checksums = _write_rows(folder, blocks(paths, vocabulary, settings), settings.length)
+    _write_bad(folder, paths)
+    vocabulary.save(folder)
+    meta = {
+        "num_examples": sum(num_rows.values()),
+        "num_held_out": num_rows[True] or None,
+        "max_len": settings.length,
+        "format": "unmask-rows",
+        "vocab_size": vocabulary.vocab_size,
+        "eos_id": vocabulary.eos_id,
+        "mask_id": vocabulary.mask_id,
+        "tokenizer": {"source": settings.tokenizer, "fingerprint": vocabulary.fingerprint},
+        "rows": counts,
+        "sha256": checksums,
+        "validation_ratio": settings.validation_ratio,
+        "split_seed": settings.split_seed,
+    }
+    meta |= told | {"created_with": _versions()}
+    files.write(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
+    return meta
+
+
+def _used(paths: list[Path], size: int) -> list[int]:
+    """The ids that occur, ascending."""
+    is_used = np.zeros(size, np.bool_)
+    for path in paths:
+        is_used[load(path).ids] = True
+    return [int(i) for i in is_used.nonzero()[0]]
+
+
+def _counts(paths: Sequence[Path]) -> dict[str, int]:
+    """How many rows of the sources met which fate, in all shards."""
+    counts: Counter[str] = Counter()
+    for path in paths:
+        counts.update(load_report(path).counts)
+    return {key: counts[key] for key in COUNTS}
+
+
+def _write_rows(folder: Path, blocks: Iterator[Block], length: int) -> tuple[Counter[bool], dict[str, str]]:
+    """Writes labels and prompts; returns how many rows are held out or not, and the SHA-256 of both files."""
+    labels, prompts = (_Checked(folder / name) for name in ("labels.bin", "prompt_mask.bin"))
+    num_rows: Counter[bool] = Counter()
+    for block in blocks:
+        labels.write(block.labels.astype("<u4", copy=False).tobytes())
+        is_prompt = np.arange(length) < block.num_prompt[:, None]
+        prompts.write(np.packbits(is_prompt, axis=-1, bitorder="little").tobytes())
+        num_rows[block.is_held_out] += len(block.labels)
+    return num_rows, {"labels.bin": labels.close(), "prompt_mask.bin": prompts.close()}
+
+
+def _write_bad(folder: Path, paths: Sequence[Path]) -> None:
+    bad = [row for path in paths for row in load_report(path).bad]
+    if bad:
+        files.write(folder / "bad_rows.jsonl", "".join(json.dumps(row) + "\n" for row in bad))
+
+
+def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: Settings) -> Iterator[Block]:
+    """Of prompts with answers: the rows of each shard at `paths`."""
+    table = model_ids(vocabulary)
+    for shard in map(load, paths):
+        yield Block(_labels(shard, table, vocabulary.eos_id, settings.length), shard.num_prompt)
+
+
+def _labels(shard: Shard, table: NDArray[np.uint32], eos_id: int, length: int) -> NDArray[np.uint32]:
+    """The rows (n, length) of `shard` in the model's ids; the end token follows each and fills it up."""
+    labels = np.full((len(shard.num_tokens), length), eos_id, np.uint32)
+    labels[np.arange(length) < shard.num_tokens[:, None]] = table[shard.ids]
+    return labels
+
+
+def model_ids(vocabulary: Vocabulary) -> NDArray[np.uint32]:
+    """The model's id of each of the tokenizer's, where it has one."""
+    known = [(original, i) for i, original in enumerate(vocabulary.original_ids) if original is not None]
+    table = np.zeros(known[-1][0] + 1, np.uint32)
+    table[[original for original, _ in known]] = [i for _, i in known]
+    return table
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in ("unmask", "tokenizers", "numpy")
+    }

@@ -1,0 +1,165 @@
+"""The settings of decoding, and the reveal rule that they stand for."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from unmask.config.settings import DTypeName, OrderName, Section, TokenIds, known
+from unmask.errors import UserError
+from unmask.reveal import ORDERS, PARALLEL_RULES, SCHEDULES, Fixed, RevealRule
+
+
+class DecodeConfig(Section):
+    alternatives = ("steps", "threshold", "factor", "entropy_bound", "tokens_per_step")
+    dependents: ClassVar[dict[str, str]] = {"schedule": "steps", "remask": "steps", "remask_eta": "steps"}
+
+    confidence: OrderName = Field("prob", description=f"order of reveals: {', '.join(ORDERS)}")
+    tokens_per_step: int = Field(
+        1, ge=1, description="positions revealed in a step; steps, threshold, factor and entropy_bound win over it"
+    )
+    steps: int | None = Field(None, ge=1, description="number of steps")
+    schedule: Annotated[str, known("schedule", SCHEDULES)] = Field(
+        "linear", description=f"how the reveals are spread over the steps: {', '.join(SCHEDULES)} (few at first)"
+    )
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="reveal all whose largest probability exceeds it (0.9 in 2505.22618)"
+    )
+    factor: float | None = Field(None, gt=0, description="reveal the n surest, (n + 1)(1 - probability) < factor")
+    entropy_bound: float | None = Field(
+        None, ge=0, description="reveal as many as may lose so many nats by being drawn independently"
+    )
+    temperature: float = Field(0.0, ge=0, description="of the sampled values; 0 = greedy")
+    top_k: int | None = Field(None, ge=1, description="values are drawn from the k likeliest")
+    top_p: float | None = Field(None, gt=0, le=1, description="values are drawn from the likeliest with this mass")
+    forbid: TokenIds = Field([], description="ids of tokens that are never written")
+    confidence_noise: float = Field(
+        0.0, ge=0, description="Gumbel noise on the confidence in nats, times the share still masked (2502.06768: 0.5)"
+    )
+    block_size: int | None = Field(None, ge=1, description="decode block by block, from left to right")
+    cache: Literal["none", "block", "prefix", "dual"] = Field(
+        "none", description="what is kept between steps: finished blocks, what precedes a block, or all beside it"
+    )
+    refresh_every: int | None = Field(
+        None, ge=1, description="steps between readings of the whole canvas, for prefix and dual; null = once a block"
+    )
+    stop_early: bool = Field(
+        True, description="what follows the first end token is filled in at once, where the task pads with it"
+    )
+    remask: Literal["none", "remdm_cap", "remdm_rescale", "remdm_confidence", "p2"] = Field(
+        "none", description="how what was revealed is masked again"
+    )
+    remask_eta: float = Field(1.0, ge=0, le=1, description="how much is masked again")
+    guidance: float = Field(0.0, ge=0, description="of the prompt, classifier-free; 0 = off")
+    seed: int = Field(0, ge=0, description="of random orders, noise and drawn values")
+    dtype: DTypeName | None = Field(None, description="null = train.dtype, which evaluation during training also uses")
+    batch_size: int = Field(256, ge=1, description="canvases at once; no answer depends on it")
+    compile: bool = Field(False, description="torch.compile, but in training: half a minute, for much to decode")
+
+    @property
+    def amount(self) -> tuple[str, Any]:
+        """Which of the alternatives says how much a step reveals, and its value."""
+        return next((key, value) for key in self.alternatives if (value := getattr(self, key)) is not None)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether two answers to one prompt may differ."""
+        draws_masks = self.remask not in ("none", "p2")
+        return bool(self.temperature or self.confidence_noise or self.confidence == "random" or draws_masks)
+
+    @property
+    def label(self) -> str:
+        """Short, and unique for what decides the result: `prob/3`, `margin/steps5/T0.7/top_p0.9`.
+
+        A cache of finished blocks is exact: it decides nothing.
+        """
+        key, value = self.amount
+        parts = [f"{self.confidence}/{_LABELS.get(key, key)}{_shown(value)}"]
+        parts += [name + _shown(getattr(self, key)) for key, name in _PART_LABELS.items() if self._decides(key)]
+        return "/".join(parts)
+
+    def _decides(self, key: str) -> bool:
+        return self._is_set(key) and (key, getattr(self, key)) != ("cache", "block")
+
+    def _is_set(self, key: str) -> bool:
+        return bool(getattr(self, key) != DecodeConfig.model_fields[key].default)
+
+    def _needs(self) -> Iterator[tuple[str, bool, str]]:
+        """A setting, whether it is possible beside the others, and if not, why and what to do."""
+        has_steps, draws, has_cache = self.steps is not None, self.temperature > 0, self.cache != "none"
+        yield "schedule", has_steps, "spreads a number of steps; set decode.steps, or decode.schedule=linear"
+        yield "remask", has_steps, "needs a number of steps; set decode.steps, or decode.remask=none"
+        yield "remask", not has_cache, f"changes what decode.cache={self.cache} keeps; set decode.cache=none"
+        yield "remask", self.block_size is None, "masks anywhere again, not in blocks; set decode.block_size=null"
+        yield "remask_eta", self.remask != "none", "says how much is masked again; set decode.remask, such as to p2"
+        yield "top_k", draws, "is for values that are drawn; set decode.temperature=1, or decode.top_k=null"
+        yield "top_p", draws, "is for values that are drawn; set decode.temperature=1, or decode.top_p=null"
+        yield "cache", self.cache == "block" or self.block_size is not None, "keeps blocks; set decode.block_size"
+        yield (
+            "refresh_every",
+            self.cache in ("prefix", "dual"),
+            "is for decode.cache=prefix or dual; set that, or decode.refresh_every=null",
+        )
+        yield "guidance", not has_cache, f"cannot be had with decode.cache={self.cache}; set decode.cache=none"
+
+    @model_validator(mode="after")
+    def _check(self) -> "DecodeConfig":
+        if len(given := [key for key in self.alternatives[:-1] if getattr(self, key) is not None]) > 1:
+            values = " and ".join(f"decode.{key}={getattr(self, key)}" for key in given)
+            raise ValueError(f"{values}: give one of them")
+        for key, is_possible, fix in self._needs():
+            if self._is_set(key) and not is_possible:
+                raise ValueError(f"decode.{key}={getattr(self, key)} {fix}")
+        return self
+
+
+_LABELS = {"tokens_per_step": "", "entropy_bound": "entropy"}
+
+
+_PART_LABELS = {
+    "schedule": "",
+    "block_size": "block",
+    "cache": "",
+    "refresh_every": "refresh",
+    "stop_early": "stop-",
+    "remask": "",
+    "remask_eta": "eta",
+    "guidance": "guidance",
+    "confidence_noise": "noise",
+    "temperature": "T",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "forbid": "forbid",
+    "seed": "seed",
+}
+"""What the settings that a label names only where they are set are called in it."""
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short
+
+
+def check_guidance(decode: DecodeConfig, data: Section) -> None:
+    """Guidance asks a model what it says without a prompt.
+
+    Raises:
+        UserError: it was not trained on examples without one.
+    """
+    if not decode.guidance or getattr(data, "prompt_dropout", None):
+        return
+    if "prompt_dropout" in type(data).model_fields:
+        fix = "(data.prompt_dropout=0); train one with data.prompt_dropout=0.1, or set decode.guidance=0"
+    else:
+        fix = "and this task cannot hide them in training; set decode.guidance=0"
+    raise UserError(f"decode.guidance={decode.guidance} needs a model that has also seen hidden prompts {fix}")
+
+
+def rule_from(config: DecodeConfig) -> RevealRule:
+    """The rule of the one of `DecodeConfig.alternatives` that is in force."""
+    key, value = config.amount
+    return {**PARALLEL_RULES, "steps": SCHEDULES[config.schedule], "tokens_per_step": Fixed}[key](value)

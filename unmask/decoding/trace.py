@@ -1,0 +1,123 @@
+"""What a model says while a decoder asks it.
+
+Dimensions: B rows, b rows that are still open, L positions, M positions asked for.
+
+Held-out examples being solved: what was believed at every step, and what was revealed.
+
+Dimensions: B rows, L positions.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unmask.decoding.decoder import Decoder
+from unmask.decoding.windows import Blocks, NoCache, Reader
+from unmask.models.precision import autocast
+from unmask.tasks.task import GradedTask, Task
+from unmask.types import CleanBatch, Decoded, Prediction, Query
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a model says of the open rows of canvases: the likeliest tokens where asked, and their probabilities."""
+
+    rows: Int[Tensor, "b"]
+    xt: Int[Tensor, "b L"]
+    at: Int[Tensor, "M"]
+    guess: Int[Tensor, "M"]
+    top1: Float[Tensor, "M"]
+
+
+@dataclass
+class RecordingDecoder:
+    """Decodes, and keeps what the model said, step by step."""
+
+    decoder: Decoder
+    said: list[StepRecord] = field(default_factory=list)
+
+    def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
+        return replace(self.decoder, reading=self._reading).decode(xt, prompt)
+
+    def _reading(self, xt: Int[Tensor, "B L"]) -> Reader:
+        reading = self.decoder.reading
+        reader = NoCache(self.decoder.predict) if reading is None else reading(xt)
+        return _Overheard(reader, torch.arange(len(xt), device=xt.device), self.said)
+
+
+@dataclass
+class _Overheard:
+    """A reader whose answers are written down."""
+
+    reader: Reader
+    rows: Int[Tensor, "b"]
+    said: list[StepRecord]
+
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Query, blocks: Blocks) -> Prediction:
+        answer = self.reader(xt, at, ask, blocks)
+        self.said.append(StepRecord(*(part.cpu() for part in (self.rows, xt, at, answer.likeliest, answer.top1))))
+        return answer
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        self.rows = self.rows[rows]
+        self.reader.keep(rows)
+
+
+def traces(
+    decoder: Decoder, task: Task, examples: CleanBatch, *, dtype: str, device: torch.device
+) -> list[dict[str, Any]]:
+    """For each example: `tokens`, the finished canvas, whether it `is_solved` (None: no answer can be), its `steps`."""
+    xt = examples.masked(task.tokens.mask_id)
+    with autocast(dtype, device):
+        tokens, steps = trace(decoder, xt.to(device))
+    is_solved = [None] * len(tokens)
+    if isinstance(task, GradedTask):
+        is_solved = task.grade(examples, tokens).measures["accuracy"].tolist()
+    return [
+        {"tokens": own.tolist(), "is_solved": solved, "steps": each}
+        for own, solved, each in zip(tokens, is_solved, steps, strict=True)
+    ]
+
+
+def trace(
+    decoder: Decoder, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None
+) -> tuple[Int[Tensor, "B L"], list[list[dict[str, Any]]]]:
+    """Finished canvases, and the steps of each.
+
+    A step holds the masked positions that the model was asked about (`at`), the likeliest token of each (`guess`) with
+    its probability in percent (`sure`), and what changed: `revealed` positions with their `values`, and those that were
+    masked `again`.
+    """
+    witness = RecordingDecoder(decoder)
+    tokens = witness.decode(xt, prompt).tokens.cpu()
+    canvases: list[list[Tensor]] = [[] for _ in tokens]
+    steps: list[list[dict[str, Any]]] = [[] for _ in tokens]
+    for said in witness.said:
+        row = said.at // tokens.shape[1]
+        for i, number in enumerate(said.rows.tolist()):
+            canvases[number].append(said.xt[i])
+            steps[number].append(_guesses(said, row == i, said.xt[i] == decoder.mask_id))
+    for number, own in enumerate(steps):
+        for k, step in enumerate(own):
+            after = tokens[number] if k + 1 == len(own) else canvases[number][k + 1]
+            step |= _changes(canvases[number][k] == decoder.mask_id, after, decoder.mask_id)
+    return tokens, steps
+
+
+def _guesses(said: StepRecord, is_own: Tensor, is_masked: Tensor) -> dict[str, Any]:
+    position = said.at[is_own] % said.xt.shape[1]
+    is_shown = is_masked[position]
+    return {
+        "at": position[is_shown].tolist(),
+        "guess": said.guess[is_own][is_shown].tolist(),
+        "sure": (100 * said.top1[is_own][is_shown]).round().int().tolist(),
+    }
+
+
+def _changes(was_masked: Tensor, after: Int[Tensor, "L"], mask_id: int) -> dict[str, Any]:
+    revealed = (was_masked & (after != mask_id)).nonzero().squeeze(1)
+    again = (~was_masked & (after == mask_id)).nonzero().squeeze(1)
+    return {"revealed": revealed.tolist(), "values": after[revealed].tolist(), "again": again.tolist()}

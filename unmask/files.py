@@ -1,0 +1,134 @@
+"""Files that are whole or not there: a process that dies while it writes, or a power cut, leaves the old one.
+
+Whatever a run keeps is written by the operations in this file, so that tests can make each of them fail in turn.
+
+Files of JSON objects, one a line.
+
+What is made once and kept on disk, shared by all runs, safe for processes that ask at the same time.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unmask.errors import UserError
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes `path` aside, syncs it, and puts it in its place."""
+    aside = path.with_name(f".writing_{path.name}")
+    put(aside, content)
+    sync(aside)
+    rename(aside, path)
+    sync(path.parent)
+
+
+def put(path: Path, content: str | bytes) -> None:
+    """Writes `path`, whole only if nothing happens meanwhile."""
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def put_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """As `put`, in the format of safetensors."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # how it reports a full disk, among others
+        raise OSError(f"{path}: {error}") from error
+
+
+def append(file: BinaryIO, content: bytes) -> None:
+    """Adds to the end of an unbuffered `file` in one piece, or fails: a full disk may take half."""
+    if (written := file.write(content)) != len(content):
+        raise OSError(f"{file.name}: only {written} of {len(content)} bytes were written")
+
+
+def sync(path: Path) -> None:
+    """Waits until the file or folder `path` is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    source.replace(target)
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Deletes `folder` with all that is in it, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object of the file, with where it stands: `FILE, line 3`. Empty lines are skipped.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines: also where a JSON string may not end
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                row = parse_object(line)
+            except ValueError as error:
+                raise UserError(f"{where}: {error}") from error
+            yield where, row
+
+
+def parse_object(line: str | bytes) -> dict[str, Any]:
+    """The object in a line.
+
+    Raises:
+        ValueError: it is none; the message says what it is.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"holds no JSON object: {str(row)[:40]}")
+    return row
+
+
+def cache_folder(asked: str | None = None) -> Path:
+    """What was `asked` for, `$UNMASK_CACHE`, or `unmask` in the user's cache folder."""
+    if asked is not None:
+        return Path(asked).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("UNMASK_CACHE", base / "unmask"))
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """A lock on what is to be at `path`: the first process makes it, others wait for it.
+
+    Raises:
+        UserError: its folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(path.name + ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be written: {error}; set data.cache_dir or UNMASK_CACHE") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

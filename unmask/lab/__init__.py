@@ -1,0 +1,1 @@
+"""Comparing and explaining runs: benchmarks, diagnostics and the report. Nothing outside imports it but `cli/`."""

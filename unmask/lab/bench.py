@@ -1,0 +1,155 @@
+"""What `unmask bench` measures. No data is read: tokens are random, in the task's shape."""
+
+import hashlib
+import resource
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from unmask.config.run import RunConfig
+from unmask.data.stream import ExampleStream
+from unmask.decoding.build import build_decoder
+from unmask.masking.process import MaskingProcess
+from unmask.models.build import build_denoiser
+from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
+from unmask.tasks.task import build_task
+from unmask.training.trainer import Trainer, resolve_device
+from unmask.types import MaskedBatch, TokenStats
+
+_WARM_UP = 4  # an even number; see `_median_step`
+Result = dict[str, float | int | str]
+
+
+def step(config: RunConfig, *, count: int) -> Result:
+    """`seconds_per_step` is a median (`_median_step`); `process_share` is the process's part of it, reveals too."""
+    _set_threads(config)
+    task = build_task(config)
+    trainer = Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
+    timed = _TimedProcess(trainer.process, trainer.device)
+    trainer.process = cast(MaskingProcess, timed)  # all of a process that a step needs
+    trainer.choose_attention()
+    totals, shares = [], []
+    first_step = 0.0
+    for number in range(_WARM_UP + count):
+        timed.seconds = 0.0
+        started = time.perf_counter()
+        trainer.step()
+        _synchronize(trainer.device)
+        total = time.perf_counter() - started
+        first_step = total if number == 0 else first_step
+        if number >= _WARM_UP:
+            totals.append(total)
+            shares.append(timed.seconds / total)
+    seconds = _median_step(totals)
+    return {
+        "seconds_per_step": seconds,
+        "examples_per_second": config.train.batch_size / seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "process_share": statistics.median(shares),
+        "compile_seconds": max(0.0, first_step - seconds),
+        "steps": count,
+        "dtype": trainer.dtype,
+        "compiled": trainer.is_compiled,
+        "attention": trainer.attention or "auto",
+        "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+    }
+
+
+def decode(config: RunConfig, *, rows: int) -> Result:
+    """Decodes `rows` canvases as the `decode` section says."""
+    _set_threads(config)
+    task = build_task(config)
+    device = resolve_device(config.train.device)
+    dtype = resolve_dtype(config.decode.dtype or config.train.dtype, device)
+    model = build_denoiser(config.model, task.tokens, seed=config.train.seed).to(device, parameter_dtype(dtype)).eval()
+    decoder = build_decoder(config.decode, model, task.tokens)
+    clean = task.synthetic_stream(config.train.seed)[torch.arange(rows)]
+    xt = clean.masked(task.tokens.mask_id).to(device)
+    if config.decode.compile:
+        model.compile_decoding()
+    with autocast(dtype, device):
+        deque(islice(decoder.steps(xt), 3), maxlen=0)  # two steps warm up
+        started = time.perf_counter()
+        decoded = decoder.decode(xt)
+        _synchronize(device)
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "nfe": decoded.nfe.double().mean().item(),
+        "tokens_per_second": (~clean.prompt_mask).sum().item() / seconds,
+        "tokens_sha256": hashlib.sha256(decoded.tokens.cpu().numpy().tobytes()).hexdigest(),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def memory(config: RunConfig, *, count: int) -> Result:
+    """Peak memory after a tenth of `count` steps and after all of them: what a run that leaks would show."""
+    _set_threads(config)
+    task = build_task(config)
+    trainer = Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
+    early = 0
+    for number in range(count):
+        trainer.step()
+        early = peak_rss_bytes() if number <= count // 10 else early
+    late = peak_rss_bytes()
+    return {"steps": count, "early_peak_bytes": early, "peak_rss_bytes": late, "growth_bytes": late - early}
+
+
+def _median_step(totals: list[float]) -> float:
+    """Half of the median time of two steps: one in two takes longer where a model is self-conditioned."""
+    pairs = [(one + other) / 2 for one, other in zip(totals[::2], totals[1::2], strict=False)]
+    return statistics.median(pairs or totals)
+
+
+class _TimedProcess:
+    """A masking process that adds up the time it takes."""
+
+    def __init__(self, process: MaskingProcess, device: torch.device) -> None:
+        self._process, self._device = process, device
+        self.seconds = 0.0
+
+    def next_batch(self, stream: ExampleStream) -> MaskedBatch:
+        with self._timed():
+            return self._process.next_batch(stream)
+
+    def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
+        with self._timed():
+            self._process.observe(batch, stats)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        _synchronize(self._device)
+        started = time.perf_counter()
+        yield
+        _synchronize(self._device)
+        self.seconds += time.perf_counter() - started
+
+
+def _set_threads(config: RunConfig) -> None:
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_rss_bytes() -> int:
+    """Of this process. (On Linux, `ru_maxrss` would start at the peak of the process that called this one.)"""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])

@@ -1,0 +1,89 @@
+"""All diagnostics of a run, by name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from math import isfinite
+from typing import Any
+
+from unmask.decoding.build import in_any_order
+from unmask.decoding.config import DecodeConfig, check_guidance
+from unmask.lab.diagnostics.likelihood import MaskedNll, nll_of
+from unmask.lab.diagnostics.measures import NOWHERE
+from unmask.lab.diagnostics.mismatch import Mismatch, mismatch_of
+from unmask.lab.diagnostics.noise_scale import NoiseScale, noise_scale_of
+from unmask.lab.diagnostics.overfitting import Overfitting, overfitting_of
+from unmask.lab.diagnostics.subject import NotApplicable, Subject
+
+PARTS = ("nll", "mismatch", "overfitting", "noise")
+CHEAP = PARTS[:3]
+MOST_DECODED = 16
+"""Examples that the mismatch is measured on, at most: each is decoded and trained on several times."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What could be measured; the reasons for what could not are in `missing`, by part."""
+
+    step: int
+    weights: str
+    nll: MaskedNll | None = None
+    mismatch: Mismatch | None = None
+    overfitting: Overfitting | None = None
+    noise: NoiseScale | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def diagnose(
+    subject: Subject,
+    parts: Sequence[str] = PARTS,
+    *,
+    examples: int = 64,
+    draws: int = 4,
+    decoder: DecodeConfig | None = None,
+    per_bin: int = 48,
+    tell: Callable[[float], None] = lambda done: None,
+) -> Diagnosis:
+    """Measures `parts`; `tell` is told how many of them are done.
+
+    Args:
+        examples: held-out ones; of the mismatch `MOST_DECODED` at most.
+        draws: masks of each example.
+        decoder: whose masks are compared with those of training; the run's own unless given.
+        per_bin: gradients in each bin of the noise scale.
+
+    Raises:
+        UserError: the model cannot decode so, or its data are gone.
+    """
+    chosen = decoder or subject.config.decode
+    if not subject.model.is_causal:  # before any work: whether it can be decoded so
+        check_guidance(chosen, subject.config.data)
+        in_any_order(chosen, subject.model, subject.task.tokens)
+    held_out = subject.task.validation(examples)
+    measure: dict[str, Callable[..., Any]] = {
+        "nll": partial(nll_of, subject, held_out, draws=draws),
+        "mismatch": partial(mismatch_of, subject, held_out[:MOST_DECODED], chosen),
+        "overfitting": partial(overfitting_of, subject, held_out, draws=draws),
+        "noise": partial(noise_scale_of, subject, per_bin=per_bin),
+    }
+    found: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for done, part in enumerate(part for part in PARTS if part in parts):
+        try:
+            found[part] = measure[part](tell=lambda share, done=done: tell(done + share))
+        except NotApplicable as reason:
+            missing[part] = str(reason)
+        tell(done + 1.0)
+    return Diagnosis(subject.step, subject.weights, **found, missing=missing)
+
+
+def as_json(value: Any) -> Any:
+    """Of dataclasses, as JSON has it; null where a number is not known, or no token is visible at any distance."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, dict):
+        return {key: as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(each) for each in value]
+    is_unknown = isinstance(value, float) and (not isfinite(value) or value >= NOWHERE - 1)
+    return None if is_unknown else value

@@ -1,0 +1,115 @@
+"""What is hard to predict: the NLL of masked tokens by how much is masked, and by how far away the visible ones are.
+
+Dimensions: B rows of a batch, L positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import nan
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.blocks import count_blocks, in_blocks, over_positions
+from unmask.evaluation.nelbo import uniform_masks
+from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, to_visible
+from unmask.lab.diagnostics.subject import NotApplicable, Subject
+from unmask.models.denoiser import Denoiser
+from unmask.models.precision import autocast
+from unmask.types import CleanBatch
+
+RATES = [k / 10 for k in range(11)]
+_LARGEST = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, NOWHERE - 1, NOWHERE]
+DISTANCES = [0.0, *map(float, _LARGEST)]
+"""Edges: 1, 2, 3, 4, 5 to 6, .., and where nothing is visible."""
+MIDDLE = (0.4, 0.6)
+
+
+@dataclass(frozen=True)
+class MaskedNll:
+    """Nats per masked token, in bins. A token weighs `L_b / n_b`, as in the NELBO: over the bins of a list,
+    `sum(share x value)` is the NELBO per maskable token, under the masks of `evaluation.nelbo`."""
+
+    rate: list[Bin]
+    """By the masked share n_b / L_b of the row's (the block's) maskable positions."""
+    distance: list[Bin]
+    """By positions to the nearest visible token, on either side."""
+    left: list[Bin]
+    """By positions to the nearest visible token on the left: at 1, with all hidden that follows, an AR model's task."""
+    distance_middle: list[Bin]
+    """As `distance`, where the masked share is in `MIDDLE`: of distance alone, as more masked means further away."""
+
+
+def nll_of(subject: Subject, examples: CleanBatch, *, draws: int, tell: Callable[[float], None]) -> MaskedNll:
+    """Of held-out examples.
+
+    Raises:
+        NotApplicable: nothing is ever masked, or the answers are not known as tokens.
+    """
+    if subject.model.is_causal:
+        raise NotApplicable("a causal model is asked with nothing masked: each token has its left neighbour")
+    if not examples.is_known(subject.task.tokens.mask_id):
+        raise NotApplicable("the held-out answers are not known as tokens, so they have no likelihood")
+    with subject.use_weights(subject.weights):
+        return masked_nll(subject.model, examples, draws=draws, dtype=subject.trainer.dtype, tell=tell)
+
+
+@torch.no_grad()
+def masked_nll(
+    model: Denoiser,
+    examples: CleanBatch,
+    *,
+    draws: int = 4,
+    seed: int = 0,
+    batch_size: int = 64,
+    dtype: str = "float32",
+    tell: Callable[[float], None] = lambda share: None,
+) -> MaskedNll:
+    """Under uniform masks, the same ones as `nelbo` takes of these examples."""
+    tally = _Tally(len(examples), count_blocks(examples.x0.shape[1], model.block_size))
+    done = 0
+    for rows, batch in uniform_masks(model, examples, draws=draws, seed=seed, batch_size=batch_size):
+        with autocast(dtype, batch.x0.device):
+            nll = batch.scatter(model(batch).nll.double(), nan).cpu()
+        tally.add(rows, examples.prompt_mask[rows], batch.xt.cpu() == model.mask_id, nll)
+        done += len(rows)
+        tell(done / (draws * len(examples)))
+    return tally.result()
+
+
+class _Tally:
+    """Tokens, by all that they are looked at by."""
+
+    def __init__(self, num_examples: int, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.rate = Bins(RATES, num_examples)
+        self.distance, self.left, self.middle = (Bins(DISTANCES, num_examples) for _ in range(3))
+
+    def add(
+        self,
+        example: Int[Tensor, "B"],
+        prompt_mask: Bool[Tensor, "B L"],
+        is_masked: Bool[Tensor, "B L"],
+        nll: Float[Tensor, "B L"],
+    ) -> None:
+        """`nll` is nan where nothing was predicted."""
+        is_scored = ~nll.isnan()
+        num_masked, num_maskable = (self._count(which) for which in (is_masked & ~prompt_mask, ~prompt_mask))
+        left, right = to_visible(is_masked, is_masked.shape[1] // self.num_blocks)
+        rate = num_masked[is_scored].double() / num_maskable[is_scored]  # of fp32, 3 / 10 would be above 0.3
+        nearest = left.minimum(right)[is_scored]
+        is_middle = (rate > MIDDLE[0]) & (rate <= MIDDLE[1])
+        row = example.unsqueeze(1).expand_as(nll)[is_scored]
+        weight, value = 1 / rate, nll[is_scored]
+        self.rate.add(row, rate, weight, value)
+        self.distance.add(row, nearest, weight, value)
+        self.left.add(row, left[is_scored], weight, value)
+        self.middle.add(row[is_middle], nearest[is_middle], weight[is_middle], value[is_middle])
+
+    def _count(self, which: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        """How many of the position's block."""
+        return over_positions(in_blocks(which, self.num_blocks).sum(dim=-1), which.shape[1])
+
+    def result(self) -> MaskedNll:
+        return MaskedNll(*(bins.means() for bins in (self.rate, self.distance, self.left, self.middle)))

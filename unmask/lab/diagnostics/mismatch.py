@@ -1,0 +1,216 @@
+"""Whether a run trains on the masks that its decoder meets: PUMA's argument, as a number.
+
+Example by example: which cells of *this* board are hidden. (Over all boards alike, PUMA's masks and uniform ones can
+look the same.) Dimensions: R examples, N blocks of a row, L positions, S of a block.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from unmask import noise
+from unmask.blocks import count_blocks, in_blocks
+from unmask.decoding.build import in_any_order
+from unmask.decoding.config import DecodeConfig
+from unmask.decoding.decoder import Decoder
+from unmask.decoding.trace import RecordingDecoder
+from unmask.evaluation.nelbo import Estimate
+from unmask.lab.diagnostics.measures import Masks, bin_of, hamming, mmd2
+from unmask.lab.diagnostics.simulation import simulate_masking
+from unmask.lab.diagnostics.subject import NotApplicable, Subject
+from unmask.masking.time import UNIFORM, stratified
+from unmask.masking.uniform import mask_blocks
+from unmask.models.precision import autocast
+from unmask.noise import Purpose
+from unmask.types import CleanBatch
+
+NUM_BINS = 5
+COPIES = 8
+"""Lives in training of each example; half as many of decoding would be equal where a decoder draws nothing."""
+DECODINGS = 2
+STEPS = 8
+
+Canvases = dict[int, Masks]
+"""By canvas: row r in plain diffusion, block n of it as r N + n."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """MMD^2 between masks of training and of decoding, a mean over examples."""
+
+    whole: Estimate
+    """Of all masks, as they come: how many are hidden counts too."""
+    matched: Estimate
+    """Of masks with about as many hidden: the mean over the bins."""
+    by_share: list[tuple[float, Estimate]]
+    """Of the masks in each bin of the masked share, by the bin's middle."""
+    differing: Estimate
+    """The share of maskable positions at which a mask of training and one of decoding, of one bin, differ on average.
+    (Of the two alone: MMD^2 also asks whether masks of training are as much like each other as those of decoding.)"""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    decoder: str
+    examples: int
+    trained: Distance
+    """The run's own masks against those that its decoder meets."""
+    uniform: Distance
+    """Uniform masks against those."""
+
+
+def mismatch_of(
+    subject: Subject, examples: CleanBatch, decoder: DecodeConfig, *, tell: Callable[[float], None]
+) -> Mismatch:
+    """On held-out examples.
+
+    Raises:
+        NotApplicable: a causal model, or hidden answers that a process cannot be shown.
+    """
+    if subject.model.is_causal:
+        raise NotApplicable("a causal model is trained and decodes left to right: there are no masks to differ")
+    if not examples.is_known(subject.task.tokens.mask_id):
+        raise NotApplicable("the held-out answers are not known as tokens, so training cannot be rehearsed on them")
+    size = subject.model.block_size
+    with subject.use_weights(subject.weights):
+        engine = in_any_order(decoder, subject.model, subject.task.tokens)
+        decoded = met(engine, examples, subject)
+        tell(0.4)
+        batches = simulate_masking(
+            subject, examples, copies=COPIES, least=STEPS, tell=lambda share: tell(0.4 + 0.5 * share)
+        )
+    mask_id = subject.task.tokens.mask_id
+    trained = grouped(((_rows(batch.xt), batch.xt == mask_id) for batch in batches), len(examples), size)
+    uniform = grouped(_uniform(examples, mask_id, size), len(examples), size)
+    maskable = _maskable(examples, size)
+    return Mismatch(
+        decoder.label, len(examples), distance(trained, decoded, maskable), distance(uniform, decoded, maskable)
+    )
+
+
+def _maskable(examples: CleanBatch, block_size: int | None) -> list[list[int]]:
+    """L_b of every block (R, N)."""
+    num_blocks = count_blocks(examples.x0.shape[1], block_size)
+    return in_blocks(~examples.prompt_mask, num_blocks).sum(dim=-1).tolist()
+
+
+def _rows(xt: Tensor) -> Tensor:
+    return torch.arange(len(xt))
+
+
+def _uniform(
+    examples: CleanBatch, mask_id: int, block_size: int | None
+) -> Iterator[tuple[Tensor, Bool[Tensor, "B L"]]]:
+    """As `simulate_masking` would give them, of the process `uniform`."""
+    rows = torch.arange(len(examples) * COPIES)
+    every = CleanBatch(x0=examples.x0.repeat(COPIES, 1), prompt_mask=examples.prompt_mask.repeat(COPIES, 1))
+    seed, num_blocks = noise.integer(0, Purpose.EVALUATE, 1), count_blocks(examples.x0.shape[1], block_size)
+    for step in range(STEPS):
+        t = stratified(UNIFORM, rows, len(rows), seed, step, num_blocks)
+        yield rows, mask_blocks(every, t, rows, mask_id, seed, step).xt == mask_id
+
+
+def met(decoder: Decoder, examples: CleanBatch, subject: Subject) -> Canvases:
+    """The masks of every step of decoding; of a model in blocks, of the block that is being decoded."""
+    witness, device = RecordingDecoder(decoder), subject.trainer.device
+    with torch.no_grad(), autocast(subject.trainer.dtype, device):
+        witness.decode(examples.masked(decoder.mask_id).repeat(DECODINGS, 1).to(device))
+    steps = []
+    for said in witness.said:
+        is_masked = said.xt == decoder.mask_id
+        is_asked = torch.zeros(is_masked.numel(), dtype=torch.bool).index_fill(0, said.at, True).view(is_masked.shape)
+        num_blocks = count_blocks(is_masked.shape[1], subject.model.block_size)
+        is_open = in_blocks(is_masked & is_asked, num_blocks).any(dim=-1, keepdim=True)
+        steps.append((said.rows, (in_blocks(is_masked, num_blocks) & is_open).flatten(1)))
+    return grouped(steps, len(examples), subject.model.block_size)
+
+
+def grouped(
+    batches: Sequence[tuple[Tensor, Tensor]] | Iterator[tuple[Tensor, Tensor]],
+    num_examples: int,
+    block_size: int | None,
+) -> Canvases:
+    """Masks by canvas, of batches of (row, is_masked); row c R + r is copy c of example r. Blocks in which nothing is
+    masked are no masks."""
+    found: dict[int, list[tuple[int, Tensor]]] = defaultdict(list)
+    for rows, is_masked in batches:
+        num_blocks = count_blocks(is_masked.shape[1], block_size)
+        masked = in_blocks(is_masked, num_blocks)
+        for i, n in masked.any(dim=-1).nonzero().tolist():
+            copy, example = divmod(int(rows[i]), num_examples)
+            found[example * num_blocks + n].append((copy, masked[i, n]))
+    return {
+        canvas: Masks(torch.stack([mask for _, mask in own]), torch.tensor([copy for copy, _ in own]))
+        for canvas, own in found.items()
+    }
+
+
+def distance(trained: Canvases, decoded: Canvases, maskable: list[list[int]]) -> Distance:
+    """A canvas, or a bin of one, counts if both sides have masks of two copies there."""
+    whole, matched, differing = [], [], []
+    for r, lengths in enumerate(maskable):
+        pairs = [
+            _Pair(trained[canvas], decoded[canvas], length)
+            for canvas, length in enumerate(lengths, start=r * len(lengths))
+            if canvas in trained and canvas in decoded
+        ]
+        bins = [[pair.in_bin(k) for pair in pairs] for k in range(NUM_BINS)]
+        whole.append(_mean([pair.mmd2() for pair in pairs]))
+        matched.append([_mean([pair.mmd2() for pair in own]) for own in bins])
+        differing.append(_mean([_mean([pair.differing() for pair in own]) for own in bins]))
+    return Distance(
+        whole=_over_examples(whole),
+        matched=_over_examples([_mean(own) for own in matched]),
+        by_share=[
+            ((k + 0.5) / NUM_BINS, _over_examples(values))
+            for k, values in enumerate(zip(*matched, strict=True))
+            if not all(map(isnan, values))
+        ],
+        differing=_over_examples(differing),
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The masks of one canvas, of training and of decoding."""
+
+    x: Masks
+    y: Masks
+    num_maskable: int
+
+    def in_bin(self, k: int) -> "_Pair":
+        x, y = (
+            side.where(bin_of(side.is_masked.sum(dim=1), torch.tensor(self.num_maskable), NUM_BINS) == k)
+            for side in (self.x, self.y)
+        )
+        return _Pair(x, y, self.num_maskable)
+
+    @property
+    def is_enough(self) -> bool:
+        return self.x.is_enough and self.y.is_enough
+
+    def mmd2(self) -> float:
+        return mmd2(self.x, self.y, self.num_maskable) if self.is_enough else nan
+
+    def differing(self) -> float:
+        if not self.is_enough:
+            return nan
+        return (hamming(self.x.is_masked, self.y.is_masked).mean() / self.num_maskable).item()
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are known."""
+    known = [value for value in values if not isnan(value)]
+    return sum(known) / len(known) if known else nan
+
+
+def _over_examples(values: Sequence[float]) -> Estimate:
+    """The mean and its standard error: examples are independent."""
+    known = torch.tensor([value for value in values if not isnan(value)], dtype=torch.float64)
+    error = known.std().item() / len(known) ** 0.5 if len(known) > 1 else nan
+    return Estimate(known.mean().item() if len(known) else nan, error)

@@ -1,0 +1,175 @@
+"""How noisy the gradient is at each masked share: the simple noise scale (McCandlish et al. 2018, 1812.06162).
+
+Dimensions: P parameters, A groups of gradients, L positions.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import nan
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unmask.blocks import count_blocks, in_blocks
+from unmask.evaluation.nelbo import Estimate
+from unmask.lab.diagnostics.measures import bin_of
+from unmask.lab.diagnostics.simulation import simulate_masking
+from unmask.lab.diagnostics.subject import Subject
+from unmask.masking.process import score
+from unmask.models.denoiser import Denoiser
+from unmask.models.precision import autocast
+from unmask.types import CleanBatch, MaskedBatch
+
+NUM_BINS = 5
+_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class BinNoise:
+    """Of canvases (rows, or blocks of them) whose masked share is in (low, high]; where nothing ever is masked, 0."""
+
+    low: float
+    high: float
+    canvases: int
+    signal: Estimate
+    """|G|^2, of the mean gradient. Unbiased, so that it may come out below 0."""
+    variance: Estimate
+    """tr(Sigma), the sum of the variances of one canvas's gradient. Unbiased."""
+    scale: Estimate
+    """tr(Sigma) / |G|^2: the number of canvases in a batch at which noise and signal are equal."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether |G|^2 is two standard errors above 0; else `least` is all that can be said of the scale."""
+        return self.signal.value > 2 * self.signal.stderr
+
+    @property
+    def least(self) -> float:
+        """A lower bound of the scale: with |G|^2 two standard errors above its estimate."""
+        return self.variance.value / (max(0.0, self.signal.value) + 2 * self.signal.stderr)
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    weights: str
+    bins: list[BinNoise]
+
+
+def noise_scale_of(subject: Subject, *, per_bin: int, tell: Callable[[float], None]) -> NoiseScale:
+    """Of the run's loss with its weights, on its own masks of training examples that come next."""
+    trainer = subject.trainer
+    upcoming = trainer.process.examples_seen + 2 * trainer.shard.total + torch.arange(NUM_BINS * per_bin)
+    examples = trainer.stream[upcoming]
+    with subject.use_weights(subject.gradient_weights):
+        batches = simulate_masking(subject, examples, copies=1, least=1, tell=lambda share: tell(0.4 * share))
+        units = _units(batches, examples, subject, per_bin)
+        moments: dict[int, Moments] = {}
+        for done, (number, unit) in enumerate(units, start=1):
+            moments.setdefault(number, Moments()).add(gradient(subject.model, unit.to(trainer.device), trainer.dtype))
+            tell(0.4 + 0.6 * done / len(units))
+    return NoiseScale(subject.gradient_weights, [_in_bin(k, own) for k, own in sorted(moments.items())])
+
+
+def _in_bin(number: int, moments: "Moments") -> BinNoise:
+    low, high = max(0, number) / NUM_BINS, (number + 1) / NUM_BINS
+    return BinNoise(low, high, moments.count, *moments.estimates())
+
+
+def _units(
+    batches: Sequence[MaskedBatch], examples: CleanBatch, subject: Subject, per_bin: int
+) -> list[tuple[int, MaskedBatch]]:
+    """Canvases with the number of their bin (-1: nothing is masked), an example once in each."""
+    found: dict[int, dict[int, MaskedBatch]] = {}
+    for batch in batches:
+        for row, number, unit in _canvases(batch, examples, subject):
+            own = found.setdefault(number, {})
+            if len(own) < per_bin:
+                own.setdefault(row, unit)
+    return [(number, unit) for number, own in found.items() for unit in own.values()]
+
+
+def _canvases(batch: MaskedBatch, examples: CleanBatch, subject: Subject) -> Iterator[tuple[int, int, MaskedBatch]]:
+    """Row, number of the bin and batch of one, for each canvas that the loss looks at."""
+    is_scored = batch.scatter(torch.ones(len(batch.scored)), 0.0) > 0
+    weights, num_blocks = batch.scatter(batch.weight, 0.0), count_blocks(batch.x0.shape[1], subject.model.block_size)
+    is_masked = (batch.xt == subject.task.tokens.mask_id) & ~examples.prompt_mask
+    count, maskable = (in_blocks(x, num_blocks).sum(dim=-1) for x in (is_masked, ~examples.prompt_mask))
+    bins = bin_of(count, maskable, NUM_BINS)
+    for row, n in in_blocks(is_scored, num_blocks).any(dim=-1).nonzero().tolist():
+        own = torch.zeros_like(in_blocks(is_scored[row : row + 1], num_blocks))
+        own[:, n] = True
+        one = slice(row, row + 1)
+        unit = score(batch.x0[one], batch.xt[one], is_scored[one] & own.flatten(1), weights[one])
+        yield row, int(bins[row, n]), unit
+
+
+def gradient(model: Denoiser, batch: MaskedBatch, dtype: str) -> Float[Tensor, "P"]:
+    """Of the batch's loss, summed over its rows."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    model.zero_grad()
+    with autocast(dtype, batch.x0.device):
+        stats = model(batch)
+    (stats.nll * batch.weight.to(stats.nll.dtype)).sum().backward()
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([part.flatten() for part in parts])
+    model.zero_grad()
+    return flat
+
+
+class Moments:
+    """Of independent gradients g: all that their mean's square and their variance need, without keeping each.
+
+    With S the sum of n gradients and q the sum of their squares, `(|S|^2 - q) / (n (n - 1))` is |G|^2 without bias, and
+    `q / n` minus that tr(Sigma). (The small and the large batch of McCandlish et al., appendix A.1, of 1 and of n.)
+    Standard errors are the jackknife's, that leaves out one group of gradients at a time.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: list[Tensor] = []
+        self._squares = torch.zeros(_GROUPS, dtype=torch.float64)
+        self._counts = torch.zeros(_GROUPS, dtype=torch.float64)
+
+    def add(self, g: Float[Tensor, "P"]) -> None:
+        group = self.count % _GROUPS
+        if group == len(self._sums):
+            self._sums.append(torch.zeros_like(g))
+        self._sums[group] += g
+        self._squares[group] += g.double().square().sum().item()
+        self._counts[group] += 1
+        self.count += 1
+
+    def estimates(self) -> tuple[Estimate, Estimate, Estimate]:
+        """|G|^2, tr(Sigma) and their ratio; unknown (nan) of fewer than two gradients, or without any signal."""
+        used = len(self._sums)
+        products = torch.tensor([[(a.double() @ b.double()).item() for b in self._sums] for a in self._sums])
+        products, q, n = products.double(), self._squares[:used], self._counts[:used]
+        whole = _moments(products.sum().item(), q.sum().item(), n.sum().item())
+        left_out = [
+            _moments(
+                (products.sum() - 2 * products[a].sum() + products[a, a]).item(),
+                (q.sum() - q[a]).item(),
+                (n.sum() - n[a]).item(),
+            )
+            for a in range(used)
+        ]
+        signal, variance, scale = (
+            Estimate(value, _jackknife(others))
+            for value, others in zip(whole, zip(*left_out, strict=True), strict=True)
+        )
+        return signal, variance, scale
+
+
+def _moments(square_of_sum: float, sum_of_squares: float, n: float) -> tuple[float, float, float]:
+    if n < 2:
+        return nan, nan, nan
+    signal = (square_of_sum - sum_of_squares) / (n * (n - 1))
+    variance = sum_of_squares / n - signal
+    return signal, variance, variance / signal if signal > 0 else nan
+
+
+def _jackknife(values: Sequence[float]) -> float:
+    """From estimates that each leave out one group."""
+    each = torch.tensor(values, dtype=torch.float64)
+    return ((len(each) - 1) / len(each) * ((each - each.mean()) ** 2).sum()).sqrt().item()

@@ -1,0 +1,72 @@
+"""What a run's masking process would show of given examples, with its model as it is.
+
+Dimensions: R examples, C copies of each, B = R C rows, L positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask import noise
+from unmask.config.registry import resolve
+from unmask.config.settings import name_of
+from unmask.lab.diagnostics.subject import Subject
+from unmask.masking.process import MaskingProcess, ProcessContext, RowShard
+from unmask.models.precision import autocast
+from unmask.noise import Purpose
+from unmask.types import CleanBatch, MaskedBatch
+
+_MOST_STEPS = 64
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A stream that goes through `examples` again and again. Row r of a process whose rows are a multiple of R always
+    holds example r mod R; its copies differ in their number in the stream, so in their noise."""
+
+    examples: CleanBatch
+
+    def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
+        own = number % len(self.examples)
+        return CleanBatch(x0=self.examples.x0[own], prompt_mask=self.examples.prompt_mask[own])
+
+
+@torch.no_grad()
+def simulate_masking(
+    subject: Subject, examples: CleanBatch, *, copies: int, least: int, tell: Callable[[float], None]
+) -> list[MaskedBatch]:
+    """Batches of the rows (copy, example), copy by copy, after as many examples have been drawn anew as there are rows:
+    what a pool starts with is masked at random. As many steps as that took, `least` at least. What a self-conditioned
+    model was told is not kept: it is as large as a hidden state."""
+    process, stream = _anew(subject, len(examples) * copies), Repeated(examples)
+    batches: list[MaskedBatch] = []
+    num_warm, start = 0, 0
+    while len(batches) < max(least, num_warm):
+        batch = process.next_batch(stream)
+        start = start or process.examples_seen
+        with autocast(subject.trainer.dtype, subject.trainer.device):
+            process.observe(batch, subject.model(batch))
+        if process.examples_seen >= start + len(examples) * copies or num_warm == _MOST_STEPS:
+            batches.append(replace(batch, estimate=None).to(torch.device("cpu")))
+        else:
+            num_warm += 1
+        tell(0.5 * num_warm / _MOST_STEPS if not batches else 0.5 + 0.5 * len(batches) / max(least, num_warm))
+    return batches
+
+
+def _anew(subject: Subject, num_rows: int) -> MaskingProcess:
+    """The run's process as far as it has come, with rows of its own."""
+    config, trainer = subject.config, subject.trainer
+    context = ProcessContext(
+        tokens=subject.task.tokens,
+        shard=RowShard.whole(num_rows),
+        seed=noise.integer(config.train.seed, Purpose.EVALUATE),
+        device=trainer.device,
+    )
+    process: MaskingProcess = resolve("process", name_of(config.process)).from_config(config.process, context)
+    state, without_rows = trainer.process.state_dict(), getattr(trainer.process, "drop_rows", None)
+    process.load_state_dict(state if without_rows is None else without_rows(state))
+    return process

@@ -1,0 +1,140 @@
+"""Diagnostics of each method's first run, as a page draws them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import isnan, nan
+
+from unmask.decoding.config import DecodeConfig
+from unmask.errors import UserError
+from unmask.evaluation.nelbo import Estimate
+from unmask.lab.diagnostics.diagnose import Diagnosis, diagnose
+from unmask.lab.diagnostics.measures import NOWHERE, Bin
+from unmask.lab.diagnostics.subject import Subject
+from unmask.lab.diagnostics.tables import Words, overfitting_row
+from unmask.lab.report.chart import Chart, Line
+from unmask.lab.report.runs import Methods
+
+LEAST_TOKENS = 50
+"""Of a bin that is drawn: fewer say nothing, and would stretch the axis."""
+
+
+@dataclass
+class Diagnoses:
+    """By method; what could not be had is missing, and `missing` says why."""
+
+    found: dict[str, Diagnosis] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+
+def diagnose_methods(
+    methods: Methods,
+    decoder: DecodeConfig,
+    parts: Sequence[str],
+    *,
+    warn: Callable[[str], None],
+    tell: Callable[[float], None],
+) -> Diagnoses:
+    """`tell` is told how many of `len(methods) x len(parts)` are done.
+
+    A run without a checkpoint, or whose data are gone, costs its own part of the report alone, and `warn` is told.
+    """
+    result = Diagnoses()
+    for number, (name, runs) in enumerate(methods.items()):
+        try:
+            subject = Subject.open(runs[0].folder, lambda line: None)
+            result.found[name] = diagnose(subject, parts, decoder=decoder, tell=_shifted(tell, number * len(parts)))
+        except UserError as error:
+            result.missing.append(f"The diagnostics of {name}: {str(error).splitlines()[0]}")
+            warn(result.missing[-1])
+    reasons = {name: own.missing for name, own in result.found.items()}
+    result.missing += [f"{name}, {part}: {reason}" for name, own in reasons.items() for part, reason in own.items()]
+    return result
+
+
+def _shifted(tell: Callable[[float], None], start: int) -> Callable[[float], None]:
+    return lambda done: tell(start + done)
+
+
+def charts(methods: Methods, diagnoses: Diagnoses) -> list[Chart]:
+    """Those that hold anything."""
+    masked, nats = "masked share of maskable positions", "nats per masked token"
+    away = "positions to the nearest visible token"
+    drawn = [
+        Chart("NLL by how much is masked", masked, nats, _lines(methods, diagnoses, _by_rate), is_x_share=True),
+        Chart(
+            "NLL by distance to the nearest visible token; open: with 40 % to 60 % masked",
+            away,
+            nats,
+            _lines(methods, diagnoses, _by_distance),
+            is_x_log2=True,
+        ),
+        Chart(
+            "Distance of masks to those of decoding; open: of uniform masks",
+            masked,
+            "MMD²",
+            _lines(methods, diagnoses, _by_mismatch),
+            is_x_share=True,
+        ),
+        Chart(
+            "Gradient noise scale; open: a lower bound, where noise hides the mean gradient",
+            masked,
+            "rows",
+            _lines(methods, diagnoses, _by_noise),
+            is_x_share=True,
+        ),
+    ]
+    return [chart for chart in drawn if chart.lines]
+
+
+def overfitting(diagnoses: Diagnoses) -> Words | None:
+    """Methods by row."""
+    rows = [(name, *overfitting_row(own.overfitting)) for name, own in diagnoses.found.items() if own.overfitting]
+    columns = ("method", "examples drawn", "distinct", "steps on each in all", "NELBO held out", "trained on last")
+    return Words("Known by heart?", (*columns, "held out minus that"), rows) if rows else None
+
+
+_Drawn = tuple[str, Sequence[tuple[float, float, float]], bool]
+"""What it is of, (x, y, standard error) and whether it is what others are held against."""
+
+
+def _lines(methods: Methods, diagnoses: Diagnoses, curves: Callable[[Diagnosis], Iterator[_Drawn]]) -> list[Line]:
+    lines = []
+    for number, name in enumerate(methods):
+        for what, points, is_reference in curves(diagnoses.found[name]) if name in diagnoses.found else ():
+            known = [(x, y, 0.0 if isnan(error) else error) for x, y, error in points if not isnan(y)]
+            if known:
+                place, errors = [(x, y) for x, y, _ in known], [error for *_, error in known]
+                lines.append(Line(f"{name}{what}", number, place, is_reference=is_reference, errors=errors))
+    return lines
+
+
+def _by_rate(found: Diagnosis) -> Iterator[_Drawn]:
+    if found.nll:
+        yield "", _binned(found.nll.rate), False
+
+
+def _by_distance(found: Diagnosis) -> Iterator[_Drawn]:
+    if found.nll:
+        yield "", _binned(found.nll.distance), False
+        yield ", 40 % to 60 % masked", _binned(found.nll.distance_middle), True
+
+
+def _binned(bins: Sequence[Bin]) -> list[tuple[float, float, float]]:
+    return [(own.at, own.value, own.stderr) for own in bins if own.tokens >= LEAST_TOKENS and own.high < NOWHERE]
+
+
+def _by_mismatch(found: Diagnosis) -> Iterator[_Drawn]:
+    if found.mismatch:
+        yield ", training", _at_shares(found.mismatch.trained.by_share), False
+        yield ", uniform masks", _at_shares(found.mismatch.uniform.by_share), True
+
+
+def _by_noise(found: Diagnosis) -> Iterator[_Drawn]:
+    if found.noise:
+        middle = [((own.low + own.high) / 2, own) for own in found.noise.bins]
+        yield "", _at_shares([(share, own.scale) for share, own in middle if own.is_measured]), False
+        yield ", at least", [(share, own.least, nan) for share, own in middle if not own.is_measured], True
+
+
+def _at_shares(estimates: Sequence[tuple[float, Estimate]]) -> list[tuple[float, float, float]]:
+    return [(share, own.value, own.stderr) for share, own in estimates]

@@ -1,0 +1,86 @@
+"""What a method trains on, and what its model meets when it decodes: how much is masked, and how sure the model is.
+
+Dimensions: B rows, N blocks of a row (1 in plain diffusion), S positions of a block, L of a row, C canvases.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.blocks import count_blocks, in_blocks
+from unmask.decoding.decoder import Decoder
+from unmask.decoding.trace import RecordingDecoder
+from unmask.errors import UserError
+from unmask.lab.report.chart import Points
+from unmask.models.precision import autocast
+from unmask.training.trainer import Trainer
+from unmask.types import CleanBatch
+
+_BINS = 10
+
+
+@dataclass(frozen=True)
+class Masks:
+    """One entry for each canvas (a row, or a block of one) of which a model was asked something: the masked share of
+    all its positions, and the largest probability, on average over the masked ones that it was asked about."""
+
+    share: Float[Tensor, "C"]
+    top1: Float[Tensor, "C"]
+
+    def histogram(self) -> Points:
+        """Middle of each bin of the masked share, and the share of canvases in it."""
+        count = torch.bincount(self._bin(), minlength=_BINS).double()
+        return [((i + 0.5) / _BINS, value) for i, value in enumerate((count / count.sum()).tolist())]
+
+    def confidence(self) -> Points:
+        """Middle of each bin of the masked share that holds any canvas, and their mean confidence."""
+        own = self._bin()
+        return [((i + 0.5) / _BINS, self.top1[own == i].mean().item()) for i in range(_BINS) if (own == i).any()]
+
+    def _bin(self) -> Int[Tensor, "C"]:
+        return (self.share * _BINS).ceil().long().clamp(1, _BINS) - 1
+
+
+def trained_on(trainer: Trainer, num_batches: int = 8) -> Masks:
+    """The batches that come next in a run, as its averaged weights see them. Moves the process on; trains nothing."""
+    if trainer.model.is_causal:
+        raise UserError("a causal model is trained on no masks")
+    seen = []
+    trainer.model.eval()
+    for _ in range(num_batches):
+        batch = trainer.process.next_batch(trainer.stream)
+        with torch.no_grad(), trainer.weights("ema"), autocast(trainer.dtype, trainer.device):
+            stats = trainer.model(batch)
+        trainer.process.observe(batch, stats)
+        is_masked = batch.xt == trainer.tokens.mask_id
+        seen.append(_masks(is_masked, batch.scatter(stats.top1, 0.0), trainer.process.requirements.block_size))
+    return _joined(seen)
+
+
+def met_when_decoding(
+    decoder: Decoder, examples: CleanBatch, *, block_size: int | None, dtype: str, device: torch.device
+) -> Masks:
+    """The canvases of every decoding step of `examples`; of a model in blocks, the block that is being decoded."""
+    witness = RecordingDecoder(decoder)
+    with autocast(dtype, device):
+        witness.decode(examples.masked(decoder.mask_id).to(device))
+    seen = []
+    for said in witness.said:
+        top1 = said.top1.new_zeros(said.xt.numel()).scatter(0, said.at, said.top1).view(said.xt.shape)
+        seen.append(_masks(said.xt == decoder.mask_id, top1, block_size))
+    return _joined(seen)
+
+
+def _masks(is_masked: Bool[Tensor, "B L"], top1: Float[Tensor, "B L"], block_size: int | None) -> Masks:
+    """Of the canvases of which something was asked. `top1` is 0 where a masked position was not asked about."""
+    num_blocks = count_blocks(is_masked.shape[1], block_size)
+    masked, asked = (in_blocks(x, num_blocks) for x in (is_masked, is_masked & (top1 > 0)))
+    total, count = (in_blocks(top1, num_blocks) * asked).sum(dim=-1), asked.sum(dim=-1)
+    is_met = count > 0
+    return Masks(share=masked.float().mean(dim=-1)[is_met].cpu(), top1=(total / count)[is_met].cpu())
+
+
+def _joined(parts: list[Masks]) -> Masks:
+    return Masks(torch.cat([part.share for part in parts]), torch.cat([part.top1 for part in parts]))

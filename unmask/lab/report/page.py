@@ -1,0 +1,245 @@
+"""What a page says of its runs, in words.
+
+One self-contained HTML page that holds runs beside each other.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from statistics import mean
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from unmask.config.settings import flatten
+from unmask.lab.compare import Comparison, CostRow
+from unmask.lab.report.chart import Chart, Line, Points, legend_mark
+from unmask.lab.report.curves import AXES, is_finite
+from unmask.lab.report.diagnoses import Diagnoses, charts, overfitting
+from unmask.lab.report.models import Study
+from unmask.lab.report.runs import Methods, Recorded, common_measures, differences
+from unmask.tasks.task import is_graded
+
+
+def summary(methods: Methods) -> str:
+    task = next(iter(methods.values()))[0].config.task.name
+    fewest, most = (pick(len(runs) for runs in methods.values()) for pick in (min, max))
+    seeds = f"{fewest} to {most} seeds each" if fewest < most else f"{most} seeds each" if most > 1 else "one seed each"
+    return f"{' and '.join(methods)} on the task {task}, {seeds}."
+
+
+def describe_method(name: str, number: int, runs: Sequence[Recorded]) -> dict[str, Any]:
+    process = dict(flatten(runs[0].config.process.model_dump(exclude_none=True)))
+    settings = ", ".join(f"{key} {value}" for key, value in process.items() if key != "name" and value != [])
+    return {
+        "name": name,
+        "mark": legend_mark(number),
+        "note": f"process {process['name']}" + (f" ({settings})" if settings else ""),
+    }
+
+
+def warnings(methods: Methods) -> list[str]:
+    """What a reader must know before comparing."""
+    runs = [run for same in methods.values() for run in same]
+    found = [f"{run.folder} was still training, at step {run.last_step}." for run in runs if run.is_running]
+    if len({run.last_step for run in runs}) > 1:
+        said = ", ".join(f"{run.folder} {run.last_step:,}" for run in runs)
+        found.append(f"The runs were not trained for the same number of steps: {said}.")
+    if any(len({run.settings[key] for run in runs}) > 1 for key in ("eval.examples", "eval.nelbo_draws")):
+        found.append("The runs were evaluated on different numbers of examples or masks.")
+    if any(key.startswith("data.") for key in differences(methods)):
+        found.append("The settings of the data differ, so that held-out examples may differ too.")
+    if min(len(same) for same in methods.values()) < 3 and len(methods) > 1:
+        found.append("Fewer than three seeds of a method: a difference may be chance.")
+    return found
+
+
+def curves_note(methods: Methods) -> str:
+    has_seeds = any(len(runs) > 1 for runs in methods.values())
+    is_causal = any(getattr(runs[0].config.model, "causal", False) for runs in methods.values())
+    return (
+        ("Thick lines are means over seeds, thin ones the seeds. " if has_seeds else "")
+        + "Of held-out examples. Seconds are of training, without evaluations, on the machines below. "
+        "A NELBO is taken under uniform masks, whatever a method trains on"
+        + ("; of a causal model it is the exact NLL." if is_causal else ".")
+    )
+
+
+def run_command(run: Recorded) -> str:
+    return str(run.environment.get("command") or f"# {run.folder}: its command was not recorded")
+
+
+def describe_run(run: Recorded) -> dict[str, str]:
+    last, at = run.rows[-1], run.environment
+    parts = [at.get("cpu") if at.get("device") == "cpu" else at.get("device")]
+    parts += [f"{at['threads']} thread{'s' * (at['threads'] != 1)}"] if "threads" in at else []
+    parts += [at.get("dtype"), "compiled" if at.get("compiled") else None]
+    parts += [f"torch {at['torch']}"] if "torch" in at else []
+    return {
+        "folder": str(run.folder),
+        "seed": str(run.seed),
+        "steps": f"{last['step']:,}",
+        "seconds": f"{last['seconds']:,.0f}",
+        "examples": f"{last['examples_seen']:,}",
+        "machine": ", ".join(str(part) for part in parts if part),
+    }
+
+
+_X_LABELS = {"step": "training steps", "seconds": "seconds of training", "examples_seen": "examples drawn"}
+
+
+def render(
+    methods: Methods,
+    study: Study,
+    diagnoses: Diagnoses,
+    *,
+    title: str,
+    first_measure: str | None,
+    commands: Sequence[str],
+) -> str:
+    """The page. `first_measure` is shown before the others that all runs have.
+
+    Raises:
+        UserError: the runs have no evaluation in common.
+    """
+    measures = common_measures(methods)
+    measures.sort(key=lambda measure: measure != first_measure)  # a stable sort
+    environment = Environment(
+        loader=PackageLoader("unmask.lab.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        title=title,
+        css=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        summary=summary(methods),
+        warnings=warnings(methods),
+        methods=[describe_method(name, number, runs) for number, (name, runs) in enumerate(methods.items())],
+        others=list(methods)[1:],
+        measures=[_measure(methods, measure) for measure in measures],
+        curves_note=curves_note(methods),
+        replay=None if study.replay is None else _inline_json(study.replay),
+        is_graded=is_graded(next(iter(methods.values()))[0].config),
+        num_puzzles=0 if study.replay is None else len(study.replay["puzzles"]),
+        missing=study.missing,
+        decoder=study.decoder,
+        mask_charts=_mask_charts(methods, study),
+        diagnosis_charts=charts(methods, diagnoses),
+        overfitting=overfitting(diagnoses),
+        undiagnosed=diagnoses.missing,
+        differences=differences(methods),
+        runs=[describe_run(run) for runs in methods.values() for run in runs],
+        commands=[*dict.fromkeys(run_command(run) for runs in methods.values() for run in runs), *commands],
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("unmask.lab.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _inline_json(value: dict[str, Any]) -> Markup:
+    """JSON that cannot end the script element that holds it."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Measure:
+    name: str
+    charts: list[Chart]
+    costs: list[CostRow]
+
+
+def _measure(methods: Methods, measure: str) -> _Measure:
+    name, is_share = _title(measure)
+    has_shares = any(key.startswith("eval/accuracy/") for key in common_measures(methods))
+    charts = [
+        Chart(
+            title=f"{name} against {_X_LABELS[axis]}",
+            x_label=_X_LABELS[axis],
+            y_label="solved" if is_share else _units(measure),
+            lines=[_line(label, number, runs, measure, axis) for number, (label, runs) in enumerate(methods.items())],
+            is_share=is_share,
+        )
+        for axis in AXES
+    ]
+    return _Measure(name, charts, _costs(methods, measure) if (is_share or not has_shares) and len(methods) > 1 else [])
+
+
+_NAMES = {"nelbo": "NELBO (nats)", "bits_per_byte": "Bits per byte"}
+
+
+def _units(measure: str) -> str:
+    return "bits per byte" if measure == "eval/bits_per_byte" else "nats"
+
+
+def _title(measure: str) -> tuple[str, bool]:
+    """`eval/accuracy/ema/prob/3` for a reader, and whether it is a share."""
+    kind, *details = measure.removeprefix("eval/").split("/")
+    if kind != "accuracy":
+        return _NAMES.get(kind, measure.removeprefix("eval/")), False
+    if len(details) < 3:
+        return "Share solved", True
+    weights, order, amount, *rest = details
+    pace = f"{amount} at a step" if amount.isdigit() else amount
+    more = "".join(f", {each}" for each in rest)
+    return f"Share solved, order {order}, {pace}{more}, {weights} weights", True
+
+
+def _line(name: str, style: int, runs: Sequence[Recorded], measure: str, axis: str) -> Line:
+    """The mean over seeds from where all of them have been evaluated to where the first ends."""
+    curves = [run.curve(measure) for run in runs]
+    steps = sorted({step for curve in curves for step in curve.spent["step"]})
+    low, high = max(c.spent["step"][0] for c in curves), min(c.spent["step"][-1] for c in curves)
+    at_steps = zip(*(curve.at([step for step in steps if low <= step <= high], axis) for curve in curves), strict=True)
+    means = [(mean(spent for spent, _ in each), mean(value for _, value in each)) for each in at_steps]
+    seeds: list[Points] = [list(zip(c.spent[axis], c.values, strict=True)) for c in curves] if len(runs) > 1 else []
+    return Line(name, style, means, seeds)
+
+
+def _costs(methods: Methods, measure: str) -> list[CostRow]:
+    comparison = Comparison({name: [run.curve(measure) for run in runs] for name, runs in methods.items()})
+    return [row for row in comparison.rows() if row.is_reached]
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def _mask_charts(methods: Methods, study: Study) -> list[Chart]:
+    def lines(kind: str) -> list[Line]:
+        found = []
+        for number, name in enumerate(methods):
+            if name in study.trained_on:
+                found.append(Line(f"{name}, training", number, getattr(study.trained_on[name], kind)()))
+            if name in study.decoded:
+                points = getattr(study.decoded[name], kind)()
+                found.append(Line(f"{name}, decoding", number, points, is_reference=True))
+        return found
+
+    over_training = [
+        Line(
+            name,
+            number,
+            [
+                (float(row["step"]), float(row["train/top1"]))
+                for row in runs[0].rows
+                if is_finite(row.get("train/top1"))
+            ],
+        )
+        for number, (name, runs) in enumerate(methods.items())
+    ]
+    masked = "masked share of all positions"
+    return [
+        Chart("How much is masked", masked, "share of canvases", lines("histogram"), is_share=True, is_x_share=True),
+        Chart("How sure the model is, by how much is masked", masked, "mean top-1 probability", lines("confidence"),
+              is_share=True, is_x_share=True),
+        Chart("How sure it is of what it trains on, over training", "training steps", "mean top-1 probability",
+              over_training, is_share=True),
+    ]  # fmt: skip

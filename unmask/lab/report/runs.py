@@ -1,0 +1,156 @@
+"""The runs that a report holds beside each other, and which of them are seeds of one method."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from unmask.config.run import RunConfig
+from unmask.config.settings import flatten
+from unmask.errors import UserError
+from unmask.lab.report.curves import Curve, Row, is_finite, read_metrics
+from unmask.training.folder import RunFolder, read_config, read_environment
+
+_NOT_THE_METHOD = (
+    *("train.seed", "train.threads", "train.compile", "train.device", "data.cache_dir", "log"),
+    *("train.checkpoint_every", "train.keep_last", "train.keep_every"),
+)
+MOST_METHODS = 6
+"""That a page can tell apart by colour, dash and marker."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a run folder says of a run."""
+
+    folder: Path
+    config: RunConfig
+    environment: dict[str, Any]
+    rows: list[Row]
+    is_running: bool
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Dotted keys and values."""
+        return dict(flatten(self.config.model_dump(mode="json")))
+
+    @property
+    def seed(self) -> int:
+        return self.config.train.seed
+
+    @property
+    def last_step(self) -> int:
+        return int(self.rows[-1]["step"])
+
+    def measures(self) -> list[str]:
+        """What its evaluations measured (once at least as a number), in the order in which they wrote it."""
+        written = ((key, value) for row in self.rows for key, value in row.items() if key.startswith("eval/"))
+        keys = dict.fromkeys(key for key, value in written if is_finite(value))
+        return [key for key in keys if not key.endswith("_stderr")]
+
+    def curve(self, measure: str) -> Curve:
+        """Its evaluations of `measure`.
+
+        Raises:
+            UserError: there are none.
+        """
+        curve = Curve.of(self.rows, measure)
+        if not curve.values:
+            said = ", ".join(self.measures()) or "nothing yet"
+            raise UserError(f"{self.folder}: no evaluation has written {measure}; there is {said}")
+        return curve
+
+
+Methods = dict[str, list[Recorded]]
+"""Runs that differ in their seed alone, by the name of the method; the first is the baseline."""
+
+
+def read_run(folder: Path, warn: Callable[[str], None]) -> Recorded:
+    """Reads a run folder; `warn` is told what is damaged, or not finished.
+
+    Raises:
+        UserError: it is no run folder, or has no metrics yet.
+    """
+    config = read_config(folder)
+    is_running = RunFolder(folder).is_held()
+    rows = read_metrics(folder, warn, is_running=is_running)
+    if not rows:
+        raise UserError(f"{folder}: its metrics.jsonl holds nothing yet; let it train to its first evaluation")
+    if is_running:
+        warn(f"{folder}: still training; the report shows it up to step {rows[-1]['step']}")
+    return Recorded(folder, config, read_environment(folder), rows, is_running)
+
+
+def group(runs: Sequence[Recorded]) -> Methods:
+    """Runs whose settings differ in the seed alone are one method, named after its folder.
+
+    Raises:
+        UserError: a run is given twice, or the runs cannot be held beside each other.
+    """
+    _check_comparable(runs)
+    by_settings: dict[str, list[Recorded]] = {}
+    for run in runs:
+        by_settings.setdefault(_method_key(run), []).append(run)
+    groups = list(by_settings.values())
+    for same in groups:
+        if len({run.seed for run in same}) < len(same):
+            folders = " and ".join(str(run.folder) for run in same)
+            raise UserError(f"{folders}: the same settings and seed; give one of them")
+    if len(groups) > MOST_METHODS:
+        raise UserError(f"{len(groups)} methods are more than a page can tell apart; give {MOST_METHODS} at most")
+    return dict(zip(_names(groups), groups, strict=True))
+
+
+def _is_of_the_method(key: str) -> bool:
+    return key not in _NOT_THE_METHOD and key.split(".")[0] not in _NOT_THE_METHOD
+
+
+def _method_key(run: Recorded) -> str:
+    return json.dumps({key: value for key, value in run.settings.items() if _is_of_the_method(key)}, sort_keys=True)
+
+
+def _names(groups: Sequence[Sequence[Recorded]]) -> list[str]:
+    """The folders' names; of `METHOD/seed_0`, the parent's; whole paths where those would be equal."""
+    folders = [runs[0].folder.resolve() for runs in groups]
+    named = [folder.parent if re.fullmatch(r"seed_\d+", folder.name) else folder for folder in folders]
+    short = [folder.name for folder in named]
+    return short if len(set(short)) == len(short) else [str(runs[0].folder) for runs in groups]
+
+
+def _check_comparable(runs: Iterable[Recorded]) -> None:
+    first, *others = runs
+    for run in others:
+        if run.config.task.name != first.config.task.name:
+            raise UserError(
+                f"{first.folder} is of the task {first.config.task.name}, {run.folder} of {run.config.task.name}: "
+                "a report holds runs of one task beside each other; make two"
+            )
+
+
+def common_measures(methods: Methods) -> list[str]:
+    """What the evaluations of all runs measured: rates by decoder, in the first run's order, then likelihoods.
+
+    `eval/accuracy`, the rate of each run's own first decoder, is none of them: decoders may differ.
+
+    Raises:
+        UserError: there is none.
+    """
+    runs = [run for same in methods.values() for run in same]
+    common = [key for key in runs[0].measures() if all(key in run.measures() for run in runs)]
+    shown = [key for key in common if key.startswith("eval/accuracy/")]
+    shown += [key for key in common if key in ("eval/nelbo", "eval/bits_per_byte")]
+    if not shown:
+        said = "; ".join(f"{run.folder}: {', '.join(run.measures()) or 'no evaluation yet'}" for run in runs)
+        raise UserError(f"these runs have no evaluation in common ({said}); evaluate them alike, with eval.*")
+    return shown
+
+
+def differences(methods: Methods) -> dict[str, list[Any]]:
+    """The settings in which methods differ, each with every method's value (None where it has no such key)."""
+    settings = [runs[0].settings for runs in methods.values()]
+    keys = dict.fromkeys(key for own in settings for key in own if _is_of_the_method(key))
+    values = {key: [own.get(key) for own in settings] for key in keys}
+    return {key: each for key, each in values.items() if any(value != each[0] for value in each)}

@@ -1,0 +1,107 @@
+"""Several trainings at once, each a process of its own with its share of the cores."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unmask.config.run import RunConfig
+from unmask.errors import UserError
+from unmask.training.folder import RunFolder, read_config, schedule_length
+from unmask.training.run import Interrupted
+
+
+@dataclass(frozen=True)
+class Training:
+    """`unmask train RECIPE SETTINGS --out FOLDER --resume`; what it prints goes to `FOLDER.log`."""
+
+    recipe: str
+    settings: tuple[str, ...]
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    def start(self, threads: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "unmask", "train", self.recipe, *self.settings, f"train.threads={threads}"]
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        # In a session of its own: Ctrl-C reaches this process alone, which passes it on once.
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [*command, "--out", str(self.folder), "--resume"], stdout=log, stderr=log, start_new_session=True
+            )
+
+
+def check_budget(folder: Path, config: RunConfig) -> None:
+    """Whether a training that is in `folder`, if one is, can become one of `config`: as if it had always been.
+
+    Raises:
+        UserError: its budget was larger, or its learning rate has followed a schedule of another length.
+    """
+    if not RunFolder(folder).exists():
+        return
+    held = read_config(folder)
+    was, now = schedule_length(held), schedule_length(config)
+    problem = f"optim.schedule={config.optim.schedule} of {was}, not {now}" if was != now else None
+    for key in ("steps", "epochs", "max_seconds", "max_examples"):
+        old, new = getattr(held.train, key), getattr(config.train, key)
+        if (new or math.inf) < (old or math.inf):
+            problem = f"train.{key}={'null' if old is None else old}, not {new}"
+    if problem is not None:
+        raise UserError(
+            f"{folder}: was trained with {problem}, which would make no fair comparison; ask for the same as before, "
+            "or name another folder with --out"
+        )
+
+
+class TrainingFailed(Exception):
+    """One of them ended with an error; the message holds the end of its log."""
+
+
+def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], None] = lambda: None) -> None:
+    """Runs them in order, `jobs` at a time; those that are finished already cost a moment.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came; all have saved.
+        TrainingFailed: one failed; the others were stopped, and have saved.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    waiting = list(trainings)
+    running: list[tuple[Training, subprocess.Popen[bytes]]] = []
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                training = waiting.pop(0)
+                running.append((training, training.start(threads)))
+            on_tick()
+            time.sleep(0.2)
+            for training, process in running:
+                if process.poll():
+                    raise TrainingFailed(
+                        f"{training.folder} failed (exit code {process.returncode}):\n{_end(training)}"
+                    )
+            running = [(training, process) for training, process in running if process.poll() is None]
+        on_tick()
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; all trainings have saved, and the same command goes on") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for _, process in running:
+            process.send_signal(signal.SIGTERM)
+        for _, process in running:
+            process.wait()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(training: Training) -> str:
+    return training.log.read_text(errors="replace")[-2000:].strip()

@@ -1,0 +1,57 @@
+"""The autoregressive baseline: nothing is masked, and every token is predicted from those before it.
+
+Dimensions: b rows of this process, B of the global batch, L positions.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from unmask.config.settings import Section
+from unmask.data.stream import ExampleStream, examples_of
+from unmask.masking.process import IndependentBatches, ProcessContext, Requirements, RowShard, score
+from unmask.types import CleanBatch, MaskedBatch
+
+
+class NextToken(IndependentBatches):
+    """Every step takes new examples and scores their answers, up to and including the first end token.
+
+    The loss, which is divided by B, is the mean NLL over the tokens of the global batch: each weighs `B / tokens`,
+    never 1 / length. Needs a causal model.
+    """
+
+    requirements = Requirements(is_causal=True)
+
+    class Config(Section):
+        name: str = "ar"
+
+    def __init__(
+        self, *, shard: RowShard, eos_id: int | None = None, seed: int = 0, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__(shard=shard, seed=seed, device=device)
+        self.eos_id = eos_id
+
+    @classmethod
+    def from_config(cls, config: Config, context: ProcessContext) -> "NextToken":
+        return cls(shard=context.shard, eos_id=context.tokens.eos_id, seed=context.seed, device=context.device)
+
+    def _make(self, stream: ExampleStream, step: int) -> MaskedBatch:
+        """Every token weighs 1 as yet."""
+        clean = examples_of(stream, step * self.shard.total + self.shard.index(torch.device("cpu")))
+        weight = torch.ones(clean.x0.shape, dtype=torch.float64)
+        return score(clean.x0, clean.x0, is_answer(clean, self.eos_id), weight)
+
+    def _agree(self, batch: MaskedBatch) -> MaskedBatch:
+        tokens = self.shard.peers.sum(batch.weight.sum())
+        return replace(batch, weight=batch.weight * (self.shard.known / max(1, tokens.item())))
+
+
+def is_answer(clean: CleanBatch, eos_id: int | None) -> Bool[Tensor, "B L"]:
+    """What an autoregressive model has to say: the answer up to and including its first end token."""
+    eligible = ~clean.prompt_mask
+    if eos_id is None:
+        return eligible
+    is_end = eligible & (clean.x0 == eos_id)
+    return eligible & (is_end.cumsum(dim=-1) - is_end.long() == 0)

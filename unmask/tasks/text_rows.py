@@ -1,0 +1,248 @@
+"""Word problems in files: questions with the number that answers them.
+
+Rows of tokens that are text: what the ids mean, and how people read them. Dimensions: B rows, L positions.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from pydantic import Field
+from rich.text import Text
+from torch import Tensor
+
+from unmask.data.infill import whole_text
+from unmask.data.prepare.sources import File, Row
+from unmask.data.vocabulary import VOCABULARY, Vocabulary, load_tokenizer
+from unmask.errors import UserError
+from unmask.files import parse_object
+from unmask.progress import warn
+from unmask.tasks.programs.answers import read_answer
+from unmask.tasks.rows import StoredRows, TokensData
+from unmask.tasks.task import DisplayLayout
+from unmask.types import CleanBatch
+
+
+@dataclass(frozen=True)
+class Problem:
+    question: str
+    answer: float
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """The problems in a .jsonl, .jsonl.gz or .parquet file: the string `question`, and `answer`, a number or a text.
+
+    Of a text, what stands after the last `####` counts, as GSM8K writes it.
+
+    Raises:
+        UserError: the file cannot be read, or a row is not a problem, with its line.
+    """
+    problems = [_problem(row) for row in File(str(path)).rows(("question", "answer"))]
+    if not problems:
+        raise UserError(f"{path}: holds no problem; each line is an object with `question` and `answer`")
+    return problems
+
+
+def _problem(row: Row) -> Problem:
+    try:
+        content = row.fields
+    except ValueError as error:
+        raise UserError(f"{row.place}: {error}") from error
+    if not isinstance(content.get("question"), str):
+        raise UserError(f"{row.place}: needs the string `question`")
+    return Problem(content["question"], read_answer(content.get("answer"), row.place))
+
+
+_FOLDER = "vocabulary"
+
+
+class WordedData(TokensData):
+    tokenizer: str | None = Field(
+        None, description="its folder, or its name on the hub; null = what data.path holds, or the run's own copy"
+    )
+
+    def of_run(self, folder: Path) -> "WordedData":
+        own = folder / _FOLDER
+        return self.model_copy(update={"tokenizer": str(own)}) if (own / VOCABULARY).exists() else self
+
+
+class TextRows(StoredRows):
+    """A run keeps a copy of the vocabulary: to read what is decoded, and to ask new questions."""
+
+    config: WordedData
+
+    def __init__(self, config: WordedData) -> None:
+        super().__init__(config)
+        self.canvas = DisplayLayout(columns=8, is_text=True)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the ids mean.
+
+        Raises:
+            UserError: there is none, or it is not the one that the data were made with.
+        """
+        source = self.config.tokenizer or self.config.path
+        if source is None:
+            raise UserError("data.tokenizer is missing; give the folder of a tokenizer, or its name on the hub")
+        folder = Path(source).expanduser()
+        if (folder / VOCABULARY).exists():
+            vocabulary = Vocabulary.load(folder)
+        elif self.config.tokenizer is not None:
+            vocabulary = self._vocabulary_of(source)
+        else:
+            raise UserError(
+                f"{source}: does not say what its ids mean; give the tokenizer that made them as data.tokenizer (a "
+                "folder, or a name such as Qwen/Qwen2-0.5B), or train on ids alone with task.name=tokens"
+            )
+        self._check_ids(vocabulary, source)
+        return vocabulary
+
+    def _vocabulary_of(self, source: str) -> Vocabulary:
+        """All ids of a tokenizer, the mask among them or after them."""
+        known = load_tokenizer(source).id_to_token
+        eos = None if self.config.eos_id is None else known(self.config.eos_id)
+        return Vocabulary.from_source(source, eos_token=eos, mask_token=known(self.config.mask_id))
+
+    def _check_ids(self, vocabulary: Vocabulary, source: str) -> None:
+        for key, own, needed in (
+            ("fingerprint", vocabulary.fingerprint, self.config.fingerprint or vocabulary.fingerprint),
+            ("mask_id", vocabulary.mask_id, self.config.mask_id),
+            ("eos_id", vocabulary.eos_id, self.config.eos_id),
+        ):
+            if own != needed:
+                raise UserError(f"{source}: is not the data's tokenizer: its {key} is {own}, where data.{key}={needed}")
+        if vocabulary.vocab_size < self.config.vocab_size:
+            raise UserError(
+                f"{source}: is not the data's tokenizer: it has {vocabulary.vocab_size} ids, where "
+                f"data.vocab_size={self.config.vocab_size}"
+            )
+
+    @property
+    def original_ids(self) -> Sequence[int | None]:
+        return self.vocabulary.original_ids[: self.config.vocab_size]
+
+    def keep_files(self, folder: Path) -> None:
+        target = folder / _FOLDER
+        if not (target / VOCABULARY).exists():
+            target.mkdir(exist_ok=True)
+            self.vocabulary.save(target)
+
+    def validation(self, limit: int) -> CleanBatch:
+        _ = self.vocabulary  # before a run starts that could not be read
+        return super().validation(limit)
+
+    def _canvases(self, prompts: Sequence[Sequence[int]], where: str, what: str) -> Int[Tensor, "B L"]:
+        """Canvases to finish. Of too long a prompt the end is kept, half of the canvas left for what follows.
+
+        Args:
+            prompts: what is given, with masks where something before its end is to be filled in.
+            what: a prompt is called to people.
+        """
+        length, mask_id = self.config.length, self.config.mask_id
+        room = length // 2
+        is_long = [len(ids) >= length and mask_id not in ids for ids in prompts]
+        if any(is_long):
+            warn(
+                f"{where}{sum(is_long)} of {len(prompts)} {what}s (the first is number {is_long.index(True) + 1}) are "
+                f"longer than data.length={length} tokens; only their last {room} tokens are asked"
+            )
+        canvases = torch.full((len(prompts), length), mask_id)
+        for canvas, ids, too_long in zip(canvases, prompts, is_long, strict=True):
+            kept = ids[-room:] if too_long else ids
+            canvas[: len(kept)] = torch.tensor(kept)
+        return canvases
+
+    def _followed_up(self, ids: list[int], where: str) -> list[int]:
+        """`ids`, which something is to follow.
+
+        Raises:
+            UserError: there are masks among them, and no room.
+        """
+        if self.config.mask_id in ids and len(ids) >= self.config.length:
+            raise UserError(f"{where}: {len(ids)} tokens leave no room for an answer in {self.config.length}")
+        return ids
+
+    def token(self, text: str) -> int:
+        """The one token that `text` is.
+
+        Raises:
+            UserError: it is several, or none.
+        """
+        ids = self.vocabulary.encode(text)
+        if len(ids) != 1:
+            parts = ", ".join(f"{self.vocabulary.decode([i])!r}" for i in ids)
+            raise UserError(
+                f"{text!r} is not one token, but {len(ids)}: {parts}; a word's token often begins with a space"
+            )
+        return ids[0]
+
+    def text(self, tokens: Int[Tensor, "L"]) -> str:
+        return whole_text(self.vocabulary, tokens.tolist())
+
+    def _answer(self, tokens: Int[Tensor, "L"], is_answer: Bool[Tensor, "L"]) -> str:
+        """The text up to the first end token; masks that are left are padding."""
+        ids = tokens[is_answer].tolist()
+        end = ids.index(self.config.eos_id) if self.config.eos_id in ids else len(ids)
+        return self.vocabulary.decode(ids[:end])
+
+    def symbol(self, token: int) -> str:
+        """Line ends and the end of an answer made visible."""
+        if token == self.config.mask_id:
+            return ""
+        return "∎" if token == self.config.eos_id else self.vocabulary.decode([token]).replace("\n", "⏎")
+
+    def render(self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]) -> Text:
+        """The text with `_` where it is masked, up to the first end token."""
+        text = Text()
+        for token, given, new in zip(tokens.tolist(), is_given.tolist(), is_new.tolist(), strict=True):
+            if token == self.config.eos_id:
+                break
+            style = "bold" if given else "black on green" if new else "green"
+            text.append("_" if token == self.config.mask_id else self.vocabulary.decode([token]), style=style)
+        return text
+
+
+Fields = Sequence[frozenset[str]]
+
+
+def read_prompt(line: str, where: str, forms: Fields) -> dict[str, str]:
+    """A line that is a text, under the one field of the first form; or a JSON object with the strings of a form.
+
+    Raises:
+        UserError: it is another object.
+    """
+    if not line.lstrip().startswith("{"):
+        return dict.fromkeys(forms[0], line.rstrip("\n"))
+    try:
+        row = parse_object(line)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    known = frozenset().union(*forms)
+    given: dict[str, Any] = {key: row[key] for key in row if key in known}
+    if frozenset(given) not in forms:
+        raise UserError(f"{where}: needs {', or '.join(map(_named, forms))}")
+    for key, value in given.items():
+        if not isinstance(value, str):
+            raise UserError(f"{where}: needs the string `{key}`")
+    return given
+
+
+def _named(form: frozenset[str]) -> str:
+    return " and ".join(f"`{key}`" for key in sorted(form, reverse=True))
+
+
+def numbered(lines: Iterable[str], source: str) -> list[tuple[str, str]]:
+    """The lines that are not empty, each with where it stands.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [(line, f"{source}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise UserError(f"{source}: holds no prompt; write one on each line")
+    return found

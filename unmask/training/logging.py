@@ -1,0 +1,215 @@
+"""`metrics.jsonl`: JSON lines to which a run only ever adds, and which of them count.
+
+A run that is resumed goes on from its checkpoint. What it had written since lies behind `position`, the file's length
+when the checkpoint was made: a line with the key `resumed_at_byte` takes back all from there up to itself.
+
+Where a run's numbers go beside metrics.jsonl: TensorBoard and the terminal.
+
+Steps whose loss or gradient is not finite: noticed without waiting for the device, and kept for a look at them.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from unmask import files
+from unmask.peers import Peers
+from unmask.progress import console, warn
+from unmask.training.trainer import StepReport
+
+RESUMED = "resumed_at_byte"
+"""Its line takes back what is behind that byte."""
+
+
+class MetricsFile:
+    """Where a run writes its lines."""
+
+    def __init__(self, path: Path, position: int, head: dict[str, Any]) -> None:
+        """Goes on from `position`, where the step and what else is in `head` had been reached."""
+        self.path = path
+        size = path.stat().st_size if path.exists() else 0
+        if size < position:
+            warn(f"{path}: shorter than when the checkpoint was made; lines are lost")
+        is_cut_short = size > 0 and not _ends_a_line(path)
+        self._file = path.open("ab", buffering=0)
+        files.sync(path.parent)  # its name there
+        if is_cut_short:
+            files.append(self._file, b"\n")
+        if size > position:
+            self.write(head | {RESUMED: position})
+
+    @property
+    def position(self) -> int:
+        """Where the next line goes."""
+        return self._file.tell()
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        files.sync(self.path)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Numbers that are not finite become null: JSON has no other name for them."""
+        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
+        files.append(self._file, json.dumps(finite, allow_nan=False).encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def lines_that_count(content: bytes) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text of each line of a `metrics.jsonl` that no resumed run has taken back."""
+    kept: list[tuple[int, int, bytes]] = []
+    start = 0
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        position = _resumed_at(line)
+        if position is None:
+            kept.append((start, number, line))
+        while position is not None and kept and kept[-1][0] >= position:
+            kept.pop()
+        start += len(line) + 1
+    for _, number, line in kept:
+        yield number, line.decode(errors="replace")
+
+
+def _resumed_at(line: bytes) -> int | None:
+    """None if the line does not say, or says no position."""
+    if RESUMED.encode() not in line:
+        return None
+    try:
+        position = files.parse_object(line).get(RESUMED)
+    except ValueError:
+        return None
+    return position if type(position) is int and position >= 0 else None
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read() == b"\n"
+
+
+_PLAIN_INTERVAL = 30.0  # seconds between lines where stderr is not a terminal
+
+
+class TensorBoardWriter:
+    """TensorBoard, where it is asked for. Imported late: it takes a second."""
+
+    def __init__(self, folder: Path, last_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder, purge_step=last_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class StepDisplay:
+    """A progress bar with loss, speed and time left; plain lines where stderr is not a terminal."""
+
+    def __init__(self, title: str, first_step: int, num_steps: int) -> None:
+        self._title, self._num_steps = title, num_steps
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=num_steps, completed=first_step, loss="-", speed="")
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> "StepDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, step: int, seconds_per_step: float) -> None:
+        self._bar.update(self._task, completed=step, speed=f"{seconds_per_step:.3f} s/step")
+
+    def loss(self, step: int, loss: float) -> None:
+        self._bar.update(self._task, loss=f"{loss:.4f}")
+        if not console.is_terminal and time.monotonic() - self._last_line > _PLAIN_INTERVAL:
+            self._last_line = time.monotonic()
+            console.print(f"{self._title}  step {step}/{self._num_steps}  loss {loss:.4f}")
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """A step that left weights and moments as they were."""
+
+    step: int
+    report: StepReport
+
+    def ranks(self, peers: Peers) -> list[int]:
+        """The processes whose own numbers are bad; all, if only the gradient is. All ask together."""
+        weighted = self.report.stats.nll.detach() * self.report.batch.weight
+        is_own = not bool(weighted.isfinite().all())
+        found = [rank for rank, is_bad in enumerate(peers.exchange(is_own)) if is_bad]
+        return found or list(range(peers.size))
+
+    def path(self, run: Path, rank: int, peers: Peers) -> Path:
+        suffix = f"_rank_{rank}" if peers.size > 1 else ""
+        return run / "bad_batches" / f"step_{self.step:08d}{suffix}.safetensors"
+
+    def keep(self, run: Path, peers: Peers) -> None:
+        """Writes this process's batch, and what the model said of it, to `RUN/bad_batches/`."""
+        path = self.path(run, peers.rank, peers)
+        files.make_folder(path.parent)
+        batch, stats = self.report.batch, self.report.stats
+        tensors = {"x0": batch.x0, "xt": batch.xt, "scored": batch.scored, "weight": batch.weight}
+        tensors |= {"nll": stats.nll.detach(), "top1": stats.top1}
+        files.put_tensors(path, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+
+    def in_words(self, run: Path, ranks: list[int], peers: Peers) -> str:
+        where = f"step {self.step}" + (f", rank {', '.join(map(str, ranks))}" if peers.size > 1 else "")
+        loss, norm = self.report.loss.item(), self.report.grad_norm.item()
+        path = self.path(run, ranks[0], peers)
+        return f"{where}: the loss is {loss}, the gradient's norm {norm}; its batch is in {path}"
+
+
+class NonFiniteMonitor:
+    """Tells which steps were bad: at once on a CPU, else once the next step is under way: none is waited for."""
+
+    def __init__(self) -> None:
+        self._open: tuple[BadStep, Tensor, torch.cuda.Event | None] | None = None
+
+    def add(self, step: int, report: StepReport) -> list[BadStep]:
+        """Takes in a step; returns those that are now known to be bad."""
+        known = self.settle()
+        event = None
+        flag = report.is_bad.to("cpu", non_blocking=True)
+        if report.is_bad.is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+        self._open = BadStep(step, report), flag, event
+        return known if event is not None else [*known, *self.settle()]
+
+    def settle(self) -> list[BadStep]:
+        """The step that was not known of yet, if it was bad. Waits for it."""
+        if self._open is None:
+            return []
+        step, flag, event = self._open
+        self._open = None
+        if event is not None:
+            event.synchronize()
+        return [step] if flag.item() else []
