@@ -17,7 +17,9 @@ from unmask.reveal import CosineSteps, EntropyBound, Factor, Fixed, NumSteps, Re
 from unmask.training.loading import export, load
 from unmask.types import CleanBatch, Decoded, MaskedBatch, Prediction, Query, TokenSpec, TokenStats
 
-Query, NumSteps = Query, NumSteps  # their names until version 0.2, which go on working
+# Their names until version 0.2, which go on working.
+Ask = Query
+Steps = NumSteps
 
 __all__ = [
     "Ask",
