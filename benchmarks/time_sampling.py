@@ -16,18 +16,18 @@ import torch
 from unmask.evaluation.statistics import student
 from unmask.lab.compare import FEWEST_SEEDS
 from unmask.lab.report.chart import Chart, Line
-from unmask.lab.report.runs import Methods, read_run
+from unmask.lab.report.runs import RunsByMethod, read_run
 from unmask.masking.time import DensityConfig
 from unmask.progress import warn
 
 MEASURE = "eval/nelbo"
 
 
-def read(out: Path, methods: list[str]) -> Methods:
+def read(out: Path, methods: list[str]) -> RunsByMethod:
     return {name: [read_run(folder, warn) for folder in sorted((out / name).glob("seed_*"))] for name in methods}
 
 
-def table(methods: Methods) -> None:
+def table(methods: RunsByMethod) -> None:
     """Steps to the final NELBO of the baseline's run of the same seed; the interval is Student's, of log ratios."""
     baseline = [run.curve(MEASURE) for run in next(iter(methods.values()))]
     print("| method | seeds | final NELBO, nats | steps to the baseline's | times fewer (95 %) |")
@@ -53,7 +53,7 @@ def interval(ratios: list[float]) -> str:
     return f"{center:.2f} ({center * math.exp(-half):.2f} to {center * math.exp(half):.2f})"
 
 
-def densities(methods: Methods) -> Chart:
+def densities(methods: RunsByMethod) -> Chart:
     """Plot the density of each method that has one; the uniform one is flat."""
     t = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
     lines = []
@@ -64,7 +64,7 @@ def densities(methods: Methods) -> Chart:
     return Chart("Densities", "masked fraction t", "q(t)", lines, is_x_share=True)
 
 
-def curves(methods: Methods) -> Chart:
+def curves(methods: RunsByMethod) -> Chart:
     lines = []
     for style, (name, runs) in enumerate(methods.items()):
         each = [list(zip(c.spent["step"], c.values, strict=True)) for c in (run.curve(MEASURE) for run in runs)]

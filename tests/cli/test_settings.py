@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import run_cli
 from tests.lab.report.test_runs import run
-from unmask.cli.settings import explained
+from unmask.cli.settings import explain
 from unmask.config import recipes
 from unmask.config.registry import COMPONENTS, resolve
 from unmask.config.settings import flatten
@@ -16,7 +16,7 @@ from unmask.config.settings import flatten
 @pytest.mark.parametrize("recipe", recipes.names())
 def test_every_setting_of_a_recipe_has_its_value_and_a_meaning(recipe: str) -> None:
     config = recipes.load(recipe)
-    rows = list(explained(config))
+    rows = list(explain(config))
     assert [key for key, _, meaning in rows if not meaning] == []
     values = {key: value for key, value, _ in rows}
     for key, value in flatten(config.model_dump(mode="json")):

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from unmask.cli import options
 from unmask.errors import UserError
-from unmask.lab.diagnostics.diagnose import PARTS, Diagnosis, as_json
+from unmask.lab.diagnostics.diagnose import PARTS, Diagnosis, to_json
 from unmask.lab.diagnostics.diagnose import diagnose as diagnose_run
 from unmask.lab.diagnostics.subject import Subject
 from unmask.lab.diagnostics.tables import tables
@@ -59,7 +59,7 @@ def diagnose(
                     draws=draws,
                     decoder=settings,
                     per_bin=per_bin,
-                    tell=partial(_show, update),
+                    on_progress=partial(_show, update),
                 )
             )
         if not is_json:
@@ -80,7 +80,7 @@ def _check_parts(only: list[str] | None) -> list[str]:
 
 
 def _json(subject: Subject, found: Diagnosis) -> dict[str, Any]:
-    return {"run": str(subject.run), **as_json(found)}
+    return {"run": str(subject.run), **to_json(found)}
 
 
 def _print(subject: Subject, found: Diagnosis) -> None:

@@ -16,7 +16,7 @@ from unmask.tasks.sudoku import grading as sudoku
 
 
 @dataclass(frozen=True)
-class Graded:
+class GradedFile:
     """A graded file: what `--json` prints, what people read above the reasons, and each row with its verdict."""
 
     result: dict[str, Any]
@@ -24,26 +24,26 @@ class Graded:
     rows: list[dict[str, Any]]
 
 
-def _grade_programs(path: Path) -> Graded:
+def _grade_programs(path: Path) -> GradedFile:
     problems = programs.read_problems(path)
     with progress("Running", len(problems)) as update:
         judgements = programs.judge_problems(problems, update)
     grade = programs.grade(judgements)
     low, high = grade.interval
     lines = [f"{grade.correct} of {grade.n} right: {grade.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"]
-    return Graded(asdict(grade), lines, [p.judged(j) for p, j in zip(problems, judgements, strict=True)])
+    return GradedFile(asdict(grade), lines, [p.judged(j) for p, j in zip(problems, judgements, strict=True)])
 
 
-def _grade_sudoku(path: Path) -> Graded:
+def _grade_sudoku(path: Path) -> GradedFile:
     grade = sudoku.grade_file(path)
     lines = [
         f"{grade.correct} of {grade.n} right ({grade.correct / grade.n:.1%})",
         f"{grade.exact} of the {grade.n_unique} puzzles with one solution answered with it",
     ]
-    return Graded(asdict(grade), lines, rows=[])
+    return GradedFile(asdict(grade), lines, rows=[])
 
 
-_GRADERS: dict[str, Callable[[Path], Graded]] = {"gsm8k": _grade_programs, "sudoku": _grade_sudoku}
+_GRADERS: dict[str, Callable[[Path], GradedFile]] = {"gsm8k": _grade_programs, "sudoku": _grade_sudoku}
 
 
 def grade(
@@ -87,7 +87,7 @@ def _write_rows(rows: list[dict[str, Any]], target: TextIO) -> None:
         target.write(json.dumps(row) + "\n")
 
 
-def _print(graded: Graded) -> None:
+def _print(graded: GradedFile) -> None:
     out = options.results()
     for line in graded.lines:
         out.print(line)

@@ -30,13 +30,13 @@ class Prompts:
     places: list[str]
     """Where each stands: `FILE, line 3`."""
 
-    def rows(self, num_samples: int, batch_size: int) -> Iterator["Rows"]:
+    def rows(self, num_samples: int, batch_size: int) -> Iterator["PromptBatch"]:
         """Every prompt `num_samples` times, in batches."""
         total = len(self.canvases) * num_samples
         for start in range(0, total, batch_size):
             row = torch.arange(start, min(start + batch_size, total))
             number, sample = row // num_samples, row % num_samples
-            yield Rows(self.canvases[number], self.keys[number] + sample * _SEEDS, sample)
+            yield PromptBatch(self.canvases[number], self.keys[number] + sample * _SEEDS, sample)
 
     def check(self, decoder: AnyDecoder) -> None:
         """Refuses, before any work, what the decoder cannot finish."""
@@ -48,7 +48,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PromptBatch:
     """A batch: prompts, each with the key of its noise and the number of its sample."""
 
     canvases: Int[Tensor, "b L"]

@@ -12,7 +12,7 @@ from unmask.lab.diagnostics.diagnose import CHEAP, PARTS
 from unmask.lab.report import page
 from unmask.lab.report.diagnoses import diagnose_methods
 from unmask.lab.report.models import study
-from unmask.lab.report.runs import Methods, common_measures, group, read_run
+from unmask.lab.report.runs import RunsByMethod, common_measures, group, read_run
 from unmask.progress import console, progress, warn
 from unmask.training.folder import command_line
 
@@ -67,7 +67,7 @@ def report(
 
 
 def write(
-    methods: Methods,
+    methods: RunsByMethod,
     out: Path,
     *,
     title: str | None = None,
@@ -87,7 +87,9 @@ def write(
     with progress("Decoding for the replay", num_examples * len(methods)) as update:
         studied = study(methods, chosen, num_examples=num_examples, warn=warn, on_example=update)
     with progress("Diagnosing", 100 * len(parts) * len(methods)) as update:
-        diagnoses = diagnose_methods(methods, chosen, parts, warn=warn, tell=lambda done: update(round(100 * done)))
+        diagnoses = diagnose_methods(
+            methods, chosen, parts, warn=warn, on_progress=lambda done: update(round(100 * done))
+        )
     html = page.render(
         methods,
         studied,

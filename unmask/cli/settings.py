@@ -44,7 +44,7 @@ def settings(
     """
     words = chosen or []
     config = _load(recipe, [word for word in words if "=" in word])
-    rows = _select(list(explained(config)), [word for word in words if "=" not in word])
+    rows = _select(list(explain(config)), [word for word in words if "=" not in word])
     if as_json:
         options.print_json({key: {"value": value, "meaning": meaning} for key, value, meaning in rows})
     else:
@@ -59,13 +59,13 @@ def _load(recipe: str, overrides: list[str]) -> RunConfig:
     return read_config(Path(recipe))
 
 
-def explained(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+def explain(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """Dotted key, value (as in YAML) and meaning of each setting."""
     values = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         key, inner = f"{prefix}{name}", getattr(section, name)
         if isinstance(inner, Section):
-            yield from explained(inner, f"{key}.")
+            yield from explain(inner, f"{key}.")
         else:
             yield key, values[name], meaning(key, field)
 
@@ -84,10 +84,10 @@ def _choices(annotation: Any) -> list[str]:
     return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
-Rows = list[tuple[str, Any, str]]
+SettingRows = list[tuple[str, Any, str]]
 
 
-def _select(rows: Rows, chosen: list[str]) -> Rows:
+def _select(rows: SettingRows, chosen: list[str]) -> SettingRows:
     """The rows of the keys and sections `chosen`, all if there are none.
 
     Raises:
@@ -101,7 +101,7 @@ def _select(rows: Rows, chosen: list[str]) -> Rows:
     return [row for row in rows if not chosen or any(row[0] in found for found in within.values())]
 
 
-def _table(rows: Rows) -> Table:
+def _table(rows: SettingRows) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("key", no_wrap=True)
     table.add_column("value", overflow="fold", max_width=24)

@@ -8,8 +8,8 @@ import torch
 from tests.helpers import InBlocks, RandomStream, exact, tabular, toy
 from tests.lab.diagnostics.subjects import subject
 from unmask.evaluation.nelbo import nelbo
-from unmask.lab.diagnostics.likelihood import masked_nll, nll_of
-from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, to_visible
+from unmask.lab.diagnostics.likelihood import masked_nll, measure_nll
+from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, distance_to_visible
 from unmask.lab.diagnostics.subject import NotApplicable
 from unmask.models.denoiser import Denoiser
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
@@ -19,7 +19,7 @@ from unmask.types import CleanBatch, MaskedBatch, TokenStats
 def test_distances_are_those_of_a_search(block_size: int | None) -> None:
     is_masked = torch.rand(40, 12, generator=torch.Generator().manual_seed(0)) < torch.linspace(0, 1, 40)[:, None]
     is_masked[-1] = True
-    left, right = to_visible(is_masked, block_size)
+    left, right = distance_to_visible(is_masked, block_size)
     size = block_size or 12
     for r in range(40):
         for i in range(12):
@@ -140,4 +140,4 @@ def test_unknown_answers_have_no_likelihood() -> None:
     own = subject()
     unknown = CleanBatch(x0=torch.full((2, 81), own.task.tokens.mask_id), prompt_mask=torch.zeros(2, 81).bool())
     with pytest.raises(NotApplicable, match="not known as tokens"):
-        nll_of(own, unknown, draws=1, tell=lambda share: None)
+        measure_nll(own, unknown, draws=1, on_progress=lambda share: None)

@@ -10,22 +10,22 @@ from torch import Tensor
 from tests.helpers import exact, toy
 from tests.lab.diagnostics.subjects import subject, toy_settings
 from unmask.decoding.config import DecodeConfig
-from unmask.lab.diagnostics.measures import WIDTH, Masks, mmd2
-from unmask.lab.diagnostics.mismatch import Mismatch, grouped, mismatch_of
+from unmask.lab.diagnostics.measures import WIDTH, MaskSet, mmd2
+from unmask.lab.diagnostics.mismatch import Mismatch, group_by_canvas, measure_mismatch
 from unmask.lab.diagnostics.simulation import simulate_masking
 
 
-def masks(seed: int, p: Tensor, copies: int = 4) -> Masks:
+def masks(seed: int, p: Tensor, copies: int = 4) -> MaskSet:
     """Independent masks, position i hidden with probability p[i], two of each copy."""
     u = torch.rand(2 * copies, len(p), generator=torch.Generator().manual_seed(seed))
-    return Masks(u < p, torch.arange(2 * copies) // 2)
+    return MaskSet(u < p, torch.arange(2 * copies) // 2)
 
 
-def brute_force(x: Masks, y: Masks, num_maskable: int) -> float:
+def brute_force(x: MaskSet, y: MaskSet, num_maskable: int) -> float:
     def k(a: Tensor, b: Tensor) -> float:
         return math.exp(-sum(int(i != j) for i, j in zip(a, b, strict=True)) / (WIDTH * num_maskable))
 
-    def mean(first: Masks, second: Masks, *, is_same: bool) -> float:
+    def mean(first: MaskSet, second: MaskSet, *, is_same: bool) -> float:
         pairs = [
             k(a, b)
             for a, c in zip(first.is_masked, first.copy, strict=True)
@@ -53,14 +53,14 @@ def test_of_one_distribution_it_is_0_on_average_and_of_two_it_is_not() -> None:
 def test_trajectories_that_are_certain_are_no_distance_from_themselves() -> None:
     """Two copies of one decoding: what the unbiased estimate makes of draws is exact here."""
     trajectory = torch.ones(4, 5).tril().bool()
-    copies = Masks(trajectory.repeat(2, 1), torch.tensor([0] * 4 + [1] * 4))
+    copies = MaskSet(trajectory.repeat(2, 1), torch.tensor([0] * 4 + [1] * 4))
     assert mmd2(copies, copies, 5) == pytest.approx(0, abs=1e-12)
 
 
 def test_masks_are_sorted_by_block_of_an_example() -> None:
     """Row 3 is copy 1 of example 1 of two; its second block is visible, so no mask."""
     is_masked = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]]).bool()
-    found = grouped([(torch.tensor([0, 3]), is_masked)], num_examples=2, block_size=2)
+    found = group_by_canvas([(torch.tensor([0, 3]), is_masked)], num_examples=2, block_size=2)
     assert {key: (own.is_masked.tolist(), own.copy.tolist()) for key, own in found.items()} == {
         0: ([[True, False]], [0]),
         1: ([[True, True]], [0]),
@@ -71,7 +71,7 @@ def test_masks_are_sorted_by_block_of_an_example() -> None:
 def measured(process: str, decoder: DecodeConfig, *, length: int = 6) -> Mismatch:
     settings = toy_settings(f"process={process}", values=2, length=length, sharpness=3.0)
     own = subject(*settings, model=exact(toy(values=2, length=length, sharpness=3.0)))
-    return mismatch_of(own, own.task.validation(6), decoder, tell=lambda share: None)
+    return measure_mismatch(own, own.task.validation(6), decoder, on_progress=lambda share: None)
 
 
 def test_the_vanilla_sampler_meets_uniform_masks() -> None:
@@ -108,7 +108,7 @@ def test_a_rehearsal_shows_its_examples_and_leaves_the_run_alone(process: str) -
         own.trainer.step()
     before = str(own.trainer.process.state_dict())
     examples = own.task.validation(3)
-    shown = simulate_masking(own, examples, copies=2, least=4, tell=lambda share: None)
+    shown = simulate_masking(own, examples, copies=2, least=4, on_progress=lambda share: None)
     assert str(own.trainer.process.state_dict()) == before
     assert len(shown) >= 4
     for batch in shown:
@@ -122,7 +122,7 @@ def test_a_rehearsed_pool_has_forgotten_its_start() -> None:
     """A pool starts with rows at all stages, revealed at random; what is shown was entered at stage 0."""
     process = "{name: puma, num_stages: 4, threshold: null}"
     own = subject(*toy_settings(f"process={process}", values=2), model=exact(toy(values=2, length=6)))
-    shown = simulate_masking(own, own.task.validation(4), copies=4, least=1, tell=lambda share: None)
+    shown = simulate_masking(own, own.task.validation(4), copies=4, least=1, on_progress=lambda share: None)
     assert len(shown) >= 3
     life = [(batch.xt == own.task.tokens.mask_id).sum(dim=1) for batch in shown]
     for earlier, later in pairwise(life):

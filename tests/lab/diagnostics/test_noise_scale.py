@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.lab.diagnostics.subjects import subject, toy_settings
-from unmask.lab.diagnostics.noise_scale import BinNoise, Moments, _canvases, gradient, noise_scale_of
+from unmask.lab.diagnostics.noise_scale import BinNoise, Moments, _canvases, gradient, measure_noise_scale
 
 
 def moments(seed: int, n: int, mean: torch.Tensor, deviation: torch.Tensor) -> Moments:
@@ -60,6 +60,6 @@ def test_gradients_of_canvases_add_up_to_that_of_the_batch(size: int | None) -> 
 
 def test_each_share_has_its_gradients() -> None:
     own = subject(*toy_settings("process={name: uniform}", "train.batch_size=8", length=5))
-    found = noise_scale_of(own, per_bin=4, tell=lambda share: None)
+    found = measure_noise_scale(own, per_bin=4, on_progress=lambda share: None)
     assert [(own.low, own.high) for own in found.bins] == [(k / 5, (k + 1) / 5) for k in range(5)]
     assert all(2 <= own.canvases <= 4 and own.variance.value > 0 for own in found.bins)

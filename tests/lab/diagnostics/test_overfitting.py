@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers import exact, tabular, toy
 from tests.lab.diagnostics.subjects import subject, toy_settings
-from unmask.lab.diagnostics.overfitting import last_done, overfitting_of
+from unmask.lab.diagnostics.overfitting import find_last_finished, measure_overfitting
 from unmask.types import CleanBatch
 
 
@@ -21,7 +21,7 @@ def test_the_last_examples_done_are_done(process: str) -> None:
     own.trainer.stream = _Counting()
     batches = [_Counting.number(own.trainer.step().batch.x0) for _ in range(9)]
     trained = {number for batch in batches for number in batch}
-    found = last_done(own, 3).tolist()
+    found = find_last_finished(own, 3).tolist()
     assert len(found) == 3
     assert found == sorted(found, reverse=True)
     assert set(found) <= trained - set(batches[-1])
@@ -63,7 +63,7 @@ def test_a_model_that_knows_its_examples_by_heart_is_found_out() -> None:
     own = subject(*toy_settings("process={name: uniform}", "train.batch_size=4"), model=model)
     own.trainer.stream = _One(sequence)
     own.trainer.process.step = own.trainer.step_number = 10
-    found = overfitting_of(own, own.task.validation(40), draws=2, tell=lambda share: None)
+    found = measure_overfitting(own, own.task.validation(40), draws=2, on_progress=lambda share: None)
     assert (found.examples_seen, found.distinct, found.passes, found.visits) == (40, 1, 40, 40)
     assert found.steps_per_example == 1
     assert found.recent is not None
@@ -74,7 +74,7 @@ def test_a_model_that_knows_its_examples_by_heart_is_found_out() -> None:
 def test_the_true_conditionals_know_nothing_by_heart() -> None:
     own = subject(*toy_settings("process={name: uniform}", "train.batch_size=32"), model=exact(toy(values=3, length=6)))
     own.trainer.process.step = own.trainer.step_number = 10
-    found = overfitting_of(own, own.task.validation(100), draws=2, tell=lambda share: None)
+    found = measure_overfitting(own, own.task.validation(100), draws=2, on_progress=lambda share: None)
     assert found.recent is not None
     for trained in (found.recent, found.early):
         gap = found.gap(trained)

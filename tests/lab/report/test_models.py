@@ -7,7 +7,7 @@ from unmask.config import recipes
 from unmask.config.registry import resolve
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.trace import traces
-from unmask.lab.report.masks import Masks, met_when_decoding, trained_on
+from unmask.lab.report.masks import MaskStatistics, measure_decoding_masks, measure_training_masks
 from unmask.reveal import NumSteps
 from unmask.tasks.toy import Toy, ToyData
 from unmask.training.trainer import Trainer
@@ -42,7 +42,9 @@ def test_a_trace_is_what_the_decoder_did() -> None:
 
 def test_masks_met_when_decoding() -> None:
     """One at a step: 4/5, 3/5, 2/5 and 1/5 of every canvas are masked, once each."""
-    masks = met_when_decoding(Decoder(exact, MASK), TOY.validation(6), block_size=None, dtype="float64", device=CPU)
+    masks = measure_decoding_masks(
+        Decoder(exact, MASK), TOY.validation(6), block_size=None, dtype="float64", device=CPU
+    )
     assert sorted(masks.share.tolist()) == pytest.approx([n / 5 for n in (1, 2, 3, 4) for _ in range(6)])
     first = TOY.posterior(TOY.validation(6).masked(MASK), torch.arange(30)[torch.arange(30) % 5 > 0])
     expected = first.exp().amax(-1).view(6, 4).mean(-1)
@@ -57,12 +59,12 @@ def test_masks_of_blocks_count_block_by_block() -> None:
         return Prediction.from_logits(toy.posterior(xt, at), ask, mask_id=2)
 
     decoder = Decoder(in_blocks, 2, rule=NumSteps(1))
-    masks = met_when_decoding(decoder, toy.validation(4), block_size=2, dtype="float64", device=CPU)
+    masks = measure_decoding_masks(decoder, toy.validation(4), block_size=2, dtype="float64", device=CPU)
     assert masks.share.tolist() == [0.5, 1, 1] * 4
 
 
 def test_bins() -> None:
-    masks = Masks(share=torch.tensor([0.05, 0.1, 0.11, 1.0]), top1=torch.tensor([0.2, 0.4, 0.5, 0.9]))
+    masks = MaskStatistics(share=torch.tensor([0.05, 0.1, 0.11, 1.0]), top1=torch.tensor([0.2, 0.4, 0.5, 0.9]))
     assert [y for _, y in masks.histogram()] == [0.5, 0.25, 0, 0, 0, 0, 0, 0, 0, 0.25]
     assert masks.confidence() == [(0.05, pytest.approx(0.3)), (0.15, 0.5), (0.95, pytest.approx(0.9))]
 
@@ -72,7 +74,7 @@ def test_what_comes_next_in_training_in_blocks() -> None:
     overrides = ["process={name: uniform, block_size: 27}", "data.layout=two_grid", "train.batch_size=9"]
     config = recipes.load("debug", overrides)
     task = resolve("task", config.task.name).from_config(config.data)
-    masks = trained_on(Trainer(config, task.tokens, task.synthetic_stream(0)), num_batches=3)
+    masks = measure_training_masks(Trainer(config, task.tokens, task.synthetic_stream(0)), num_batches=3)
     assert len(masks.share) == 3 * 3 * 9  # the clues are no masks
     counts = (27 * masks.share).round().long()
     assert counts.min() >= 1
@@ -85,7 +87,7 @@ def test_what_comes_next_in_training() -> None:
     task = resolve("task", config.task.name).from_config(config.data)
     trainer = Trainer(config, task.tokens, task.synthetic_stream(0))
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    masks = trained_on(trainer, num_batches=2)
+    masks = measure_training_masks(trainer, num_batches=2)
     assert (81 * masks.share).round().long().sort().values.tolist() == sorted([*range(1, 41)] * 2)
     assert ((masks.top1 > 1 / 11) & (masks.top1 < 1)).all()
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())

@@ -8,7 +8,7 @@ from tests.lab.report.test_runs import run
 from unmask.cli import compare
 from unmask.lab.compare import Comparison
 from unmask.lab.report.page import _measure
-from unmask.lab.report.runs import Methods, read_run
+from unmask.lab.report.runs import RunsByMethod, read_run
 from unmask.training.logging import MetricsFile
 
 RATE = "eval/accuracy/ema/prob/3"
@@ -18,7 +18,7 @@ RATE = "eval/accuracy/ema/prob/3"
 def evaluated(tmp_path: Path):  # type: ignore[no-untyped-def]
     """Makes a method of seeds that were evaluated at given steps: value = step / 100, seconds = 2 steps."""
 
-    def make(*seeds: list[int]) -> Methods:
+    def make(*seeds: list[int]) -> RunsByMethod:
         runs = []
         for seed, steps in enumerate(seeds):
             folder = run(tmp_path / "puma" / f"seed_{seed}", f"train.seed={seed}")

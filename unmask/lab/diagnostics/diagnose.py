@@ -8,11 +8,11 @@ from typing import Any
 
 from unmask.decoding.build import in_any_order
 from unmask.decoding.config import DecodeConfig, check_guidance
-from unmask.lab.diagnostics.likelihood import MaskedNll, nll_of
+from unmask.lab.diagnostics.likelihood import MaskedNll, measure_nll
 from unmask.lab.diagnostics.measures import NOWHERE
-from unmask.lab.diagnostics.mismatch import Mismatch, mismatch_of
-from unmask.lab.diagnostics.noise_scale import NoiseScale, noise_scale_of
-from unmask.lab.diagnostics.overfitting import Overfitting, overfitting_of
+from unmask.lab.diagnostics.mismatch import Mismatch, measure_mismatch
+from unmask.lab.diagnostics.noise_scale import NoiseScale, measure_noise_scale
+from unmask.lab.diagnostics.overfitting import Overfitting, measure_overfitting
 from unmask.lab.diagnostics.subject import NotApplicable, Subject
 
 PARTS = ("nll", "mismatch", "overfitting", "noise")
@@ -42,9 +42,9 @@ def diagnose(
     draws: int = 4,
     decoder: DecodeConfig | None = None,
     per_bin: int = 48,
-    tell: Callable[[float], None] = lambda done: None,
+    on_progress: Callable[[float], None] = lambda done: None,
 ) -> Diagnosis:
-    """Measures `parts`; `tell` is told how many of them are done.
+    """Measures `parts`; `on_progress` is told how many of them are done.
 
     Args:
         examples: held-out ones; of the mismatch `MOST_DECODED` at most.
@@ -61,29 +61,29 @@ def diagnose(
         in_any_order(chosen, subject.model, subject.task.tokens)
     held_out = subject.task.validation(examples)
     measure: dict[str, Callable[..., Any]] = {
-        "nll": partial(nll_of, subject, held_out, draws=draws),
-        "mismatch": partial(mismatch_of, subject, held_out[:MOST_DECODED], chosen),
-        "overfitting": partial(overfitting_of, subject, held_out, draws=draws),
-        "noise": partial(noise_scale_of, subject, per_bin=per_bin),
+        "nll": partial(measure_nll, subject, held_out, draws=draws),
+        "mismatch": partial(measure_mismatch, subject, held_out[:MOST_DECODED], chosen),
+        "overfitting": partial(measure_overfitting, subject, held_out, draws=draws),
+        "noise": partial(measure_noise_scale, subject, per_bin=per_bin),
     }
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for done, part in enumerate(part for part in PARTS if part in parts):
         try:
-            found[part] = measure[part](tell=lambda share, done=done: tell(done + share))
+            found[part] = measure[part](on_progress=lambda share, done=done: on_progress(done + share))
         except NotApplicable as reason:
             missing[part] = str(reason)
-        tell(done + 1.0)
+        on_progress(done + 1.0)
     return Diagnosis(subject.step, subject.weights, **found, missing=missing)
 
 
-def as_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Of dataclasses, as JSON has it; null where a number is not known, or no token is visible at any distance."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
+        return {each.name: to_json(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, dict):
-        return {key: as_json(each) for key, each in value.items()}
+        return {key: to_json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(each) for each in value]
+        return [to_json(each) for each in value]
     is_unknown = isinstance(value, float) and (not isfinite(value) or value >= NOWHERE - 1)
     return None if is_unknown else value

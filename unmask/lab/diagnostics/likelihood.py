@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.blocks import count_blocks, in_blocks, over_positions
 from unmask.evaluation.nelbo import uniform_masks
-from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, to_visible
+from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, distance_to_visible
 from unmask.lab.diagnostics.subject import NotApplicable, Subject
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
@@ -41,7 +41,9 @@ class MaskedNll:
     """As `distance`, where the masked share is in `MIDDLE`: of distance alone, as more masked means further away."""
 
 
-def nll_of(subject: Subject, examples: CleanBatch, *, draws: int, tell: Callable[[float], None]) -> MaskedNll:
+def measure_nll(
+    subject: Subject, examples: CleanBatch, *, draws: int, on_progress: Callable[[float], None]
+) -> MaskedNll:
     """Of held-out examples.
 
     Raises:
@@ -52,7 +54,7 @@ def nll_of(subject: Subject, examples: CleanBatch, *, draws: int, tell: Callable
     if not examples.is_known(subject.task.tokens.mask_id):
         raise NotApplicable("the held-out answers are not known as tokens, so they have no likelihood")
     with subject.use_weights(subject.weights):
-        return masked_nll(subject.model, examples, draws=draws, dtype=subject.trainer.dtype, tell=tell)
+        return masked_nll(subject.model, examples, draws=draws, dtype=subject.trainer.dtype, on_progress=on_progress)
 
 
 @torch.no_grad()
@@ -64,7 +66,7 @@ def masked_nll(
     seed: int = 0,
     batch_size: int = 64,
     dtype: str = "float32",
-    tell: Callable[[float], None] = lambda share: None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> MaskedNll:
     """Under uniform masks, the same ones as `nelbo` takes of these examples."""
     tally = _Tally(len(examples), count_blocks(examples.x0.shape[1], model.block_size))
@@ -74,7 +76,7 @@ def masked_nll(
             nll = batch.scatter(model(batch).nll.double(), nan).cpu()
         tally.add(rows, examples.prompt_mask[rows], batch.xt.cpu() == model.mask_id, nll)
         done += len(rows)
-        tell(done / (draws * len(examples)))
+        on_progress(done / (draws * len(examples)))
     return tally.result()
 
 
@@ -96,7 +98,7 @@ class _Tally:
         """`nll` is nan where nothing was predicted."""
         is_scored = ~nll.isnan()
         num_masked, num_maskable = (self._count(which) for which in (is_masked & ~prompt_mask, ~prompt_mask))
-        left, right = to_visible(is_masked, is_masked.shape[1] // self.num_blocks)
+        left, right = distance_to_visible(is_masked, is_masked.shape[1] // self.num_blocks)
         rate = num_masked[is_scored].double() / num_maskable[is_scored]  # of fp32, 3 / 10 would be above 0.3
         nearest = left.minimum(right)[is_scored]
         is_middle = (rate > MIDDLE[0]) & (rate <= MIDDLE[1])

@@ -92,7 +92,7 @@ class Bins:
         ]
 
 
-def bin_of(count: Int[Tensor, "*b"], total: Int[Tensor, "*#b"], num_bins: int) -> Int[Tensor, "*b"]:
+def bin_index(count: Int[Tensor, "*b"], total: Int[Tensor, "*#b"], num_bins: int) -> Int[Tensor, "*b"]:
     """k where count / total is in (k / num_bins, (k + 1) / num_bins], in whole numbers; -1 where the count is 0."""
     return -(-count * num_bins).div(total.clamp(min=1), rounding_mode="floor") - 1
 
@@ -101,7 +101,7 @@ NOWHERE = 2**31 - 1
 """The distance where nothing is visible on that side."""
 
 
-def to_visible(
+def distance_to_visible(
     is_masked: Bool[Tensor, "B L"], block_size: int | None = None
 ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
     """Positions to the nearest visible one on the left and on the right: 1 is the neighbour, 0 a visible one itself.
@@ -125,15 +125,15 @@ WIDTH = 0.25
 
 
 @dataclass(frozen=True)
-class Masks:
+class MaskSet:
     """Masks of one example. Those of one copy belong together: a trajectory of decoding, a row's life in a pool. Copies
     are independent of each other."""
 
     is_masked: Bool[Tensor, "P S"]
     copy: Int[Tensor, "P"]
 
-    def where(self, is_kept: Bool[Tensor, "P"]) -> "Masks":
-        return Masks(self.is_masked[is_kept], self.copy[is_kept])
+    def where(self, is_kept: Bool[Tensor, "P"]) -> "MaskSet":
+        return MaskSet(self.is_masked[is_kept], self.copy[is_kept])
 
     @property
     def is_enough(self) -> bool:
@@ -152,12 +152,12 @@ def hamming(x: Bool[Tensor, "P S"], y: Bool[Tensor, "Q S"]) -> Float[Tensor, "P 
     return a.sum(dim=1, keepdim=True) + b.sum(dim=1) - 2 * a @ b.T
 
 
-def mmd2(x: Masks, y: Masks, num_maskable: int) -> float:
+def mmd2(x: MaskSet, y: MaskSet, num_maskable: int) -> float:
     """`E k(x, x') + E k(y, y') - 2 E k(x, y)`, x and x' (y and y') from different copies: 0 on average where the two
     have one distribution, so that it may come out below 0. Each side needs two copies."""
     across = kernel(x.is_masked, y.is_masked, num_maskable).mean()
     return (_within(x, num_maskable) + _within(y, num_maskable) - 2 * across).item()
 
 
-def _within(x: Masks, num_maskable: int) -> Tensor:
+def _within(x: MaskSet, num_maskable: int) -> Tensor:
     return kernel(x.is_masked, x.is_masked, num_maskable)[x.copy.unsqueeze(1) != x.copy].mean()

@@ -20,7 +20,7 @@ from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.trace import RecordingDecoder
 from unmask.evaluation.nelbo import Estimate
-from unmask.lab.diagnostics.measures import Masks, bin_of, hamming, mmd2
+from unmask.lab.diagnostics.measures import MaskSet, bin_index, hamming, mmd2
 from unmask.lab.diagnostics.simulation import simulate_masking
 from unmask.lab.diagnostics.subject import NotApplicable, Subject
 from unmask.masking.time import UNIFORM, stratified
@@ -35,7 +35,7 @@ COPIES = 8
 DECODINGS = 2
 STEPS = 8
 
-Canvases = dict[int, Masks]
+Canvases = dict[int, MaskSet]
 """By canvas: row r in plain diffusion, block n of it as r N + n."""
 
 
@@ -64,8 +64,8 @@ class Mismatch:
     """Uniform masks against those."""
 
 
-def mismatch_of(
-    subject: Subject, examples: CleanBatch, decoder: DecodeConfig, *, tell: Callable[[float], None]
+def measure_mismatch(
+    subject: Subject, examples: CleanBatch, decoder: DecodeConfig, *, on_progress: Callable[[float], None]
 ) -> Mismatch:
     """On held-out examples.
 
@@ -79,14 +79,14 @@ def mismatch_of(
     size = subject.model.block_size
     with subject.use_weights(subject.weights):
         engine = in_any_order(decoder, subject.model, subject.task.tokens)
-        decoded = met(engine, examples, subject)
-        tell(0.4)
+        decoded = find_decoding_masks(engine, examples, subject)
+        on_progress(0.4)
         batches = simulate_masking(
-            subject, examples, copies=COPIES, least=STEPS, tell=lambda share: tell(0.4 + 0.5 * share)
+            subject, examples, copies=COPIES, least=STEPS, on_progress=lambda share: on_progress(0.4 + 0.5 * share)
         )
     mask_id = subject.task.tokens.mask_id
-    trained = grouped(((_rows(batch.xt), batch.xt == mask_id) for batch in batches), len(examples), size)
-    uniform = grouped(_uniform(examples, mask_id, size), len(examples), size)
+    trained = group_by_canvas(((_rows(batch.xt), batch.xt == mask_id) for batch in batches), len(examples), size)
+    uniform = group_by_canvas(_uniform(examples, mask_id, size), len(examples), size)
     maskable = _maskable(examples, size)
     return Mismatch(
         decoder.label, len(examples), distance(trained, decoded, maskable), distance(uniform, decoded, maskable)
@@ -115,7 +115,7 @@ def _uniform(
         yield rows, mask_blocks(every, t, rows, mask_id, seed, step).xt == mask_id
 
 
-def met(decoder: Decoder, examples: CleanBatch, subject: Subject) -> Canvases:
+def find_decoding_masks(decoder: Decoder, examples: CleanBatch, subject: Subject) -> Canvases:
     """The masks of every step of decoding; of a model in blocks, of the block that is being decoded."""
     witness, device = RecordingDecoder(decoder), subject.trainer.device
     with torch.no_grad(), autocast(subject.trainer.dtype, device):
@@ -127,10 +127,10 @@ def met(decoder: Decoder, examples: CleanBatch, subject: Subject) -> Canvases:
         num_blocks = count_blocks(is_masked.shape[1], subject.model.block_size)
         is_open = in_blocks(is_masked & is_asked, num_blocks).any(dim=-1, keepdim=True)
         steps.append((said.rows, (in_blocks(is_masked, num_blocks) & is_open).flatten(1)))
-    return grouped(steps, len(examples), subject.model.block_size)
+    return group_by_canvas(steps, len(examples), subject.model.block_size)
 
 
-def grouped(
+def group_by_canvas(
     batches: Sequence[tuple[Tensor, Tensor]] | Iterator[tuple[Tensor, Tensor]],
     num_examples: int,
     block_size: int | None,
@@ -145,7 +145,7 @@ def grouped(
             copy, example = divmod(int(rows[i]), num_examples)
             found[example * num_blocks + n].append((copy, masked[i, n]))
     return {
-        canvas: Masks(torch.stack([mask for _, mask in own]), torch.tensor([copy for copy, _ in own]))
+        canvas: MaskSet(torch.stack([mask for _, mask in own]), torch.tensor([copy for copy, _ in own]))
         for canvas, own in found.items()
     }
 
@@ -179,13 +179,13 @@ def distance(trained: Canvases, decoded: Canvases, maskable: list[list[int]]) ->
 class _Pair:
     """The masks of one canvas, of training and of decoding."""
 
-    x: Masks
-    y: Masks
+    x: MaskSet
+    y: MaskSet
     num_maskable: int
 
     def in_bin(self, k: int) -> "_Pair":
         x, y = (
-            side.where(bin_of(side.is_masked.sum(dim=1), torch.tensor(self.num_maskable), NUM_BINS) == k)
+            side.where(bin_index(side.is_masked.sum(dim=1), torch.tensor(self.num_maskable), NUM_BINS) == k)
             for side in (self.x, self.y)
         )
         return _Pair(x, y, self.num_maskable)

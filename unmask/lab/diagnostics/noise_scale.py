@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.blocks import count_blocks, in_blocks
 from unmask.evaluation.nelbo import Estimate
-from unmask.lab.diagnostics.measures import bin_of
+from unmask.lab.diagnostics.measures import bin_index
 from unmask.lab.diagnostics.simulation import simulate_masking
 from unmask.lab.diagnostics.subject import Subject
 from unmask.masking.process import score
@@ -56,18 +56,20 @@ class NoiseScale:
     bins: list[BinNoise]
 
 
-def noise_scale_of(subject: Subject, *, per_bin: int, tell: Callable[[float], None]) -> NoiseScale:
+def measure_noise_scale(subject: Subject, *, per_bin: int, on_progress: Callable[[float], None]) -> NoiseScale:
     """Of the run's loss with its weights, on its own masks of training examples that come next."""
     trainer = subject.trainer
     upcoming = trainer.process.examples_seen + 2 * trainer.shard.total + torch.arange(NUM_BINS * per_bin)
     examples = trainer.stream[upcoming]
     with subject.use_weights(subject.gradient_weights):
-        batches = simulate_masking(subject, examples, copies=1, least=1, tell=lambda share: tell(0.4 * share))
+        batches = simulate_masking(
+            subject, examples, copies=1, least=1, on_progress=lambda share: on_progress(0.4 * share)
+        )
         units = _units(batches, examples, subject, per_bin)
         moments: dict[int, Moments] = {}
         for done, (number, unit) in enumerate(units, start=1):
             moments.setdefault(number, Moments()).add(gradient(subject.model, unit.to(trainer.device), trainer.dtype))
-            tell(0.4 + 0.6 * done / len(units))
+            on_progress(0.4 + 0.6 * done / len(units))
     return NoiseScale(subject.gradient_weights, [_in_bin(k, own) for k, own in sorted(moments.items())])
 
 
@@ -95,7 +97,7 @@ def _canvases(batch: MaskedBatch, examples: CleanBatch, subject: Subject) -> Ite
     weights, num_blocks = batch.scatter(batch.weight, 0.0), count_blocks(batch.x0.shape[1], subject.model.block_size)
     is_masked = (batch.xt == subject.task.tokens.mask_id) & ~examples.prompt_mask
     count, maskable = (in_blocks(x, num_blocks).sum(dim=-1) for x in (is_masked, ~examples.prompt_mask))
-    bins = bin_of(count, maskable, NUM_BINS)
+    bins = bin_index(count, maskable, NUM_BINS)
     for row, n in in_blocks(is_scored, num_blocks).any(dim=-1).nonzero().tolist():
         own = torch.zeros_like(in_blocks(is_scored[row : row + 1], num_blocks))
         own[:, n] = True

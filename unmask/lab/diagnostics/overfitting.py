@@ -54,7 +54,9 @@ class _Recorder:
         return self.stream[number]
 
 
-def overfitting_of(subject: Subject, held_out: CleanBatch, *, draws: int, tell: Callable[[float], None]) -> Overfitting:
+def measure_overfitting(
+    subject: Subject, held_out: CleanBatch, *, draws: int, on_progress: Callable[[float], None]
+) -> Overfitting:
     """As of the checkpoint. Looks at what the process draws next, which moves it on.
 
     Raises:
@@ -67,14 +69,14 @@ def overfitting_of(subject: Subject, held_out: CleanBatch, *, draws: int, tell: 
     if seen == 0:
         raise NotApplicable("the checkpoint is from before the first step")
     number = torch.arange(min(len(held_out), max(batch_size, seen // 2), seen))
-    before = last_done(subject, len(held_out))
+    before = find_last_finished(subject, len(held_out))
     sets = [held_out, trainer.stream[number], *([trainer.stream[before]] if len(before) else [])]
     found = []
     with subject.use_weights(subject.weights):
         for examples in sets:
             likelihoods = row_likelihoods(subject.model, subject.task, examples, draws=draws, dtype=trainer.dtype)
             found.append(likelihoods.over_corpus())
-            tell(len(found) / len(sets))
+            on_progress(len(found) / len(sets))
     distinct, shown = min(seen, trainer.stream.epoch_size), trainer.step_number * batch_size
     return Overfitting(
         examples_seen=seen,
@@ -89,7 +91,7 @@ def overfitting_of(subject: Subject, held_out: CleanBatch, *, draws: int, tell: 
     )
 
 
-def last_done(subject: Subject, limit: int) -> Int[Tensor, "R"]:
+def find_last_finished(subject: Subject, limit: int) -> Int[Tensor, "R"]:
     """The numbers, in the training stream, of up to `limit` examples that were trained on to their end, newest first.
 
     Row r takes the examples r, r + B, r + 2 B, .. in turn. Whichever process it is, what is asked for next is at most

@@ -23,7 +23,7 @@ _MOST_STEPS = 64
 
 
 @dataclass(frozen=True)
-class Repeated:
+class RepeatedExamples:
     """A stream that goes through `examples` again and again. Row r of a process whose rows are a multiple of R always
     holds example r mod R; its copies differ in their number in the stream, so in their noise."""
 
@@ -36,12 +36,12 @@ class Repeated:
 
 @torch.no_grad()
 def simulate_masking(
-    subject: Subject, examples: CleanBatch, *, copies: int, least: int, tell: Callable[[float], None]
+    subject: Subject, examples: CleanBatch, *, copies: int, least: int, on_progress: Callable[[float], None]
 ) -> list[MaskedBatch]:
     """Batches of the rows (copy, example), copy by copy, after as many examples have been drawn anew as there are rows:
     what a pool starts with is masked at random. As many steps as that took, `least` at least. What a self-conditioned
     model was told is not kept: it is as large as a hidden state."""
-    process, stream = _anew(subject, len(examples) * copies), Repeated(examples)
+    process, stream = _fresh_process(subject, len(examples) * copies), RepeatedExamples(examples)
     batches: list[MaskedBatch] = []
     num_warm, start = 0, 0
     while len(batches) < max(least, num_warm):
@@ -53,11 +53,11 @@ def simulate_masking(
             batches.append(replace(batch, estimate=None).to(torch.device("cpu")))
         else:
             num_warm += 1
-        tell(0.5 * num_warm / _MOST_STEPS if not batches else 0.5 + 0.5 * len(batches) / max(least, num_warm))
+        on_progress(0.5 * num_warm / _MOST_STEPS if not batches else 0.5 + 0.5 * len(batches) / max(least, num_warm))
     return batches
 
 
-def _anew(subject: Subject, num_rows: int) -> MaskingProcess:
+def _fresh_process(subject: Subject, num_rows: int) -> MaskingProcess:
     """The run's process as far as it has come, with rows of its own."""
     config, trainer = subject.config, subject.trainer
     context = ProcessContext(

@@ -51,7 +51,7 @@ class Subject:
         config = read_config(run).of_run(run)
         path = checkpoint.find(run, step, warn)
         task = build_task(config)
-        trainer = restored(config, task, path, device)
+        trainer = restore_trainer(config, task, path, device)
         if weights == "ema" and trainer.ema is None:
             raise UserError(f"{run}: has no averaged weights (ema.decay=0); use --weights raw")
         evaluated = weights or ("raw" if trainer.ema is None else "ema")
@@ -66,7 +66,7 @@ class Subject:
         return self.trainer.weights(weights)
 
 
-def restored(config: RunConfig, task: Task, path: Path, device: str | None = None) -> Trainer:
+def restore_trainer(config: RunConfig, task: Task, path: Path, device: str | None = None) -> Trainer:
     """A trainer with the model, average and process of the checkpoint `path`: what the next batches depend on.
 
     On `device`; unless given, where the run was trained, if this machine has such a one.

@@ -14,7 +14,7 @@ from unmask.lab.diagnostics.overfitting import Overfitting
 
 
 @dataclass(frozen=True)
-class Words:
+class TextTable:
     """A table, the first column of which names the rows."""
 
     title: str
@@ -22,27 +22,27 @@ class Words:
     rows: Sequence[Sequence[str]]
 
 
-def tables(found: Diagnosis) -> list[Words]:
+def tables(found: Diagnosis) -> list[TextTable]:
     """Of the parts that were measured."""
     return [
-        *(_of_nll(found.nll) if found.nll else ()),
-        *([_of_mismatch(found.mismatch)] if found.mismatch else ()),
-        *([_of_overfitting(found.overfitting)] if found.overfitting else ()),
-        *([_of_noise(found.noise)] if found.noise else ()),
+        *(_nll_tables(found.nll) if found.nll else ()),
+        *([_mismatch_table(found.mismatch)] if found.mismatch else ()),
+        *([_overfitting_table(found.overfitting)] if found.overfitting else ()),
+        *([_noise_table(found.noise)] if found.noise else ()),
     ]
 
 
-def _of_nll(nll: MaskedNll) -> list[Words]:
+def _nll_tables(nll: MaskedNll) -> list[TextTable]:
     rates = [
         [_shares(own.low, own.high), _plus_minus(own.value, own.stderr), f"{own.share:.1%}", str(own.tokens)]
         for own in nll.rate
     ]
     columns = ("nats per masked token", "share of the NELBO's weight", "tokens")
     return [
-        Words("NLL by masked share", ("masked", *columns), rates),
-        Words("NLL by distance to the nearest visible token", ("positions", *columns), _distances(nll.distance)),
-        Words("The same, where 40% to 60% are masked", ("positions", *columns), _distances(nll.distance_middle)),
-        Words(
+        TextTable("NLL by masked share", ("masked", *columns), rates),
+        TextTable("NLL by distance to the nearest visible token", ("positions", *columns), _distances(nll.distance)),
+        TextTable("The same, where 40% to 60% are masked", ("positions", *columns), _distances(nll.distance_middle)),
+        TextTable(
             "NLL by distance to the nearest visible token on the left", ("positions", *columns), _distances(nll.left)
         ),
     ]
@@ -62,7 +62,7 @@ def span(own: Bin) -> str:
     return str(high) if low == high else f"{low} to {high}"
 
 
-def _of_mismatch(found: Mismatch) -> Words:
+def _mismatch_table(found: Mismatch) -> TextTable:
     rows = [
         ["all, as they come", *(_estimate(side.whole) for side in (found.trained, found.uniform))],
         ["with as much masked", *(_estimate(side.matched) for side in (found.trained, found.uniform))],
@@ -75,16 +75,16 @@ def _of_mismatch(found: Mismatch) -> Words:
     differing = (f"{side.differing.value:.1%} ± {side.differing.stderr:.1%}" for side in (found.trained, found.uniform))
     rows.append(["positions that differ", *differing])
     title = f"MMD² to the masks that {found.decoder} meets, {found.examples} examples (0: the same masks)"
-    return Words(title, ("masks", "of this run's training", "uniform"), rows)
+    return TextTable(title, ("masks", "of this run's training", "uniform"), rows)
 
 
-def _of_overfitting(found: Overfitting) -> Words:
+def _overfitting_table(found: Overfitting) -> TextTable:
     seen = f"{found.examples_seen:,} examples drawn, {found.distinct:,} distinct ({found.passes:.2g} passes)"
     title = f"{seen}; {found.steps_per_example:.2f} steps each time, {found.visits:.2f} visits of each in all"
     trained = {"trained on last": found.recent, "trained on first": found.early}
     rows = [["held out", _estimate(found.held_out), ""]]
     rows += [[name, _estimate(own), _estimate(found.gap(own))] for name, own in trained.items() if own is not None]
-    return Words(title, ("examples", "nats per maskable token", "held out minus these"), rows)
+    return TextTable(title, ("examples", "nats per maskable token", "held out minus these"), rows)
 
 
 def overfitting_row(found: Overfitting) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def overfitting_row(found: Overfitting) -> tuple[str, ...]:
     return *counts, _estimate(found.held_out), *recent
 
 
-def _of_noise(found: NoiseScale) -> Words:
+def _noise_table(found: NoiseScale) -> TextTable:
     rows = [
         [
             _shares(own.low, own.high) if own.high else "nothing masked",
@@ -106,7 +106,7 @@ def _of_noise(found: NoiseScale) -> Words:
         for own in found.bins
     ]
     title = f"Gradient noise of one row's loss, {found.weights} weights"
-    return Words(title, ("masked", "|G|²", "tr(Σ)", "noise scale tr(Σ)/|G|²", "gradients"), rows)
+    return TextTable(title, ("masked", "|G|²", "tr(Σ)", "noise scale tr(Σ)/|G|²", "gradients"), rows)
 
 
 def _shares(low: float, high: float) -> str:

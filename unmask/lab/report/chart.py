@@ -127,14 +127,14 @@ class _Frame:
 
     def line(self, line: Line, is_share: bool) -> list[Markup]:
         kind = f"line s{line.style % NUM_STYLES}" + (" reference" if line.is_reference else "")
-        marks = [self._mark(line, x, y, is_share, is_open=line.is_reference) for x, y in _thinned(line.points)]
+        marks = [self._mark(line, x, y, is_share, is_open=line.is_reference) for x, y in _thin(line.points)]
         return [self.path(line.points, kind), *marks]
 
     def _mark(self, line: Line, x: float, y: float, is_share: bool, *, is_open: bool) -> Markup:
         return _mark(line.style, self.x(x), self.y(y), f"{line.name}: {_value(y, is_share)} at {x:,.4g}", is_open)
 
 
-def _thinned(points: Points, most: int = 24) -> Points:
+def _thin(points: Points, most: int = 24) -> Points:
     """Where to put markers: not so many that they hide the line."""
     every = max(1, math.ceil(len(points) / most))
     return points[::-every][::-1]  # with the last one

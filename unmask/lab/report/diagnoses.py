@@ -10,9 +10,9 @@ from unmask.evaluation.nelbo import Estimate
 from unmask.lab.diagnostics.diagnose import Diagnosis, diagnose
 from unmask.lab.diagnostics.measures import NOWHERE, Bin
 from unmask.lab.diagnostics.subject import Subject
-from unmask.lab.diagnostics.tables import Words, overfitting_row
+from unmask.lab.diagnostics.tables import TextTable, overfitting_row
 from unmask.lab.report.chart import Chart, Line
-from unmask.lab.report.runs import Methods
+from unmask.lab.report.runs import RunsByMethod
 
 LEAST_TOKENS = 50
 """Of a bin that is drawn: fewer say nothing, and would stretch the axis."""
@@ -27,14 +27,14 @@ class Diagnoses:
 
 
 def diagnose_methods(
-    methods: Methods,
+    methods: RunsByMethod,
     decoder: DecodeConfig,
     parts: Sequence[str],
     *,
     warn: Callable[[str], None],
-    tell: Callable[[float], None],
+    on_progress: Callable[[float], None],
 ) -> Diagnoses:
-    """`tell` is told how many of `len(methods) x len(parts)` are done.
+    """`on_progress` is told how many of `len(methods) x len(parts)` are done.
 
     A run without a checkpoint, or whose data are gone, costs its own part of the report alone, and `warn` is told.
     """
@@ -42,7 +42,9 @@ def diagnose_methods(
     for number, (name, runs) in enumerate(methods.items()):
         try:
             subject = Subject.open(runs[0].folder, lambda line: None)
-            result.found[name] = diagnose(subject, parts, decoder=decoder, tell=_shifted(tell, number * len(parts)))
+            result.found[name] = diagnose(
+                subject, parts, decoder=decoder, on_progress=_shifted(on_progress, number * len(parts))
+            )
         except UserError as error:
             result.missing.append(f"The diagnostics of {name}: {str(error).splitlines()[0]}")
             warn(result.missing[-1])
@@ -51,11 +53,11 @@ def diagnose_methods(
     return result
 
 
-def _shifted(tell: Callable[[float], None], start: int) -> Callable[[float], None]:
-    return lambda done: tell(start + done)
+def _shifted(on_progress: Callable[[float], None], start: int) -> Callable[[float], None]:
+    return lambda done: on_progress(start + done)
 
 
-def charts(methods: Methods, diagnoses: Diagnoses) -> list[Chart]:
+def charts(methods: RunsByMethod, diagnoses: Diagnoses) -> list[Chart]:
     """Those that hold anything."""
     masked, nats = "masked share of maskable positions", "nats per masked token"
     away = "positions to the nearest visible token"
@@ -86,18 +88,18 @@ def charts(methods: Methods, diagnoses: Diagnoses) -> list[Chart]:
     return [chart for chart in drawn if chart.lines]
 
 
-def overfitting(diagnoses: Diagnoses) -> Words | None:
+def overfitting(diagnoses: Diagnoses) -> TextTable | None:
     """Methods by row."""
     rows = [(name, *overfitting_row(own.overfitting)) for name, own in diagnoses.found.items() if own.overfitting]
     columns = ("method", "examples drawn", "distinct", "steps on each in all", "NELBO held out", "trained on last")
-    return Words("Known by heart?", (*columns, "held out minus that"), rows) if rows else None
+    return TextTable("Known by heart?", (*columns, "held out minus that"), rows) if rows else None
 
 
 _Drawn = tuple[str, Sequence[tuple[float, float, float]], bool]
 """What it is of, (x, y, standard error) and whether it is what others are held against."""
 
 
-def _lines(methods: Methods, diagnoses: Diagnoses, curves: Callable[[Diagnosis], Iterator[_Drawn]]) -> list[Line]:
+def _lines(methods: RunsByMethod, diagnoses: Diagnoses, curves: Callable[[Diagnosis], Iterator[_Drawn]]) -> list[Line]:
     lines = []
     for number, name in enumerate(methods):
         for what, points, is_reference in curves(diagnoses.found[name]) if name in diagnoses.found else ():

@@ -22,7 +22,7 @@ _BINS = 10
 
 
 @dataclass(frozen=True)
-class Masks:
+class MaskStatistics:
     """One entry for each canvas (a row, or a block of one) of which a model was asked something: the masked share of
     all its positions, and the largest probability, on average over the masked ones that it was asked about."""
 
@@ -43,7 +43,7 @@ class Masks:
         return (self.share * _BINS).ceil().long().clamp(1, _BINS) - 1
 
 
-def trained_on(trainer: Trainer, num_batches: int = 8) -> Masks:
+def measure_training_masks(trainer: Trainer, num_batches: int = 8) -> MaskStatistics:
     """The batches that come next in a run, as its averaged weights see them. Moves the process on; trains nothing."""
     if trainer.model.is_causal:
         raise UserError("a causal model is trained on no masks")
@@ -55,13 +55,15 @@ def trained_on(trainer: Trainer, num_batches: int = 8) -> Masks:
             stats = trainer.model(batch)
         trainer.process.observe(batch, stats)
         is_masked = batch.xt == trainer.tokens.mask_id
-        seen.append(_masks(is_masked, batch.scatter(stats.top1, 0.0), trainer.process.requirements.block_size))
-    return _joined(seen)
+        seen.append(
+            _canvas_statistics(is_masked, batch.scatter(stats.top1, 0.0), trainer.process.requirements.block_size)
+        )
+    return _concatenate(seen)
 
 
-def met_when_decoding(
+def measure_decoding_masks(
     decoder: Decoder, examples: CleanBatch, *, block_size: int | None, dtype: str, device: torch.device
-) -> Masks:
+) -> MaskStatistics:
     """The canvases of every decoding step of `examples`; of a model in blocks, the block that is being decoded."""
     witness = RecordingDecoder(decoder)
     with autocast(dtype, device):
@@ -69,18 +71,20 @@ def met_when_decoding(
     seen = []
     for said in witness.said:
         top1 = said.top1.new_zeros(said.xt.numel()).scatter(0, said.at, said.top1).view(said.xt.shape)
-        seen.append(_masks(said.xt == decoder.mask_id, top1, block_size))
-    return _joined(seen)
+        seen.append(_canvas_statistics(said.xt == decoder.mask_id, top1, block_size))
+    return _concatenate(seen)
 
 
-def _masks(is_masked: Bool[Tensor, "B L"], top1: Float[Tensor, "B L"], block_size: int | None) -> Masks:
+def _canvas_statistics(
+    is_masked: Bool[Tensor, "B L"], top1: Float[Tensor, "B L"], block_size: int | None
+) -> MaskStatistics:
     """Of the canvases of which something was asked. `top1` is 0 where a masked position was not asked about."""
     num_blocks = count_blocks(is_masked.shape[1], block_size)
     masked, asked = (in_blocks(x, num_blocks) for x in (is_masked, is_masked & (top1 > 0)))
     total, count = (in_blocks(top1, num_blocks) * asked).sum(dim=-1), asked.sum(dim=-1)
     is_met = count > 0
-    return Masks(share=masked.float().mean(dim=-1)[is_met].cpu(), top1=(total / count)[is_met].cpu())
+    return MaskStatistics(share=masked.float().mean(dim=-1)[is_met].cpu(), top1=(total / count)[is_met].cpu())
 
 
-def _joined(parts: list[Masks]) -> Masks:
-    return Masks(torch.cat([part.share for part in parts]), torch.cat([part.top1 for part in parts]))
+def _concatenate(parts: list[MaskStatistics]) -> MaskStatistics:
+    return MaskStatistics(torch.cat([part.share for part in parts]), torch.cat([part.top1 for part in parts]))

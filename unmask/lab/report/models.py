@@ -11,9 +11,9 @@ from unmask.decoding.build import build_decoder, in_any_order
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.decoding.trace import traces
 from unmask.errors import UserError
-from unmask.lab.diagnostics.subject import restored
-from unmask.lab.report.masks import Masks, met_when_decoding, trained_on
-from unmask.lab.report.runs import Methods, Recorded
+from unmask.lab.diagnostics.subject import restore_trainer
+from unmask.lab.report.masks import MaskStatistics, measure_decoding_masks, measure_training_masks
+from unmask.lab.report.runs import RunRecord, RunsByMethod
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import parameter_dtype, resolve_dtype
 from unmask.tasks.task import Task, build_task
@@ -31,13 +31,13 @@ class Study:
 
     decoder: str
     replay: dict[str, Any] | None = None
-    trained_on: dict[str, Masks] = field(default_factory=dict)
-    decoded: dict[str, Masks] = field(default_factory=dict)
+    training_masks: dict[str, MaskStatistics] = field(default_factory=dict)
+    decoding_masks: dict[str, MaskStatistics] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
 
 def study(
-    methods: Methods,
+    methods: RunsByMethod,
     decoder: DecodeConfig,
     *,
     num_examples: int,
@@ -53,7 +53,7 @@ def study(
         with _spared(result, f"The replay of {name}", warn):
             _decode(result, replay, name, runs[0], decoder, num_examples, on_example)
         with _spared(result, f"The batches of {name}", warn):
-            result.trained_on[name] = trained_on(_trainer(runs[0]))
+            result.training_masks[name] = measure_training_masks(_trainer(runs[0]))
     result.replay = replay.as_dict(list(methods)) if replay.traces else None
     return result
 
@@ -72,7 +72,7 @@ def _decode(
     result: Study,
     replay: "_Replay",
     name: str,
-    run: Recorded,
+    run: RunRecord,
     decoder: DecodeConfig,
     num_examples: int,
     on_example: Callable[[int], None],
@@ -83,7 +83,7 @@ def _decode(
     model, dtype, device = _model(run)
     build_decoder(decoder, model, task.tokens)  # refuses what the model cannot do
     engine = in_any_order(decoder, model, task.tokens)
-    result.decoded[name] = met_when_decoding(
+    result.decoding_masks[name] = measure_decoding_masks(
         engine, examples[:_NUM_DECODED], block_size=model.block_size, dtype=dtype, device=device
     )
     shown = examples[:num_examples]
@@ -92,16 +92,16 @@ def _decode(
     on_example(replay.num_traces)
 
 
-def _task(run: Recorded) -> Task:
+def _task(run: RunRecord) -> Task:
     return build_task(run.config.of_run(run.folder))
 
 
-def _device(run: Recorded) -> torch.device:
+def _device(run: RunRecord) -> torch.device:
     """Where the run was trained, if this machine has such a device."""
     return resolve_device("cpu" if run.config.train.device == "cpu" else "auto")
 
 
-def _model(run: Recorded) -> tuple[Denoiser, str, torch.device]:
+def _model(run: RunRecord) -> tuple[Denoiser, str, torch.device]:
     """In eval mode, with the averaged weights where there are any."""
     source = loading.read(run.folder)
     device = _device(run)
@@ -109,9 +109,9 @@ def _model(run: Recorded) -> tuple[Denoiser, str, torch.device]:
     return source.model().to(device, parameter_dtype(dtype)), dtype, device
 
 
-def _trainer(run: Recorded) -> Trainer:
+def _trainer(run: RunRecord) -> Trainer:
     """With the model, average and process of the last checkpoint."""
-    return restored(run.config, _task(run), checkpoint.find(run.folder, "last", lambda line: None))
+    return restore_trainer(run.config, _task(run), checkpoint.find(run.folder, "last", lambda line: None))
 
 
 class _Replay:

@@ -19,18 +19,18 @@ from unmask.lab.report.chart import Chart, Line, Points, legend_mark
 from unmask.lab.report.curves import AXES, is_finite
 from unmask.lab.report.diagnoses import Diagnoses, charts, overfitting
 from unmask.lab.report.models import Study
-from unmask.lab.report.runs import Methods, Recorded, common_measures, differences
+from unmask.lab.report.runs import RunRecord, RunsByMethod, common_measures, differences
 from unmask.tasks.task import is_graded
 
 
-def summary(methods: Methods) -> str:
+def summary(methods: RunsByMethod) -> str:
     task = next(iter(methods.values()))[0].config.task.name
     fewest, most = (pick(len(runs) for runs in methods.values()) for pick in (min, max))
     seeds = f"{fewest} to {most} seeds each" if fewest < most else f"{most} seeds each" if most > 1 else "one seed each"
     return f"{' and '.join(methods)} on the task {task}, {seeds}."
 
 
-def describe_method(name: str, number: int, runs: Sequence[Recorded]) -> dict[str, Any]:
+def describe_method(name: str, number: int, runs: Sequence[RunRecord]) -> dict[str, Any]:
     process = dict(flatten(runs[0].config.process.model_dump(exclude_none=True)))
     settings = ", ".join(f"{key} {value}" for key, value in process.items() if key != "name" and value != [])
     return {
@@ -40,7 +40,7 @@ def describe_method(name: str, number: int, runs: Sequence[Recorded]) -> dict[st
     }
 
 
-def warnings(methods: Methods) -> list[str]:
+def warnings(methods: RunsByMethod) -> list[str]:
     """What a reader must know before comparing."""
     runs = [run for same in methods.values() for run in same]
     found = [f"{run.folder} was still training, at step {run.last_step}." for run in runs if run.is_running]
@@ -56,7 +56,7 @@ def warnings(methods: Methods) -> list[str]:
     return found
 
 
-def curves_note(methods: Methods) -> str:
+def curves_note(methods: RunsByMethod) -> str:
     has_seeds = any(len(runs) > 1 for runs in methods.values())
     is_causal = any(getattr(runs[0].config.model, "causal", False) for runs in methods.values())
     return (
@@ -67,11 +67,11 @@ def curves_note(methods: Methods) -> str:
     )
 
 
-def run_command(run: Recorded) -> str:
+def run_command(run: RunRecord) -> str:
     return str(run.environment.get("command") or f"# {run.folder}: its command was not recorded")
 
 
-def describe_run(run: Recorded) -> dict[str, str]:
+def describe_run(run: RunRecord) -> dict[str, str]:
     last, at = run.rows[-1], run.environment
     parts = [at.get("cpu") if at.get("device") == "cpu" else at.get("device")]
     parts += [f"{at['threads']} thread{'s' * (at['threads'] != 1)}"] if "threads" in at else []
@@ -91,7 +91,7 @@ _X_LABELS = {"step": "training steps", "seconds": "seconds of training", "exampl
 
 
 def render(
-    methods: Methods,
+    methods: RunsByMethod,
     study: Study,
     diagnoses: Diagnoses,
     *,
@@ -157,7 +157,7 @@ class _Measure:
     costs: list[CostRow]
 
 
-def _measure(methods: Methods, measure: str) -> _Measure:
+def _measure(methods: RunsByMethod, measure: str) -> _Measure:
     name, is_share = _title(measure)
     has_shares = any(key.startswith("eval/accuracy/") for key in common_measures(methods))
     charts = [
@@ -193,7 +193,7 @@ def _title(measure: str) -> tuple[str, bool]:
     return f"Share solved, order {order}, {pace}{more}, {weights} weights", True
 
 
-def _line(name: str, style: int, runs: Sequence[Recorded], measure: str, axis: str) -> Line:
+def _line(name: str, style: int, runs: Sequence[RunRecord], measure: str, axis: str) -> Line:
     """The mean over seeds from where all of them have been evaluated to where the first ends."""
     curves = [run.curve(measure) for run in runs]
     steps = sorted({step for curve in curves for step in curve.spent["step"]})
@@ -204,7 +204,7 @@ def _line(name: str, style: int, runs: Sequence[Recorded], measure: str, axis: s
     return Line(name, style, means, seeds)
 
 
-def _costs(methods: Methods, measure: str) -> list[CostRow]:
+def _costs(methods: RunsByMethod, measure: str) -> list[CostRow]:
     comparison = Comparison({name: [run.curve(measure) for run in runs] for name, runs in methods.items()})
     return [row for row in comparison.rows() if row.is_reached]
 
@@ -212,14 +212,14 @@ def _costs(methods: Methods, measure: str) -> list[CostRow]:
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
-def _mask_charts(methods: Methods, study: Study) -> list[Chart]:
+def _mask_charts(methods: RunsByMethod, study: Study) -> list[Chart]:
     def lines(kind: str) -> list[Line]:
         found = []
         for number, name in enumerate(methods):
-            if name in study.trained_on:
-                found.append(Line(f"{name}, training", number, getattr(study.trained_on[name], kind)()))
-            if name in study.decoded:
-                points = getattr(study.decoded[name], kind)()
+            if name in study.training_masks:
+                found.append(Line(f"{name}, training", number, getattr(study.training_masks[name], kind)()))
+            if name in study.decoding_masks:
+                points = getattr(study.decoding_masks[name], kind)()
                 found.append(Line(f"{name}, decoding", number, points, is_reference=True))
         return found
 

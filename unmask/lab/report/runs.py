@@ -23,7 +23,7 @@ MOST_METHODS = 6
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RunRecord:
     """What a run folder says of a run."""
 
     folder: Path
@@ -64,11 +64,11 @@ class Recorded:
         return curve
 
 
-Methods = dict[str, list[Recorded]]
+RunsByMethod = dict[str, list[RunRecord]]
 """Runs that differ in their seed alone, by the name of the method; the first is the baseline."""
 
 
-def read_run(folder: Path, warn: Callable[[str], None]) -> Recorded:
+def read_run(folder: Path, warn: Callable[[str], None]) -> RunRecord:
     """Reads a run folder; `warn` is told what is damaged, or not finished.
 
     Raises:
@@ -81,17 +81,17 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> Recorded:
         raise UserError(f"{folder}: its metrics.jsonl holds nothing yet; let it train to its first evaluation")
     if is_running:
         warn(f"{folder}: still training; the report shows it up to step {rows[-1]['step']}")
-    return Recorded(folder, config, read_environment(folder), rows, is_running)
+    return RunRecord(folder, config, read_environment(folder), rows, is_running)
 
 
-def group(runs: Sequence[Recorded]) -> Methods:
+def group(runs: Sequence[RunRecord]) -> RunsByMethod:
     """Runs whose settings differ in the seed alone are one method, named after its folder.
 
     Raises:
         UserError: a run is given twice, or the runs cannot be held beside each other.
     """
     _check_comparable(runs)
-    by_settings: dict[str, list[Recorded]] = {}
+    by_settings: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_settings.setdefault(_method_key(run), []).append(run)
     groups = list(by_settings.values())
@@ -108,11 +108,11 @@ def _is_of_the_method(key: str) -> bool:
     return key not in _NOT_THE_METHOD and key.split(".")[0] not in _NOT_THE_METHOD
 
 
-def _method_key(run: Recorded) -> str:
+def _method_key(run: RunRecord) -> str:
     return json.dumps({key: value for key, value in run.settings.items() if _is_of_the_method(key)}, sort_keys=True)
 
 
-def _names(groups: Sequence[Sequence[Recorded]]) -> list[str]:
+def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
     """The folders' names; of `METHOD/seed_0`, the parent's; whole paths where those would be equal."""
     folders = [runs[0].folder.resolve() for runs in groups]
     named = [folder.parent if re.fullmatch(r"seed_\d+", folder.name) else folder for folder in folders]
@@ -120,7 +120,7 @@ def _names(groups: Sequence[Sequence[Recorded]]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(runs[0].folder) for runs in groups]
 
 
-def _check_comparable(runs: Iterable[Recorded]) -> None:
+def _check_comparable(runs: Iterable[RunRecord]) -> None:
     first, *others = runs
     for run in others:
         if run.config.task.name != first.config.task.name:
@@ -130,7 +130,7 @@ def _check_comparable(runs: Iterable[Recorded]) -> None:
             )
 
 
-def common_measures(methods: Methods) -> list[str]:
+def common_measures(methods: RunsByMethod) -> list[str]:
     """What the evaluations of all runs measured: rates by decoder, in the first run's order, then likelihoods.
 
     `eval/accuracy`, the rate of each run's own first decoder, is none of them: decoders may differ.
@@ -148,7 +148,7 @@ def common_measures(methods: Methods) -> list[str]:
     return shown
 
 
-def differences(methods: Methods) -> dict[str, list[Any]]:
+def differences(methods: RunsByMethod) -> dict[str, list[Any]]:
     """The settings in which methods differ, each with every method's value (None where it has no such key)."""
     settings = [runs[0].settings for runs in methods.values()]
     keys = dict.fromkeys(key for own in settings for key in own if _is_of_the_method(key))
