@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from unmask.masking.process import score_masked
+from unmask.masking.process import masked_batch
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import TransformerConfig
@@ -35,7 +35,7 @@ def masked(arguments: argparse.Namespace) -> MaskedBatch:
     """Half of all tokens."""
     shape, mask_id = (arguments.rows, arguments.length), arguments.vocabulary - 1
     x0 = torch.randint(mask_id, shape)
-    return score_masked(x0, torch.where(torch.rand(shape) < 0.5, mask_id, x0), mask_id, torch.ones(arguments.rows))
+    return masked_batch(x0, torch.where(torch.rand(shape) < 0.5, mask_id, x0), mask_id, torch.ones(arguments.rows))
 
 
 def prefixes(batch: MaskedBatch, size: int, mask_id: int) -> list[MaskedBatch]:
@@ -44,7 +44,7 @@ def prefixes(batch: MaskedBatch, size: int, mask_id: int) -> list[MaskedBatch]:
     for start in range(0, batch.x0.shape[1], size):
         end = start + size
         xt = torch.cat([batch.x0[:, :start], batch.xt[:, start:end]], dim=1)
-        made.append(score_masked(batch.x0[:, :end], xt, mask_id, torch.ones(len(xt))))
+        made.append(masked_batch(batch.x0[:, :end], xt, mask_id, torch.ones(len(xt))))
     return made
 
 

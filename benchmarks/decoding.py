@@ -24,7 +24,7 @@ from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.lab.report.chart import Chart, Line
 from unmask.masking.ar import is_answer
-from unmask.masking.process import score
+from unmask.masking.process import make_batch
 from unmask.models.denoiser import Denoiser
 from unmask.tasks.task import build_task
 from unmask.training import loading
@@ -91,7 +91,7 @@ def likelihood(
     is_scored = is_answer(answers, eos_id)
     total = 0.0
     for rows in torch.arange(len(tokens)).split(32):
-        batch = score(tokens[rows], tokens[rows], is_scored[rows], torch.ones(tokens[rows].shape))
+        batch = make_batch(tokens[rows], tokens[rows], is_scored[rows], torch.ones(tokens[rows].shape))
         total += float((critic(batch).nll * batch.weight).sum())
     triples = [triple for row, own in zip(tokens, is_scored, strict=True) for triple in _triples(row[own].tolist())]
     counts = torch.tensor(list(Counter(tokens[is_scored].tolist()).values())).double()

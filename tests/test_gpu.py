@@ -33,8 +33,8 @@ def test_pools_are_equal_and_losses_agree_in_fp64() -> None:
     cpu, cuda = make("cpu", "train.dtype=float64"), make("cuda", "train.dtype=float64")
     for _ in range(10):
         assert cuda.step().loss.item() == pytest.approx(cpu.step().loss.item(), rel=1e-9)
-        assert torch.equal(cuda.process.pool.is_masked.cpu(), cpu.process.pool.is_masked)
-        assert torch.equal(cuda.process.pool.example.cpu(), cpu.process.pool.example)
+        assert torch.equal(cuda.process.rows.is_masked.cpu(), cpu.process.rows.is_masked)
+        assert torch.equal(cuda.process.rows.example.cpu(), cpu.process.rows.example)
 
 
 def test_bf16_trains_and_resumes() -> None:

@@ -248,8 +248,8 @@ def test_training_and_decoding_reveal_the_same_positions(order: str) -> None:
     real = batch.scored < batch.x0.numel()
     stats = TokenStats.from_logits(logits, batch.gather(batch.x0), confidence=puma.requirements.confidence)
     puma.observe(batch, stats)
-    assert puma.pool is not None
-    is_revealed = (batch.xt == mask_id) & ~puma.pool.is_masked
+    assert puma.rows is not None
+    is_revealed = (batch.xt == mask_id) & ~puma.rows.is_masked
     assert is_revealed.any(dim=1).all()
     assert real.sum() == (batch.xt == mask_id).sum()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unmask.errors import UserError
-from unmask.masking.process import PAD_MULTIPLE, score, score_masked
+from unmask.masking.process import PAD_MULTIPLE, make_batch, masked_batch
 from unmask.types import CleanBatch, TokenStats, without
 
 
@@ -13,7 +13,7 @@ def batch_of(rows: int = 6, length: int = 11, seed: int = 0):  # type: ignore[no
     x0 = torch.randint(9, (rows, length), generator=generator)
     is_masked = torch.rand(rows, length, generator=generator) < 0.4
     xt = torch.where(is_masked, 9, x0)
-    return score_masked(x0, xt, 9, 1.0 + torch.arange(rows)), is_masked
+    return masked_batch(x0, xt, 9, 1.0 + torch.arange(rows)), is_masked
 
 
 def test_scored_positions_are_the_masked_ones_in_order_and_padded() -> None:
@@ -69,7 +69,7 @@ def test_padding_is_finite_where_the_last_prompt_is_hidden() -> None:
     x0 = torch.tensor([[0, 1, 2], [3, 1, 9]])
     xt = torch.tensor([[0, 9, 9], [9, 1, 9]])
     is_masked = torch.tensor([[False, True, True], [True, False, False]])
-    batch = score(x0, xt, is_masked, torch.ones(2, 3))
+    batch = make_batch(x0, xt, is_masked, torch.ones(2, 3))
     assert (batch.weight == 0).any()
     logits = torch.randn(2, 3, 10, requires_grad=True)
     stats = TokenStats.from_logits(without(batch.gather(logits), 9), batch.gather(x0))

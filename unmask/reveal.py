@@ -9,12 +9,14 @@ Dimensions: B rows (of canvases, or of blocks: any leading ones), L positions, M
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
+from unmask.config.settings import Section, known
 from unmask.errors import require
 
 Scores = Float[Tensor, "*B L"]
@@ -88,6 +90,21 @@ ORDERS: dict[str, Order] = {
     "random": Order(confidence="prob", score=_by_noise),
     "left_to_right": Order(confidence="prob", score=_by_position),
 }
+
+_ORDER_ALIASES = {
+    "low_confidence": "prob",
+    "maskgit_plus": "prob",
+    "top_k_margin": "margin",
+    "topk_margin": "margin",
+    "entropy": "neg_entropy",
+}
+
+OrderName = Annotated[
+    str,
+    BeforeValidator(lambda value: _ORDER_ALIASES.get(value, value) if isinstance(value, str) else value),
+    known("order", ORDERS),
+]
+"""A key of `ORDERS`, or the name that LLaDA, Dream or PUMA has for it."""
 
 # --- what is revealed ------------------------------------------------------------------------------------------------
 
@@ -258,4 +275,54 @@ PARALLEL_RULES: dict[str, Callable[[float], RevealRule]] = {
     "factor": Factor,
     "entropy_bound": EntropyBound,
 }
-"""Rules that reveal as much as the model is sure of. (By the setting that asks for them.)"""
+"""Rules that reveal as much as the model is sure of, by the field of `RevealSettings` that asks for them.
+
+A new rule is a class with `__call__`, a line here and a field below: then it works in `process.*`, `decode.*` and
+`--decoder`.
+"""
+
+
+class RevealSettings(Section):
+    """What is revealed first, and how much at once: the settings that the training pools and the decoder share.
+
+    A rule of `PARALLEL_RULES` is asked for by the field of its name; at most one is set.
+    """
+
+    section: ClassVar[str] = "process"
+    """Name of the section in a recipe, for messages."""
+    aliases: ClassVar[dict[str, str]] = {"confidence": "order", "alg": "order"}
+    exclusive: ClassVar[tuple[str, ...]] = tuple(PARALLEL_RULES)
+    """Keys that say how much is revealed; at most one is set."""
+    alternatives = tuple(PARALLEL_RULES)
+
+    order: OrderName = Field("prob", description=f"what is revealed first: {', '.join(ORDERS)}")
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="reveal all whose largest probability exceeds it (0.9 in 2505.22618)"
+    )
+    factor: float | None = Field(
+        None, gt=0, description="reveal the n most confident, n the largest with (n + 1)(1 - probability) < factor"
+    )
+    entropy_bound: float | None = Field(
+        None, ge=0, description="reveal as many as may lose so many nats by being drawn independently"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replace_default(cls, given: Any) -> Any:
+        """Lets a rule that is given take the place of one that is on by default."""
+        if isinstance(given, dict) and any(given.get(key) is not None for key in PARALLEL_RULES):
+            return {**dict.fromkeys(PARALLEL_RULES), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _check_alternatives(self) -> "RevealSettings":
+        asked = [key for key in self.exclusive if getattr(self, key) is not None]
+        if len(asked) > 1:
+            values = " and ".join(f"{self.section}.{key}={getattr(self, key)}" for key in asked)
+            raise ValueError(f"{values}: give one of them")
+        return self
+
+    def rule(self) -> RevealRule | None:
+        """Returns the rule of `PARALLEL_RULES` that is asked for, or None."""
+        asked = ((key, getattr(self, key)) for key in PARALLEL_RULES)
+        return next((PARALLEL_RULES[key](value) for key, value in asked if value is not None), None)

@@ -38,7 +38,7 @@ BAD_TRAINING = {
     ),
     "a bound on what is not known": (
         ["debug", "process.entropy_bound=0.1"],
-        ["process.entropy_bound=0.1 needs the entropy", "set process.confidence=neg_entropy"],
+        ["process.entropy_bound=0.1 needs the entropy", "set process.order=neg_entropy"],
     ),
     "blocks that do not fill a row": (
         ["debug", "process.block_size=20"],
@@ -49,8 +49,8 @@ BAD_TRAINING = {
         ["process.block_size=27 and model.block_size=9 differ", "model.block_size=null"],
     ),
     "unknown confidence": (
-        ["debug", "process.confidence=top_k"],
-        ["process.confidence='top_k'", "use one of prob, margin"],
+        ["debug", "process.order=top_k"],
+        ["process.order='top_k'", "use one of prob, margin"],
     ),
     "unknown layout": (["debug", "data.layout=flat"], ["data.layout='flat'", "'in_place' or 'two_grid'"]),
     "too few givens": (["debug", "data.givens=17"], ["data.givens=17", "use 24 to 50"]),

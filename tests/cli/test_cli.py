@@ -247,7 +247,7 @@ def test_names_that_users_of_other_code_bring() -> None:
     assert config.model.model_dump()["block_size"] == 27  # a model is told what its process asks
     assert config.decode.label == "prob/3/block9"
     assert recipes.load("tinygsm/puma", ["decode.cfg_scale=1.5", "data.prompt_dropout=0.1"]).decode.guidance == 1.5
-    assert recipes.load("debug", ["decode.confidence=top_k_margin"]).decode.confidence == "margin"
+    assert recipes.load("debug", ["decode.confidence=top_k_margin"]).decode.order == "margin"
 
 
 def test_the_later_of_two_alternatives_counts(tmp_path: Path) -> None:

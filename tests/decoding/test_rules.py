@@ -3,7 +3,7 @@
 import pytest
 
 from unmask.config.settings import WrongSettings, check_section
-from unmask.decoding.config import DecodeConfig, rule_from
+from unmask.decoding.config import DecodeConfig
 from unmask.reveal import CosineSteps, EntropyBound, Factor, Fixed, NumSteps, RevealRule, Threshold
 
 AMOUNTS: list[tuple[dict[str, object], str, RevealRule]] = [
@@ -21,12 +21,12 @@ AMOUNTS: list[tuple[dict[str, object], str, RevealRule]] = [
 @pytest.mark.parametrize(("settings", "label", "rule"), AMOUNTS)
 def test_how_much_a_step_reveals(settings: dict[str, object], label: str, rule: RevealRule) -> None:
     config = DecodeConfig(**settings)
-    assert rule_from(config) == rule
+    assert config.rule() == rule
     assert config.label == f"prob/{label}"
 
 
 SETTINGS: list[dict[str, object]] = [
-    {"confidence": "margin"},
+    {"order": "margin"},
     {"tokens_per_step": 3},
     {"steps": 5},
     {"steps": 5, "schedule": "cosine"},

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from unmask.masking.process import Requirements, score_masked
+from unmask.masking.process import Requirements, masked_batch
 from unmask.models import denoiser
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
@@ -65,7 +65,7 @@ def batch(start: int, stop: int) -> MaskedBatch:
     is_masked = torch.rand(ROWS, LENGTH, generator=generator) < torch.linspace(0.1, 0.9, ROWS).unsqueeze(1)
     weight = is_masked.sum(dim=1, dtype=torch.float64).reciprocal()
     xt = torch.where(is_masked, MASK_ID, x0)
-    return score_masked(x0[start:stop], xt[start:stop], MASK_ID, weight[start:stop])
+    return masked_batch(x0[start:stop], xt[start:stop], MASK_ID, weight[start:stop])
 
 
 def backward(model: nn.Module, batch: MaskedBatch, world_size: int = 1) -> dict[str, Tensor]:

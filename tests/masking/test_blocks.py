@@ -12,7 +12,7 @@ from unmask.blocks import blocks_of, check_block_size, in_blocks, over_positions
 from unmask.errors import UserError
 from unmask.evaluation.nelbo import nelbo
 from unmask.masking import weights
-from unmask.masking.process import MaskingProcess, RowShard, score_masked
+from unmask.masking.process import MaskingProcess, RowShard, masked_batch
 from unmask.masking.puma import PumaPool
 from unmask.masking.puma_variable import VariablePumaPool
 from unmask.masking.uniform import RandomMasking
@@ -72,13 +72,13 @@ def test_what_is_done_stays_so_until_its_row_retires_with_all_blocks_done(name: 
         is_open = (batch.xt == MASK).view(ROWS, 3, 4).any(dim=-1)
         assert torch.equal(is_open, (batch.scatter(batch.weight, 0.0) > 0).view(ROWS, 3, 4).any(dim=-1))
         if was_open is not None:
-            is_new = pool.pool.example != example
+            is_new = pool.rows.example != example
             assert torch.equal(is_new, ~was_open.any(dim=1))  # it retires when all are done, and no sooner
             assert not (is_open & ~was_open)[~is_new].any()
             frozen += int((~was_open & was_open.any(dim=1, keepdim=True)).sum())
             retired += int(is_new.sum())
         pool.observe(batch, random_stats(batch, step))
-        example, was_open = pool.pool.example, pool.pool.masked.any(dim=-1)
+        example, was_open = pool.rows.example, pool.rows.masked.any(dim=-1)
     assert frozen > 20
     assert retired > 20
 
@@ -87,11 +87,11 @@ def test_a_block_of_prompt_alone_is_done_from_the_start(stream: RandomStream) ->
     for name in POOLS:
         pool = PROCESSES[name](2)
         batch = pool.next_batch(stream)
-        is_given = pool.pool.prompt_mask.view(ROWS, 6, 2).all(dim=-1)
+        is_given = pool.rows.prompt_mask.view(ROWS, 6, 2).all(dim=-1)
         assert is_given.sum() > 5
         assert not (batch.xt == MASK).view(ROWS, 6, 2)[is_given].any()
         pool.observe(batch, random_stats(batch, 0))
-        assert not pool.pool.masked[is_given].any()
+        assert not pool.rows.masked[is_given].any()
 
 
 @pytest.mark.parametrize("settings", [{}, {"threshold": 0.99}, {"factor": 0.01}])
@@ -100,7 +100,7 @@ def test_a_block_that_is_shorter_than_k_leaves(settings: dict, stream: RandomStr
     pool = PumaPool(mask_id=MASK, shard=WHOLE, num_stages=41, block_size=3, **settings)
     for step in range(12):
         batch = pool.next_batch(stream)
-        assert (pool.pool.visit < 3).all()
+        assert (pool.rows.visit < 3).all()
         pool.observe(batch, random_stats(batch, step))
     assert pool.num_refills >= 4 * ROWS
 
@@ -114,7 +114,7 @@ def test_a_change_of_k_keeps_what_is_done(stream: RandomStream) -> None:
         for pool in (changing, constant):
             batch = pool.next_batch(stream)
             pool.observe(batch, random_stats(batch, step))
-    ours, theirs = changing.pool, constant.pool
+    ours, theirs = changing.rows, constant.rows
     assert torch.equal(ours.is_masked, theirs.is_masked)
     is_live = ours.masked.any(dim=-1)
     assert is_live.any()
@@ -175,7 +175,7 @@ def test_the_expected_loss_is_the_nelbo_of_the_blocks(prompt_length: int, block_
     weight = weights.per_masked(in_blocks(is_masked, 6 // block_size), in_blocks(eligible, 6 // block_size))
     for x0, prompt_mask in zip(examples.x0[:4], examples.prompt_mask, strict=False):
         rows = x0.expand(len(every), -1)
-        batch = score_masked(rows, torch.where(is_masked, model.mask_id, rows), model.mask_id, weight)
+        batch = masked_batch(rows, torch.where(is_masked, model.mask_id, rows), model.mask_id, weight)
         loss = batch.scatter(model(batch).nll * batch.weight, 0.0).sum(dim=1)
         expected = row_nelbo(model, x0, prompt_mask) / (6 - prompt_length)
         assert (probability * loss).sum().item() == pytest.approx(expected, rel=1e-9)
@@ -195,7 +195,7 @@ def test_nelbo_and_training_loss_are_that_of_the_blocks_on_average() -> None:
 
     losses = []
     for seed in range(15):
-        batch = RandomMasking(mask_id=model.mask_id, shard=RowShard.whole(200), seed=seed, block_size=3)._make(
+        batch = RandomMasking(mask_id=model.mask_id, shard=RowShard.whole(200), seed=seed, block_size=3).draw_batch(
             Same(), 0
         )
         losses.append((model(batch).nll * batch.weight).sum().item() / 200)

@@ -12,7 +12,7 @@ from tests.test_noise import chi_square
 from unmask.config import recipes
 from unmask.errors import UserError
 from unmask.masking import time
-from unmask.masking.process import RowShard, score_masked
+from unmask.masking.process import RowShard, masked_batch
 from unmask.masking.puma import PumaPool
 from unmask.masking.time import UNIFORM, Density, masked_count, stratified
 from unmask.masking.uniform import RandomMasking, draw_exactly, draw_independently
@@ -117,13 +117,14 @@ def guesses() -> tuple[dict[tuple[int, ...], float], int]:
     masks = [tuple(chosen) for n in range(1, 5) for chosen in combinations(range(1, 5), n)]
     xt = torch.stack([x0[0].index_fill(0, torch.tensor(mask), model.mask_id) for mask in masks])
     with torch.no_grad():
-        batch = score_masked(x0.expand(len(masks), -1), xt, model.mask_id, torch.ones(len(masks), dtype=torch.float64))
+        batch = masked_batch(x0.expand(len(masks), -1), xt, model.mask_id, torch.ones(len(masks), dtype=torch.float64))
         total = batch.scatter(model(batch).nll.double() * batch.weight, 0.0).sum(dim=1)
     return dict(zip(masks, total.tolist(), strict=True)), 4
 
 
 ELIGIBLE = torch.tensor([[[False, True, True, True, True]]])
-SKEWED = time.Mixture(of=time.Beta(a=2, b=5), uniform=0.3).density()
+SKEWED_CONFIG = time.Mixture(of=time.Beta(a=2, b=5), uniform=0.3)
+SKEWED = SKEWED_CONFIG.density()
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_the_expected_loss_of_independent_masks(
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_a_row_weighs_one_on_average(weight: str, masking: str) -> None:
     stream = RandomStream(length=16, vocab_size=7)
-    process = RandomMasking(mask_id=MASK, shard=RowShard.whole(64), time=SKEWED, weight=weight, masking=masking)
+    process = RandomMasking(mask_id=MASK, shard=RowShard.whole(64), time=SKEWED_CONFIG, weight=weight, masking=masking)
     total = 0.0
     for _ in range(40):
         batch = process.next_batch(stream)
@@ -199,19 +200,20 @@ def test_a_cap_bounds_what_rare_times_weigh() -> None:
 def test_the_stages_of_a_pool_have_equal_mass(block_size: int | None) -> None:
     """Each visited mask of stage s has, from its masked share upwards, about the mass s / K to (s + 1) / K."""
     stream = RandomStream(length=64, vocab_size=7)
-    q, num_stages = time.TruncatedNormal(mean=0.4, std=0.15).density(), 4
+    bell, num_stages = time.TruncatedNormal(mean=0.4, std=0.15), 4
+    q = bell.density()
     pool = PumaPool(
         mask_id=MASK,
         shard=RowShard.whole(32),
-        time=q,
+        time=bell,
         num_stages=num_stages,
-        confidence="random",
+        order="random",
         block_size=block_size,
     )
     stages = torch.zeros(num_stages)
     for _ in range(12):
         batch = pool.next_batch(stream)
-        rows = pool.pool
+        rows = pool.rows
         t = rows.masked.sum(dim=-1) / rows.num_maskable.clamp(min=1)
         rounding = 1.001 / rows.num_maskable.clamp(min=1)
         surely_above = 1 - q.cdf((t - rounding).clamp(min=0))

@@ -42,8 +42,8 @@ def make(batch_size: int = 10, shard: RowShard | None = None, **settings: object
 
 
 def pool_of(puma: PumaPool) -> PoolRows:
-    assert puma.pool is not None
-    return puma.pool
+    assert puma.rows is not None
+    return puma.rows
 
 
 def say(batch: MaskedBatch, step: int, settings: dict) -> TokenStats:
@@ -274,20 +274,20 @@ def test_state_dict_goes_on_exactly(settings: dict, stream: RandomStream) -> Non
 
 
 def test_a_restarted_pool_takes_examples_that_no_row_has_reached(stream: RandomStream) -> None:
-    puma, drop_rows = make(num_stages=3), make(num_stages=3)
+    puma, restarted = make(num_stages=3), make(num_stages=3)
     for step in range(9):
         puma.observe(batch := puma.next_batch(stream), random_stats(batch, step))
-    drop_rows.load_state_dict(puma.drop_rows(puma.state_dict()))
-    drop_rows.next_batch(stream)
+    restarted.load_state_dict(puma.drop_rows(puma.state_dict()))
+    fresh = restarted.next_batch(stream)
     reached = int(pool_of(puma).example.max())
     assert reached < ROWS * 6
     first = -(-(reached + 1) // ROWS) * ROWS
-    assert torch.equal(pool_of(drop_rows).example, torch.arange(first, first + ROWS))
-    assert sorted(pool_of(drop_rows).stage.flatten().tolist()) == sorted(r * 3 // ROWS for r in range(ROWS))
-    assert drop_rows.examples_seen == puma.examples_seen + ROWS
+    assert torch.equal(pool_of(restarted).example, torch.arange(first, first + ROWS))
+    assert sorted(pool_of(restarted).stage.flatten().tolist()) == sorted(r * 3 // ROWS for r in range(ROWS))
+    assert restarted.examples_seen == puma.examples_seen + ROWS
     again = make(num_stages=3)
-    again.load_state_dict(drop_rows.state_dict())
-    assert torch.equal(again.next_batch(stream).xt, drop_rows._as_batch(pool_of(drop_rows)).xt)
+    again.load_state_dict(restarted.state_dict())
+    assert torch.equal(again.next_batch(stream).xt, fresh.xt)
 
 
 def test_a_batch_that_was_handed_out_does_not_change(stream: RandomStream) -> None:
@@ -306,7 +306,7 @@ def test_a_batch_that_was_handed_out_does_not_change(stream: RandomStream) -> No
     ("settings", "message"),
     [
         ({"threshold": 0.9, "factor": 1.0}, r"process.threshold=0.9 and process.factor=1.0: give one of them"),
-        ({"entropy_bound": 0.1}, r"process.entropy_bound=0.1 needs the entropy.*set process.confidence=neg_entropy"),
+        ({"entropy_bound": 0.1}, r"process.entropy_bound=0.1 needs the entropy.*set process.order=neg_entropy"),
     ],
 )
 def test_rules_that_cannot_be(settings: dict, message: str) -> None:
@@ -317,12 +317,15 @@ def test_rules_that_cannot_be(settings: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"confidence": "low"}, "confidence 'low': unknown; use one of prob"),
+        ({"order": "low"}, "process.order='low': unknown order; use one of prob"),
         ({"stage_schedule": [(9, 2), (5, 3)]}, "steps must increase, but 5 follows 9"),
-        ({"num_stages": 0}, "num_stages=0: give 1 or more"),
-        ({"threshold": 90.0}, "threshold=90.0: give a probability above 0, 1 at most"),
-        ({"factor": 0.0}, "factor=0.0: give more than 0"),
-        ({"entropy_bound": -1.0, "confidence": "neg_entropy"}, "entropy_bound=-1.0: give 0 or more"),
+        ({"num_stages": 0}, "process.num_stages=0: Input should be greater than or equal to 1"),
+        ({"threshold": 90.0}, "process.threshold=90.0: Input should be less than or equal to 1"),
+        ({"factor": 0.0}, "process.factor=0.0: Input should be greater than 0"),
+        (
+            {"entropy_bound": -1.0, "confidence": "neg_entropy"},
+            "process.entropy_bound=-1.0: Input should be greater than or equal to 0",
+        ),
     ],
     ids=str,
 )

@@ -57,8 +57,8 @@ def make(shard: RowShard | None = None, **settings: object) -> VariablePumaPool:
 
 
 def rows_of(process: VariablePumaPool) -> PoolRows:
-    assert process.pool is not None
-    return PoolRows(**{name: value.clone() for name, value in vars(process.pool).items()})
+    assert process.rows is not None
+    return PoolRows(**{name: value.clone() for name, value in vars(process.rows).items()})
 
 
 def answer_of(x0: list[int], is_prompt: list[bool], eos_id: int | None) -> list[int]:
@@ -148,17 +148,20 @@ def test_neither_reveals_nor_weights_tell_where_an_answer_ends(padded: Padded) -
     seen = []
     for stream in (padded, Longer(length=12, vocab_size=7)):
         process = make(tokens_per_step=2, threshold=0.8)
-        pool = process._fresh_rows(stream[torch.arange(ROWS)], torch.arange(ROWS))
-        batch = process._as_batch(pool)
-        weight = batch.scatter(batch.weight, 0.0)
-        seen.append((process._choose(pool, batch, random_stats(batch, 0)), weight.amax(dim=1)))
+        process.rows = process._fresh_rows(stream[torch.arange(ROWS)], torch.arange(ROWS), num_blocks=1)
+        batch = process.next_batch(stream)
+        steps: list[dict] = []
+        process.advance = lambda rows, stats, steps=steps, **step: steps.append(
+            step
+        )  # what follows shows finished rows
+        process.observe(batch, random_stats(batch, 0))
+        seen.append((steps[0]["reveal"], batch.scatter(batch.weight, 0.0).amax(dim=1)))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*seen, strict=True))
 
 
 def test_a_block_after_the_end_of_the_answer_has_nothing_to_learn(padded: Padded) -> None:
     process = make(tokens_per_step=1, threshold=None, block_size=3)
-    process.next_batch(padded)
-    rows = process._fresh_rows(padded[torch.arange(ROWS)], torch.arange(ROWS))
+    rows = process._fresh_rows(padded[torch.arange(ROWS)], torch.arange(ROWS), num_blocks=4)
     num_after = 0
     for row, own in product(range(ROWS), range(4)):
         answer = answer_of(rows.x0[row].tolist(), rows.prompt_mask[row].tolist(), EOS)
@@ -186,5 +189,5 @@ def test_shards_make_up_the_whole(block_size: int | None, padded: Padded) -> Non
 
 
 def test_a_row_that_would_never_be_done_is_refused() -> None:
-    with pytest.raises(UserError, match="tokens_per_step=0: give 1 or more"):
+    with pytest.raises(UserError, match="process.tokens_per_step=0: Input should be greater than or equal to 1"):
         make(tokens_per_step=0)

@@ -85,7 +85,7 @@ def test_shards_make_up_the_whole(block_size: int | None, stream: RandomStream) 
 
 
 def test_a_cap_is_of_importance_alone() -> None:
-    with pytest.raises(UserError, match=r"weight_cap=2.0: is for weight='importance', not 'elbo'"):
+    with pytest.raises(UserError, match="process.weight_cap=2 is for process.weight=importance, not elbo"):
         RandomMasking(mask_id=3, shard=RowShard.whole(2), weight="elbo", weight_cap=2.0)
 
 

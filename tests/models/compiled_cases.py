@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from unmask.masking.process import score
+from unmask.masking.process import make_batch
 from unmask.models import precision
 from unmask.models.build import build_denoiser
 from unmask.models.head import token_stats
@@ -41,7 +41,7 @@ def masked(share: float) -> MaskedBatch:
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randint(8, (16, 24), generator=generator)
     is_masked = (torch.rand(16, 24, generator=generator) < share) & (torch.arange(24) > 0)
-    return score(x0, torch.where(is_masked, 8, x0), is_masked, torch.ones(16, 24))
+    return make_batch(x0, torch.where(is_masked, 8, x0), is_masked, torch.ones(16, 24))
 
 
 def test_compiled_streams_are_the_plain_ones_and_compile_once() -> None:

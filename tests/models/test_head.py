@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unmask import noise
-from unmask.masking.process import score_masked
+from unmask.masking.process import masked_batch
 from unmask.models import denoiser, head
 from unmask.models.build import build_denoiser
 from unmask.models.head import STREAMED, prediction, token_stats
@@ -298,7 +298,7 @@ def test_a_denoiser_with_many_values_is_the_plain_one(
     model = build_denoiser(TransformerConfig(preset="tiny", tied_head=tied), TOKENS, seed=0, dtype="float64")
     model.confidence = confidence
     x0 = torch.randint(100, (4, 12), generator=torch.Generator().manual_seed(0))
-    batch = score_masked(x0, torch.where(x0 % 2 == 0, 100, x0), 100, torch.ones(4))
+    batch = masked_batch(x0, torch.where(x0 % 2 == 0, 100, x0), 100, torch.ones(4))
     calls = []
     monkeypatch.setattr(denoiser, "token_stats", lambda *a, **k: calls.append(1) or token_stats(*a, **k, chunk=30))
     found = []
@@ -319,7 +319,7 @@ def test_the_gradient_of_the_matrix_is_made_once(tied: bool, monkeypatch: pytest
     monkeypatch.setattr(denoiser, "token_stats", lambda *a, **k: token_stats(*a, **k, chunk=30))
     model = build_denoiser(TransformerConfig(preset="tiny", tied_head=tied), TOKENS, seed=0)
     x0 = torch.randint(100, (4, 12), generator=torch.Generator().manual_seed(0))
-    batch = score_masked(x0, torch.where(x0 % 2 == 0, 100, x0), 100, torch.ones(4))
+    batch = masked_batch(x0, torch.where(x0 % 2 == 0, 100, x0), 100, torch.ones(4))
     loss = (model(batch).nll * batch.weight).sum()
     made = []
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.training.test_trainer import make
 from unmask.evaluation.nelbo import nelbo
-from unmask.masking.process import score, score_masked
+from unmask.masking.process import make_batch, masked_batch
 from unmask.models import denoiser as denoiser_module
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser, is_told
@@ -39,7 +39,7 @@ def batch(step: int | None = None, rows: int = 3, seed: int = 0) -> MaskedBatch:
     x0 = torch.randint(MASK, (rows, LENGTH), generator=generator)
     is_masked = torch.rand(rows, LENGTH, generator=generator) < 0.6
     is_masked[:, 0] = False
-    made = score_masked(x0, torch.where(is_masked, MASK, x0), MASK, torch.ones(rows, dtype=torch.float64))
+    made = masked_batch(x0, torch.where(is_masked, MASK, x0), MASK, torch.ones(rows, dtype=torch.float64))
     return MaskedBatch(x0=made.x0, xt=made.xt, scored=made.scored, weight=made.weight, step=step)
 
 
@@ -129,7 +129,7 @@ def test_the_expected_embedding_is_that_of_the_softmax(chunk: int) -> None:
 def test_visible_positions_are_told_nothing() -> None:
     """Also where a process scores them, and where padding stands for the last position."""
     model, given = denoiser(), batch(TOLD)
-    everything = score(given.x0, given.xt, torch.ones_like(given.xt, dtype=torch.bool), torch.ones(given.xt.shape))
+    everything = make_batch(given.x0, given.xt, torch.ones_like(given.xt, dtype=torch.bool), torch.ones(given.xt.shape))
     told = model._told(everything)
     assert told[given.xt == MASK].abs().amax(-1).gt(0).all()
     assert not told[given.xt != MASK].any()
@@ -177,7 +177,7 @@ def test_a_pool_tells_its_rows_what_the_last_step_said_of_them(process: str) -> 
         passes.pop()
         flat = torch.zeros(given.x0.numel() + 1, hidden.shape[1], dtype=torch.float64)
         flat[given.scored] = (model._head(hidden).softmax(-1) @ model.backbone.embedding.weight).detach()
-        seen.append((given, flat[:-1].view(*given.x0.shape, -1), trainer.process.pool.example))
+        seen.append((given, flat[:-1].view(*given.x0.shape, -1), trainer.process.rows.example))
 
     model.register_forward_hook(remember)
     for _ in range(6):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from unmask.masking.process import score_masked
+from unmask.masking.process import masked_batch
 from unmask.models.attention import Attention, rotary_angles, rotate
 from unmask.models.build import build_denoiser
 from unmask.models.presets import PRESETS
@@ -145,7 +145,7 @@ def test_forward_and_predict_agree(settings: dict) -> None:
     model = denoiser(**settings)
     x0 = torch.randint(10, (4, 20))
     xt = torch.where(torch.rand(4, 20) < 0.5, 10, x0)
-    batch = score_masked(x0, xt, 10, torch.ones(4))
+    batch = masked_batch(x0, xt, 10, torch.ones(4))
     count = int((xt == 10).sum())
     log_probs = model.logits(xt, batch.scored[:count]).log_softmax(-1)
     for confidence in CONFIDENCES:

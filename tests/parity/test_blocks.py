@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import UserError
-from unmask.masking.process import score, score_masked
+from unmask.masking.process import make_batch, masked_batch
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import TransformerConfig
@@ -29,7 +29,7 @@ def batch(seed: int = 0, share: float = 0.6) -> MaskedBatch:
     is_masked = torch.rand(ROWS, LENGTH, generator=generator) < share
     is_masked[:, 0] = False
     weight = torch.rand(ROWS, generator=generator, dtype=torch.float64)
-    return score_masked(x0, torch.where(is_masked, MASK, x0), MASK, weight)
+    return masked_batch(x0, torch.where(is_masked, MASK, x0), MASK, weight)
 
 
 def dense(found: Tensor, given: MaskedBatch) -> Tensor:
@@ -90,7 +90,7 @@ def test_one_block_is_plain_diffusion_bit_for_bit(alignment: str, settings: dict
 def test_blocks_of_one_token_are_the_chain_rule() -> None:
     """All masked: the pass gives `-log p(x0[i] | x0[<i])`, by L passes over [x0[<i], MASK]; so it sums to the NLL."""
     model, x0 = denoiser(1), batch().x0
-    given = score_masked(x0, torch.full_like(x0, MASK), MASK, torch.ones(ROWS))
+    given = masked_batch(x0, torch.full_like(x0, MASK), MASK, torch.ones(ROWS))
     found = dense(model(given).nll, given)
     for i in range(LENGTH):
         canvas = torch.cat([x0[:, :i], torch.full((ROWS, 1), MASK)], dim=1)
@@ -105,7 +105,7 @@ def test_blocks_of_one_token_that_are_read_one_before_are_autoregression() -> No
         model = denoiser(alignment="next", **settings)
         is_scored = (torch.arange(LENGTH) > 0).expand(ROWS, -1)
         xt = x0 if "causal" in settings else torch.where(is_scored, MASK, x0)
-        given = score(x0, xt, is_scored, torch.ones(ROWS, LENGTH))
+        given = make_batch(x0, xt, is_scored, torch.ones(ROWS, LENGTH))
         found = dense(model(given).nll, given)
         results.append([found, *gradients(model, found.sum())])
     for one, other in zip(*results, strict=True):
@@ -159,6 +159,6 @@ def test_a_large_vocabulary_reads_both_streams_too(monkeypatch: pytest.MonkeyPat
 
 def test_position_0_is_never_predicted_by_what_is_before() -> None:
     x0 = batch().x0
-    given = score_masked(x0, torch.full_like(x0, MASK), MASK, torch.ones(ROWS))
+    given = masked_batch(x0, torch.full_like(x0, MASK), MASK, torch.ones(ROWS))
     with pytest.raises(UserError, match="position 0 of an example is to be predicted"):
         denoiser(4, alignment="next")(given)

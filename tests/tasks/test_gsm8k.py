@@ -379,7 +379,7 @@ def test_a_causal_run_has_one_decoder(
     ar_run: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_cli("eval", ar_run, "--decoder", "prob") == 2
-    assert "set decode.confidence=left_to_right" in capsys.readouterr().err
+    assert "set decode.order=left_to_right" in capsys.readouterr().err
     arguments = ["tinygsm/ar_small", f"data.path={store}", *AR, "eval.tokens_per_step=[2]", "--out", tmp_path / "run"]
     assert run_cli("train", *arguments) == 2
     assert "set decode.tokens_per_step=1" in capsys.readouterr().err

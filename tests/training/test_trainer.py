@@ -55,7 +55,7 @@ def test_accumulated_statistics_move_the_pool_as_the_whole_batch_does() -> None:
     for _ in range(8):
         whole.step()
         parts.step()
-        assert torch.equal(whole.process.pool.is_masked, parts.process.pool.is_masked)
+        assert torch.equal(whole.process.rows.is_masked, parts.process.rows.is_masked)
 
 
 @pytest.mark.parametrize("process", ["{name: uniform}", "{name: puma, num_stages: 3, threshold: 0.9}"])

@@ -26,12 +26,12 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or auto; as in train
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DECODER_HELP = (
     "Settings of a decoder, such as `margin`, `margin,tokens_per_step=3` or "
-    "`confidence=prob,steps=50,confidence_noise=0.5`; keys as in the section `decode`."
+    "`order=prob,steps=50,confidence_noise=0.5`; keys as in the section `decode`."
 )
 
 
 def parse_decoder(text: str, base: DecodeConfig, option: str = "--decoder") -> DecodeConfig:
-    """A decoder from `key=value,..` over `base`; a first word without `=` is the confidence.
+    """A decoder from `key=value,..` over `base`; a first word without `=` is the order.
 
     Errors name the `option` that `text` was given to.
     """
@@ -40,7 +40,7 @@ def parse_decoder(text: str, base: DecodeConfig, option: str = "--decoder") -> D
     for number, part in enumerate(re.split(r",(?![^\[]*\])", text)):  # not at commas within a list
         key, equals, value = part.partition("=")
         if not equals and number == 0:
-            key, value = "confidence", part
+            key, value = "order", part
         elif not equals:
             raise UserError(f"{where}: {part!r} is not key=value")
         asked[key.removeprefix("decode.")] = _parse_value(value, where)

@@ -21,7 +21,6 @@ _KEY_ALIASES = {  # names that users of other code bring
     "confidence_threshold": "threshold",
     "unmasking_num": "tokens_per_step",
     "cfg_scale": "guidance",
-    "alg": "confidence",
 }
 
 
@@ -138,6 +137,8 @@ def _write(tree: dict[str, Any], key: str, value: Any, section: type[Section] = 
 
 def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section] = Section) -> None:
     """Writes `update` into `base`; one of the section's alternatives takes the place of the others, and of theirs."""
+    _rename_aliases(base, section)
+    update = section.rename_aliases(update)
     if any(update.get(key) is not None for key in section.alternatives):
         for key in section.alternatives:
             base.pop(key, None)
@@ -146,3 +147,9 @@ def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section] =
                 base.pop(key, None)
     for key, value in update.items():
         _write(base, key, value)
+
+
+def _rename_aliases(tree: dict[str, Any], section: type[Section]) -> None:
+    renamed = section.rename_aliases(tree)
+    tree.clear()
+    tree.update(renamed)

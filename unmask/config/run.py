@@ -6,7 +6,7 @@ into the tree that `RunConfig.from_tree` checks.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -14,7 +14,6 @@ from unmask.config.registry import resolve
 from unmask.config.settings import (
     Beta,
     DTypeName,
-    OrderName,
     Section,
     WeightsName,
     check_into,
@@ -24,6 +23,7 @@ from unmask.config.settings import (
 )
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
+from unmask.reveal import OrderName
 from unmask.training.trackers import TRACKERS
 
 
@@ -93,14 +93,16 @@ class GenerativeConfig(Section):
     model: str = Field(description="folder of a causal language model of Hugging Face's, with its tokenizer")
     samples: int = Field(64, ge=1, description="always with the same noise")
     decode: dict[str, Any] = Field(
-        {}, description="how they are drawn, over the section decode with confidence=random and temperature=1"
+        {}, description="how they are drawn, over the section decode with order=random and temperature=1"
     )
 
 
 class EvalConfig(Section):
+    aliases: ClassVar[dict[str, str]] = {"confidences": "orders"}
+
     every: int = Field(1000, ge=1, description="steps between evaluations")
     examples: int = Field(500, ge=1, description="held-out examples, always the same")
-    confidences: list[OrderName] = Field(
+    orders: list[OrderName] = Field(
         ["prob"], min_length=1, description="orders of reveals, each evaluated with each of tokens_per_step"
     )
     tokens_per_step: list[Annotated[int, Field(ge=1)]] = Field(
@@ -123,12 +125,12 @@ class EvalConfig(Section):
         return given if given is None else check_section(GenerativeConfig, given, "eval.generative")
 
     def decoders(self, base: DecodeConfig) -> list[DecodeConfig]:
-        """The grid: every confidence with every number of tokens a step."""
+        """Returns the grid: every order with every number of tokens a step."""
         former = {*base.alternatives, *base.dependents}
         base = base.model_copy(update={key: DecodeConfig.model_fields[key].default for key in former})
         return [
-            base.model_copy(update={"confidence": confidence, "tokens_per_step": tokens})
-            for confidence in self.confidences
+            base.model_copy(update={"order": order, "tokens_per_step": tokens})
+            for order in self.orders
             for tokens in self.tokens_per_step
         ]
 

@@ -5,18 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unmask.errors import UserError
-from unmask.reveal import ORDERS
-
-_ORDER_ALIASES = {
-    "low_confidence": "prob",
-    "maskgit_plus": "prob",
-    "top_k_margin": "margin",
-    "topk_margin": "margin",
-    "entropy": "neg_entropy",
-}
 
 
 def known(what: str, table: Mapping[str, object]) -> AfterValidator:
@@ -29,13 +20,6 @@ def known(what: str, table: Mapping[str, object]) -> AfterValidator:
 
     return AfterValidator(check)
 
-
-OrderName = Annotated[
-    str,
-    BeforeValidator(lambda value: _ORDER_ALIASES.get(value, value) if isinstance(value, str) else value),
-    known("order", ORDERS),
-]
-"""A key of `reveal.ORDERS`, or a name that LLaDA, Dream or PUMA users bring."""
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float64"]
 WeightsName = Literal["ema", "raw"]
@@ -52,6 +36,26 @@ class Section(BaseModel):
     """Keys of which a later one, in an override or an extending recipe, takes the place of an earlier one."""
     dependents: ClassVar[dict[str, str]] = {}
     """Keys that mean something only beside one of the alternatives, and go where another takes its place."""
+
+    aliases: ClassVar[dict[str, str]] = {}
+    """Other names of keys, which users of other code and older runs bring, and the keys that they stand for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_aliases(cls, given: Any) -> Any:
+        return cls.rename_aliases(given) if isinstance(given, dict) else given
+
+    @classmethod
+    def rename_aliases(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Returns the settings `given` with this section's own keys in place of aliases.
+
+        Raises:
+            ValueError: a key and its alias are both there.
+        """
+        for alias, key in cls.aliases.items():
+            if alias in given and key in given:
+                raise ValueError(f"{alias}={given[alias]!r} and {key}={given[key]!r} are one setting; give {key} alone")
+        return {cls.aliases.get(key, key): value for key, value in given.items()}
 
     def of_run(self, folder: Path) -> "Section":
         """These settings where the run lies in `folder`: a section may prefer copies of its files kept there."""
@@ -80,6 +84,19 @@ def check_section(section: type[SectionT], value: Any, prefix: str) -> SectionT:
         return section.model_validate(value)
     except ValidationError as error:
         raise WrongSettings("\n".join(_explain(section, detail, prefix) for detail in error.errors())) from None
+
+
+def as_section(section: type[SectionT], config: SectionT | None, settings: dict[str, Any], prefix: str) -> SectionT:
+    """Returns `config`, or the section that the keyword arguments `settings` make where there is none.
+
+    Raises:
+        UserError: wrong settings, or both are given.
+    """
+    if config is None:
+        return check_section(section, settings, prefix)
+    if settings:
+        raise UserError(f"{', '.join(settings)}: give a configuration, or its settings by keyword, not both")
+    return config
 
 
 def check_into(section: type[Section], value: Any, prefix: str, problems: list[str]) -> Section | None:

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.decoding.causal import CausalDecoder
-from unmask.decoding.config import DecodeConfig, rule_from
+from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.remasking import REMASKINGS
 from unmask.decoding.sampling import Sampling
@@ -69,8 +69,8 @@ def in_any_order(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> De
     return Decoder(
         model.predict,
         tokens.mask_id,
-        order=config.confidence,
-        rule=rule_from(config),
+        order=config.order,
+        rule=config.rule(),
         sampling=Sampling.from_config(config),
         confidence_noise=config.confidence_noise,
         block_size=model.block_size or config.block_size,
@@ -127,7 +127,7 @@ def _check_guidance(config: DecodeConfig, model: Denoiser) -> None:
 
 
 _OF_CAUSAL = {
-    "confidence": "left_to_right",
+    "order": "left_to_right",
     "tokens_per_step": 1,
     "steps": None,
     "threshold": None,

@@ -5,29 +5,25 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from unmask.config.settings import DTypeName, OrderName, Section, TokenIds, known
+from unmask.config.settings import DTypeName, Section, TokenIds, known
 from unmask.errors import UserError
-from unmask.reveal import ORDERS, PARALLEL_RULES, SCHEDULES, Fixed, RevealRule
+from unmask.reveal import PARALLEL_RULES, SCHEDULES, Fixed, RevealRule, RevealSettings
 
 
-class DecodeConfig(Section):
-    alternatives = ("steps", "threshold", "factor", "entropy_bound", "tokens_per_step")
+class DecodeConfig(RevealSettings):
+    """The settings of a section `decode`: what is revealed when, how values are chosen, what is read again."""
+
+    section = "decode"
+    exclusive = ("steps", *PARALLEL_RULES)
+    alternatives = (*exclusive, "tokens_per_step")
     dependents: ClassVar[dict[str, str]] = {"schedule": "steps", "remask": "steps", "remask_eta": "steps"}
 
-    confidence: OrderName = Field("prob", description=f"order of reveals: {', '.join(ORDERS)}")
     tokens_per_step: int = Field(
-        1, ge=1, description="positions revealed in a step; steps, threshold, factor and entropy_bound win over it"
+        1, ge=1, description="positions revealed in a step, where neither steps nor a rule such as threshold is set"
     )
     steps: int | None = Field(None, ge=1, description="number of steps")
     schedule: Annotated[str, known("schedule", SCHEDULES)] = Field(
         "linear", description=f"how the reveals are spread over the steps: {', '.join(SCHEDULES)} (few at first)"
-    )
-    threshold: float | None = Field(
-        None, gt=0, le=1, description="reveal all whose largest probability exceeds it (0.9 in 2505.22618)"
-    )
-    factor: float | None = Field(None, gt=0, description="reveal the n surest, (n + 1)(1 - probability) < factor")
-    entropy_bound: float | None = Field(
-        None, ge=0, description="reveal as many as may lose so many nats by being drawn independently"
     )
     temperature: float = Field(0.0, ge=0, description="of the sampled values; 0 = greedy")
     top_k: int | None = Field(None, ge=1, description="values are drawn from the k likeliest")
@@ -61,11 +57,17 @@ class DecodeConfig(Section):
         """Which of the alternatives says how much a step reveals, and its value."""
         return next((key, value) for key in self.alternatives if (value := getattr(self, key)) is not None)
 
+    def rule(self) -> RevealRule:
+        """Returns the rule of the alternative that is in force."""
+        key, value = self.amount
+        rules: dict[str, Any] = {**PARALLEL_RULES, "steps": SCHEDULES[self.schedule], "tokens_per_step": Fixed}
+        return rules[key](value)
+
     @property
     def is_random(self) -> bool:
         """Whether two answers to one prompt may differ."""
         draws_masks = self.remask not in ("none", "p2")
-        return bool(self.temperature or self.confidence_noise or self.confidence == "random" or draws_masks)
+        return bool(self.temperature or self.confidence_noise or self.order == "random" or draws_masks)
 
     @property
     def label(self) -> str:
@@ -74,7 +76,7 @@ class DecodeConfig(Section):
         A cache of finished blocks is exact: it decides nothing.
         """
         key, value = self.amount
-        parts = [f"{self.confidence}/{_LABELS.get(key, key)}{_shown(value)}"]
+        parts = [f"{self.order}/{_LABELS.get(key, key)}{_shown(value)}"]
         parts += [name + _shown(getattr(self, key)) for key, name in _PART_LABELS.items() if self._decides(key)]
         return "/".join(parts)
 
@@ -104,9 +106,6 @@ class DecodeConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "DecodeConfig":
-        if len(given := [key for key in self.alternatives[:-1] if getattr(self, key) is not None]) > 1:
-            values = " and ".join(f"decode.{key}={getattr(self, key)}" for key in given)
-            raise ValueError(f"{values}: give one of them")
         for key, is_possible, fix in self._needs():
             if self._is_set(key) and not is_possible:
                 raise ValueError(f"decode.{key}={getattr(self, key)} {fix}")
@@ -157,9 +156,3 @@ def check_guidance(decode: DecodeConfig, data: Section) -> None:
     else:
         fix = "and this task cannot hide them in training; set decode.guidance=0"
     raise UserError(f"decode.guidance={decode.guidance} needs a model that has also seen hidden prompts {fix}")
-
-
-def rule_from(config: DecodeConfig) -> RevealRule:
-    """The rule of the one of `DecodeConfig.alternatives` that is in force."""
-    key, value = config.amount
-    return {**PARALLEL_RULES, "steps": SCHEDULES[config.schedule], "tokens_per_step": Fixed}[key](value)

@@ -98,7 +98,7 @@ class Samples:
 
 def drawn(base: DecodeConfig, *, is_causal: bool) -> DecodeConfig:
     """`base` with values that are drawn, in random order: one token a step, these are samples of the model."""
-    order = {} if is_causal else {"confidence": "random"}
+    order = {} if is_causal else {"order": "random"}
     return base.model_copy(update=order | {"temperature": base.temperature or 1.0})
 
 

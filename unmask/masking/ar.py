@@ -11,20 +11,25 @@ from torch import Tensor
 
 from unmask.config.settings import Section
 from unmask.data.stream import ExampleStream, examples_of
-from unmask.masking.process import IndependentBatches, ProcessContext, Requirements, RowShard, score
+from unmask.masking.process import IndependentBatches, ProcessContext, Requirements, RowShard, make_batch
 from unmask.types import CleanBatch, MaskedBatch
 
 
 class NextToken(IndependentBatches):
-    """Every step takes new examples and scores their answers, up to and including the first end token.
+    """Takes new examples every step and scores their answers, up to and including the first end token.
 
     The loss, which is divided by B, is the mean NLL over the tokens of the global batch: each weighs `B / tokens`,
     never 1 / length. Needs a causal model.
+
+    Args:
+        eos_id: the end token; default: all of a canvas is the answer.
     """
 
     requirements = Requirements(is_causal=True)
 
     class Config(Section):
+        """The settings of a section `process` named `ar`: none."""
+
         name: str = "ar"
 
     def __init__(
@@ -35,21 +40,23 @@ class NextToken(IndependentBatches):
 
     @classmethod
     def from_config(cls, config: Config, context: ProcessContext) -> "NextToken":
+        """Builds the process that `config` describes."""
         return cls(shard=context.shard, eos_id=context.tokens.eos_id, seed=context.seed, device=context.device)
 
-    def _make(self, stream: ExampleStream, step: int) -> MaskedBatch:
-        """Every token weighs 1 as yet."""
+    def draw_batch(self, stream: ExampleStream, step: int) -> MaskedBatch:
+        """Returns this rank's rows of `step`, in which every token weighs 1."""
         clean = examples_of(stream, step * self.shard.total + self.shard.index(torch.device("cpu")))
         weight = torch.ones(clean.x0.shape, dtype=torch.float64)
-        return score(clean.x0, clean.x0, is_answer(clean, self.eos_id), weight)
+        return make_batch(clean.x0, clean.x0, is_answer(clean, self.eos_id), weight)
 
-    def _agree(self, batch: MaskedBatch) -> MaskedBatch:
+    def synchronise(self, batch: MaskedBatch) -> MaskedBatch:
+        """Returns `batch` with the weight `B / tokens`, tokens counted over the global batch."""
         tokens = self.shard.peers.sum(batch.weight.sum())
         return replace(batch, weight=batch.weight * (self.shard.known / max(1, tokens.item())))
 
 
 def is_answer(clean: CleanBatch, eos_id: int | None) -> Bool[Tensor, "B L"]:
-    """What an autoregressive model has to say: the answer up to and including its first end token."""
+    """Returns where the answer is: what is no prompt, up to and including the first end token."""
     eligible = ~clean.prompt_mask
     if eos_id is None:
         return eligible

@@ -11,27 +11,28 @@ conditional.
 In blocks (2503.09573), every block of a row has a stage of its own, and what is said of a row above holds for a block;
 a row is done when all its blocks are.
 
-Dimensions: B rows of the global batch, b rows of this process, N blocks of a row (1 in plain diffusion), K stages.
+Dimensions: B rows of the global batch, b rows of this process, N blocks of a row (1 in plain diffusion), S positions of
+a block, L_b maskable ones, K stages.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from pydantic import AfterValidator, Field, SerializeAsAny, field_validator
 from torch import Tensor
 
 from unmask import noise
-from unmask.blocks import blocks_of, count_blocks, in_blocks
-from unmask.errors import require
+from unmask.blocks import blocks_of, in_blocks
+from unmask.data.stream import ExampleStream
 from unmask.masking import time, weights
-from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows, parallel_rule
-from unmask.masking.process import ProcessContext, RowShard, score_masked
-from unmask.masking.time import UNIFORM, Density, DensityConfig, Uniform
+from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows
+from unmask.masking.process import masked_batch
+from unmask.masking.time import DensityConfig, Uniform
 from unmask.masking.uniform import TIME
 from unmask.noise import Purpose
+from unmask.reveal import most_confident
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
 
@@ -52,18 +53,14 @@ StageSchedule = Annotated[
 class PumaPool(Pool):
     """The masking process: a pool that follows the model, stage by stage.
 
-    Args:
-        num_stages: K. A row passes through about K masks, from all masked to almost none.
-        stage_schedule: [[step, K], ...]: from that step on, K changes. Rows keep their masks and are re-bucketed.
-        time: density of the masked fraction: the K stages have equal mass, so that the pool's rows follow it.
-        threshold: with it, positions whose top-1 probability exceeds it are revealed at once, whatever the stage.
-        factor: in place of it, `reveal.Factor`.
-        entropy_bound: in place of it, `reveal.EntropyBound`; needs the confidence `neg_entropy`.
-        confidence: what orders the reveals: `prob`, `margin`, `neg_entropy` or `random`.
-        block_size: S. Each block of S positions passes through stages of its own.
+    A row passes through about K masks, from all masked to almost none. At stage s of K, `round(r L_b)` of its L_b
+    maskable positions are visible, with r ~ U[s / K, (s + 1) / K) under uniform times. Settings and arguments are those
+    of `PumaPool.Config` and `Pool`.
     """
 
     class Config(PoolConfig):
+        """The settings of a section `process` named `puma`."""
+
         name: str = "puma"
         num_stages: int = Field(8, ge=1, description="K: masks that a row passes through")
         stage_schedule: StageSchedule = Field(
@@ -76,118 +73,94 @@ class PumaPool(Pool):
         def _read_time(cls, value: Any) -> Any:
             return time.read(value, "process.time")
 
-    def __init__(
-        self,
-        *,
-        mask_id: int,
-        shard: RowShard,
-        num_stages: int = 8,
-        stage_schedule: Sequence[Sequence[int]] | None = None,
-        time: Density = UNIFORM,
-        threshold: float | None = None,
-        factor: float | None = None,
-        entropy_bound: float | None = None,
-        confidence: str = "prob",
-        block_size: int | None = None,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(
-            mask_id=mask_id,
-            shard=shard,
-            also=parallel_rule(confidence, threshold=threshold, factor=factor, entropy_bound=entropy_bound),
-            confidence=confidence,
-            block_size=block_size,
-            seed=seed,
-            device=device,
-        )
-        require(num_stages >= 1, "num_stages", num_stages, "1 or more")
-        self.num_stages = num_stages
-        self.stage_schedule = dict(_check_schedule([(step, k) for step, k in stage_schedule or []]))
-        self.revealed_share = time.mirrored.to(self.device)
+    config: Config
 
-    @classmethod
-    def from_config(cls, config: Config, context: ProcessContext) -> "PumaPool":
-        count_blocks(context.tokens.length, config.block_size)  # refuses what does not divide
-        return cls(
-            mask_id=context.tokens.mask_id,
-            shard=context.shard,
-            seed=context.seed,
-            device=context.device,
-            num_stages=config.num_stages,
-            stage_schedule=config.stage_schedule,
-            time=config.time.density(),
-            threshold=config.threshold,
-            factor=config.factor,
-            entropy_bound=config.entropy_bound,
-            confidence=config.confidence,
-            block_size=config.block_size,
-        )
+    def __init__(self, config: Config | None = None, **arguments: Any) -> None:
+        super().__init__(config, **arguments)
+        self.num_stages = self.config.num_stages
+        self.revealed_share = self.config.time.density().mirrored.to(self.device)
+        """Density of the visible fraction r = 1 - t; the K stages have equal mass under it."""
 
+    def next_batch(self, stream: ExampleStream) -> MaskedBatch:
+        """Returns the pool as it stands, with examples of `stream` in place of rows that are done.
+
+        The loss is `sum(weight * nll) / B`. Called again before `observe`, it gives the same batch.
+        """
+        if self.rows is None:
+            clean, example, place = self.first_examples(stream)
+            # Stages are spread evenly over K, also where there are more stages than blocks.
+            num_blocks = self.shard.total * place.shape[1]
+            rows = self._new_rows(clean, example, stage=place * self.num_stages // num_blocks)
+        else:
+            clean, example = self.next_examples(self.rows, stream)
+            rows = self.refill(self.rows, self._new_rows(clean, example, stage=torch.zeros_like(self.rows.stage)))
+        self.rows = rows
+        weight = weights.per_masked(rows.masked, rows.eligible)
+        return self.carry(rows, masked_batch(rows.x0, rows.xt(self.mask_id), self.mask_id, weight))
+
+    @torch.no_grad()
     def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
-        super().observe(batch, stats)
-        if self.step in self.stage_schedule:
-            self._change_num_stages(self.stage_schedule[self.step])
-
-    def _count(self, pool: PoolRows) -> Int[Tensor, "b N"]:
-        num_revealed = pool.num_revealed
-        target = self._draw_num_revealed(
-            pool.num_maskable, pool.stage + 1, Purpose.TARGET, pool.example.unsqueeze(1), pool.block_visit
-        )
-        return target.maximum(num_revealed + 1) - num_revealed
-
-    def _advance(self, pool: PoolRows) -> Bool[Tensor, "b N"]:
-        stage = pool.stage + 1
-        if self.also is not None:
-            # What jumped ahead skips stages; never back, or a block with L_b < K would not leave its stage.
-            stage = stage.maximum(self._stage_of(pool))
-        pool.stage = stage.clamp(max=self.num_stages)
-        return stage >= self.num_stages
+        """Unmasks every block of the pool one stage further; `stats` are the model's on `batch`, before its update."""
+        rows = self.rows
+        assert rows is not None, "observe follows next_batch"
+        masked, length, revealed = rows.masked, rows.num_maskable, rows.num_revealed  # (b, N, S), (b, N), (b, N)
+        score = self.scores(rows, batch, stats)
+        # 1. Every block moves on one stage, and draws how much of it that stage shows: at least one position more.
+        stage = rows.stage + 1
+        target = self._draw_num_revealed(length, stage, Purpose.TARGET, rows.example.unsqueeze(1), rows.block_visit)
+        target = target.maximum(revealed + 1)
+        # 2. Its most confident positions are revealed up to there, with their true tokens.
+        reveal = most_confident(score, masked, target - revealed)
+        # 3. So is whatever the model is sure of. A block that jumps ahead skips stages, and never goes back: one with
+        #    L_b < K would not leave its stage.
+        if self.rule is not None:
+            reveal = reveal | self.rule(self.reveal_state(rows, batch, stats, score))
+            stage = stage.maximum(self._stage_of(revealed + reveal.sum(dim=-1), length))
+        # 4. At stage K a block is done: all of it is shown. A row is refilled when all its blocks are.
+        is_done = stage >= self.num_stages
+        self.advance(rows, stats, reveal=reveal, stage=stage.clamp(max=self.num_stages), is_done=is_done)
+        # 5. Where K changes, blocks keep their masks and take the stage of the new K that their share stands for.
+        self._change_num_stages(rows)
 
     def _draw_num_revealed(
         self, num_maskable: Int[Tensor, "b N"], stage: Int[Tensor, "b N"], purpose: Purpose, *keys: Int[Tensor, "b ..."]
     ) -> Int[Tensor, "b N"]:
-        """`round(r L_b)`, at most L_b - 1; below r lies the mass u ~ U[stage / K, (stage + 1) / K).
+        """Draws `round(r L_b)`, at most L_b - 1; below r lies the mass u ~ U[stage / K, (stage + 1) / K).
 
         Under uniform times r = u.
         """
         r = self.revealed_share.icdf((stage + noise.uniform(self.seed, purpose, *keys)) / self.num_stages)
         return (r * num_maskable).round().long().minimum(num_maskable - 1)
 
-    def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], order: Int[Tensor, "b N"]) -> PoolRows:
-        """Stages are spread evenly over K (also where there are more than blocks)."""
-        return self._new_rows(clean, example, order * self.num_stages // (self.shard.total * order.shape[1]))
-
-    def _fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"]) -> PoolRows:
-        return self._new_rows(clean, example, example.new_zeros(len(example), self._num_blocks(clean)))
+    def _stage_of(self, num_revealed: Int[Tensor, "b N"], num_maskable: Int[Tensor, "b N"]) -> Int[Tensor, "b N"]:
+        """Returns `floor(K F)`, F being the mass below a block's revealed share; under uniform times that share."""
+        mass = self.revealed_share.cdf(num_revealed / num_maskable.clamp(min=1).double())
+        return (self.num_stages * mass + 1e-9).floor().long()  # whole where K revealed / L_b is
 
     def _new_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], stage: Int[Tensor, "b N"]) -> PoolRows:
+        """Makes rows at these stages, positions revealed at random."""
         num_blocks = stage.shape[1]
         num_maskable = in_blocks(~clean.prompt_mask, num_blocks).sum(dim=-1)
         num_revealed = self._draw_num_revealed(num_maskable, stage, Purpose.REFILL, blocks_of(example, num_blocks))
         return new_rows(clean, example, stage, num_revealed, self.seed)
 
-    def _as_batch(self, pool: PoolRows) -> MaskedBatch:
-        weight = weights.per_masked(pool.masked, pool.eligible)
-        return score_masked(pool.x0, pool.xt(self.mask_id), self.mask_id, weight)
-
-    def _change_num_stages(self, num_stages: int) -> None:
-        """Rows keep their masks; a block gets the stage, of the new K, that its revealed fraction stands for."""
-        self.num_stages = num_stages
-        if self.pool is not None:
-            self.pool.stage = self._stage_of(self.pool).clamp(max=num_stages - 1)
-
-    def _stage_of(self, pool: PoolRows) -> Int[Tensor, "b N"]:
-        """`floor(K F)`, F being the mass below a block's revealed share; under uniform times that share itself."""
-        mass = self.revealed_share.cdf(pool.num_revealed / pool.num_maskable.clamp(min=1).double())
-        return (self.num_stages * mass + 1e-9).floor().long()  # whole where K revealed / L_b is
+    def _change_num_stages(self, rows: PoolRows) -> None:
+        """Changes K where the schedule does so at this step."""
+        changes = dict(self.config.stage_schedule)
+        if self.step in changes:
+            self.num_stages = changes[self.step]
+            stage = self._stage_of(rows.num_revealed, rows.num_maskable)
+            rows.stage = stage.clamp(max=self.num_stages - 1)
 
     def metrics(self) -> dict[str, float]:
+        """Returns `Pool.metrics` and K."""
         return {"puma/num_stages": float(self.num_stages), **super().metrics()}
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns `Pool.state_dict` and K."""
         return {**super().state_dict(), "num_stages": self.num_stages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`, bit for bit."""
         super().load_state_dict(state)
         self.num_stages = state["num_stages"]

@@ -11,37 +11,36 @@ Dimensions: B rows of the global batch, b rows of this process, N blocks of a ro
 a block, L of a row.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
-from unmask.blocks import count_blocks, in_blocks, over_positions
-from unmask.errors import require
+from unmask.blocks import in_blocks, over_positions
+from unmask.data.stream import ExampleStream
 from unmask.masking import weights
 from unmask.masking.ar import is_answer
-from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows, parallel_rule
-from unmask.masking.process import ProcessContext, RowShard, score
-from unmask.types import CleanBatch, MaskedBatch
+from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows
+from unmask.masking.process import make_batch
+from unmask.reveal import most_confident
+from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
 
 class VariablePumaPool(Pool):
-    """The masking process: after a step, the `tokens_per_step` surest and all above the threshold are revealed.
+    """The masking process: after a step, the `tokens_per_step` most confident and all above the threshold are revealed.
 
     Padding, which is what follows the first end token, is no part of the loss, but may be revealed as anything else:
     which positions are padding is hidden. A row is done when all of its answer is visible. The weight of a masked token
     is `min(1/t, weight_cap) / L_eff` with t the masked share of its block's whole canvas: it does not tell the answer's
-    length.
-
-    Args:
-        tokens_per_step: u, which every block reveals after every step.
-        threshold: also reveal what the model gives more than this probability; `factor` and `entropy_bound` in place of
-            it are as in `PumaPool`.
-        weight_cap: keeps the weights of rows that are almost visible in bounds. It biases: the loss is not the NELBO.
-        eos_id: the end token; None: all of a canvas is the answer.
+    length. The cap biases: the loss is not the NELBO. Settings and arguments are those of `VariablePumaPool.Config` and
+    `Pool`; without `eos_id` all of a canvas is the answer.
     """
 
     class Config(PoolConfig):
+        """The settings of a section `process` named `puma_variable`."""
+
         name: str = "puma_variable"
         tokens_per_step: int = Field(32, ge=1, description="u: tokens that a block reveals after every step")
         threshold: float | None = Field(
@@ -49,83 +48,63 @@ class VariablePumaPool(Pool):
         )
         weight_cap: float = Field(5.0, gt=0, description="largest 1/t in the loss")
 
-    def __init__(
-        self,
-        *,
-        mask_id: int,
-        shard: RowShard,
-        tokens_per_step: int = 32,
-        threshold: float | None = 0.9,
-        factor: float | None = None,
-        entropy_bound: float | None = None,
-        confidence: str = "prob",
-        weight_cap: float = 5.0,
-        eos_id: int | None = None,
-        block_size: int | None = None,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(
-            mask_id=mask_id,
-            shard=shard,
-            also=parallel_rule(confidence, threshold=threshold, factor=factor, entropy_bound=entropy_bound),
-            confidence=confidence,
-            block_size=block_size,
-            seed=seed,
-            device=device,
-        )
-        require(tokens_per_step >= 1, "tokens_per_step", tokens_per_step, "1 or more")
-        self.tokens_per_step = tokens_per_step
-        self.weight_cap = weight_cap
-        self.eos_id = eos_id
+    config: Config
 
-    @classmethod
-    def from_config(cls, config: Config, context: ProcessContext) -> "VariablePumaPool":
-        count_blocks(context.tokens.length, config.block_size)  # refuses what does not divide
-        return cls(
-            mask_id=context.tokens.mask_id,
-            shard=context.shard,
-            tokens_per_step=config.tokens_per_step,
-            threshold=config.threshold,
-            factor=config.factor,
-            entropy_bound=config.entropy_bound,
-            confidence=config.confidence,
-            weight_cap=config.weight_cap,
-            eos_id=context.tokens.eos_id,
-            block_size=config.block_size,
-            seed=context.seed,
-            device=context.device,
-        )
+    def __init__(self, config: Config | None = None, **arguments: Any) -> None:
+        super().__init__(config, **arguments)
 
-    def _count(self, pool: PoolRows) -> Int[Tensor, "b N"]:
-        return torch.full_like(pool.stage, self.tokens_per_step)
+    def next_batch(self, stream: ExampleStream) -> MaskedBatch:
+        """Returns the pool as it stands, with examples of `stream` in place of rows that are done.
 
-    def _advance(self, pool: PoolRows) -> Bool[Tensor, "b N"]:
-        pool.stage = pool.stage + 1
-        return ~self._has_left(pool)
+        The loss is `sum(weight * nll) / B`. Called again before `observe`, it gives the same batch.
+        """
+        if self.rows is None:
+            rows = self._first_rows(*self.first_examples(stream))
+        else:
+            clean, example = self.next_examples(self.rows, stream)
+            rows = self.refill(self.rows, self._fresh_rows(clean, example, self.rows.num_blocks))
+        self.rows = rows
+        weight = over_positions(weights.capped(rows.masked, rows.eligible, self.config.weight_cap), rows.x0.shape[1])
+        is_left = rows.is_masked & self._is_answer(rows)
+        batch = make_batch(rows.x0, rows.xt(self.mask_id), rows.is_masked, weight * is_left)
+        return self.carry(rows, batch)
 
-    def _is_left(self, pool: PoolRows) -> Bool[Tensor, "b L"]:
-        """What of the answer is still masked."""
-        return pool.is_masked & is_answer(CleanBatch(x0=pool.x0, prompt_mask=pool.prompt_mask), self.eos_id)
+    @torch.no_grad()
+    def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
+        """Reveals more of every block; `stats` are the model's on `batch`, before its update."""
+        rows = self.rows
+        assert rows is not None, "observe follows next_batch"
+        score = self.scores(rows, batch, stats)
+        # 1. The most confident positions of every block are revealed, with their true tokens.
+        count = torch.full_like(rows.stage, self.config.tokens_per_step)
+        reveal = most_confident(score, rows.masked, count)
+        # 2. So is whatever the model is sure of.
+        if self.rule is not None:
+            reveal = reveal | self.rule(self.reveal_state(rows, batch, stats, score))
+        # 3. A block is done when nothing of the answer is masked: the padding that still is tells nothing new.
+        is_left = rows.masked & ~reveal & rows.in_blocks(self._is_answer(rows))
+        self.advance(rows, stats, reveal=reveal, stage=rows.stage + 1, is_done=~is_left.any(dim=-1))
 
-    def _has_left(self, pool: PoolRows) -> Bool[Tensor, "b N"]:
-        return pool.in_blocks(self._is_left(pool)).any(dim=-1)
+    def _is_answer(self, rows: PoolRows) -> Bool[Tensor, "b L"]:
+        return is_answer(CleanBatch(x0=rows.x0, prompt_mask=rows.prompt_mask), self.eos_id)
 
-    def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], order: Int[Tensor, "b N"]) -> PoolRows:
-        """Spread evenly from all masked to almost nothing; what leaves no answer to learn starts all masked."""
-        num_maskable = in_blocks(~clean.prompt_mask, order.shape[1]).sum(dim=-1)
-        num_revealed = order * num_maskable // (self.shard.total * order.shape[1])
-        rows = new_rows(clean, example, torch.zeros_like(order), num_revealed, self.seed)
+    def _has_left(self, rows: PoolRows) -> Bool[Tensor, "b N"]:
+        """True where something of the answer is masked."""
+        return rows.in_blocks(rows.is_masked & self._is_answer(rows)).any(dim=-1)
+
+    def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], place: Int[Tensor, "b N"]) -> PoolRows:
+        """Spreads rows evenly from all masked to almost nothing; where no answer is left to learn, all is masked."""
+        num_maskable = in_blocks(~clean.prompt_mask, place.shape[1]).sum(dim=-1)
+        num_revealed = place * num_maskable // (self.shard.total * place.shape[1])
+        rows = new_rows(clean, example, torch.zeros_like(place), num_revealed, self.seed)
         has_left = over_positions(self._has_left(rows), clean.x0.shape[1])
-        rows.is_masked = torch.where(has_left, rows.is_masked, self._fresh_rows(clean, example).is_masked)
+        fresh = self._fresh_rows(clean, example, place.shape[1])
+        rows.is_masked = torch.where(has_left, rows.is_masked, fresh.is_masked)
         return rows
 
-    def _fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"]) -> PoolRows:
-        none = example.new_zeros(len(example), self._num_blocks(clean))
+    def _fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], num_blocks: int) -> PoolRows:
+        """Makes rows that are all masked, but for blocks beyond the end of the answer, which start done."""
+        none = example.new_zeros(len(example), num_blocks)
         rows = new_rows(clean, example, none, none, self.seed)
-        rows.finish(~self._has_left(rows))  # beyond the end of the answer
+        rows.is_masked = rows.is_masked & over_positions(self._has_left(rows), clean.x0.shape[1])
         return rows
-
-    def _as_batch(self, pool: PoolRows) -> MaskedBatch:
-        weight = over_positions(weights.capped(pool.masked, pool.eligible, self.weight_cap), pool.x0.shape[1])
-        return score(pool.x0, pool.xt(self.mask_id), pool.is_masked, weight * self._is_left(pool))

@@ -1,5 +1,6 @@
 """Masks drawn independently of the model: the standard masked diffusion baseline, other densities of times, and blocks.
 
+A step draws a time t for every block and masks that share of it, chosen uniformly.
 Dimensions: b rows of this process, N blocks of a row (1 in plain diffusion), S positions of a block, L of a row.
 """
 
@@ -14,12 +15,11 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import count_blocks, in_blocks
-from unmask.config.settings import Section, known
+from unmask.config.settings import Section, as_section, known
 from unmask.data.stream import ExampleStream, examples_of
-from unmask.errors import UserError, choose
 from unmask.masking import time, weights
-from unmask.masking.process import IndependentBatches, ProcessContext, Requirements, RowShard, score_masked
-from unmask.masking.time import UNIFORM, Density, DensityConfig, Uniform, masked_count, stratified
+from unmask.masking.process import IndependentBatches, ProcessContext, Requirements, RowShard, masked_batch
+from unmask.masking.time import Density, DensityConfig, Uniform, masked_count, stratified
 from unmask.masking.weights import WEIGHTS, MaskSample
 from unmask.noise import Purpose
 from unmask.reveal import most_confident
@@ -32,7 +32,7 @@ TIME = "density of the masked fraction t: a name, or settings with a name"
 def draw_exactly(
     q: Density, t: Float[Tensor, "b N"], eligible: Bool[Tensor, "b N S"], example: Int[Tensor, "b"], seed: int
 ) -> MaskSample:
-    """n = ceil(t L_b) positions of each block; P(n) is the mass of q on ((n - 1) / L_b, n / L_b]."""
+    """Masks n = ceil(t L_b) positions of each block; P(n) is the mass of q on ((n - 1) / L_b, n / L_b]."""
     num_maskable = eligible.sum(dim=-1)
     count = masked_count(t, num_maskable)
     length = num_maskable.clamp(min=1)
@@ -49,7 +49,7 @@ def draw_exactly(
 def draw_independently(
     q: Density, t: Float[Tensor, "b N"], eligible: Bool[Tensor, "b N S"], example: Int[Tensor, "b"], seed: int
 ) -> MaskSample:
-    """Each position with probability t. A block may have nothing masked."""
+    """Masks each position with probability t. A block may have nothing masked."""
     score = in_blocks(_noise(eligible, example, seed, Purpose.MASK), eligible.shape[1])
     is_masked = eligible & (score < t.unsqueeze(-1))
     return MaskSample(is_masked=is_masked, eligible=eligible, t=t, ratio=q.density(t), mean_t=q.mean)
@@ -59,20 +59,26 @@ DRAWS: dict[str, Callable[..., MaskSample]] = {"exact": draw_exactly, "independe
 
 
 class RandomMasking(IndependentBatches):
-    """Every step takes new examples, draws a time t for each block, and masks that share of it, chosen uniformly.
+    """Takes new examples every step, draws a time t for each block, and masks that share of it, chosen uniformly.
 
-    With uniform t and the weight `per_masked` this is the NELBO per maskable token. Other densities of t train on other
-    masks, to the same minimiser: a training loss under them is no NELBO, unless weighted by `importance` without a cap.
+    With uniform t and the weight `per_masked` the loss is the NELBO per maskable token. Other densities of t train on
+    other masks, to the same minimiser: a training loss under them is no NELBO, unless weighted by `importance` without
+    a cap.
 
     Args:
-        time: the density that times are drawn from.
-        weight: a key of `weights.WEIGHTS`.
-        weight_cap: of the weight `importance`.
-        masking: a key of `DRAWS`: how many positions are masked at the time t.
-        block_size: S, of rows in blocks.
+        config: the settings; they may be given as keywords instead, as in `RandomMasking(weight="flat", ...)`.
+        mask_id: the mask token.
+        shard: the rows of the global batch that are trained here.
+        seed: keys all noise.
+        device: where batches are sent.
+
+    Raises:
+        UserError: wrong settings.
     """
 
     class Config(Section):
+        """The settings of a section `process` named `uniform`."""
+
         name: str = "uniform"
         time: SerializeAsAny[DensityConfig] = Field(Uniform(), description=TIME)
         weight: Annotated[str, known("weight", WEIGHTS)] = Field("per_masked", description=f"{', '.join(WEIGHTS)}")
@@ -100,53 +106,49 @@ class RandomMasking(IndependentBatches):
 
     def __init__(
         self,
+        config: Config | None = None,
         *,
         mask_id: int,
         shard: RowShard,
-        time: Density = UNIFORM,
-        weight: str = "per_masked",
-        weight_cap: float | None = None,
-        masking: str = "exact",
-        block_size: int | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(shard=shard, seed=seed, device=device)
+        config = as_section(self.Config, config, settings, "process")
         self.mask_id = mask_id
-        self.time = time
-        if weight_cap is not None and weight != "importance":
-            raise UserError(f"weight_cap={weight_cap}: is for weight='importance', not {weight!r}; leave it out")
-        capped = {} if weight_cap is None else {"cap": weight_cap}
-        self.weight = partial(choose(WEIGHTS, "weight", weight), **capped)
-        self.draw = choose(DRAWS, "masking", masking)
-        self.block_size = block_size
-        self.requirements = Requirements(block_size=block_size)
+        self.block_size = config.block_size
+        self.time = config.time.density()
+        self.draw = DRAWS[config.masking]
+        capped = {} if config.weight_cap is None else {"cap": config.weight_cap}
+        self.weight = partial(WEIGHTS[config.weight], **capped)
+        self.requirements = Requirements(block_size=config.block_size)
 
     @classmethod
     def from_config(cls, config: Config, context: ProcessContext) -> "RandomMasking":
-        count_blocks(context.tokens.length, config.block_size)  # refuses what does not divide
+        """Builds the process that `config` describes.
+
+        Raises:
+            UserError: blocks that do not fill a row.
+        """
+        count_blocks(context.tokens.length, config.block_size)
         return cls(
-            mask_id=context.tokens.mask_id,
-            shard=context.shard,
-            time=config.time.density(),
-            weight=config.weight,
-            weight_cap=config.weight_cap,
-            masking=config.masking,
-            block_size=config.block_size,
-            seed=context.seed,
-            device=context.device,
+            config, mask_id=context.tokens.mask_id, shard=context.shard, seed=context.seed, device=context.device
         )
 
-    def _make(self, stream: ExampleStream, step: int) -> MaskedBatch:
+    def draw_batch(self, stream: ExampleStream, step: int) -> MaskedBatch:
+        """Returns this rank's rows of `step`: a function of the step alone."""
         rows = self.shard.index(torch.device("cpu"))
         example = step * self.shard.total + rows
         clean = examples_of(stream, example)
         eligible = in_blocks(~clean.prompt_mask, count_blocks(clean.x0.shape[1], self.block_size))
         t = stratified(self.time, rows, self.shard.total, self.seed, step, eligible.shape[1])
-        drawn = self.draw(self.time, t, eligible, example, self.seed)
-        return _as_batch(clean, drawn.is_masked, self.mask_id, self.weight(drawn))
+        sample = self.draw(self.time, t, eligible, example, self.seed)
+        xt = torch.where(sample.is_masked.flatten(1), self.mask_id, clean.x0)
+        return masked_batch(clean.x0, xt, self.mask_id, self.weight(sample))
 
     def metrics(self) -> dict[str, float]:
+        """Returns the mean masked share."""
         return {"train/mean_t": self.time.mean}
 
 
@@ -156,14 +158,8 @@ def mask_blocks(
     """Masks n = ceil(t L_b) of the L_b maskable positions of each block; weight `weights.per_masked`."""
     eligible = in_blocks(~clean.prompt_mask, t.shape[1])
     is_masked = mask_exactly(eligible, masked_count(t, eligible.sum(dim=-1)), example, seed, Purpose.MASK, *keys)
-    return _as_batch(clean, is_masked, mask_id, weights.per_masked(is_masked, eligible))
-
-
-def _as_batch(
-    clean: CleanBatch, is_masked: Bool[Tensor, "b N S"], mask_id: int, weight: Float[Tensor, "b N"]
-) -> MaskedBatch:
     xt = torch.where(is_masked.flatten(1), mask_id, clean.x0)
-    return score_masked(clean.x0, xt, mask_id, weight)
+    return masked_batch(clean.x0, xt, mask_id, weights.per_masked(is_masked, eligible))
 
 
 def mask_exactly(
@@ -174,7 +170,7 @@ def mask_exactly(
     purpose: Purpose,
     *keys: int,
 ) -> Bool[Tensor, "b N S"]:
-    """`count` eligible positions of each block, every set of that size equally likely; noise keyed by the example."""
+    """Masks `count` eligible positions of each block, every set of that size equally likely; keyed by the example."""
     score = _noise(eligible, example, seed, purpose, *keys)
     return most_confident(in_blocks(score, eligible.shape[1]), eligible, count)
 

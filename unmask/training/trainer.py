@@ -19,7 +19,7 @@ from unmask.config.run import RunConfig
 from unmask.config.settings import name_of
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
-from unmask.masking.process import MaskingProcess, ProcessContext, score_masked
+from unmask.masking.process import MaskingProcess, ProcessContext, masked_batch
 from unmask.models.attention import train_with
 from unmask.models.build import build_denoiser
 from unmask.models.ema import Ema
@@ -156,7 +156,7 @@ class Trainer:
         xt[:, 0] = x0[:, 0]  # alignment=next needs one to start from
         on_cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(on_cuda):
-            self._backward(score_masked(x0, xt, self.tokens.mask_id, torch.zeros(shape[0], device=self.device)))
+            self._backward(masked_batch(x0, xt, self.tokens.mask_id, torch.zeros(shape[0], device=self.device)))
         self.optimizer.zero_grad()
 
     def step(self) -> StepReport:

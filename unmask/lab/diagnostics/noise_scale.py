@@ -16,7 +16,7 @@ from unmask.evaluation.nelbo import Estimate
 from unmask.lab.diagnostics.measures import bin_index
 from unmask.lab.diagnostics.simulation import simulate_masking
 from unmask.lab.diagnostics.subject import Subject
-from unmask.masking.process import score
+from unmask.masking.process import make_batch
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
 from unmask.types import CleanBatch, MaskedBatch
@@ -102,7 +102,7 @@ def _canvases(batch: MaskedBatch, examples: CleanBatch, subject: Subject) -> Ite
         own = torch.zeros_like(in_blocks(is_scored[row : row + 1], num_blocks))
         own[:, n] = True
         one = slice(row, row + 1)
-        unit = score(batch.x0[one], batch.xt[one], is_scored[one] & own.flatten(1), weights[one])
+        unit = make_batch(batch.x0[one], batch.xt[one], is_scored[one] & own.flatten(1), weights[one])
         yield row, int(bins[row, n]), unit
 
 
