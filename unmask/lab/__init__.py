@@ -1,1 +1,1 @@
-"""Comparing and explaining runs: benchmarks, diagnostics and the report. Nothing outside imports it but `cli/`."""
+"""Compares and explains runs: benchmarks, diagnostics, comparisons and the report. Only `cli/` imports it."""

@@ -1,1 +1,1 @@
-"""What explains a training: measured on a run's checkpoint, one file a diagnostic."""
+"""Measurements on a run's checkpoint that explain its training, one file for each diagnostic."""

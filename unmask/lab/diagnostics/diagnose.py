@@ -1,4 +1,4 @@
-"""All diagnostics of a run, by name."""
+"""Runs the diagnostics of a run, by name."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -18,12 +18,12 @@ from unmask.lab.diagnostics.subject import NotApplicable, Subject
 PARTS = ("nll", "mismatch", "overfitting", "noise")
 CHEAP = PARTS[:3]
 MOST_DECODED = 16
-"""Examples that the mismatch is measured on, at most: each is decoded and trained on several times."""
+"""Largest number of examples that the mismatch is measured on: each is decoded and trained on several times."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What could be measured; the reasons for what could not are in `missing`, by part."""
+    """The measurements of a run; `missing` holds the reason for each part that could not be measured."""
 
     step: int
     weights: str
@@ -44,16 +44,17 @@ def diagnose(
     per_bin: int = 48,
     on_progress: Callable[[float], None] = lambda done: None,
 ) -> Diagnosis:
-    """Measures `parts`; `on_progress` is told how many of them are done.
+    """Measures `parts`.
 
     Args:
-        examples: held-out ones; of the mismatch `MOST_DECODED` at most.
-        draws: masks of each example.
-        decoder: whose masks are compared with those of training; the run's own unless given.
+        examples: number of held-out examples (for the mismatch, at most `MOST_DECODED`).
+        draws: masks drawn for each example.
+        decoder: the decoder whose masks are compared with those of training (default: the run's own).
         per_bin: gradients in each bin of the noise scale.
+        on_progress: called with the number of parts that are done, fractions included.
 
     Raises:
-        UserError: the model cannot decode so, or its data are gone.
+        UserError: the model does not support this decoder, or its data are gone.
     """
     chosen = decoder or subject.config.decode
     if not subject.model.is_causal:  # before any work: whether it can be decoded so
@@ -78,7 +79,7 @@ def diagnose(
 
 
 def to_json(value: Any) -> Any:
-    """Of dataclasses, as JSON has it; null where a number is not known, or no token is visible at any distance."""
+    """Converts dataclasses to JSON values, with None for numbers that are not finite and for distances to nothing."""
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: to_json(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, dict):

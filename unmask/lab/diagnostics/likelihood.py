@@ -1,4 +1,4 @@
-"""What is hard to predict: the NLL of masked tokens by how much is masked, and by how far away the visible ones are.
+"""Measures the NLL of masked tokens by the masked share and by the distance to the nearest visible token.
 
 Dimensions: B rows of a batch, L positions.
 """
@@ -22,32 +22,38 @@ from unmask.types import CleanBatch
 RATES = [k / 10 for k in range(11)]
 _LARGEST = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, NOWHERE - 1, NOWHERE]
 DISTANCES = [0.0, *map(float, _LARGEST)]
-"""Edges: 1, 2, 3, 4, 5 to 6, .., and where nothing is visible."""
+"""Edges of the bins of distance: 1, 2, 3, 4, 5 to 6, .., and a last bin for nothing visible."""
 MIDDLE = (0.4, 0.6)
+"""The masked shares, (low, high], of `MaskedNll.distance_middle`."""
 
 
 @dataclass(frozen=True)
 class MaskedNll:
-    """Nats per masked token, in bins. A token weighs `L_b / n_b`, as in the NELBO: over the bins of a list,
-    `sum(share x value)` is the NELBO per maskable token, under the masks of `evaluation.nelbo`."""
+    """The mean NLL of masked tokens (nats), in bins.
+
+    A token weighs `L_b / n_b`, as in the NELBO. So for each list of bins `sum(share x value)` is the NELBO per maskable
+    token, under the masks of `evaluation.nelbo`.
+    """
 
     rate: list[Bin]
-    """By the masked share n_b / L_b of the row's (the block's) maskable positions."""
+    """Bins of the masked share n_b / L_b of the row's (or block's) maskable positions."""
     distance: list[Bin]
-    """By positions to the nearest visible token, on either side."""
+    """Bins of the number of positions to the nearest visible token, on either side."""
     left: list[Bin]
-    """By positions to the nearest visible token on the left: at 1, with all hidden that follows, an AR model's task."""
+    """Bins of the number of positions to the nearest visible token on the left. At 1, and with all that follows masked,
+    this is an autoregressive model's task."""
     distance_middle: list[Bin]
-    """As `distance`, where the masked share is in `MIDDLE`: of distance alone, as more masked means further away."""
+    """The bins of `distance`, for masked shares in `MIDDLE` only. This separates the effect of distance from the effect
+    of the masked share: where more is masked, visible tokens are further away."""
 
 
 def measure_nll(
     subject: Subject, examples: CleanBatch, *, draws: int, on_progress: Callable[[float], None]
 ) -> MaskedNll:
-    """Of held-out examples.
+    """Measures the NLL of held-out examples in bins.
 
     Raises:
-        NotApplicable: nothing is ever masked, or the answers are not known as tokens.
+        NotApplicable: the model is causal, so nothing is ever masked, or the answers are not known as tokens.
     """
     if subject.model.is_causal:
         raise NotApplicable("a causal model is asked with nothing masked: each token has its left neighbour")
@@ -68,7 +74,7 @@ def masked_nll(
     dtype: str = "float32",
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> MaskedNll:
-    """Under uniform masks, the same ones as `nelbo` takes of these examples."""
+    """Measures the NLL under uniform masks: the masks that `nelbo` draws for these examples."""
     tally = _Tally(len(examples), count_blocks(examples.x0.shape[1], model.block_size))
     done = 0
     for rows, batch in uniform_masks(model, examples, draws=draws, seed=seed, batch_size=batch_size):
@@ -81,7 +87,7 @@ def masked_nll(
 
 
 class _Tally:
-    """Tokens, by all that they are looked at by."""
+    """Sums over tokens, in the bins of all four lists of `MaskedNll`."""
 
     def __init__(self, num_examples: int, num_blocks: int) -> None:
         self.num_blocks = num_blocks
@@ -95,11 +101,15 @@ class _Tally:
         is_masked: Bool[Tensor, "B L"],
         nll: Float[Tensor, "B L"],
     ) -> None:
-        """`nll` is nan where nothing was predicted."""
+        """Adds the tokens of a batch. `nll` is nan where nothing was predicted."""
+        length = is_masked.shape[1]
         is_scored = ~nll.isnan()
-        num_masked, num_maskable = (self._count(which) for which in (is_masked & ~prompt_mask, ~prompt_mask))
-        left, right = distance_to_visible(is_masked, is_masked.shape[1] // self.num_blocks)
-        rate = num_masked[is_scored].double() / num_maskable[is_scored]  # of fp32, 3 / 10 would be above 0.3
+        num_masked, num_maskable = (  # in the position's block
+            over_positions(in_blocks(which, self.num_blocks).sum(dim=-1), length)
+            for which in (is_masked & ~prompt_mask, ~prompt_mask)
+        )
+        left, right = distance_to_visible(is_masked, length // self.num_blocks)
+        rate = num_masked[is_scored].double() / num_maskable[is_scored]  # in fp32, 3 / 10 would be above 0.3
         nearest = left.minimum(right)[is_scored]
         is_middle = (rate > MIDDLE[0]) & (rate <= MIDDLE[1])
         row = example.unsqueeze(1).expand_as(nll)[is_scored]
@@ -108,10 +118,6 @@ class _Tally:
         self.distance.add(row, nearest, weight, value)
         self.left.add(row, left[is_scored], weight, value)
         self.middle.add(row[is_middle], nearest[is_middle], weight[is_middle], value[is_middle])
-
-    def _count(self, which: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-        """How many of the position's block."""
-        return over_positions(in_blocks(which, self.num_blocks).sum(dim=-1), which.shape[1])
 
     def result(self) -> MaskedNll:
         return MaskedNll(*(bins.means() for bins in (self.rate, self.distance, self.left, self.middle)))

@@ -1,15 +1,6 @@
-"""Means by bin, whose standard errors know that the tokens of one example are no independent draws.
+"""The statistics of the diagnostics: means in bins, distances to visible tokens, and MMD^2 between sets of masks.
 
-Dimensions: R examples, K bins, M tokens.
-
-How far a masked token is from what the model sees.
-
-Dimensions: B rows, L positions.
-
-The squared maximum mean discrepancy of two sets of masks, with a kernel of their Hamming distance (2012, Gretton et
-al., JMLR 13).
-
-Dimensions: P and Q masks, S positions.
+Dimensions: R examples, K bins, M tokens; B rows, L positions; P and Q masks, S positions.
 """
 
 from collections.abc import Sequence
@@ -20,10 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+NOWHERE = 2**31 - 1
+"""The distance if nothing is visible on that side."""
+WIDTH = 0.25
+"""Bandwidth h of the kernel: masks that differ at a quarter of the maskable positions have k = 1 / e."""
+
 
 @dataclass(frozen=True)
 class Bin:
-    """The mean of a quantity where another is in (low, high]."""
+    """The mean of one quantity over the tokens for which another quantity is in (low, high]."""
 
     low: float
     high: float
@@ -31,18 +27,18 @@ class Bin:
     """The mean of that other quantity in the bin."""
     value: float
     stderr: float
-    """nan where the tokens are of one example."""
+    """nan if all tokens come from one example."""
     share: float
-    """Of the weight that all bins hold."""
+    """The bin's share of the weight in all bins."""
     tokens: int
 
 
 class Bins:
-    """Weighted means of what falls into the bins (edges[k], edges[k + 1]].
+    """Weighted means of the tokens in each of the bins (edges[k], edges[k + 1]].
 
     With S_rk and W_rk the sums of `weight x value` and of `weight` of example r in bin k, the mean is
-    `sum_r S_rk / sum_r W_rk`, and its standard error that of a ratio over independent examples, as in
-    `evaluation/nelbo.py`.
+    `sum_r S_rk / sum_r W_rk`. Tokens of one example are not independent, so the standard error is that of a ratio over
+    independent examples, as in `evaluation/nelbo.py`.
     """
 
     def __init__(self, edges: Sequence[float], num_examples: int) -> None:
@@ -57,7 +53,7 @@ class Bins:
         weight: Shaped[Tensor, "M"],
         value: Float[Tensor, "M"],
     ) -> None:
-        """Tokens of these examples; those that are outside of all bins do not count."""
+        """Adds tokens of the examples numbered `example`. Tokens outside all bins are ignored."""
         number = torch.searchsorted(self.edges, at.double()) - 1
         inside = (number >= 0) & (number < self._value.shape[1])
         index = (example[inside], number[inside])
@@ -71,7 +67,7 @@ class Bins:
             table.index_put_(index, each, accumulate=True)
 
     def means(self) -> list[Bin]:
-        """Of the bins that hold anything."""
+        """Returns the bins that hold any tokens."""
         total = self._weight.sum(dim=0)
         mean = self._value.sum(dim=0) / total
         rows = len(self._value)
@@ -93,20 +89,20 @@ class Bins:
 
 
 def bin_index(count: Int[Tensor, "*b"], total: Int[Tensor, "*#b"], num_bins: int) -> Int[Tensor, "*b"]:
-    """k where count / total is in (k / num_bins, (k + 1) / num_bins], in whole numbers; -1 where the count is 0."""
+    """Returns the k for which count / total is in (k / num_bins, (k + 1) / num_bins]; -1 where the count is 0.
+
+    Computed in integers, so that shares at an edge fall into the right bin.
+    """
     return -(-count * num_bins).div(total.clamp(min=1), rounding_mode="floor") - 1
-
-
-NOWHERE = 2**31 - 1
-"""The distance where nothing is visible on that side."""
 
 
 def distance_to_visible(
     is_masked: Bool[Tensor, "B L"], block_size: int | None = None
 ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-    """Positions to the nearest visible one on the left and on the right: 1 is the neighbour, 0 a visible one itself.
+    """Counts the positions to the nearest visible one on the left and on the right.
 
-    In blocks, a position sees all that precedes its block, whatever is masked there, and nothing that follows it.
+    The neighbour is at distance 1, and a visible position at distance 0 from itself. In blocks, a position sees
+    everything before its block, whether it is masked or not, and nothing after it.
     """
     length = is_masked.shape[1]
     position = torch.arange(length, device=is_masked.device)
@@ -120,14 +116,12 @@ def distance_to_visible(
     )
 
 
-WIDTH = 0.25
-"""h of the kernel: masks that differ at a quarter of the maskable positions have k = 1 / e."""
-
-
 @dataclass(frozen=True)
 class MaskSet:
-    """Masks of one example. Those of one copy belong together: a trajectory of decoding, a row's life in a pool. Copies
-    are independent of each other."""
+    """Masks of one canvas, in independent copies.
+
+    The masks of one copy belong together: they are one decoding, or the time that an example spends in a pool.
+    """
 
     is_masked: Bool[Tensor, "P S"]
     copy: Int[Tensor, "P"]
@@ -137,24 +131,27 @@ class MaskSet:
 
     @property
     def is_enough(self) -> bool:
-        """Whether there are masks of two copies."""
+        """True if there are masks of at least two copies."""
         return len(self.copy.unique()) > 1
 
 
 def kernel(x: Bool[Tensor, "P S"], y: Bool[Tensor, "Q S"], num_maskable: int) -> Float[Tensor, "P Q"]:
-    """`exp(-H / (h L_b))`, H their Hamming distance."""
+    """Computes `exp(-H / (h L_b))`, with H the Hamming distance of each pair of masks."""
     return torch.exp(-hamming(x, y) / (WIDTH * num_maskable))
 
 
 def hamming(x: Bool[Tensor, "P S"], y: Bool[Tensor, "Q S"]) -> Float[Tensor, "P Q"]:
-    """The number of positions at which one is masked and the other is not."""
+    """Counts the positions at which exactly one mask of each pair is masked."""
     a, b = x.double(), y.double()
     return a.sum(dim=1, keepdim=True) + b.sum(dim=1) - 2 * a @ b.T
 
 
 def mmd2(x: MaskSet, y: MaskSet, num_maskable: int) -> float:
-    """`E k(x, x') + E k(y, y') - 2 E k(x, y)`, x and x' (y and y') from different copies: 0 on average where the two
-    have one distribution, so that it may come out below 0. Each side needs two copies."""
+    """Estimates the squared maximum mean discrepancy of two sets of masks (Gretton et al. 2012, JMLR 13).
+
+    The estimate is `E k(x, x') + E k(y, y') - 2 E k(x, y)`, with x and x' (y and y') from different copies. It is
+    unbiased: 0 on average if both have one distribution, so it may be negative. Each side needs two copies.
+    """
     across = kernel(x.is_masked, y.is_masked, num_maskable).mean()
     return (_within(x, num_maskable) + _within(y, num_maskable) - 2 * across).item()
 

@@ -1,7 +1,9 @@
-"""Whether a run trains on the masks that its decoder meets: PUMA's argument, as a number.
+"""Measures how far the masks of training are from the masks that the decoder meets: PUMA's argument, as a number.
 
-Example by example: which cells of *this* board are hidden. (Over all boards alike, PUMA's masks and uniform ones can
-look the same.) Dimensions: R examples, N blocks of a row, L positions, S of a block.
+Masks are compared example by example: which cells of *this* board are masked. (Averaged over boards, PUMA's masks and
+uniform ones can look the same.)
+
+Dimensions: B rows, R examples, N blocks of a row, L positions, S positions of a block.
 """
 
 from collections import defaultdict
@@ -31,12 +33,14 @@ from unmask.types import CleanBatch
 
 NUM_BINS = 5
 COPIES = 8
-"""Lives in training of each example; half as many of decoding would be equal where a decoder draws nothing."""
+"""Copies of each example in the simulated training."""
 DECODINGS = 2
+"""Decodings of each example: enough for MMD^2, and all equal if the decoder is not random."""
 STEPS = 8
+"""Smallest number of steps to simulate of the run's process, and the number of steps of uniform masks."""
 
 Canvases = dict[int, MaskSet]
-"""By canvas: row r in plain diffusion, block n of it as r N + n."""
+"""Masks by canvas: r N + n is the canvas of block n of row r (N = 1 in plain diffusion)."""
 
 
 @dataclass(frozen=True)
@@ -44,33 +48,35 @@ class Distance:
     """MMD^2 between masks of training and of decoding, a mean over examples."""
 
     whole: Estimate
-    """Of all masks, as they come: how many are hidden counts too."""
+    """Between all masks, so that the number of masked positions counts too."""
     matched: Estimate
-    """Of masks with about as many hidden: the mean over the bins."""
+    """Between masks in the same bin of the masked share: the mean over the bins."""
     by_share: list[tuple[float, Estimate]]
-    """Of the masks in each bin of the masked share, by the bin's middle."""
+    """The middle of each bin of the masked share, and MMD^2 between the masks in that bin."""
     differing: Estimate
-    """The share of maskable positions at which a mask of training and one of decoding, of one bin, differ on average.
-    (Of the two alone: MMD^2 also asks whether masks of training are as much like each other as those of decoding.)"""
+    """The share of maskable positions at which a mask of training and a mask of decoding from the same bin differ, on
+    average. (MMD^2 also compares the masks within each set.)"""
 
 
 @dataclass(frozen=True)
 class Mismatch:
+    """The distances of two kinds of training masks to the masks that the decoder meets."""
+
     decoder: str
     examples: int
     trained: Distance
-    """The run's own masks against those that its decoder meets."""
+    """For the run's own masks."""
     uniform: Distance
-    """Uniform masks against those."""
+    """For uniform masks."""
 
 
 def measure_mismatch(
     subject: Subject, examples: CleanBatch, decoder: DecodeConfig, *, on_progress: Callable[[float], None]
 ) -> Mismatch:
-    """On held-out examples.
+    """Compares the masks of training and of decoding on held-out examples.
 
     Raises:
-        NotApplicable: a causal model, or hidden answers that a process cannot be shown.
+        NotApplicable: the model is causal, or the answers are not known as tokens.
     """
     if subject.model.is_causal:
         raise NotApplicable("a causal model is trained and decodes left to right: there are no masks to differ")
@@ -85,28 +91,21 @@ def measure_mismatch(
             subject, examples, copies=COPIES, least=STEPS, on_progress=lambda share: on_progress(0.4 + 0.5 * share)
         )
     mask_id = subject.task.tokens.mask_id
-    trained = group_by_canvas(((_rows(batch.xt), batch.xt == mask_id) for batch in batches), len(examples), size)
-    uniform = group_by_canvas(_uniform(examples, mask_id, size), len(examples), size)
-    maskable = _maskable(examples, size)
+    trained = group_by_canvas(
+        ((torch.arange(len(batch.xt)), batch.xt == mask_id) for batch in batches), len(examples), size
+    )
+    uniform = group_by_canvas(_draw_uniform(examples, mask_id, size), len(examples), size)
+    num_blocks = count_blocks(examples.x0.shape[1], size)
+    maskable = in_blocks(~examples.prompt_mask, num_blocks).sum(dim=-1).tolist()  # L_b of every block (R, N)
     return Mismatch(
         decoder.label, len(examples), distance(trained, decoded, maskable), distance(uniform, decoded, maskable)
     )
 
 
-def _maskable(examples: CleanBatch, block_size: int | None) -> list[list[int]]:
-    """L_b of every block (R, N)."""
-    num_blocks = count_blocks(examples.x0.shape[1], block_size)
-    return in_blocks(~examples.prompt_mask, num_blocks).sum(dim=-1).tolist()
-
-
-def _rows(xt: Tensor) -> Tensor:
-    return torch.arange(len(xt))
-
-
-def _uniform(
+def _draw_uniform(
     examples: CleanBatch, mask_id: int, block_size: int | None
 ) -> Iterator[tuple[Tensor, Bool[Tensor, "B L"]]]:
-    """As `simulate_masking` would give them, of the process `uniform`."""
+    """Draws the masks that `simulate_masking` would return for the process `uniform`."""
     rows = torch.arange(len(examples) * COPIES)
     every = CleanBatch(x0=examples.x0.repeat(COPIES, 1), prompt_mask=examples.prompt_mask.repeat(COPIES, 1))
     seed, num_blocks = noise.integer(0, Purpose.EVALUATE, 1), count_blocks(examples.x0.shape[1], block_size)
@@ -116,7 +115,7 @@ def _uniform(
 
 
 def find_decoding_masks(decoder: Decoder, examples: CleanBatch, subject: Subject) -> Canvases:
-    """The masks of every step of decoding; of a model in blocks, of the block that is being decoded."""
+    """Records the masks of every decoding step; for a block model, those of the block that is being decoded."""
     witness, device = RecordingDecoder(decoder), subject.trainer.device
     with torch.no_grad(), autocast(subject.trainer.dtype, device):
         witness.decode(examples.masked(decoder.mask_id).repeat(DECODINGS, 1).to(device))
@@ -135,8 +134,10 @@ def group_by_canvas(
     num_examples: int,
     block_size: int | None,
 ) -> Canvases:
-    """Masks by canvas, of batches of (row, is_masked); row c R + r is copy c of example r. Blocks in which nothing is
-    masked are no masks."""
+    """Sorts the masks of batches (row, is_masked) by canvas. Row c R + r is copy c of example r.
+
+    Blocks with nothing masked are left out.
+    """
     found: dict[int, list[tuple[int, Tensor]]] = defaultdict(list)
     for rows, is_masked in batches:
         num_blocks = count_blocks(is_masked.shape[1], block_size)
@@ -151,7 +152,10 @@ def group_by_canvas(
 
 
 def distance(trained: Canvases, decoded: Canvases, maskable: list[list[int]]) -> Distance:
-    """A canvas, or a bin of one, counts if both sides have masks of two copies there."""
+    """Measures MMD^2 over the canvases, and bins of them, for which both sides have masks of two copies.
+
+    `maskable` holds L_b of every block (R, N).
+    """
     whole, matched, differing = [], [], []
     for r, lengths in enumerate(maskable):
         pairs = [
@@ -177,7 +181,7 @@ def distance(trained: Canvases, decoded: Canvases, maskable: list[list[int]]) ->
 
 @dataclass(frozen=True)
 class _Pair:
-    """The masks of one canvas, of training and of decoding."""
+    """The masks of training and of decoding for one canvas."""
 
     x: MaskSet
     y: MaskSet
@@ -204,13 +208,13 @@ class _Pair:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Of those that are known."""
+    """Returns the mean of the values that are not nan; nan if there are none."""
     known = [value for value in values if not isnan(value)]
     return sum(known) / len(known) if known else nan
 
 
 def _over_examples(values: Sequence[float]) -> Estimate:
-    """The mean and its standard error: examples are independent."""
+    """Returns the mean and its standard error; examples are independent."""
     known = torch.tensor([value for value in values if not isnan(value)], dtype=torch.float64)
     error = known.std().item() / len(known) ** 0.5 if len(known) > 1 else nan
     return Estimate(known.mean().item() if len(known) else nan, error)

@@ -1,4 +1,4 @@
-"""How noisy the gradient is at each masked share: the simple noise scale (McCandlish et al. 2018, 1812.06162).
+"""Measures the noise of the gradient at each masked share: the simple noise scale (McCandlish et al. 2018, 1812.06162).
 
 Dimensions: P parameters, A groups of gradients, L positions.
 """
@@ -27,26 +27,29 @@ _GROUPS = 8
 
 @dataclass(frozen=True)
 class BinNoise:
-    """Of canvases (rows, or blocks of them) whose masked share is in (low, high]; where nothing ever is masked, 0."""
+    """The gradient noise of canvases (rows, or blocks of them) whose masked share is in (low, high].
+
+    Canvases with nothing masked, such as a causal model's, have both bounds 0.
+    """
 
     low: float
     high: float
     canvases: int
     signal: Estimate
-    """|G|^2, of the mean gradient. Unbiased, so that it may come out below 0."""
+    """|G|^2, the squared norm of the mean gradient. Unbiased, so it may be negative."""
     variance: Estimate
     """tr(Sigma), the sum of the variances of one canvas's gradient. Unbiased."""
     scale: Estimate
-    """tr(Sigma) / |G|^2: the number of canvases in a batch at which noise and signal are equal."""
+    """tr(Sigma) / |G|^2: the number of canvases in a batch for which noise and signal are equal."""
 
     @property
     def is_measured(self) -> bool:
-        """Whether |G|^2 is two standard errors above 0; else `least` is all that can be said of the scale."""
+        """True if |G|^2 is two standard errors above 0; if not, only the lower bound `least` of the scale is known."""
         return self.signal.value > 2 * self.signal.stderr
 
     @property
     def least(self) -> float:
-        """A lower bound of the scale: with |G|^2 two standard errors above its estimate."""
+        """The lower bound of the scale that takes |G|^2 two standard errors above its estimate."""
         return self.variance.value / (max(0.0, self.signal.value) + 2 * self.signal.stderr)
 
 
@@ -57,7 +60,7 @@ class NoiseScale:
 
 
 def measure_noise_scale(subject: Subject, *, per_bin: int, on_progress: Callable[[float], None]) -> NoiseScale:
-    """Of the run's loss with its weights, on its own masks of training examples that come next."""
+    """Measures the gradient noise of the run's loss, on its own masks of the training examples that come next."""
     trainer = subject.trainer
     upcoming = trainer.process.examples_seen + 2 * trainer.shard.total + torch.arange(NUM_BINS * per_bin)
     examples = trainer.stream[upcoming]
@@ -70,18 +73,17 @@ def measure_noise_scale(subject: Subject, *, per_bin: int, on_progress: Callable
         for done, (number, unit) in enumerate(units, start=1):
             moments.setdefault(number, Moments()).add(gradient(subject.model, unit.to(trainer.device), trainer.dtype))
             on_progress(0.4 + 0.6 * done / len(units))
-    return NoiseScale(subject.gradient_weights, [_in_bin(k, own) for k, own in sorted(moments.items())])
-
-
-def _in_bin(number: int, moments: "Moments") -> BinNoise:
-    low, high = max(0, number) / NUM_BINS, (number + 1) / NUM_BINS
-    return BinNoise(low, high, moments.count, *moments.estimates())
+    bins = [
+        BinNoise(max(0, k) / NUM_BINS, (k + 1) / NUM_BINS, own.count, *own.estimates())
+        for k, own in sorted(moments.items())
+    ]
+    return NoiseScale(subject.gradient_weights, bins)
 
 
 def _units(
     batches: Sequence[MaskedBatch], examples: CleanBatch, subject: Subject, per_bin: int
 ) -> list[tuple[int, MaskedBatch]]:
-    """Canvases with the number of their bin (-1: nothing is masked), an example once in each."""
+    """Collects canvases with the number of their bin (-1: nothing is masked), each example at most once in each bin."""
     found: dict[int, dict[int, MaskedBatch]] = {}
     for batch in batches:
         for row, number, unit in _canvases(batch, examples, subject):
@@ -92,7 +94,7 @@ def _units(
 
 
 def _canvases(batch: MaskedBatch, examples: CleanBatch, subject: Subject) -> Iterator[tuple[int, int, MaskedBatch]]:
-    """Row, number of the bin and batch of one, for each canvas that the loss looks at."""
+    """Yields row, number of the bin, and a batch of that canvas alone, for each canvas that has a loss."""
     is_scored = batch.scatter(torch.ones(len(batch.scored)), 0.0) > 0
     weights, num_blocks = batch.scatter(batch.weight, 0.0), count_blocks(batch.x0.shape[1], subject.model.block_size)
     is_masked = (batch.xt == subject.task.tokens.mask_id) & ~examples.prompt_mask
@@ -107,7 +109,7 @@ def _canvases(batch: MaskedBatch, examples: CleanBatch, subject: Subject) -> Ite
 
 
 def gradient(model: Denoiser, batch: MaskedBatch, dtype: str) -> Float[Tensor, "P"]:
-    """Of the batch's loss, summed over its rows."""
+    """Computes the gradient of the batch's loss, summed over its rows."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.zero_grad()
     with autocast(dtype, batch.x0.device):
@@ -120,11 +122,11 @@ def gradient(model: Denoiser, batch: MaskedBatch, dtype: str) -> Float[Tensor, "
 
 
 class Moments:
-    """Of independent gradients g: all that their mean's square and their variance need, without keeping each.
+    """Running sums over independent gradients g, from which |G|^2 and tr(Sigma) follow without keeping each gradient.
 
-    With S the sum of n gradients and q the sum of their squares, `(|S|^2 - q) / (n (n - 1))` is |G|^2 without bias, and
-    `q / n` minus that tr(Sigma). (The small and the large batch of McCandlish et al., appendix A.1, of 1 and of n.)
-    Standard errors are the jackknife's, that leaves out one group of gradients at a time.
+    With S the sum of n gradients and q the sum of their squared norms, `(|S|^2 - q) / (n (n - 1))` estimates |G|^2
+    without bias, and `q / n` minus that estimates tr(Sigma). (This is appendix A.1 of McCandlish et al., with a small
+    batch of 1 and a large one of n.) Standard errors are jackknifed: one group of gradients is left out at a time.
     """
 
     def __init__(self) -> None:
@@ -143,7 +145,7 @@ class Moments:
         self.count += 1
 
     def estimates(self) -> tuple[Estimate, Estimate, Estimate]:
-        """|G|^2, tr(Sigma) and their ratio; unknown (nan) of fewer than two gradients, or without any signal."""
+        """Returns |G|^2, tr(Sigma) and their ratio; nan for fewer than two gradients, the ratio also without signal."""
         used = len(self._sums)
         products = torch.tensor([[(a.double() @ b.double()).item() for b in self._sums] for a in self._sums])
         products, q, n = products.double(), self._squares[:used], self._counts[:used]
@@ -172,6 +174,6 @@ def _moments(square_of_sum: float, sum_of_squares: float, n: float) -> tuple[flo
 
 
 def _jackknife(values: Sequence[float]) -> float:
-    """From estimates that each leave out one group."""
+    """Computes the standard error from estimates that each leave out one group."""
     each = torch.tensor(values, dtype=torch.float64)
     return ((len(each) - 1) / len(each) * ((each - each.mean()) ** 2).sum()).sqrt().item()

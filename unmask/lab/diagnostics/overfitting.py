@@ -1,4 +1,4 @@
-"""Whether a run knows the examples that it has trained on better than others.
+"""Compares the likelihood of examples that a run has trained on with that of held-out ones.
 
 Dimensions: B rows of the global batch, R examples.
 """
@@ -20,47 +20,37 @@ from unmask.types import CleanBatch
 
 @dataclass(frozen=True)
 class Overfitting:
+    """The NELBO (for a causal model: NLL) of examples trained on and held out, and how often a run saw its data."""
+
     examples_seen: int
-    """Drawn from the training stream."""
+    """Examples drawn from the training stream."""
     distinct: int
-    """Of the data set, before any augmentation."""
+    """Distinct examples among them, before any augmentation."""
     passes: float
-    """Over the data set."""
+    """Passes over the data set."""
     steps_per_example: float
-    """That an example is trained on, one after the other, each time it is drawn: 1, or a row's life in a pool."""
+    """Consecutive training steps on an example each time it is drawn: 1, or more in a pool."""
     visits: float
-    """That a distinct example has had in all: `steps x B / distinct`."""
+    """Training steps on each distinct example in all: `steps x B / distinct`."""
     examples: int
     recent: Estimate | None
-    """NELBO (of a causal model: NLL) of the last examples that were trained on to their end."""
+    """The last examples whose training has finished; None if there are none."""
     early: Estimate
-    """Of the first ones."""
+    """The first examples trained on."""
     held_out: Estimate
 
     def gap(self, trained: Estimate) -> Estimate:
-        """By how much held-out examples are harder: nats per maskable token, above 0 where the run overfits."""
+        """Returns held out minus `trained`, in nats per maskable token: above 0 if the run overfits."""
         return Estimate(self.held_out.value - trained.value, hypot(self.held_out.stderr, trained.stderr))
-
-
-@dataclass(frozen=True)
-class _Recorder:
-    """A stream that remembers what was asked for."""
-
-    stream: ExampleStream
-    asked: list[int] = field(default_factory=list)
-
-    def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
-        self.asked.extend(number.tolist())
-        return self.stream[number]
 
 
 def measure_overfitting(
     subject: Subject, held_out: CleanBatch, *, draws: int, on_progress: Callable[[float], None]
 ) -> Overfitting:
-    """As of the checkpoint. Looks at what the process draws next, which moves it on.
+    """Measures the overfitting of the checkpoint. Draws the next batch from the process, which advances it.
 
     Raises:
-        NotApplicable: answers that are not known as tokens, or nothing was trained on yet.
+        NotApplicable: the answers are not known as tokens, or nothing was trained on yet.
     """
     if not held_out.is_known(subject.task.tokens.mask_id):
         raise NotApplicable("the held-out answers are not known as tokens, so they have no likelihood")
@@ -92,16 +82,28 @@ def measure_overfitting(
 
 
 def find_last_finished(subject: Subject, limit: int) -> Int[Tensor, "R"]:
-    """The numbers, in the training stream, of up to `limit` examples that were trained on to their end, newest first.
+    """Returns the numbers, in the training stream, of up to `limit` examples whose training is finished, newest first.
 
-    Row r takes the examples r, r + B, r + 2 B, .. in turn. Whichever process it is, what is asked for next is at most
-    two examples ahead of the last one that its row is done with.
+    Row r takes the examples r, r + B, r + 2 B, .. in turn. In every process, the example that a row requests next is at
+    most two after the last one that it has finished.
     """
     trainer = subject.trainer
-    recorder, total = _Recorder(trainer.stream), trainer.shard.total
-    trainer.process.load_state_dict(trainer.process.state_dict())  # what it has read ahead is asked for again
+    recorder, total = _RecordingStream(trainer.stream), trainer.shard.total
+    trainer.process.load_state_dict(trainer.process.state_dict())  # so that prefetched examples are requested again
     trainer.process.next_batch(recorder)
-    upcoming = torch.tensor(recorder.asked[: trainer.shard.size], dtype=torch.long)
-    lives = -(-limit // max(1, len(upcoming)))
-    number = torch.cat([upcoming - (2 + back) * total for back in range(lives)])
+    upcoming = torch.tensor(recorder.requested[: trainer.shard.size], dtype=torch.long)
+    rounds = -(-limit // max(1, len(upcoming)))
+    number = torch.cat([upcoming - (2 + back) * total for back in range(rounds)])
     return number[number >= 0].sort(descending=True).values[:limit]
+
+
+@dataclass(frozen=True)
+class _RecordingStream:
+    """A stream that records the numbers of the examples requested from it."""
+
+    stream: ExampleStream
+    requested: list[int] = field(default_factory=list)
+
+    def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
+        self.requested.extend(number.tolist())
+        return self.stream[number]

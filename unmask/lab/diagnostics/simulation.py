@@ -1,4 +1,4 @@
-"""What a run's masking process would show of given examples, with its model as it is.
+"""Simulates a run's masking process on given examples, with its model as it is.
 
 Dimensions: R examples, C copies of each, B = R C rows, L positions.
 """
@@ -24,8 +24,11 @@ _MOST_STEPS = 64
 
 @dataclass(frozen=True)
 class RepeatedExamples:
-    """A stream that goes through `examples` again and again. Row r of a process whose rows are a multiple of R always
-    holds example r mod R; its copies differ in their number in the stream, so in their noise."""
+    """A stream that repeats `examples` for ever.
+
+    If the number of rows is a multiple of R, row r always holds example r mod R. Copies of an example differ in their
+    number in the stream, and so in their noise.
+    """
 
     examples: CleanBatch
 
@@ -38,9 +41,12 @@ class RepeatedExamples:
 def simulate_masking(
     subject: Subject, examples: CleanBatch, *, copies: int, least: int, on_progress: Callable[[float], None]
 ) -> list[MaskedBatch]:
-    """Batches of the rows (copy, example), copy by copy, after as many examples have been drawn anew as there are rows:
-    what a pool starts with is masked at random. As many steps as that took, `least` at least. What a self-conditioned
-    model was told is not kept: it is as large as a hidden state."""
+    """Runs the masking process without training, and returns its batches of the rows (copy, example), copy by copy.
+
+    A pool starts with random masks. So batches count only after a warm-up, in which as many new examples are drawn as
+    there are rows; then the process runs for as many steps as the warm-up took, and at least `least`. The estimates of
+    a self-conditioned model are dropped: each is as large as a hidden state.
+    """
     process, stream = _fresh_process(subject, len(examples) * copies), RepeatedExamples(examples)
     batches: list[MaskedBatch] = []
     num_warm, start = 0, 0
@@ -58,7 +64,7 @@ def simulate_masking(
 
 
 def _fresh_process(subject: Subject, num_rows: int) -> MaskingProcess:
-    """The run's process as far as it has come, with rows of its own."""
+    """Builds the run's process in its present state, but with new rows."""
     config, trainer = subject.config, subject.trainer
     context = ProcessContext(
         tokens=subject.task.tokens,

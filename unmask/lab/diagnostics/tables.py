@@ -1,4 +1,4 @@
-"""What diagnostics say, as tables for people."""
+"""Shows diagnostics as tables of text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from unmask.lab.diagnostics.overfitting import Overfitting
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table, the first column of which names the rows."""
+    """A table of text, whose first column names the rows."""
 
     title: str
     columns: Sequence[str]
@@ -23,7 +23,7 @@ class TextTable:
 
 
 def tables(found: Diagnosis) -> list[TextTable]:
-    """Of the parts that were measured."""
+    """Returns the tables of the parts that were measured."""
     return [
         *(_nll_tables(found.nll) if found.nll else ()),
         *([_mismatch_table(found.mismatch)] if found.mismatch else ()),
@@ -49,11 +49,13 @@ def _nll_tables(nll: MaskedNll) -> list[TextTable]:
 
 
 def _distances(bins: Sequence[Bin]) -> list[list[str]]:
-    return [[span(own), _plus_minus(own.value, own.stderr), f"{own.share:.1%}", str(own.tokens)] for own in bins]
+    return [
+        [format_distances(own), _plus_minus(own.value, own.stderr), f"{own.share:.1%}", str(own.tokens)] for own in bins
+    ]
 
 
-def span(own: Bin) -> str:
-    """The distances of a bin."""
+def format_distances(own: Bin) -> str:
+    """Formats the distances of a bin."""
     low, high = int(own.low) + 1, int(own.high)
     if high == NOWHERE:
         return "nothing visible"
@@ -88,7 +90,7 @@ def _overfitting_table(found: Overfitting) -> TextTable:
 
 
 def overfitting_row(found: Overfitting) -> tuple[str, ...]:
-    """Drawn, distinct, visits, held out, trained on last, and the gap."""
+    """Returns examples drawn, distinct ones, visits, NELBO held out, NELBO trained on last, and the gap, as text."""
     counts = f"{found.examples_seen:,}", f"{found.distinct:,}", f"{found.visits:.2f}"
     recent = ("unknown",) * 2 if found.recent is None else (_estimate(found.recent), _estimate(found.gap(found.recent)))
     return *counts, _estimate(found.held_out), *recent
