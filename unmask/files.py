@@ -117,6 +117,44 @@ def cache_folder(asked: str | None = None) -> Path:
     return Path(os.environ.get("UNMASK_CACHE", base / "unmask"))
 
 
+class FileLock:
+    """An exclusive flock on the file `path`, which is made if missing; it ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
+        OSError: the file cannot be opened for writing.
+    """
+
+    def __init__(self, path: Path, *, wait: bool) -> None:
+        self._file = path.open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "FileLock":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @staticmethod
+    def is_held(path: Path) -> bool:
+        """True if a process holds the lock now; False too if the file is missing or cannot be read."""
+        try:
+            with path.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """A lock on what is to be at `path`: the first process makes it, others wait for it.
@@ -126,9 +164,8 @@ def exclusive(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(path.name + ".lock").open("w")
+        lock = FileLock(path.with_name(path.name + ".lock"), wait=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be written: {error}; set data.cache_dir or UNMASK_CACHE") from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield

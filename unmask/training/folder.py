@@ -1,6 +1,5 @@
 """The folder of a run: its configuration, environment, metrics and checkpoints, held by one process at a time."""
 
-import fcntl
 import json
 import os
 import platform
@@ -10,7 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import yaml
@@ -43,7 +42,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
-        self._lock: TextIO | None = None
+        self._lock: files.FileLock | None = None
 
     def exists(self) -> bool:
         return (self.path / "config.yaml").exists()
@@ -76,10 +75,13 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / _LOCK).open("w")
+            self._lock = files.FileLock(self.path / _LOCK, wait=False)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.path}: another process is training here; wait for it, or use another --out"
+            ) from None
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error}; name another folder with --out") from error
-        self._hold()
         self.check(config, resume=resume)  # again: another process may have come and gone since
         self._compare_environment(environment, warn)
         self._compare_schedule(config, warn)
@@ -92,29 +94,12 @@ class RunFolder:
 
     def is_held(self) -> bool:
         """Whether a process is training here now."""
-        try:
-            with (self.path / _LOCK).open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # no such file: never trained here, or copied from elsewhere
-            return False
-        return False
+        return files.FileLock.is_held(self.path / _LOCK)  # no such file: never trained here, or copied from elsewhere
 
     def close(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-    def _hold(self) -> None:
-        """An flock: it ends with the process, however that ends."""
-        assert self._lock is not None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{self.path}: another process is training here; wait for it, or use another --out"
-            ) from None
 
     def _check_same(self, config: RunConfig) -> None:
         held = read_config(self.path)

@@ -5,7 +5,6 @@ The folder of an unfinished preparation: its shards, and what it was asked to do
 Batches to shards, in several processes and yet in order.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -56,9 +55,11 @@ class Work:
         self.store = folder / "store"
         self._shards = folder / "shards"
         self._shards.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
         try:
-            self._hold()
+            self._lock = files.FileLock(folder / "lock", wait=False)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process works here; wait for it, or use another --out") from None
+        try:
             self._check(json.loads(json.dumps(identity)))
         except UserError:
             self.close()
@@ -79,13 +80,6 @@ class Work:
 
     def delete(self) -> None:
         shutil.rmtree(self.folder)
-
-    def _hold(self) -> None:
-        """An flock: it ends with the process, however that ends."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{self.folder}: another process works here; wait for it, or use another --out") from None
 
     def _check(self, identity: dict[str, Any]) -> None:
         path = self.folder / _MANIFEST
