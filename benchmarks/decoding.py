@@ -23,7 +23,6 @@ from unmask.cli.options import parse_decoder
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.lab.report.chart import Chart, Line
-from unmask.masking.ar import is_answer
 from unmask.masking.process import make_batch
 from unmask.models.denoiser import Denoiser
 from unmask.tasks.task import build_task
@@ -88,7 +87,7 @@ def likelihood(
     if critic is None:
         return {}
     answers = CleanBatch(x0=tokens, prompt_mask=held_out.prompt_mask)
-    is_scored = is_answer(answers, eos_id)
+    is_scored = answers.answer_mask(eos_id)
     total = 0.0
     for rows in torch.arange(len(tokens)).split(32):
         batch = make_batch(tokens[rows], tokens[rows], is_scored[rows], torch.ones(tokens[rows].shape))

@@ -67,6 +67,14 @@ class CleanBatch:
         """Whether the answers are known as tokens, so that they have a likelihood."""
         return not bool((self.x0 == mask_id).any())
 
+    def answer_mask(self, eos_id: int | None) -> Bool[Tensor, "B L"]:
+        """True at the answer: what follows the prompt, up to and including the first `eos_id`; all of it if None."""
+        eligible = ~self.prompt_mask
+        if eos_id is None:
+            return eligible
+        is_end = eligible & (self.x0 == eos_id)
+        return eligible & (is_end.cumsum(dim=-1) - is_end.long() == 0)
+
     def masked(self, mask_id: int) -> Int[Tensor, "B L"]:
         """The canvas at t = 1: the prompt, and `mask_id` everywhere else."""
         return torch.where(self.prompt_mask, self.x0, mask_id)

@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.helpers import RandomStream, random_stats
 from unmask.errors import UserError
 from unmask.evaluation.nelbo import nll
-from unmask.masking.ar import NextToken, is_answer
+from unmask.masking.ar import NextToken
 from unmask.masking.process import Requirements, RowShard
 from unmask.models.build import build_denoiser
 from unmask.models.transformer import TransformerConfig
@@ -23,8 +23,8 @@ def test_an_answer_ends_with_its_first_end_token() -> None:
     x0 = torch.tensor([[5, 1, 2, 5, 5, 5], [1, 1, 2, 3, 4, 1], [1, 5, 1, 1, 5, 1]])
     prompt_mask = torch.tensor([[True, False, False, False, False, False]] * 3)
     clean = CleanBatch(x0=x0, prompt_mask=prompt_mask)
-    assert is_answer(clean, EOS).int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]]
-    assert torch.equal(is_answer(clean, None), ~prompt_mask)
+    assert clean.answer_mask(EOS).int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]]
+    assert torch.equal(clean.answer_mask(None), ~prompt_mask)
 
 
 def test_every_token_of_the_global_batch_counts_the_same(stream: RandomStream) -> None:
@@ -34,7 +34,7 @@ def test_every_token_of_the_global_batch_counts_the_same(stream: RandomStream) -
         batch = process.next_batch(stream)
         clean = stream[step * 16 + torch.arange(16)]
         is_scored = batch.scatter(torch.ones_like(batch.weight), 0.0).bool()
-        assert torch.equal(is_scored, is_answer(clean, EOS))
+        assert torch.equal(is_scored, clean.answer_mask(EOS))
         assert torch.equal(batch.xt, clean.x0)
         weight = batch.weight[batch.weight > 0]
         assert len(weight.unique()) == 1
@@ -58,7 +58,7 @@ class Counting(Peers):
 
 def test_two_processes_share_the_batch_of_one(stream: RandomStream) -> None:
     whole = NextToken(shard=RowShard.whole(8), eos_id=EOS).next_batch(stream)
-    counts = [int(is_answer(stream[start + torch.arange(4)], EOS).sum()) for start in (0, 4)]
+    counts = [int(stream[start + torch.arange(4)].answer_mask(EOS).sum()) for start in (0, 4)]
     stream.fetched.clear()
     parts = [
         NextToken(shard=RowShard(total=8, start=start, stop=start + 4, peers=Counting(others)), eos_id=EOS).next_batch(

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import count_blocks
-from unmask.masking.ar import is_answer
 from unmask.masking.process import make_batch
 from unmask.masking.time import UNIFORM, stratified
 from unmask.masking.uniform import mask_blocks
@@ -137,7 +136,7 @@ def row_nlls(
     total = torch.zeros(len(examples), dtype=torch.float64)
     for rows in batches_of(len(examples), share, batch_size):
         clean = examples.at(rows).to(device)
-        batch = make_batch(clean.x0, clean.x0, is_answer(clean, eos_id), torch.ones(clean.x0.shape, device=device))
+        batch = make_batch(clean.x0, clean.x0, clean.answer_mask(eos_id), torch.ones(clean.x0.shape, device=device))
         total[rows] = _weighted_nll(model, batch, dtype)
     length = (~examples.prompt_mask).sum(dim=-1).double()
     return RowLikelihoods(total / length.clamp(min=1), length)

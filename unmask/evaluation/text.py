@@ -20,7 +20,6 @@ from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation, evaluate
 from unmask.evaluation.generative import Quality, Samples, check_random, drawn, of_samples, reference, sample
 from unmask.evaluation.judge import Scorer
-from unmask.masking.ar import is_answer
 from unmask.models.denoiser import Denoiser
 from unmask.progress import warn
 from unmask.tasks.task import Task, TextTask
@@ -100,7 +99,7 @@ def _read(task: TextTask, name: str, path: Path, limit: int | None, option: str)
 def _share_unknown(task: TextTask, examples: CleanBatch) -> float:
     if task.vocabulary.unknown_id is None:
         return 0.0
-    text = examples.x0[is_answer(examples, task.tokens.eos_id)]
+    text = examples.x0[examples.answer_mask(task.tokens.eos_id)]
     return float((text == task.vocabulary.unknown_id).double().mean())
 
 

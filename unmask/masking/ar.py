@@ -6,13 +6,11 @@ Dimensions: b rows of this process, B of the global batch, L positions.
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from unmask.config.settings import Section
 from unmask.data.stream import ExampleStream, examples_of
 from unmask.masking.process import IndependentBatches, ProcessContext, Requirements, RowShard, make_batch
-from unmask.types import CleanBatch, MaskedBatch
+from unmask.types import MaskedBatch
 
 
 class NextToken(IndependentBatches):
@@ -47,18 +45,9 @@ class NextToken(IndependentBatches):
         """Returns this rank's rows of `step`, in which every token weighs 1."""
         clean = examples_of(stream, step * self.shard.total + self.shard.index(torch.device("cpu")))
         weight = torch.ones(clean.x0.shape, dtype=torch.float64)
-        return make_batch(clean.x0, clean.x0, is_answer(clean, self.eos_id), weight)
+        return make_batch(clean.x0, clean.x0, clean.answer_mask(self.eos_id), weight)
 
     def synchronise(self, batch: MaskedBatch) -> MaskedBatch:
         """Returns `batch` with the weight `B / tokens`, tokens counted over the global batch."""
         tokens = self.shard.peers.sum(batch.weight.sum())
         return replace(batch, weight=batch.weight * (self.shard.known / max(1, tokens.item())))
-
-
-def is_answer(clean: CleanBatch, eos_id: int | None) -> Bool[Tensor, "B L"]:
-    """Returns where the answer is: what is no prompt, up to and including the first end token."""
-    eligible = ~clean.prompt_mask
-    if eos_id is None:
-        return eligible
-    is_end = eligible & (clean.x0 == eos_id)
-    return eligible & (is_end.cumsum(dim=-1) - is_end.long() == 0)

@@ -21,7 +21,6 @@ from torch import Tensor
 from unmask.blocks import in_blocks, over_positions
 from unmask.data.stream import ExampleStream
 from unmask.masking import weights
-from unmask.masking.ar import is_answer
 from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows
 from unmask.masking.process import make_batch
 from unmask.reveal import most_confident
@@ -86,7 +85,7 @@ class VariablePumaPool(Pool):
         self.advance(rows, stats, reveal=reveal, stage=rows.stage + 1, is_done=~is_left.any(dim=-1))
 
     def _is_answer(self, rows: PoolRows) -> Bool[Tensor, "b L"]:
-        return is_answer(CleanBatch(x0=rows.x0, prompt_mask=rows.prompt_mask), self.eos_id)
+        return CleanBatch(x0=rows.x0, prompt_mask=rows.prompt_mask).answer_mask(self.eos_id)
 
     def _has_left(self, rows: PoolRows) -> Bool[Tensor, "b N"]:
         """True where something of the answer is masked."""

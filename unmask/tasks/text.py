@@ -32,7 +32,6 @@ from unmask.data.prepare.writing import in_words
 from unmask.data.store import RowStore
 from unmask.data.vocabulary import BYTES, EOS_ID, MASK_ID, VOCAB_SIZE, Vocabulary
 from unmask.errors import UserError
-from unmask.masking.ar import is_answer
 from unmask.noise import Purpose
 from unmask.progress import console
 from unmask.tasks.task import Extent
@@ -229,7 +228,7 @@ class Text(TextRows):
         return CleanBatch(x0=x0, prompt_mask=is_first.expand(x0.shape).clone())
 
     def extent(self, examples: CleanBatch) -> Extent:
-        is_text = is_answer(examples, self.tokens.eos_id)
+        is_text = examples.answer_mask(self.tokens.eos_id)
         rows = [x0[own].tolist() for x0, own in zip(examples.x0, is_text, strict=True)]
         return Extent(tokens=int(is_text.sum()), bytes=sum(map(self.vocabulary.num_bytes, rows)), rows=self.config.rows)
 

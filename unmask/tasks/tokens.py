@@ -14,7 +14,6 @@ from rich.text import Text
 from torch import Tensor
 
 from unmask.errors import UserError
-from unmask.masking.ar import is_answer
 from unmask.tasks.rows import StoredRows, TokensData
 from unmask.tasks.task import DisplayLayout, Grades
 from unmask.types import CleanBatch
@@ -64,7 +63,7 @@ class Tokens(StoredRows):
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
         """`accuracy`: the stored answer, up to its first end token; `exact_match`: to the last position."""
         is_same = (tokens.cpu() == examples.x0) | examples.prompt_mask
-        is_ignored = ~is_answer(examples, self.config.eos_id)
+        is_ignored = ~examples.answer_mask(self.config.eos_id)
         return Grades({"accuracy": (is_same | is_ignored).all(dim=-1), "exact_match": is_same.all(dim=-1)})
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
