@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers import SHORT, lines, run_cli
 from tests.tasks.sudoku.test_solver import EASY
-from unmask.cli.opened import Engine, Finished
+from unmask.cli.session import Answer, DecodeSession
 
 SAMPLED = ["--decoder", "random,temperature=1,tokens_per_step=9"]
 
@@ -128,16 +128,16 @@ def test_a_bad_object_is_named(
     assert f"{tmp_path / 'x.txt'}, line 3: {message}" in capsys.readouterr().err
 
 
-def interrupting(after: int, seen: Callable[[], None]) -> Callable[..., list[Finished]]:
-    """`Engine.finish` that is stopped by Ctrl-C in the batch after so many."""
-    finish, calls = Engine.finish, []
+def interrupting(after: int, seen: Callable[[], None]) -> Callable[..., list[Answer]]:
+    """Returns a `DecodeSession.decode` that is stopped by Ctrl-C in the batch after so many."""
+    decode, calls = DecodeSession.decode, []
 
-    def stopping(*arguments: Any) -> list[Finished]:
+    def stopping(*arguments: Any) -> list[Answer]:
         calls.append(1)
         if len(calls) > after:
             seen()
             raise KeyboardInterrupt
-        return finish(*arguments)
+        return decode(*arguments)
 
     return stopping
 
@@ -147,7 +147,7 @@ def test_ctrl_c_keeps_what_is_done(
     run: Path, tmp_path: Path, num_done: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, on_disk = tmp_path / "out.jsonl", []
-    monkeypatch.setattr(Engine, "finish", interrupting(num_done, lambda: on_disk.extend(lines(out))))
+    monkeypatch.setattr(DecodeSession, "decode", interrupting(num_done, lambda: on_disk.extend(lines(out))))
     (tmp_path / "x.txt").write_text("\n".join(puzzles(3)))
     arguments = ["--decoder", "prob,batch_size=1,tokens_per_step=20", "--out", out]
     assert run_cli("decode", run, tmp_path / "x.txt", *arguments) == 130

@@ -14,7 +14,7 @@ from tests.helpers import SHORT, lines, run_cli
 from unmask.data.prepare import prepare
 from unmask.errors import UserError
 from unmask.tasks.gsm8k import Gsm8k, Gsm8kData
-from unmask.training import loading
+from unmask.training.loading import LoadedRun, load
 
 SMALL = [
     *("model={preset: tinygsm-small, dim: 16, ff_dim: 24, num_layers: 2, num_heads: 2}", "train.compile=false"),
@@ -327,7 +327,7 @@ def test_a_run_starts_from_an_autoregressive_one(ar_run: Path, store: Path, tmp_
     recipe = f"tinygsm/{method}_from_ar_small"
     arguments = [recipe, f"data.path={store}", f"train.init={ar_run}", *SMALL]
     assert run_cli("train", *arguments, "train.steps=1", "optim.lr=1e-30", "--out", tmp_path / "run") == 0
-    start, source = loading.load(tmp_path / "run", weights="raw"), loading.load(ar_run)
+    start, source = load(tmp_path / "run", weights="raw"), load(ar_run)
     assert (start.alignment, start.is_causal, source.is_causal) == ("next", False, True)
     for name, value in source.state_dict().items():
         assert torch.allclose(start.state_dict()[name], value, atol=1e-6), name
@@ -413,8 +413,7 @@ def test_a_store_of_the_reference_needs_its_tokenizer(
     assert f"{bare}: does not say what its ids mean" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert run_cli("train", *arguments, f"data.tokenizer={store.parent / 'tokenizer'}", "train.steps=1") == 0
-    source = loading.read(tmp_path / "run")
-    kept = Gsm8k(source.config.data)
+    kept = Gsm8k(LoadedRun.open(tmp_path / "run").config.data)
     assert kept.grade(task.validation(3), task.validation(3).x0).measures["accuracy"].all()
 
 
@@ -451,7 +450,7 @@ def test_a_checkpoint_of_hugging_face_is_a_start(store: Path, tmp_path: Path) ->
     transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path / "hf")
     start = ["tinygsm/puma_from_ar_small", f"data.path={store}", f"train.init={tmp_path / 'hf'}", *SMALL]
     assert run_cli("train", *start, "train.steps=1", "optim.lr=1e-30", "--out", tmp_path / "run") == 0
-    embedding = loading.load(tmp_path / "run", weights="raw").backbone.embedding.weight
+    embedding = load(tmp_path / "run", weights="raw").backbone.embedding.weight
     theirs = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "hf").get_input_embeddings().weight
     assert torch.allclose(embedding[:mask_id], theirs, atol=1e-6)
     assert torch.allclose(embedding[mask_id], theirs.mean(0), atol=1e-6)

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from unmask.cli import options, prompts
-from unmask.cli.opened import Engine, Opened
+from unmask.cli.session import DecodeSession
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.progress import console
+from unmask.training.loading import LoadedRun
 
 _HELP = """A prompt a line, as in `unmask decode`: a question, a puzzle, or a JSON object. Commands:
 /decoder margin,threshold=0.9   another decoder: settings over the present ones; alone: which it is
@@ -39,7 +40,9 @@ def chat(
 
     * `echo "How many is two and three?" | unmask chat runs/tinygsm-puma`
     """
-    conversation = _Conversation(Opened(run, weights=weights, step=step, device=device), decoder)
+    loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
+    settings = options.parse_decoder(decoder, loaded.config.decode)
+    conversation = _Conversation(DecodeSession(loaded, settings))
     if sys.stdin.isatty():
         console.print(conversation.greeting)
     for line in _lines():
@@ -64,22 +67,16 @@ def _lines() -> Iterator[str]:
 
 
 class _Conversation:
-    def __init__(self, opened: Opened, decoder: str | None) -> None:
-        self.opened = opened
-        self._use(opened.decoder(decoder))
-
-    def _use(self, config: DecodeConfig) -> None:
-        """Raises before anything changes."""
-        self.engine: Engine = self.opened.engine(config)
-        self.config = config
+    def __init__(self, session: DecodeSession) -> None:
+        self.session = session
 
     @property
     def greeting(self) -> str:
-        source = self.opened.source
-        return f"Step {source.step}, {source.weights} weights, decoder {self.config.label}; /help says what there is"
+        run, label = self.session.run, self.session.settings.label
+        return f"Step {run.step}, {run.weights} weights, decoder {label}; /help says what there is"
 
     def take(self, line: str) -> bool:
-        """Answers a line; False: that was the last one."""
+        """Answers a line; returns False after the last one."""
         if line == "/quit":
             return False
         if line.startswith("/"):
@@ -99,22 +96,25 @@ class _Conversation:
         commands[name](value.strip())
 
     def _change_decoder(self, value: str) -> None:
-        if value:
-            self._use(self.opened.decoder(value, self.config, "/decoder"))
-        console.print(f"decoder {self.config.label}")
+        settings = options.parse_decoder(value or None, self.session.settings, "/decoder")
+        self._change_settings(settings)
 
     def _change_seed(self, value: str) -> None:
         if not value.isdecimal():
             raise UserError(f"/seed {value}: give a whole number, 0 or more")
-        self._use(self.config.model_copy(update={"seed": int(value)}))
-        console.print(f"decoder {self.config.label}")
+        self._change_settings(self.session.settings.model_copy(update={"seed": int(value)}))
+
+    def _change_settings(self, settings: DecodeConfig) -> None:
+        self.session = DecodeSession(self.session.run, settings)
+        console.print(f"decoder {settings.label}")
 
     def _answer(self, line: str) -> None:
-        asked = prompts.parse(self.opened.task, [line], "prompt")
-        asked.check(self.engine.decoder)
+        task = self.session.run.task
+        asked = prompts.parse(task, [line], "prompt")
+        asked.check(self.session.decoder)
         is_shown = sys.stdin.isatty() and console.is_terminal
-        decoded, seconds = self.engine.watch(asked.canvases, asked.keys, is_shown=is_shown)
-        record = self.opened.task.record(asked.canvases[0], decoded.tokens[0].cpu())
+        decoded, seconds = self.session.watch(asked.canvases, asked.keys, is_shown=is_shown)
+        record = task.record(asked.canvases[0], decoded.tokens[0].cpu())
         out = options.results()
         for key, value in record.items():
             out.print(f"{key}: {_shown(value)}")

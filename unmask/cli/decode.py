@@ -13,15 +13,17 @@ import typer
 from torch import Tensor
 
 from unmask.cli import options, prompts
-from unmask.cli.opened import Engine, Finished, Opened
 from unmask.cli.prompts import Prompts
+from unmask.cli.session import Answer, DecodeSession
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.progress import progress
+from unmask.tasks.task import Task
+from unmask.training.loading import LoadedRun
 from unmask.training.run import Interrupted
 
 _MOST_TRACED = 32
-"""Rows of a batch that is traced: every step of every row is kept."""
+"""Most rows of a batch that is traced, as every step of every row is kept."""
 
 
 def decode(
@@ -33,14 +35,14 @@ def decode(
             "JSON object (below)."
         ),
     ] = "-",
-    out: Annotated[Path | None, typer.Option(help="Where the JSON lines go; stdout unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new file for the JSON lines; default: stdout.")] = None,
     decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
     num_samples: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
     forbid: Annotated[
         list[str] | None, typer.Option(help="A token that is never written, as text. May be repeated.")
     ] = None,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Also write what the model believed at every step, and what was revealed.")
+        bool, typer.Option("--trace", help="Also write, for every step, the model's guesses and what was revealed.")
     ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show the first prompt being filled in, in the terminal.")
@@ -68,21 +70,22 @@ def decode(
 
     * `echo '{"text": "There are<mask:3> in the basket."}' | unmask decode runs/tinygsm-puma --forbid " no"`
     """
-    opened = Opened(run, weights=weights, step=step, device=device)
-    config = _forbidding(opened, opened.decoder(decoder), forbid or [])
+    loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
+    config = _with_forbidden(options.parse_decoder(decoder, loaded.config.decode), loaded.task, forbid or [])
     _check_samples(num_samples, config)
-    asked = prompts.read(opened.task, file)
-    engine = opened.engine(config)
-    asked.check(engine.decoder)
-    job = _Job(engine, asked, num_samples, min(config.batch_size, _MOST_TRACED) if trace else config.batch_size, trace)
+    session = DecodeSession(loaded, config)
+    asked = prompts.read(loaded.task, file)
+    asked.check(session.decoder)
+    batch_size = min(config.batch_size, _MOST_TRACED) if trace else config.batch_size
+    job = _Job(session, asked, num_samples, batch_size, trace)
     with nullcontext(sys.stdout) if out is None else options.new_file(out) as target:
         if watch:
-            engine.watch(asked.canvases[:1], asked.keys[:1])
+            session.watch(asked.canvases[:1], asked.keys[:1])
         _write(job, target, name=str(out or "stdout"))
 
 
-def _forbidding(opened: Opened, config: DecodeConfig, texts: list[str]) -> DecodeConfig:
-    ids = {options.token(opened.task, text) for text in texts}
+def _with_forbidden(config: DecodeConfig, task: Task, texts: list[str]) -> DecodeConfig:
+    ids = {options.token(task, text) for text in texts}
     return config.model_copy(update={"forbid": sorted(ids.union(config.forbid))})
 
 
@@ -96,46 +99,47 @@ def _check_samples(num_samples: int, config: DecodeConfig) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    engine: Engine
+    session: DecodeSession
     asked: Prompts
     num_samples: int
     batch_size: int
     with_trace: bool
 
     def batches(self, update: Callable[[int], None]) -> Iterator[list[dict[str, Any]]]:
-        """The records of one batch after the other; `update` is told how many positions are filled in."""
+        """Yields the records of each batch; calls `update` with the number of positions that are filled in so far."""
+        decode = self.session.trace if self.with_trace else self.session.decode
         before = 0
         for rows in self.asked.rows(self.num_samples, self.batch_size):
-            finish = self.engine.trace if self.with_trace else self.engine.finish
             started = time.perf_counter()
-            finished = finish(rows.canvases, rows.keys, _onwards(before, update))
-            seconds = round((time.perf_counter() - started) / len(finished), 6)
-            before += int((rows.canvases == self.engine.decoder.mask_id).sum())
+            answers = decode(rows.canvases, rows.keys, _shifted(update, before))
+            seconds = round((time.perf_counter() - started) / len(answers), 6)
+            before += int((rows.canvases == self.session.decoder.mask_id).sum())
             yield [
-                self._record(*row, seconds) for row in zip(rows.canvases, rows.samples.tolist(), finished, strict=True)
+                self._record(*row, seconds) for row in zip(rows.canvases, rows.samples.tolist(), answers, strict=True)
             ]
 
-    def _record(self, prompt: Tensor, sample: int, finished: Finished, seconds: float) -> dict[str, Any]:
-        text = getattr(self.engine.task, "text", None)
+    def _record(self, prompt: Tensor, sample: int, answer: Answer, seconds: float) -> dict[str, Any]:
+        task = self.session.run.task
+        text = getattr(task, "text", None)
         return (
-            self.engine.task.record(prompt, finished.tokens)
+            task.record(prompt, answer.tokens)
             | ({"sample": sample} if self.num_samples > 1 else {})
-            | {"nfe": finished.nfe, "seconds": seconds, "tokens": finished.tokens.tolist()}
-            | ({} if text is None else {"canvas": text(finished.tokens)})
-            | ({} if finished.steps is None else {"trace": finished.steps})
+            | {"nfe": answer.nfe, "seconds": seconds, "tokens": answer.tokens.tolist()}
+            | ({} if text is None else {"canvas": text(answer.tokens)})
+            | ({} if answer.steps is None else {"trace": answer.steps})
         )
 
 
-def _onwards(before: int, update: Callable[[int], None]) -> Callable[[int], None]:
-    return lambda done: update(before + done)
+def _shifted(update: Callable[[int], None], start: int) -> Callable[[int], None]:
+    return lambda done: update(start + done)
 
 
 def _write(job: _Job, target: TextIO, name: str) -> None:
-    """Batch after batch, so that what is done stays when the rest is not wanted any more."""
-    total = int((job.asked.canvases == job.engine.decoder.mask_id).sum()) * job.num_samples
+    """Writes batch after batch, so that Ctrl-C keeps those that are done."""
+    total = int((job.asked.canvases == job.session.decoder.mask_id).sum()) * job.num_samples
     num_written = 0
     try:
-        with progress("Decoding", total, is_shown=not target.isatty()) as update:  # else it is in the answers' way
+        with progress("Decoding", total, is_shown=not target.isatty()) as update:  # or the bar is in the answers' way
             for records in job.batches(update):
                 target.write("".join(json.dumps(record) + "\n" for record in records))
                 target.flush()

@@ -12,9 +12,9 @@ from unmask.cli import options
 from unmask.errors import UserError
 from unmask.lab.diagnostics.diagnose import PARTS, Diagnosis, to_json
 from unmask.lab.diagnostics.diagnose import diagnose as diagnose_run
-from unmask.lab.diagnostics.subject import Subject
 from unmask.lab.diagnostics.tables import tables
-from unmask.progress import progress, warn
+from unmask.progress import progress
+from unmask.training.loading import LoadedRun
 
 
 def diagnose(
@@ -46,26 +46,29 @@ def diagnose(
     """
     parts = _check_parts(only)
     chosen = options.check_weights(weights)
-    subjects = [Subject.open(run, warn, step=step, weights=chosen, device=device) for run in runs]
-    decoders = [None if decoder is None else options.parse_decoder(decoder, own.config.decode) for own in subjects]
+    opened = [LoadedRun.open(run, weights=chosen, step=step, device=device) for run in runs]
+    for run in opened:
+        run.trainer()  # refuses exports before any work
+    decoders = [options.parse_decoder(decoder, run.config.decode) for run in opened]
     found = []
-    for subject, settings in zip(subjects, decoders, strict=True):
-        with progress(f"Diagnosing {subject.run}", 100 * len(parts)) as update:
+    for run, settings in zip(opened, decoders, strict=True):
+        with progress(f"Diagnosing {run.path}", 100 * len(parts)) as update:
             found.append(
                 diagnose_run(
-                    subject,
+                    run,
                     parts,
                     examples=examples,
                     draws=draws,
                     decoder=settings,
+                    gradient_weights=chosen or "raw",
                     per_bin=per_bin,
                     on_progress=partial(_show, update),
                 )
             )
         if not is_json:
-            _print(subject, found[-1])
+            _print(run, found[-1])
     if is_json:
-        options.print_json({"runs": [_json(*pair) for pair in zip(subjects, found, strict=True)]})
+        options.print_json({"runs": [_json(*pair) for pair in zip(opened, found, strict=True)]})
 
 
 def _show(update: Callable[[int], None], done: float) -> None:
@@ -79,13 +82,13 @@ def _check_parts(only: list[str] | None) -> list[str]:
     return only or list(PARTS)
 
 
-def _json(subject: Subject, found: Diagnosis) -> dict[str, Any]:
-    return {"run": str(subject.run), **to_json(found)}
+def _json(run: LoadedRun, found: Diagnosis) -> dict[str, Any]:
+    return {"run": str(run.path), **to_json(found)}
 
 
-def _print(subject: Subject, found: Diagnosis) -> None:
+def _print(run: LoadedRun, found: Diagnosis) -> None:
     out = options.results()
-    out.print(f"{subject.run}, step {found.step}, {found.weights} weights")
+    out.print(f"{run.path}, step {found.step}, {found.weights} weights")
     for words in tables(found):
         table = Table(title=words.title, title_justify="left")
         for number, column in enumerate(words.columns):

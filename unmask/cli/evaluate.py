@@ -18,11 +18,9 @@ from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
-from unmask.models.precision import parameter_dtype, resolve_dtype
 from unmask.progress import progress
 from unmask.tasks.task import build_task, is_graded
-from unmask.training import loading
-from unmask.training.trainer import resolve_device
+from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch
 
 
@@ -84,8 +82,8 @@ def evaluate(
 
     * `unmask eval runs/text-bell --corpus reviews.jsonl --corpus speeches/ --generative models/gpt2-large`
     """
-    source = loading.read(run, weights=options.check_weights(weights), step=step)
-    config = source.config if task is None else _with_task(source.config, task)
+    loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
+    config = loaded.config if task is None else _with_task(loaded.config, task)
     judge = build_task(config)
     asked = TextOptions(corpus or [], generative, samples, prompt_file, decoder or [])
     text = asked.check(judge, config)
@@ -97,14 +95,11 @@ def evaluate(
         if data is None
         else judge.examples_from_file(data)[:examples]
     )
-    place = resolve_device(device or config.train.device)
-    model = source.model()
-    drawing = asked.decode_config(config, is_causal=model.is_causal)
+    drawing = asked.decode_config(config, is_causal=loaded.model.is_causal)
     used = [drawing] if generative is not None else decoders
-    dtype = resolve_dtype(_check_decoders(used) or config.train.dtype, place)
-    model.to(place, parameter_dtype(dtype))
-    if any(decoder.compile for decoder in used):
-        model.compile_decoding()
+    asked_dtype = _check_decoders(used)
+    dtype = loaded.dtype_of(asked_dtype)
+    model = loaded.prepare(dtype=asked_dtype, is_compiled=any(decoder.compile for decoder in used))
     draws = config.eval.nelbo_draws
     limit, given = examples or config.eval.examples, None if data is None else chosen
     work = None if text is None else TextWork.of(asked, text, model, drawing, limit=limit, data=given)
@@ -116,7 +111,7 @@ def evaluate(
             _write(result, answers)
             if found is not None:
                 found.write(answers)
-    protocol = _protocol(source, config, chosen, decoders, result) | {
+    protocol = _protocol(loaded, config, chosen, decoders, result) | {
         "run": str(run),
         "dtype": dtype,
         "data": "validation" if data is None else str(data),
@@ -130,7 +125,7 @@ def evaluate(
 
 
 def _protocol(
-    source: loading.Source,
+    loaded: LoadedRun,
     config: RunConfig,
     examples: CleanBatch,
     decoders: list[DecodeConfig],
@@ -138,8 +133,8 @@ def _protocol(
 ) -> dict[str, Any]:
     """What was evaluated, and how."""
     return {
-        "step": source.step,
-        "weights": source.weights,
+        "step": loaded.step,
+        "weights": loaded.weights,
         "task": config.task.name,
         "data_sha256": _sha256(examples),
         "examples": len(examples),

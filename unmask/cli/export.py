@@ -22,5 +22,5 @@ def export(
 
     Example: `unmask export runs/sudoku-puma my-model --weights ema --step best`
     """
-    source = loading.export(run, target, weights=options.check_weights(weights), step=step)
-    console.print(f"{target}: the {source.weights} weights of step {source.step}")
+    exported = loading.export(run, target, weights=options.check_weights(weights), step=step)
+    console.print(f"{target}: the {exported.weights} weights of step {exported.step}")

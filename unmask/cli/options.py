@@ -30,11 +30,13 @@ DECODER_HELP = (
 )
 
 
-def parse_decoder(text: str, base: DecodeConfig, option: str = "--decoder") -> DecodeConfig:
-    """A decoder from `key=value,..` over `base`; a first word without `=` is the order.
+def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder") -> DecodeConfig:
+    """Reads `key=value,..` over `base`; a first word without `=` is the order. None is `base` itself.
 
     Errors name the `option` that `text` was given to.
     """
+    if text is None:
+        return base
     where = f"{option} {text}"
     asked: dict[str, Any] = {}
     for number, part in enumerate(re.split(r",(?![^\[]*\])", text)):  # not at commas within a list

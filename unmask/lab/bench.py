@@ -19,7 +19,7 @@ from unmask.data.stream import ExampleStream
 from unmask.decoding.build import build_decoder
 from unmask.masking.process import MaskingProcess
 from unmask.models.build import build_denoiser
-from unmask.models.precision import autocast, parameter_dtype, resolve_dtype
+from unmask.models.precision import autocast, resolve_dtype
 from unmask.tasks.task import build_task
 from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import MaskedBatch, TokenStats
@@ -70,7 +70,7 @@ def decode(config: RunConfig, *, rows: int) -> Result:
     task = build_task(config)
     device = resolve_device(config.train.device)
     dtype = resolve_dtype(config.decode.dtype or config.train.dtype, device)
-    model = build_denoiser(config.model, task.tokens, seed=config.train.seed).to(device, parameter_dtype(dtype)).eval()
+    model = build_denoiser(config.model, task.tokens, seed=config.train.seed, dtype=dtype, device=device).eval()
     decoder = build_decoder(config.decode, model, task.tokens)
     clean = task.synthetic_stream(config.train.seed)[torch.arange(rows)]
     xt = clean.masked(task.tokens.mask_id).to(device)

@@ -151,6 +151,17 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(f"{path}: not a run folder: cannot read config.yaml: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a run folder: config.yaml holds no settings")
+    return resolve_config(tree, file)
+
+
+def resolve_config(tree: dict[str, Any], file: Path) -> RunConfig:
+    """Checks the settings that a run or an export saved in `file`, and imports the components that they name.
+
+    The one place where what a run names becomes code; a check of names from strangers belongs here.
+
+    Raises:
+        UserError: settings are wrong, or name components that are not there.
+    """
     try:
         return RunConfig.from_tree(tree)
     except UserError as error:

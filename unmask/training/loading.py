@@ -1,77 +1,180 @@
-"""Models from a run or an export, and exports.
-
-Weights to start from: of a run, an export, or a Hugging Face checkpoint.
-"""
+"""Trained models: opening a run or an export, writing exports, and the weights that a training starts from."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from unmask import progress
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section
+from unmask.decoding.build import AnyDecoder, build_decoder
+from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
 from unmask.models import hf
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
+from unmask.models.precision import parameter_dtype, resolve_dtype
 from unmask.models.transformer import Transformer, TransformerConfig
-from unmask.progress import warn
 from unmask.tasks.task import Task, build_task, keep_files
 from unmask.training import checkpoint
-from unmask.training.folder import read_config
+from unmask.training.folder import read_config, resolve_config
+from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import TokenSpec
 
 
-@dataclass(frozen=True)
-class Source:
-    """What a run or an export holds, as far as decoding and evaluation need it."""
+@dataclass(eq=False)
+class LoadedRun:
+    """A trained model with its configuration and task, from a run folder or an export (`LoadedRun.open`)."""
 
+    path: Path
     config: RunConfig
-    tokens: TokenSpec
     tensors: dict[str, Tensor]
+    """The denoiser's state, on the CPU."""
     weights: str
-    """`ema` or `raw`."""
+    """`ema` or `raw`: which of the run's weights `tensors` are."""
     step: int
+    device: torch.device
+    checkpoint: Path | None = None
+    """The checkpoint folder that was read; None for an export."""
+    kept_tokens: TokenSpec | None = None
+    """An export keeps its tokens, so that its model can be built without the task's files."""
 
+    @staticmethod
+    def open(
+        path: str | Path,
+        *,
+        weights: str | None = None,
+        step: str = "last",
+        device: str | None = None,
+        warn: Callable[[str], None] = progress.warn,
+    ) -> "LoadedRun":
+        """Reads a run as its checkpoint left it, or an export. A run may still be training.
+
+        Its saved settings become code in `resolve_config`, before any tensor is read.
+
+        Args:
+            path: a folder that `unmask train` or `unmask export` wrote.
+            weights: a run's `ema` or `raw`; default: `ema` where there is an average.
+            step: a run's checkpoint: `last`, `best` or a number, as a string.
+            device: default: `train.device` if this machine has it, else `auto`.
+            warn: called with a line about each damaged checkpoint that is skipped.
+
+        Raises:
+            UserError: it is neither a run with a complete checkpoint nor an export, or lacks these weights.
+        """
+        if weights not in (None, "ema", "raw"):
+            raise UserError(f"weights {weights!r}: use ema or raw")
+        path = Path(path).expanduser()
+        if _is_export(path):
+            return _open_export(path, weights, step, device)
+        config = read_config(path).of_run(path)
+        found = checkpoint.find(path, step, warn)
+        tensors, averaged = checkpoint.load_part(found, "model"), checkpoint.load_part(found, "ema/shadow")
+        if weights == "ema" and not averaged:
+            raise UserError(f"{path}: has no averaged weights (ema.decay=0); use --weights raw")
+        weights = weights or ("ema" if averaged else "raw")
+        if weights == "ema":
+            tensors |= averaged
+        place = _device_for(config, device)
+        return LoadedRun(path, config, tensors, weights, checkpoint.step_of(found), place, checkpoint=found)
+
+    @cached_property
+    def task(self) -> Task:
+        return build_task(self.config)
+
+    @property
+    def tokens(self) -> TokenSpec:
+        return self.kept_tokens or self.task.tokens
+
+    @cached_property
     def model(self) -> Denoiser:
-        """The denoiser with these weights, in eval mode."""
+        """The denoiser with these weights, in eval mode on `device`; in the format they were saved in, until `prepare`
+        or `decoder` sets another."""
         model = build_denoiser(self.config.model, self.tokens)
         model.to(next(value.dtype for value in self.tensors.values() if value.is_floating_point()))
         model.load_state_dict(self.tensors)
-        return model.eval()
+        return model.to(self.device).eval()
+
+    def dtype_of(self, dtype: str | None) -> str:
+        """Name of the format to compute in; `dtype=None`: `train.dtype`."""
+        return resolve_dtype(dtype or self.config.train.dtype, self.device)
+
+    def prepare(self, *, dtype: str | None = None, is_compiled: bool = False) -> Denoiser:
+        """Returns the model, set to compute in `dtype` (default: `train.dtype`), and compiled for decoding if asked."""
+        self.model.to(parameter_dtype(self.dtype_of(dtype)))
+        if is_compiled:
+            self.model.compile_decoding()
+        return self.model
+
+    def decoder(self, settings: DecodeConfig, model: Denoiser | None = None) -> AnyDecoder:
+        """Builds the decoder that `settings` describe, and prepares the model for it.
+
+        Args:
+            settings: as in the section `decode`.
+            model: another model of this run, such as its trainer's, which is used as it is; default: `self.model`.
+
+        Raises:
+            UserError: the model cannot decode so. Nothing has changed then.
+        """
+        check_guidance(settings, self.config.data)
+        decoder = build_decoder(settings, model or self.model, self.tokens)
+        if model is None:
+            self.prepare(dtype=settings.dtype, is_compiled=settings.compile)
+        return decoder
+
+    def trainer(self) -> Trainer:
+        """Returns a trainer as the checkpoint left it, with its model in eval mode; the same one at every call.
+
+        It has the model, average, process and data that the next batches depend on, but no optimizer state.
+
+        Raises:
+            UserError: this is an export, or the data are gone.
+        """
+        return self._trainer
+
+    @cached_property
+    def _trainer(self) -> Trainer:
+        if self.checkpoint is None:
+            raise UserError(f"{self.path}: an export holds no training; give the run that it was made from")
+        train = self.config.train.model_copy(update={"compile": False, "device": str(self.device)})
+        config = self.config.model_copy(update={"train": train})
+        state = checkpoint.load(self.checkpoint)
+        trainer = Trainer(config, self.tokens, self.task.train_stream(train.seed))
+        trainer.model.load_state_dict(state["model"])
+        trainer.process.load_state_dict(state["process"])
+        trainer.step_number = state["trainer"]["step_number"]
+        if trainer.ema is not None:
+            trainer.ema.load_state_dict(state["ema"])
+        trainer.model.eval()
+        return trainer
 
 
 def load(source: str | Path, *, weights: str | None = None, step: str = "last") -> Denoiser:
-    """The denoiser of a run or of an export, in eval mode, on the CPU.
+    """Returns the denoiser of a run or of an export, in eval mode, on the CPU.
 
     Args:
         source: a folder that `unmask train` or `unmask export` wrote.
-        weights: of a run, `ema` or `raw`; unless given, the average where there is one.
-        step: of a run, `last`, `best` or a number, as a string.
+        weights: a run's `ema` or `raw`; default: `ema` where there is an average.
+        step: a run's checkpoint: `last`, `best` or a number, as a string.
 
-    Its statistics beside the NLL are of the confidence `prob`, unless `confidence` of the denoiser is set.
+    Beside the NLL it returns the confidence `prob`, unless the denoiser's `confidence` is set.
 
     Raises:
-        UserError: neither a run with a complete checkpoint nor an export, or weights that it does not have.
+        UserError: it is neither a run with a complete checkpoint nor an export, or lacks these weights.
     """
-    return read(source, weights=weights, step=step).model()
+    return LoadedRun.open(source, weights=weights, step=step, device="cpu").model
 
 
-def read(source: str | Path, *, weights: str | None = None, step: str = "last") -> Source:
-    """As `load`, with the configuration and without building the model."""
-    if weights not in (None, "ema", "raw"):
-        raise UserError(f"weights {weights!r}: use ema or raw")
-    source = Path(source).expanduser()
-    is_export = (source / "model.safetensors").exists()
-    return _read_export(source, weights, step) if is_export else _read_run(source, weights, step)
-
-
-def export(run: str | Path, target: str | Path, *, weights: str | None = None, step: str = "last") -> Source:
-    """Writes `target/model.safetensors` and `target/config.json`, all that `load` needs.
+def export(run: str | Path, target: str | Path, *, weights: str | None = None, step: str = "last") -> LoadedRun:
+    """Writes `target/model.safetensors` and `target/config.json`, all that `load` needs; returns what it exported.
 
     Raises:
         UserError: as `load`, or `target` already holds something.
@@ -79,7 +182,7 @@ def export(run: str | Path, target: str | Path, *, weights: str | None = None, s
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is not an empty folder; name another one")
-    source = read(run, weights=weights, step=step)
+    source = LoadedRun.open(run, weights=weights, step=step)
     description = {
         "format": "unmask",
         "step": source.step,
@@ -91,48 +194,55 @@ def export(run: str | Path, target: str | Path, *, weights: str | None = None, s
         target.mkdir(parents=True, exist_ok=True)
         save_file(source.tensors, target / "model.safetensors", metadata={"format": "pt"})
         (target / "config.json").write_text(json.dumps(description, indent=1) + "\n")
-        keep_files(build_task(source.config), target)
+        keep_files(source.task, target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error}") from error
     return source
 
 
-def _read_run(run: Path, weights: str | None, step: str) -> Source:
-    config = read_config(run).of_run(run)
-    path = checkpoint.find(run, step, warn)
-    tensors, averaged = checkpoint.load_part(path, "model"), checkpoint.load_part(path, "ema/shadow")
-    if weights == "ema" and not averaged:
-        raise UserError(f"{run}: has no averaged weights (ema.decay=0); use --weights raw")
-    weights = weights or ("ema" if averaged else "raw")
-    if weights == "ema":
-        tensors |= averaged
-    return Source(config, build_task(config).tokens, tensors, weights, checkpoint.step_of(path))
+def _is_export(path: Path) -> bool:
+    return (path / "model.safetensors").exists()
 
 
-def _read_export(source: Path, weights: str | None, step: str) -> Source:
+def _open_export(path: Path, weights: str | None, step: str, device: str | None) -> LoadedRun:
+    file = path / "config.json"
     try:
-        description: dict[str, Any] = json.loads((source / "config.json").read_text())
+        description: dict[str, Any] = json.loads(file.read_text())
         tokens, tree = TokenSpec(**description["tokens"]), description["run"]
-        held = description["weights"], description["step"]
+        own_weights, own_step = description["weights"], description["step"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source / 'config.json'}: not the description of an export: {error!r}") from error
-    if weights not in (None, held[0]) or step not in ("last", str(held[1])):
-        raise UserError(f"{source}: this export holds the {held[0]} weights of step {held[1]} alone; choose at export")
+        raise UserError(f"{file}: not the description of an export: {error!r}") from error
+    if weights not in (None, own_weights) or step not in ("last", str(own_step)):
+        raise UserError(
+            f"{path}: this export holds the {own_weights} weights of step {own_step} alone; choose at export"
+        )
+    config = resolve_config(tree, file).of_run(path)
     try:
-        tensors = load_file(source / "model.safetensors")
+        tensors = load_file(path / "model.safetensors")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{source / 'model.safetensors'}: damaged: {error}; export it again") from error
-    return Source(RunConfig.from_tree(tree).of_run(source), tokens, tensors, *held)
+        raise UserError(f"{path / 'model.safetensors'}: damaged: {error}; export it again") from error
+    return LoadedRun(path, config, tensors, own_weights, own_step, _device_for(config, device), kept_tokens=tokens)
+
+
+def _device_for(config: RunConfig, asked: str | None) -> torch.device:
+    if asked is not None:
+        return resolve_device(asked)
+    try:
+        return resolve_device(config.train.device)
+    except UserError:  # trained on another machine
+        return resolve_device("auto")
 
 
 def read_initial_weights(source: str, task: Task, settings: Section, model: nn.Module) -> dict[str, Tensor]:
-    """The state of `model`, of `settings`, that `source` holds. What is to start at 0 may be missing there.
+    """Reads the state of `model`, which has these `settings`, from a run, an export or a Hugging Face folder.
+
+    Tensors that start at 0 may be missing there.
 
     Raises:
-        UserError: nothing of the kind is there, or it is of another vocabulary or shape; the message says which.
+        UserError: `source` is none of them, or is of another vocabulary or shape; the message says which.
     """
     folder = Path(source).expanduser()
-    weights = _of_checkpoint(folder, task, settings) if hf.is_checkpoint(folder) else _of_run(source, task)
+    weights = _from_hugging_face(folder, task, settings) if hf.is_checkpoint(folder) else _from_run(source, task)
     own = model.state_dict()
     weights = {name: own[name] for name in own if name.endswith(Transformer.STARTS_AT_ZERO)} | weights
     if named := checkpoint.differences(own, weights):
@@ -142,8 +252,8 @@ def read_initial_weights(source: str, task: Task, settings: Section, model: nn.M
     return weights
 
 
-def _of_run(source: str, task: Task) -> dict[str, Tensor]:
-    found = read(source)
+def _from_run(source: str, task: Task) -> dict[str, Tensor]:
+    found = LoadedRun.open(source)
     if found.tokens.fingerprint != task.tokens.fingerprint:
         raise UserError(
             f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with "
@@ -152,7 +262,7 @@ def _of_run(source: str, task: Task) -> dict[str, Tensor]:
     return found.tensors
 
 
-def _of_checkpoint(folder: Path, task: Task, settings: Section) -> dict[str, Tensor]:
+def _from_hugging_face(folder: Path, task: Task, settings: Section) -> dict[str, Tensor]:
     if not isinstance(settings, TransformerConfig):
         raise UserError(f"train.init={folder}: is for model.name=transformer, not for a model of your own")
     hf.check_settings(folder, settings)

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from tests.helpers import InBlocks, RandomStream, exact, tabular, toy
-from tests.lab.diagnostics.subjects import subject
+from tests.lab.diagnostics.untrained import untrained_run
 from unmask.evaluation.nelbo import nelbo
 from unmask.lab.diagnostics.likelihood import masked_nll, measure_nll
-from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, distance_to_visible
-from unmask.lab.diagnostics.subject import NotApplicable
+from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, NotApplicable, distance_to_visible
 from unmask.models.denoiser import Denoiser
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
@@ -137,7 +136,7 @@ def test_one_example_has_no_standard_error() -> None:
 
 
 def test_unknown_answers_have_no_likelihood() -> None:
-    own = subject()
-    unknown = CleanBatch(x0=torch.full((2, 81), own.task.tokens.mask_id), prompt_mask=torch.zeros(2, 81).bool())
+    run = untrained_run()
+    unknown = CleanBatch(x0=torch.full((2, 81), run.task.tokens.mask_id), prompt_mask=torch.zeros(2, 81).bool())
     with pytest.raises(NotApplicable, match="not known as tokens"):
-        measure_nll(own, unknown, draws=1, on_progress=lambda share: None)
+        measure_nll(run, unknown, draws=1, on_progress=lambda share: None)

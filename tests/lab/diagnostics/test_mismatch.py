@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import exact, toy
-from tests.lab.diagnostics.subjects import subject, toy_settings
+from tests.lab.diagnostics.untrained import toy_settings, untrained_run
 from unmask.decoding.config import DecodeConfig
 from unmask.lab.diagnostics.measures import WIDTH, MaskSet, mmd2
 from unmask.lab.diagnostics.mismatch import Mismatch, group_by_canvas, measure_mismatch
@@ -70,8 +70,8 @@ def test_masks_are_sorted_by_block_of_an_example() -> None:
 
 def measured(process: str, decoder: DecodeConfig, *, length: int = 6) -> Mismatch:
     settings = toy_settings(f"process={process}", values=2, length=length, sharpness=3.0)
-    own = subject(*settings, model=exact(toy(values=2, length=length, sharpness=3.0)))
-    return measure_mismatch(own, own.task.validation(6), decoder, on_progress=lambda share: None)
+    run = untrained_run(*settings, model=exact(toy(values=2, length=length, sharpness=3.0)))
+    return measure_mismatch(run, run.task.validation(6), decoder, on_progress=lambda share: None)
 
 
 def test_the_vanilla_sampler_meets_uniform_masks() -> None:
@@ -103,17 +103,19 @@ PROCESSES = [
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_a_rehearsal_shows_its_examples_and_leaves_the_run_alone(process: str) -> None:
-    own = subject(*toy_settings(f"process={process}", "train.batch_size=8", "eval.examples=3", values=2, length=6))
+    run = untrained_run(
+        *toy_settings(f"process={process}", "train.batch_size=8", "eval.examples=3", values=2, length=6)
+    )
     for _ in range(2):
-        own.trainer.step()
-    before = str(own.trainer.process.state_dict())
-    examples = own.task.validation(3)
-    shown = simulate_masking(own, examples, copies=2, least=4, on_progress=lambda share: None)
-    assert str(own.trainer.process.state_dict()) == before
+        run.trainer().step()
+    before = str(run.trainer().process.state_dict())
+    examples = run.task.validation(3)
+    shown = simulate_masking(run, examples, copies=2, least=4, on_progress=lambda share: None)
+    assert str(run.trainer().process.state_dict()) == before
     assert len(shown) >= 4
     for batch in shown:
         assert torch.equal(batch.x0, examples.x0.repeat(2, 1))
-        is_masked = batch.xt == own.task.tokens.mask_id
+        is_masked = batch.xt == run.task.tokens.mask_id
         assert not (is_masked & examples.prompt_mask.repeat(2, 1)).any()
         assert not torch.equal(is_masked[:3], is_masked[3:])  # copies have noise of their own
 
@@ -121,9 +123,9 @@ def test_a_rehearsal_shows_its_examples_and_leaves_the_run_alone(process: str) -
 def test_a_rehearsed_pool_has_forgotten_its_start() -> None:
     """A pool starts with rows at all stages, revealed at random; what is shown was entered at stage 0."""
     process = "{name: puma, num_stages: 4, threshold: null}"
-    own = subject(*toy_settings(f"process={process}", values=2), model=exact(toy(values=2, length=6)))
-    shown = simulate_masking(own, own.task.validation(4), copies=4, least=1, on_progress=lambda share: None)
+    run = untrained_run(*toy_settings(f"process={process}", values=2), model=exact(toy(values=2, length=6)))
+    shown = simulate_masking(run, run.task.validation(4), copies=4, least=1, on_progress=lambda share: None)
     assert len(shown) >= 3
-    life = [(batch.xt == own.task.tokens.mask_id).sum(dim=1) for batch in shown]
+    life = [(batch.xt == run.task.tokens.mask_id).sum(dim=1) for batch in shown]
     for earlier, later in pairwise(life):
         assert ((later < earlier) | (later > 3)).all()  # ever more is revealed, until the row is entered anew

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.lab.diagnostics.subjects import subject, toy_settings
+from tests.lab.diagnostics.untrained import toy_settings, untrained_run
 from unmask.lab.diagnostics.noise_scale import BinNoise, Moments, _canvases, gradient, measure_noise_scale
 
 
@@ -48,18 +48,18 @@ def test_without_a_signal_the_scale_has_a_lower_bound_alone() -> None:
 @pytest.mark.parametrize("size", [None, 2])
 def test_gradients_of_canvases_add_up_to_that_of_the_batch(size: int | None) -> None:
     process = f"process={{name: uniform, block_size: {size or 'null'}}}"
-    own = subject(*toy_settings(process, "train.batch_size=4", "train.dtype=float64"))
-    batch = own.trainer.process.next_batch(own.trainer.stream)
-    units = list(_canvases(batch, own.trainer.stream[torch.arange(4)], own))
+    run = untrained_run(*toy_settings(process, "train.batch_size=4", "train.dtype=float64"))
+    batch = run.trainer().process.next_batch(run.trainer().stream)
+    units = list(_canvases(batch, run.trainer().stream[torch.arange(4)], run.trainer().model))
     assert len(units) == 4 * 6 // (size or 6)
-    total = sum(gradient(own.model, unit, "float64") for _, _, unit in units)
-    assert torch.allclose(total, gradient(own.model, batch, "float64"), atol=1e-12)
+    total = sum(gradient(run.trainer().model, unit, "float64") for _, _, unit in units)
+    assert torch.allclose(total, gradient(run.trainer().model, batch, "float64"), atol=1e-12)
     for _, number, unit in units:
         assert number / 5 < int((unit.weight > 0).sum()) / (size or 6) <= (number + 1) / 5
 
 
 def test_each_share_has_its_gradients() -> None:
-    own = subject(*toy_settings("process={name: uniform}", "train.batch_size=8", length=5))
-    found = measure_noise_scale(own, per_bin=4, on_progress=lambda share: None)
+    run = untrained_run(*toy_settings("process={name: uniform}", "train.batch_size=8", length=5))
+    found = measure_noise_scale(run, per_bin=4, on_progress=lambda share: None)
     assert [(own.low, own.high) for own in found.bins] == [(k / 5, (k + 1) / 5) for k in range(5)]
     assert all(2 <= own.canvases <= 4 and own.variance.value > 0 for own in found.bins)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers import exact, tabular, toy
-from tests.lab.diagnostics.subjects import subject, toy_settings
+from tests.lab.diagnostics.untrained import toy_settings, untrained_run
 from unmask.lab.diagnostics.overfitting import find_last_finished, measure_overfitting
 from unmask.types import CleanBatch
 
@@ -17,11 +17,11 @@ from unmask.types import CleanBatch
 )
 def test_the_last_examples_done_are_done(process: str) -> None:
     """Against a record of what every step trained on: such an example is in no batch any more, and was in one."""
-    own = subject(*toy_settings(f"process={process}", "train.batch_size=4"))
-    own.trainer.stream = _Counting()
-    batches = [_Counting.number(own.trainer.step().batch.x0) for _ in range(9)]
+    run = untrained_run(*toy_settings(f"process={process}", "train.batch_size=4"))
+    run.trainer().stream = _Counting()
+    batches = [_Counting.number(run.trainer().step().batch.x0) for _ in range(9)]
     trained = {number for batch in batches for number in batch}
-    found = find_last_finished(own, 3).tolist()
+    found = find_last_finished(run.trainer(), 3).tolist()
     assert len(found) == 3
     assert found == sorted(found, reverse=True)
     assert set(found) <= trained - set(batches[-1])
@@ -60,10 +60,10 @@ def test_a_model_that_knows_its_examples_by_heart_is_found_out() -> None:
     model = tabular(task)
     sequence = task.sequences[7]
     model.backbone.table.data.scatter_(2, sequence.view(1, -1, 1).expand(len(model.backbone.table), -1, 1), 3.0)
-    own = subject(*toy_settings("process={name: uniform}", "train.batch_size=4"), model=model)
-    own.trainer.stream = _One(sequence)
-    own.trainer.process.step = own.trainer.step_number = 10
-    found = measure_overfitting(own, own.task.validation(40), draws=2, on_progress=lambda share: None)
+    run = untrained_run(*toy_settings("process={name: uniform}", "train.batch_size=4"), model=model)
+    run.trainer().stream = _One(sequence)
+    run.trainer().process.step = run.trainer().step_number = 10
+    found = measure_overfitting(run, run.task.validation(40), draws=2, on_progress=lambda share: None)
     assert (found.examples_seen, found.distinct, found.passes, found.visits) == (40, 1, 40, 40)
     assert found.steps_per_example == 1
     assert found.recent is not None
@@ -72,9 +72,11 @@ def test_a_model_that_knows_its_examples_by_heart_is_found_out() -> None:
 
 
 def test_the_true_conditionals_know_nothing_by_heart() -> None:
-    own = subject(*toy_settings("process={name: uniform}", "train.batch_size=32"), model=exact(toy(values=3, length=6)))
-    own.trainer.process.step = own.trainer.step_number = 10
-    found = measure_overfitting(own, own.task.validation(100), draws=2, on_progress=lambda share: None)
+    run = untrained_run(
+        *toy_settings("process={name: uniform}", "train.batch_size=32"), model=exact(toy(values=3, length=6))
+    )
+    run.trainer().process.step = run.trainer().step_number = 10
+    found = measure_overfitting(run, run.task.validation(100), draws=2, on_progress=lambda share: None)
     assert found.recent is not None
     for trained in (found.recent, found.early):
         gap = found.gap(trained)

@@ -6,14 +6,13 @@ from functools import partial
 from math import isfinite
 from typing import Any
 
-from unmask.decoding.build import in_any_order
-from unmask.decoding.config import DecodeConfig, check_guidance
+from unmask.decoding.config import DecodeConfig
 from unmask.lab.diagnostics.likelihood import MaskedNll, measure_nll
-from unmask.lab.diagnostics.measures import NOWHERE
+from unmask.lab.diagnostics.measures import NOWHERE, NotApplicable
 from unmask.lab.diagnostics.mismatch import Mismatch, measure_mismatch
 from unmask.lab.diagnostics.noise_scale import NoiseScale, measure_noise_scale
 from unmask.lab.diagnostics.overfitting import Overfitting, measure_overfitting
-from unmask.lab.diagnostics.subject import NotApplicable, Subject
+from unmask.training.loading import LoadedRun
 
 PARTS = ("nll", "mismatch", "overfitting", "noise")
 CHEAP = PARTS[:3]
@@ -35,12 +34,13 @@ class Diagnosis:
 
 
 def diagnose(
-    subject: Subject,
+    run: LoadedRun,
     parts: Sequence[str] = PARTS,
     *,
     examples: int = 64,
     draws: int = 4,
     decoder: DecodeConfig | None = None,
+    gradient_weights: str = "raw",
     per_bin: int = 48,
     on_progress: Callable[[float], None] = lambda done: None,
 ) -> Diagnosis:
@@ -50,22 +50,22 @@ def diagnose(
         examples: number of held-out examples (for the mismatch, at most `MOST_DECODED`).
         draws: masks drawn for each example.
         decoder: the decoder whose masks are compared with those of training (default: the run's own).
+        gradient_weights: where gradients are taken: `raw`, as in a training step, or `ema`.
         per_bin: gradients in each bin of the noise scale.
         on_progress: called with the number of parts that are done, fractions included.
 
     Raises:
         UserError: the model does not support this decoder, or its data are gone.
     """
-    chosen = decoder or subject.config.decode
-    if not subject.model.is_causal:  # before any work: whether it can be decoded so
-        check_guidance(chosen, subject.config.data)
-        in_any_order(chosen, subject.model, subject.task.tokens)
-    held_out = subject.task.validation(examples)
+    chosen, model = decoder or run.config.decode, run.trainer().model
+    if not model.is_causal:
+        run.decoder(chosen, model)  # refuses before any work
+    held_out = run.task.validation(examples)
     measure: dict[str, Callable[..., Any]] = {
-        "nll": partial(measure_nll, subject, held_out, draws=draws),
-        "mismatch": partial(measure_mismatch, subject, held_out[:MOST_DECODED], chosen),
-        "overfitting": partial(measure_overfitting, subject, held_out, draws=draws),
-        "noise": partial(measure_noise_scale, subject, per_bin=per_bin),
+        "nll": partial(measure_nll, run, held_out, draws=draws),
+        "mismatch": partial(measure_mismatch, run, held_out[:MOST_DECODED], chosen),
+        "overfitting": partial(measure_overfitting, run, held_out, draws=draws),
+        "noise": partial(measure_noise_scale, run, weights=gradient_weights, per_bin=per_bin),
     }
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
@@ -75,7 +75,7 @@ def diagnose(
         except NotApplicable as reason:
             missing[part] = str(reason)
         on_progress(done + 1.0)
-    return Diagnosis(subject.step, subject.weights, **found, missing=missing)
+    return Diagnosis(run.step, run.weights, **found, missing=missing)
 
 
 def to_json(value: Any) -> Any:

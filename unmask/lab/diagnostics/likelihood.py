@@ -13,10 +13,10 @@ from torch import Tensor
 
 from unmask.blocks import count_blocks, in_blocks, over_positions
 from unmask.evaluation.nelbo import uniform_masks
-from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, distance_to_visible
-from unmask.lab.diagnostics.subject import NotApplicable, Subject
+from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, NotApplicable, distance_to_visible
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
+from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch
 
 RATES = [k / 10 for k in range(11)]
@@ -47,20 +47,19 @@ class MaskedNll:
     of the masked share: where more is masked, visible tokens are further away."""
 
 
-def measure_nll(
-    subject: Subject, examples: CleanBatch, *, draws: int, on_progress: Callable[[float], None]
-) -> MaskedNll:
+def measure_nll(run: LoadedRun, examples: CleanBatch, *, draws: int, on_progress: Callable[[float], None]) -> MaskedNll:
     """Measures the NLL of held-out examples in bins.
 
     Raises:
         NotApplicable: the model is causal, so nothing is ever masked, or the answers are not known as tokens.
     """
-    if subject.model.is_causal:
+    trainer = run.trainer()
+    if trainer.model.is_causal:
         raise NotApplicable("a causal model is asked with nothing masked: each token has its left neighbour")
-    if not examples.is_known(subject.task.tokens.mask_id):
+    if not examples.is_known(run.tokens.mask_id):
         raise NotApplicable("the held-out answers are not known as tokens, so they have no likelihood")
-    with subject.use_weights(subject.weights):
-        return masked_nll(subject.model, examples, draws=draws, dtype=subject.trainer.dtype, on_progress=on_progress)
+    with trainer.weights(run.weights):
+        return masked_nll(trainer.model, examples, draws=draws, dtype=trainer.dtype, on_progress=on_progress)
 
 
 @torch.no_grad()

@@ -11,6 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from unmask.errors import UserError
+
+
+class NotApplicable(UserError):
+    """The run has no such thing as a diagnostic measures; the other diagnostics go on."""
+
+
 NOWHERE = 2**31 - 1
 """The distance if nothing is visible on that side."""
 WIDTH = 0.25

@@ -22,13 +22,14 @@ from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.trace import RecordingDecoder
 from unmask.evaluation.nelbo import Estimate
-from unmask.lab.diagnostics.measures import MaskSet, bin_index, hamming, mmd2
+from unmask.lab.diagnostics.measures import MaskSet, NotApplicable, bin_index, hamming, mmd2
 from unmask.lab.diagnostics.simulation import simulate_masking
-from unmask.lab.diagnostics.subject import NotApplicable, Subject
 from unmask.masking.time import UNIFORM, stratified
 from unmask.masking.uniform import mask_blocks
 from unmask.models.precision import autocast
 from unmask.noise import Purpose
+from unmask.training.loading import LoadedRun
+from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
 
 NUM_BINS = 5
@@ -71,26 +72,26 @@ class Mismatch:
 
 
 def measure_mismatch(
-    subject: Subject, examples: CleanBatch, decoder: DecodeConfig, *, on_progress: Callable[[float], None]
+    run: LoadedRun, examples: CleanBatch, decoder: DecodeConfig, *, on_progress: Callable[[float], None]
 ) -> Mismatch:
     """Compares the masks of training and of decoding on held-out examples.
 
     Raises:
         NotApplicable: the model is causal, or the answers are not known as tokens.
     """
-    if subject.model.is_causal:
+    trainer, model = run.trainer(), run.trainer().model
+    if model.is_causal:
         raise NotApplicable("a causal model is trained and decodes left to right: there are no masks to differ")
-    if not examples.is_known(subject.task.tokens.mask_id):
+    if not examples.is_known(run.tokens.mask_id):
         raise NotApplicable("the held-out answers are not known as tokens, so training cannot be rehearsed on them")
-    size = subject.model.block_size
-    with subject.use_weights(subject.weights):
-        engine = in_any_order(decoder, subject.model, subject.task.tokens)
-        decoded = find_decoding_masks(engine, examples, subject)
+    size = model.block_size
+    with trainer.weights(run.weights):
+        decoded = find_decoding_masks(in_any_order(decoder, model, run.tokens), examples, trainer)
         on_progress(0.4)
         batches = simulate_masking(
-            subject, examples, copies=COPIES, least=STEPS, on_progress=lambda share: on_progress(0.4 + 0.5 * share)
+            run, examples, copies=COPIES, least=STEPS, on_progress=lambda share: on_progress(0.4 + 0.5 * share)
         )
-    mask_id = subject.task.tokens.mask_id
+    mask_id = run.tokens.mask_id
     trained = group_by_canvas(
         ((torch.arange(len(batch.xt)), batch.xt == mask_id) for batch in batches), len(examples), size
     )
@@ -114,19 +115,19 @@ def _draw_uniform(
         yield rows, mask_blocks(every, t, rows, mask_id, seed, step).xt == mask_id
 
 
-def find_decoding_masks(decoder: Decoder, examples: CleanBatch, subject: Subject) -> Canvases:
+def find_decoding_masks(decoder: Decoder, examples: CleanBatch, trainer: Trainer) -> Canvases:
     """Records the masks of every decoding step; for a block model, those of the block that is being decoded."""
-    witness, device = RecordingDecoder(decoder), subject.trainer.device
-    with torch.no_grad(), autocast(subject.trainer.dtype, device):
+    witness, device = RecordingDecoder(decoder), trainer.device
+    with torch.no_grad(), autocast(trainer.dtype, device):
         witness.decode(examples.masked(decoder.mask_id).repeat(DECODINGS, 1).to(device))
     steps = []
     for said in witness.said:
         is_masked = said.xt == decoder.mask_id
         is_asked = torch.zeros(is_masked.numel(), dtype=torch.bool).index_fill(0, said.at, True).view(is_masked.shape)
-        num_blocks = count_blocks(is_masked.shape[1], subject.model.block_size)
+        num_blocks = count_blocks(is_masked.shape[1], trainer.model.block_size)
         is_open = in_blocks(is_masked & is_asked, num_blocks).any(dim=-1, keepdim=True)
         steps.append((said.rows, (in_blocks(is_masked, num_blocks) & is_open).flatten(1)))
-    return group_by_canvas(steps, len(examples), subject.model.block_size)
+    return group_by_canvas(steps, len(examples), trainer.model.block_size)
 
 
 def group_by_canvas(

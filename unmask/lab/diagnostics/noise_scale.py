@@ -15,10 +15,10 @@ from unmask.blocks import count_blocks, in_blocks
 from unmask.evaluation.nelbo import Estimate
 from unmask.lab.diagnostics.measures import bin_index
 from unmask.lab.diagnostics.simulation import simulate_masking
-from unmask.lab.diagnostics.subject import Subject
 from unmask.masking.process import make_batch
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import autocast
+from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch, MaskedBatch
 
 NUM_BINS = 5
@@ -59,45 +59,45 @@ class NoiseScale:
     bins: list[BinNoise]
 
 
-def measure_noise_scale(subject: Subject, *, per_bin: int, on_progress: Callable[[float], None]) -> NoiseScale:
+def measure_noise_scale(
+    run: LoadedRun, *, weights: str = "raw", per_bin: int, on_progress: Callable[[float], None]
+) -> NoiseScale:
     """Measures the gradient noise of the run's loss, on its own masks of the training examples that come next."""
-    trainer = subject.trainer
+    trainer, model = run.trainer(), run.trainer().model
     upcoming = trainer.process.examples_seen + 2 * trainer.shard.total + torch.arange(NUM_BINS * per_bin)
     examples = trainer.stream[upcoming]
-    with subject.use_weights(subject.gradient_weights):
-        batches = simulate_masking(
-            subject, examples, copies=1, least=1, on_progress=lambda share: on_progress(0.4 * share)
-        )
-        units = _units(batches, examples, subject, per_bin)
+    with trainer.weights(weights):
+        batches = simulate_masking(run, examples, copies=1, least=1, on_progress=lambda share: on_progress(0.4 * share))
+        units = _units(batches, examples, model, per_bin)
         moments: dict[int, Moments] = {}
         for done, (number, unit) in enumerate(units, start=1):
-            moments.setdefault(number, Moments()).add(gradient(subject.model, unit.to(trainer.device), trainer.dtype))
+            moments.setdefault(number, Moments()).add(gradient(model, unit.to(trainer.device), trainer.dtype))
             on_progress(0.4 + 0.6 * done / len(units))
     bins = [
         BinNoise(max(0, k) / NUM_BINS, (k + 1) / NUM_BINS, own.count, *own.estimates())
         for k, own in sorted(moments.items())
     ]
-    return NoiseScale(subject.gradient_weights, bins)
+    return NoiseScale(weights, bins)
 
 
 def _units(
-    batches: Sequence[MaskedBatch], examples: CleanBatch, subject: Subject, per_bin: int
+    batches: Sequence[MaskedBatch], examples: CleanBatch, model: Denoiser, per_bin: int
 ) -> list[tuple[int, MaskedBatch]]:
     """Collects canvases with the number of their bin (-1: nothing is masked), each example at most once in each bin."""
     found: dict[int, dict[int, MaskedBatch]] = {}
     for batch in batches:
-        for row, number, unit in _canvases(batch, examples, subject):
+        for row, number, unit in _canvases(batch, examples, model):
             own = found.setdefault(number, {})
             if len(own) < per_bin:
                 own.setdefault(row, unit)
     return [(number, unit) for number, own in found.items() for unit in own.values()]
 
 
-def _canvases(batch: MaskedBatch, examples: CleanBatch, subject: Subject) -> Iterator[tuple[int, int, MaskedBatch]]:
+def _canvases(batch: MaskedBatch, examples: CleanBatch, model: Denoiser) -> Iterator[tuple[int, int, MaskedBatch]]:
     """Yields row, number of the bin, and a batch of that canvas alone, for each canvas that has a loss."""
     is_scored = batch.scatter(torch.ones(len(batch.scored)), 0.0) > 0
-    weights, num_blocks = batch.scatter(batch.weight, 0.0), count_blocks(batch.x0.shape[1], subject.model.block_size)
-    is_masked = (batch.xt == subject.task.tokens.mask_id) & ~examples.prompt_mask
+    weights, num_blocks = batch.scatter(batch.weight, 0.0), count_blocks(batch.x0.shape[1], model.block_size)
+    is_masked = (batch.xt == model.mask_id) & ~examples.prompt_mask
     count, maskable = (in_blocks(x, num_blocks).sum(dim=-1) for x in (is_masked, ~examples.prompt_mask))
     bins = bin_index(count, maskable, NUM_BINS)
     for row, n in in_blocks(is_scored, num_blocks).any(dim=-1).nonzero().tolist():

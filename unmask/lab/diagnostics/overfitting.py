@@ -14,7 +14,9 @@ from torch import Tensor
 from unmask.data.stream import ExampleStream
 from unmask.evaluation.evaluate import row_likelihoods
 from unmask.evaluation.nelbo import Estimate
-from unmask.lab.diagnostics.subject import NotApplicable, Subject
+from unmask.lab.diagnostics.measures import NotApplicable
+from unmask.training.loading import LoadedRun
+from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
 
 
@@ -45,26 +47,26 @@ class Overfitting:
 
 
 def measure_overfitting(
-    subject: Subject, held_out: CleanBatch, *, draws: int, on_progress: Callable[[float], None]
+    run: LoadedRun, held_out: CleanBatch, *, draws: int, on_progress: Callable[[float], None]
 ) -> Overfitting:
     """Measures the overfitting of the checkpoint. Draws the next batch from the process, which advances it.
 
     Raises:
         NotApplicable: the answers are not known as tokens, or nothing was trained on yet.
     """
-    if not held_out.is_known(subject.task.tokens.mask_id):
+    if not held_out.is_known(run.tokens.mask_id):
         raise NotApplicable("the held-out answers are not known as tokens, so they have no likelihood")
-    trainer = subject.trainer
+    trainer = run.trainer()
     seen, batch_size = trainer.process.examples_seen, trainer.shard.total
     if seen == 0:
         raise NotApplicable("the checkpoint is from before the first step")
     number = torch.arange(min(len(held_out), max(batch_size, seen // 2), seen))
-    before = find_last_finished(subject, len(held_out))
+    before = find_last_finished(trainer, len(held_out))
     sets = [held_out, trainer.stream[number], *([trainer.stream[before]] if len(before) else [])]
     found = []
-    with subject.use_weights(subject.weights):
+    with trainer.weights(run.weights):
         for examples in sets:
-            likelihoods = row_likelihoods(subject.model, subject.task, examples, draws=draws, dtype=trainer.dtype)
+            likelihoods = row_likelihoods(trainer.model, run.task, examples, draws=draws, dtype=trainer.dtype)
             found.append(likelihoods.over_corpus())
             on_progress(len(found) / len(sets))
     distinct, shown = min(seen, trainer.stream.epoch_size), trainer.step_number * batch_size
@@ -81,13 +83,12 @@ def measure_overfitting(
     )
 
 
-def find_last_finished(subject: Subject, limit: int) -> Int[Tensor, "R"]:
+def find_last_finished(trainer: Trainer, limit: int) -> Int[Tensor, "R"]:
     """Returns the numbers, in the training stream, of up to `limit` examples whose training is finished, newest first.
 
     Row r takes the examples r, r + B, r + 2 B, .. in turn. In every process, the example that a row requests next is at
     most two after the last one that it has finished.
     """
-    trainer = subject.trainer
     recorder, total = _RecordingStream(trainer.stream), trainer.shard.total
     trainer.process.load_state_dict(trainer.process.state_dict())  # so that prefetched examples are requested again
     trainer.process.next_batch(recorder)

@@ -13,10 +13,10 @@ from torch import Tensor
 from unmask import noise
 from unmask.config.registry import resolve
 from unmask.config.settings import name_of
-from unmask.lab.diagnostics.subject import Subject
 from unmask.masking.process import MaskingProcess, ProcessContext, RowShard
 from unmask.models.precision import autocast
 from unmask.noise import Purpose
+from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch, MaskedBatch
 
 _MOST_STEPS = 64
@@ -39,7 +39,7 @@ class RepeatedExamples:
 
 @torch.no_grad()
 def simulate_masking(
-    subject: Subject, examples: CleanBatch, *, copies: int, least: int, on_progress: Callable[[float], None]
+    run: LoadedRun, examples: CleanBatch, *, copies: int, least: int, on_progress: Callable[[float], None]
 ) -> list[MaskedBatch]:
     """Runs the masking process without training, and returns its batches of the rows (copy, example), copy by copy.
 
@@ -47,14 +47,15 @@ def simulate_masking(
     there are rows; then the process runs for as many steps as the warm-up took, and at least `least`. The estimates of
     a self-conditioned model are dropped: each is as large as a hidden state.
     """
-    process, stream = _fresh_process(subject, len(examples) * copies), RepeatedExamples(examples)
+    trainer = run.trainer()
+    process, stream = _fresh_process(run, len(examples) * copies), RepeatedExamples(examples)
     batches: list[MaskedBatch] = []
     num_warm, start = 0, 0
     while len(batches) < max(least, num_warm):
         batch = process.next_batch(stream)
         start = start or process.examples_seen
-        with autocast(subject.trainer.dtype, subject.trainer.device):
-            process.observe(batch, subject.model(batch))
+        with autocast(trainer.dtype, trainer.device):
+            process.observe(batch, trainer.model(batch))
         if process.examples_seen >= start + len(examples) * copies or num_warm == _MOST_STEPS:
             batches.append(replace(batch, estimate=None).to(torch.device("cpu")))
         else:
@@ -63,11 +64,11 @@ def simulate_masking(
     return batches
 
 
-def _fresh_process(subject: Subject, num_rows: int) -> MaskingProcess:
+def _fresh_process(run: LoadedRun, num_rows: int) -> MaskingProcess:
     """Builds the run's process in its present state, but with new rows."""
-    config, trainer = subject.config, subject.trainer
+    config, trainer = run.config, run.trainer()
     context = ProcessContext(
-        tokens=subject.task.tokens,
+        tokens=run.tokens,
         shard=RowShard.whole(num_rows),
         seed=noise.integer(config.train.seed, Purpose.EVALUATE),
         device=trainer.device,

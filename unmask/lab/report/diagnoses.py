@@ -9,10 +9,10 @@ from unmask.errors import UserError
 from unmask.evaluation.nelbo import Estimate
 from unmask.lab.diagnostics.diagnose import Diagnosis, diagnose
 from unmask.lab.diagnostics.measures import NOWHERE, Bin
-from unmask.lab.diagnostics.subject import Subject
 from unmask.lab.diagnostics.tables import TextTable, overfitting_row
 from unmask.lab.report.chart import Chart, Line
 from unmask.lab.report.runs import RunsByMethod
+from unmask.training.loading import LoadedRun
 
 LEAST_TOKENS = 50
 """Of a bin that is drawn: fewer say nothing, and would stretch the axis."""
@@ -41,9 +41,9 @@ def diagnose_methods(
     result = Diagnoses()
     for number, (name, runs) in enumerate(methods.items()):
         try:
-            subject = Subject.open(runs[0].folder, lambda line: None)
+            run = LoadedRun.open(runs[0].folder, warn=lambda line: None)
             result.found[name] = diagnose(
-                subject, parts, decoder=decoder, on_progress=_shifted(on_progress, number * len(parts))
+                run, parts, decoder=decoder, on_progress=_shifted(on_progress, number * len(parts))
             )
         except UserError as error:
             result.missing.append(f"The diagnostics of {name}: {str(error).splitlines()[0]}")

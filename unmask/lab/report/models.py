@@ -7,18 +7,14 @@ from typing import Any
 
 import torch
 
-from unmask.decoding.build import build_decoder, in_any_order
-from unmask.decoding.config import DecodeConfig, check_guidance
+from unmask.decoding.build import in_any_order
+from unmask.decoding.config import DecodeConfig
 from unmask.decoding.trace import traces
 from unmask.errors import UserError
-from unmask.lab.diagnostics.subject import restore_trainer
 from unmask.lab.report.masks import MaskStatistics, measure_decoding_masks, measure_training_masks
-from unmask.lab.report.runs import RunRecord, RunsByMethod
-from unmask.models.denoiser import Denoiser
-from unmask.models.precision import parameter_dtype, resolve_dtype
-from unmask.tasks.task import Task, build_task
-from unmask.training import checkpoint, loading
-from unmask.training.trainer import Trainer, resolve_device
+from unmask.lab.report.runs import RunsByMethod
+from unmask.tasks.task import Task
+from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch
 
 _NUM_DECODED = 32
@@ -51,9 +47,10 @@ def study(
     result, replay = Study(decoder.label), _Replay()
     for name, runs in methods.items():
         with _spared(result, f"The replay of {name}", warn):
-            _decode(result, replay, name, runs[0], decoder, num_examples, on_example)
+            _decode(result, replay, name, LoadedRun.open(runs[0].folder), decoder, num_examples, on_example)
         with _spared(result, f"The batches of {name}", warn):
-            result.training_masks[name] = measure_training_masks(_trainer(runs[0]))
+            run = LoadedRun.open(runs[0].folder, warn=lambda line: None)  # the replay has warned
+            result.training_masks[name] = measure_training_masks(run.trainer())
     result.replay = replay.as_dict(list(methods)) if replay.traces else None
     return result
 
@@ -72,46 +69,21 @@ def _decode(
     result: Study,
     replay: "_Replay",
     name: str,
-    run: RunRecord,
+    run: LoadedRun,
     decoder: DecodeConfig,
     num_examples: int,
     on_example: Callable[[int], None],
 ) -> None:
-    task = _task(run)
-    examples = task.validation(max(num_examples, _NUM_DECODED))
-    check_guidance(decoder, run.config.data)
-    model, dtype, device = _model(run)
-    build_decoder(decoder, model, task.tokens)  # refuses what the model cannot do
-    engine = in_any_order(decoder, model, task.tokens)
+    examples = run.task.validation(max(num_examples, _NUM_DECODED))
+    run.decoder(decoder)
+    engine, dtype = in_any_order(decoder, run.model, run.tokens), run.dtype_of(decoder.dtype)
     result.decoding_masks[name] = measure_decoding_masks(
-        engine, examples[:_NUM_DECODED], block_size=model.block_size, dtype=dtype, device=device
+        engine, examples[:_NUM_DECODED], block_size=run.model.block_size, dtype=dtype, device=run.device
     )
     shown = examples[:num_examples]
-    replay.check(task, shown)
-    replay.traces[name] = traces(engine, task, shown, dtype=dtype, device=device)
+    replay.check(run.task, shown)
+    replay.traces[name] = traces(engine, run.task, shown, dtype=dtype, device=run.device)
     on_example(replay.num_traces)
-
-
-def _task(run: RunRecord) -> Task:
-    return build_task(run.config.of_run(run.folder))
-
-
-def _device(run: RunRecord) -> torch.device:
-    """Where the run was trained, if this machine has such a device."""
-    return resolve_device("cpu" if run.config.train.device == "cpu" else "auto")
-
-
-def _model(run: RunRecord) -> tuple[Denoiser, str, torch.device]:
-    """In eval mode, with the averaged weights where there are any."""
-    source = loading.read(run.folder)
-    device = _device(run)
-    dtype = resolve_dtype(run.config.decode.dtype or run.config.train.dtype, device)
-    return source.model().to(device, parameter_dtype(dtype)), dtype, device
-
-
-def _trainer(run: RunRecord) -> Trainer:
-    """With the model, average and process of the last checkpoint."""
-    return restore_trainer(run.config, _task(run), checkpoint.find(run.folder, "last", lambda line: None))
 
 
 class _Replay:
