@@ -25,13 +25,15 @@ class GradedFile:
 
 
 def _grade_programs(path: Path) -> GradedFile:
-    problems = programs.read_problems(path)
-    with progress("Running", len(problems)) as update:
-        judgements = programs.judge_problems(problems, update)
+    rows = programs.read_programs(path)
+    with progress("Running", len(rows)) as update:
+        judgements = programs.judge_rows(rows, update)
     grade = programs.grade(judgements)
     low, high = grade.interval
     lines = [f"{grade.correct} of {grade.n} right: {grade.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"]
-    return GradedFile(asdict(grade), lines, [p.judged(j) for p, j in zip(problems, judgements, strict=True)])
+    return GradedFile(
+        asdict(grade), lines, [row.with_judgement(each) for row, each in zip(rows, judgements, strict=True)]
+    )
 
 
 def _grade_sudoku(path: Path) -> GradedFile:

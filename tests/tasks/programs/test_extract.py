@@ -7,7 +7,7 @@ import time
 import pytest
 
 from unmask.tasks.programs.grading import extract, judge, locate
-from unmask.tasks.programs.inside.parsing import parse
+from unmask.tasks.programs.inside.check import parse
 
 F = "def f():\n    return 1"
 

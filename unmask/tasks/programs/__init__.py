@@ -1,1 +1,1 @@
-"""Programs that models write: found in a text, run in a sandbox, held against the right answer."""
+"""Programs that models write: found in a text, run in a sandbox, compared with the right answer."""

@@ -1,4 +1,4 @@
-"""Numbers: read from an answer, held against each other."""
+"""Reads numbers from answers, and compares them."""
 
 import math
 import re
@@ -9,33 +9,33 @@ _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 _MARK = "####"
 _MAX_LENGTH = 400
 
-WHOLE = 1e-6
-"""A number this close to a whole one is meant as that one."""
-CLOSE = 1e-3
-"""The absolute difference that is forgiven where a number is not whole."""
+INTEGER_TOLERANCE = 1e-6
+"""A number this close to an integer is taken as that integer."""
+TOLERANCE = 1e-3
+"""Largest absolute difference of equal numbers, where one is no integer."""
 
 
 def parse_answer(text: str) -> float:
-    """The number that an answer states: after the last `####` (as GSM8K writes it), without `,`, `$`, `%` and blanks.
+    """Parses the number of an answer: after the last `####` (as GSM8K writes it), without `,`, `$`, `%` and blanks.
 
     Raises:
-        ValueError: it is not one finite number, with what it is.
+        ValueError: it is not one finite number; the message shows it.
     """
-    said = text.rpartition(_MARK)[2].strip()
-    digits = re.sub(r"[,$%\s]", "", said[:_MAX_LENGTH])
-    if len(said) > _MAX_LENGTH or not _NUMBER.fullmatch(digits):
-        raise ValueError(f"{said[:40]!r} is not a number")
+    stated = text.rpartition(_MARK)[2].strip()
+    digits = re.sub(r"[,$%\s]", "", stated[:_MAX_LENGTH])
+    if len(stated) > _MAX_LENGTH or not _NUMBER.fullmatch(digits):
+        raise ValueError(f"{stated[:40]!r} is not a number")
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"{said[:40]!r} is too large")
+        raise ValueError(f"{stated[:40]!r} is too large")
     return value
 
 
 def read_answer(answer: object, where: str) -> float:
-    """The right answer in a row of a file: a number, or a text for `parse_answer`.
+    """Reads the right answer in a row of a file: a number, or a text for `parse_answer`.
 
     Raises:
-        UserError: it is neither; `where` says where it stands.
+        UserError: it is neither; the message begins with `where`, its file and line.
     """
     if isinstance(answer, bool) or not isinstance(answer, int | float | str):
         raise UserError(f"{where}: needs `answer`: a number, or a text that ends in `#### 18`")
@@ -46,19 +46,15 @@ def read_answer(answer: object, where: str) -> float:
 
 
 def matches(value: float | int, gold: float | int) -> bool:
-    """Whether `value` answers `gold`: two whole numbers (within `WHOLE`) must be the same, others within `CLOSE`.
+    """True if `value` answers `gold`: integers (`INTEGER_TOLERANCE`) must be equal, others within `TOLERANCE`.
 
     Nothing matches nan or an infinity.
     """
     try:
         if not (math.isfinite(value) and math.isfinite(gold)):
             return False
-        if _is_whole(value) and _is_whole(gold):
+        if all(abs(number - round(number)) <= INTEGER_TOLERANCE for number in (value, gold)):
             return round(value) == round(gold)
-        return abs(value - gold) <= CLOSE
+        return abs(value - gold) <= TOLERANCE
     except OverflowError:  # an int beyond all floats: it can only equal the same int
         return value == gold
-
-
-def _is_whole(value: float | int) -> bool:
-    return abs(value - round(value)) <= WHOLE

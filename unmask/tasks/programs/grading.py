@@ -1,9 +1,4 @@
-"""Grades a file of programs.
-
-The program in what a model says.
-
-Whether what a model says solves a problem.
-"""
+"""Grades programs: finds the program in a model's text, runs it, and compares its value with the right answer."""
 
 import re
 from collections import Counter
@@ -28,25 +23,27 @@ _PREAMBLE = re.compile(  # lines of code that no prose looks like: imports, deco
 
 
 def locate(text: str) -> str | None:
-    """Where the program is in `text`, by its lines alone, or None: the first fenced block (```, ```python) with a `def`
-    at a line start, without the fences; else all from the first such `def` on, with the imports, decorators and named
-    numbers right above it.
+    """Finds the program in `text` by its lines alone; None if there is none.
 
-    Takes time linear in the text, whatever it holds.
+    That is the first fenced block (```, ```python) with a `def` at a line start, without the fences; else all from the
+    first such `def` on, with the imports, decorators and named numbers right above it. Takes time linear in the text,
+    whatever it holds.
     """
     text = text.replace("\r\n", "\n")
     lines = text.split("\n")
-    for block in _blocks(lines):
+    for block in _iterate_blocks(lines):
         if _DEF.search(block):
             return block
     for number, line in enumerate(lines):
         if _DEF.match(line):
-            return "\n".join(_until_fence(lines[_preamble(lines, number) :]))
+            rest = lines[_find_preamble(lines, number) :]
+            end = next((i for i, each in enumerate(rest) if _FENCE.match(each)), len(rest))
+            return "\n".join(rest[:end])
     return None
 
 
 def extract(text: str) -> str | None:
-    """The program in `text`, as `locate` finds it, without the trailing lines that keep it from compiling. None: none.
+    """Returns the program that `locate` finds in `text`, without the trailing lines that keep it from compiling.
 
     Compiling is done in a sandbox, which takes a moment: `judge` does it for many texts at once.
     """
@@ -54,8 +51,8 @@ def extract(text: str) -> str | None:
     return program if program is None or len(program) > MAX_LENGTH else compiling_part(program)
 
 
-def _blocks(lines: list[str]) -> Iterator[str]:
-    """The insides of fenced blocks; one that is never closed goes on to the end."""
+def _iterate_blocks(lines: list[str]) -> Iterator[str]:
+    """Yields the insides of fenced blocks; one that is never closed goes on to the end."""
     start: int | None = None
     is_ours = False
     for number, line in enumerate(lines):
@@ -71,12 +68,8 @@ def _blocks(lines: list[str]) -> Iterator[str]:
         yield "\n".join(lines[start:])
 
 
-def _until_fence(lines: list[str]) -> list[str]:
-    return lines[: next((number for number, line in enumerate(lines) if _FENCE.match(line)), len(lines))]
-
-
-def _preamble(lines: list[str], start: int) -> int:
-    """The number of the first of the lines that belong to the `def` in line `start` and stand right above it."""
+def _find_preamble(lines: list[str], start: int) -> int:
+    """Finds the first of the lines right above the `def` in line `start` that belong to it."""
     first = start
     for number in range(start - 1, -1, -1):
         if _PREAMBLE.match(lines[number]):
@@ -91,7 +84,7 @@ REASONS = ("correct", "wrong", "no_program", "syntax", "blocked", "error", "time
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of a text.
+    """The verdict on one text.
 
     Attributes:
         program: what was run, or tried; None if the text holds no program.
@@ -116,14 +109,14 @@ def judge(
     workers: int | None = None,
     update: Callable[[int], None] | None = None,
 ) -> list[Judgement]:
-    """Finds the program in each text, runs it (the same one once only), and holds its value against the right answer.
+    """Finds the program in each text, runs it (the same one once only), and compares its value with the right answer.
 
-    A right answer None is not known: the program is run, and is not correct. `update` is called with how many texts are
+    Where the right answer is None, the program is run, and is not correct. `update` is called with how many texts are
     done; the rest is as in `run_programs`.
     """
     located = [locate(text) for text in texts]
     programs = list(dict.fromkeys(program for program in located if program is not None))
-    known = len(texts) - len(programs)  # what needs no run of its own
+    known = len(texts) - len(programs)  # texts that need no run of their own
 
     def report(done: int) -> None:
         if update is not None:
@@ -132,12 +125,12 @@ def judge(
     outcomes = run_programs(programs, seconds=seconds, workers=workers, update=report)
     by_program = dict(zip(programs, outcomes, strict=True))
     return [
-        _judgement(None if program is None else by_program[program], gold)
+        _judge(None if program is None else by_program[program], gold)
         for program, gold in zip(located, golds, strict=True)
     ]
 
 
-def _judgement(outcome: Outcome | None, gold: float | None) -> Judgement:
+def _judge(outcome: Outcome | None, gold: float | None) -> Judgement:
     if outcome is None:
         return Judgement(None, None, "no program in this text", False, "no_program")
     if outcome.value is None:
@@ -147,21 +140,21 @@ def _judgement(outcome: Outcome | None, gold: float | None) -> Judgement:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A row of the file, and what was read from it."""
+class ProgramRow:
+    """A row of a file of programs, its program and the right answer."""
 
     row: dict[str, Any]
     program: str
     gold: float
 
-    def judged(self, judgement: Judgement) -> dict[str, Any]:
-        """The row, with what came of it."""
+    def with_judgement(self, judgement: Judgement) -> dict[str, Any]:
+        """Returns the row with its verdict."""
         verdict = {"value": judgement.value, "output": judgement.output}
         return self.row | verdict | {"correct": judgement.is_correct, "reason": judgement.reason}
 
 
 @dataclass(frozen=True)
-class Grade:
+class ProgramsGrade:
     """The grade of a file. `interval`: Wilson's, 95%, of the accuracy; `reasons` counts the programs not correct."""
 
     n: int
@@ -171,34 +164,34 @@ class Grade:
     reasons: dict[str, int]
 
 
-def read_problems(path: Path) -> list[Problem]:
+def read_programs(path: Path) -> list[ProgramRow]:
     """Reads JSON lines `{"question": .., "program": .., "answer": ..}`; the question may be absent.
 
     Raises:
         UserError: a line is not such an object, with file, line and field.
     """
-    problems = [_problem(row, where) for where, row in files.read_json_lines(path)]
-    if not problems:
+    rows = [_read_row(row, where) for where, row in files.read_json_lines(path)]
+    if not rows:
         raise UserError(f"{path}: holds no program")
-    return problems
+    return rows
 
 
-def judge_problems(problems: Sequence[Problem], update: Callable[[int], None] | None = None) -> list[Judgement]:
-    """Runs each program, and holds its value against the answer. `update` is called with how many are done."""
-    return judge([problem.program for problem in problems], [problem.gold for problem in problems], update=update)
+def judge_rows(rows: Sequence[ProgramRow], update: Callable[[int], None] | None = None) -> list[Judgement]:
+    """Runs each program, and compares its value with the answer. `update` is called with how many are done."""
+    return judge([row.program for row in rows], [row.gold for row in rows], update=update)
 
 
-def grade(judgements: Sequence[Judgement]) -> Grade:
+def grade(judgements: Sequence[Judgement]) -> ProgramsGrade:
     """Sums up one judgement or more."""
     n = len(judgements)
     reasons = Counter(judgement.reason for judgement in judgements)
     correct = reasons.pop("correct", 0)
-    return Grade(n, correct, correct / n, wilson(correct, n), dict(reasons.most_common()))
+    return ProgramsGrade(n, correct, correct / n, wilson(correct, n), dict(reasons.most_common()))
 
 
-def _problem(row: dict[str, Any], where: str) -> Problem:
+def _read_row(row: dict[str, Any], where: str) -> ProgramRow:
     if not isinstance(row.get("question", ""), str):
         raise UserError(f"{where}: question={row['question']!r} must be a string")
     if not isinstance(row.get("program"), str):
         raise UserError(f"{where}: needs the string `program`: what the model wrote")
-    return Problem(row, row["program"], read_answer(row.get("answer"), where))
+    return ProgramRow(row, row["program"], read_answer(row.get("answer"), where))

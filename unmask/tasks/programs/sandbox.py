@@ -24,14 +24,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from multiprocessing.connection import wait
 
-from unmask.tasks.programs.inside.settings import Settings
-from unmask.tasks.programs.verdict import Outcome, outcome
+from unmask.tasks.programs.inside.jail import SandboxLimits
+from unmask.tasks.programs.verdict import Outcome, read_report
 from unmask.tasks.programs.worker import Worker
 
 SECONDS = 1.0
 MEMORY = 512 << 20
 MAX_LENGTH = 50_000
-"""Characters of a program; anything longer is no syntax that we read."""
+"""Most characters of a program; a longer one counts as a syntax error."""
 
 _WORKERS_PER_CPU = 2  # endless loops are most of the time, and end by the clock; honest programs need milliseconds
 
@@ -52,23 +52,23 @@ def run_programs(
     Args:
         seconds: wall-clock time for each program.
         memory: bytes of address space for each, its interpreter (some 40 MB) included.
-        workers: programs at once; two per CPU unless given.
+        workers: programs at once (default: two per CPU).
         update: is called with how many programs are done.
-        without: layers to leave out (`inside.settings.LAYERS`): for tests only.
+        without: layers to leave out (`inside.jail.LAYERS`): for tests only.
 
     Raises:
         RuntimeError: no sandbox can be started.
     """
-    return _run(programs, Settings(seconds, memory, without), workers, update)
+    return _run(programs, SandboxLimits(seconds, memory, without), workers, update)
 
 
 def compiling_part(program: str) -> str:
-    """The program without the trailing lines that keep it from compiling; all of it if nothing compiles."""
-    return _run([program], Settings(SECONDS, MEMORY, call=False), 1, None)[0].program
+    """Returns the program without the trailing lines that keep it from compiling; all of it if nothing compiles."""
+    return _run([program], SandboxLimits(SECONDS, MEMORY, call=False), 1, None)[0].program
 
 
 def _run(
-    programs: Sequence[str], settings: Settings, workers: int | None, update: Callable[[int], None] | None
+    programs: Sequence[str], limits: SandboxLimits, workers: int | None, update: Callable[[int], None] | None
 ) -> list[Outcome]:
     outcomes: dict[int, Outcome] = {}
     for number, program in enumerate(programs):
@@ -77,8 +77,8 @@ def _run(
     todo = deque(number for number in range(len(programs)) if number not in outcomes)
     with ExitStack() as stack:
         idle = [
-            stack.enter_context(closing(Worker(settings)))
-            for _ in range(min(workers or _WORKERS_PER_CPU * _cpus(), len(todo)))
+            stack.enter_context(closing(Worker(limits)))
+            for _ in range(min(workers or _WORKERS_PER_CPU * _count_cpus(), len(todo)))
         ]
         busy: dict[Worker, int] = {}
         while todo or busy:
@@ -86,22 +86,17 @@ def _run(
                 worker = idle.pop()
                 busy[worker] = todo.popleft()
                 worker.submit(programs[busy[worker]])
-            _wait_for_any(busy)
+            left = min(worker.deadline for worker in busy) - time.monotonic()
+            wait([worker.fileno() for worker in busy], max(left, 0.0))
             for worker in list(busy):
-                if (report := worker.report()) is not None:
+                if (report := worker.poll()) is not None:
                     number = busy.pop(worker)
-                    outcomes[number] = outcome(programs[number], report, settings.seconds)
+                    outcomes[number] = read_report(programs[number], report, limits.seconds)
                     idle.append(worker)
             if update is not None:
                 update(len(outcomes))
     return [outcomes[number] for number in range(len(programs))]
 
 
-def _wait_for_any(busy: dict[Worker, int]) -> None:
-    """Until a worker has something to say, or should have had."""
-    left = min(worker.deadline for worker in busy) - time.monotonic()
-    wait([worker.fileno() for worker in busy], max(left, 0.0))
-
-
-def _cpus() -> int:
+def _count_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What came of a program, from what its supervisor reports. Whatever the program said is data from a stranger."""
+"""The outcome of a program, read from its supervisor's report. A program's own reply is not trusted."""
 
 import json
 import math
@@ -14,7 +14,7 @@ REASONS = ("ran", "syntax", "blocked", "error", "timeout", "memory", "no_program
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a program.
+    """The outcome of one program.
 
     Attributes:
         reason: one of `REASONS`; `ran` means that it gave a finite number.
@@ -29,20 +29,20 @@ class Outcome:
     program: str
 
 
-def outcome(program: str, report: dict[str, Any], seconds: float) -> Outcome:
-    """Reads a supervisor's report: what the program said, and the code it ended with (None: at the deadline)."""
-    messages = [_message(line) for line in str(report["said"]).split("\n") if line]
+def read_report(program: str, report: dict[str, Any], seconds: float) -> Outcome:
+    """Reads a supervisor's report: the program's reply, and the code it ended with (None: at the deadline)."""
+    messages = [_read_message(line) for line in str(report["reply"]).split("\n") if line]
     lines = messages[0].get("lines") if messages else None
     is_parsed = type(lines) is int and 0 < lines <= program.count("\n") + 1
     kept = "\n".join(program.split("\n")[:lines]) if is_parsed else program
     if report["code"] is None:
         return Outcome("timeout", None, f"no result after {seconds:g} s", kept)
     if messages and "reason" in messages[-1]:
-        return _said(messages[-1], kept)
-    return _ended(report["code"], is_parsed, kept)
+        return _read_result(messages[-1], kept)
+    return _explain_end(report["code"], is_parsed, kept)
 
 
-def _message(line: str) -> dict[str, Any]:
+def _read_message(line: str) -> dict[str, Any]:
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
@@ -50,20 +50,20 @@ def _message(line: str) -> dict[str, Any]:
     return message if isinstance(message, dict) else {}
 
 
-def _said(message: dict[str, Any], program: str) -> Outcome:
+def _read_result(message: dict[str, Any], program: str) -> Outcome:
     reason, value, output = (message.get(key) for key in ("reason", "value", "output"))
     if reason not in REASONS or not isinstance(output, str):
         return Outcome("error", None, "an unreadable result", program)
     if reason != "ran":
         return Outcome(str(reason), None, output[:MAX_OUTPUT], program)
     try:
-        return Outcome("ran", _number(value), output[:MAX_OUTPUT], program)
+        return Outcome("ran", _read_number(value), output[:MAX_OUTPUT], program)
     except (ValueError, OverflowError) as error:
         return Outcome("error", None, f"the result {error}", program)
 
 
-def _number(value: object) -> float:
-    """Raises ValueError or OverflowError: it is not a finite number. A bool is none."""
+def _read_number(value: object) -> float:
+    """Reads a finite number. Raises ValueError or OverflowError if it is none, as a bool is."""
     if isinstance(value, str):
         return parse_answer(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -73,8 +73,8 @@ def _number(value: object) -> float:
     return float(value)
 
 
-def _ended(code: int, is_parsed: bool, program: str) -> Outcome:
-    """For one that left no result."""
+def _explain_end(code: int, is_parsed: bool, program: str) -> Outcome:
+    """Makes the outcome of a program that left no result."""
     how = f"ended with code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
     if not is_parsed and code < 0:  # the parser itself came down
         return Outcome("syntax", None, f"cannot be parsed: {how}", program)

@@ -1,4 +1,4 @@
-"""A sandbox server, seen from outside."""
+"""The parent's side of a sandbox server."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from unmask.tasks.programs.inside.jail import SandboxLimits
 from unmask.tasks.programs.inside.server import READY
-from unmask.tasks.programs.inside.settings import Settings
 
 _GRACE = 5.0
 """Seconds that a supervisor may take beyond the program's own before the whole server is ended."""
@@ -26,7 +26,7 @@ _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some interpreters 
 
 
 class Worker:
-    """Runs one program at a time in a server process; starts another server if a program manages to end it.
+    """A server process that runs one program at a time; another is started if a program manages to end it.
 
     Raises:
         RuntimeError: no server can be started.
@@ -36,41 +36,42 @@ class Worker:
     _read: bytes
     deadline: float
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, limits: SandboxLimits) -> None:
+        self._limits = limits
         self._job = -1
         self._start()
 
     def fileno(self) -> int:
-        """Readable when `report` has something to say."""
+        """Returns the descriptor that is readable when `poll` has a report."""
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
     def submit(self, source: str) -> None:
+        """Sends a program to run; `poll` returns its report."""
         assert self._process.stdin is not None
         self._job += 1
-        self.deadline = time.monotonic() + self._settings.seconds + _GRACE
+        self.deadline = time.monotonic() + self._limits.seconds + _GRACE
         with suppress(OSError):  # a dead server shows when its report is read
             rest = memoryview(json.dumps([self._job, source]).encode() + b"\n")
             while rest:
                 rest = rest[self._process.stdin.write(rest) :]
 
-    def report(self) -> dict[str, Any] | None:
-        """What became of the program, or None if that is not yet said. Does not wait."""
+    def poll(self) -> dict[str, Any] | None:
+        """Returns the report of the program, or None if there is none yet. Does not wait."""
         if not wait([self.fileno()], 0):
-            return self._give_up({"said": "", "code": None}) if time.monotonic() >= self.deadline else None
+            return self._restart({"reply": "", "code": None}) if time.monotonic() >= self.deadline else None
         part = os.read(self.fileno(), 65536)
         if not part:
-            return self._give_up({"said": "", "code": 1})
+            return self._restart({"reply": "", "code": 1})
         self._read += part
         *lines, self._read = self._read.split(b"\n")
-        return next((report for report in map(_report, lines) if report.get("number") == self._job), None)
+        return next((report for report in map(_parse_report, lines) if report.get("number") == self._job), None)
 
     def close(self) -> None:
         """Ends the server and all it started, and waits for that."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()  # at which it ends what it runs, and itself
+        self._process.stdin.close()  # then it ends what it runs, and itself
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
@@ -86,7 +87,7 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _give_up(self, report: dict[str, Any]) -> dict[str, Any]:
+    def _restart(self, report: dict[str, Any]) -> dict[str, Any]:
         self._kill()
         self.close()
         self._start()
@@ -99,7 +100,7 @@ class Worker:
             try:
                 assert self._process.stdout is not None
                 if self._process.stdout.readline() != READY:
-                    raise RuntimeError(f"{sys.executable}: the sandbox does not start (what it said is above)")
+                    raise RuntimeError(f"{sys.executable}: the sandbox does not start (its messages are above)")
             except BaseException:
                 self._kill()
                 self.close()
@@ -107,7 +108,7 @@ class Worker:
         # The folder that the server stays in is gone by now: nothing can be made in it, and nothing is left of it.
 
     def _popen(self, folder: str) -> subprocess.Popen[bytes]:
-        arguments = (str(Path(__file__).parent), json.dumps(asdict(self._settings)))
+        arguments = (str(Path(__file__).parent), json.dumps(asdict(self._limits)))
         return subprocess.Popen(
             [sys.executable, *_OPTIONS, "-c", _START, *arguments],
             stdin=subprocess.PIPE,
@@ -119,8 +120,8 @@ class Worker:
         )
 
 
-def _report(line: bytes) -> dict[str, Any]:
-    """A report, or nothing: a supervisor that is killed may leave half a line."""
+def _parse_report(line: bytes) -> dict[str, Any]:
+    """Parses a report; returns an empty one if it is damaged: a supervisor that is killed may leave half a line."""
     try:
         report = json.loads(line)
     except ValueError:
@@ -129,6 +130,6 @@ def _report(line: bytes) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the user's; and sets of strings have one order, so that a program has one result."""
+    """Makes an environment without the user's variables; a fixed hash seed orders sets: a program has one result."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return {"PYTHONHASHSEED": "0"} | kept

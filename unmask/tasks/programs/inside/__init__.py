@@ -1,1 +1,1 @@
-"""What runs in the sandbox's processes. Standard library only: no site-packages, a quick start."""
+"""Code that runs in the sandbox's processes. Standard library only: no site-packages, a quick start."""

@@ -1,14 +1,117 @@
-"""What a program may not say, found before it runs.
+"""What a program may say, found before it runs: its code, the Python that it gets, and attempts at anything else.
 
-Not the wall that holds (that is `jail`): it makes an attempt a verdict, and keeps honest code to what depends on it
-alone.
+The check is not the wall that holds (that is `jail`): it makes an attempt a verdict, and keeps honest code to what
+depends on it alone. Parsing is not safe to do in one's own process: deep nesting can crash the interpreter.
 """
 
 import ast
+import builtins
+import collections
+import datetime
+import decimal
+import fractions
+import functools
+import itertools
+import math
 import re
+import statistics
+import typing
+import unicodedata  # noqa: F401 (the parser wants it for names beyond ASCII, when no file can be opened any more)
 from string import Formatter
+from types import ModuleType
+from typing import Any
 
-from .names import ALL_BUILTINS, MODULES, SAFE_BUILTINS
+# No `type`, `object`, `getattr`, `vars`, `open`, `input`, `id`, `memoryview`, `super`, `__build_class__`, ..
+_BUILTINS = """
+abs all any ascii bin bool bytearray bytes callable chr complex dict divmod enumerate filter float format frozenset
+hash hex int isinstance issubclass iter len list map max min next oct ord pow print range repr reversed round set slice
+sorted str sum tuple zip Ellipsis NotImplemented
+ArithmeticError AssertionError AttributeError BaseException EOFError Exception FloatingPointError GeneratorExit
+ImportError IndexError KeyError KeyboardInterrupt LookupError MemoryError ModuleNotFoundError NameError
+NotImplementedError OverflowError RecursionError RuntimeError StopIteration SystemExit TypeError
+UnboundLocalError UnicodeError ValueError ZeroDivisionError
+"""
+
+_MODULES: dict[ModuleType, str] = {
+    math: " ".join(name for name in dir(math) if not name.startswith("_")),
+    itertools: " ".join(name for name in dir(itertools) if not name.startswith("_")),
+    fractions: "Fraction",
+    decimal: "Decimal ROUND_CEILING ROUND_DOWN ROUND_FLOOR ROUND_HALF_DOWN ROUND_HALF_EVEN ROUND_HALF_UP ROUND_UP",
+    functools: "cache lru_cache partial reduce",
+    collections: "Counter OrderedDict defaultdict deque",
+    statistics: "fmean geometric_mean harmonic_mean mean median mode pstdev pvariance stdev variance",
+    datetime: "date datetime time timedelta",
+    typing: "Any Callable Dict Final Iterable Iterator List Optional Sequence Set Tuple Union",
+}
+
+SAFE_BUILTINS = frozenset(_BUILTINS.split())
+ALL_BUILTINS = frozenset(dir(builtins))
+MODULES = {module.__name__: frozenset(names.split()) for module, names in _MODULES.items()}
+
+
+def namespace() -> dict[str, Any]:
+    """Makes the globals of a program. `__name__` is not `__main__`: its own tests do not run, as on an import."""
+    safe = {name: getattr(builtins, name) for name in SAFE_BUILTINS}
+    return {"__builtins__": safe | {"__import__": _importer()}, "__name__": "program"}
+
+
+def _importer() -> Any:
+    modules = {module.__name__: _cut_down(module) for module in _MODULES}
+
+    def import_(name: str, _globals: Any = None, _locals: Any = None, _names: Any = (), level: int = 0) -> ModuleType:
+        if level or name not in modules:
+            raise ImportError(f"no module {name!r} for programs")
+        return modules[name]
+
+    return import_
+
+
+def _cut_down(module: ModuleType) -> ModuleType:
+    small = ModuleType(module.__name__)
+    for name in MODULES[module.__name__]:
+        setattr(small, name, getattr(module, name))
+    return small
+
+
+def parse(source: str) -> tuple[ast.Module, int]:
+    """Parses the longest run of whole lines from the first on that compiles and holds code; returns it and its lines.
+
+    Raises:
+        SyntaxError: there is none; the error of the whole text.
+    """
+    lines = source.split("\n")
+    first: SyntaxError | None = None
+    while lines:
+        tree = _compile("\n".join(lines))
+        if isinstance(tree, ast.Module):
+            return tree, len(lines)
+        first = first or tree
+        # What is wrong in line n stays wrong however many lines follow it, so all of them go.
+        lines = lines[: min(len(lines) - 1, max((tree.lineno or 1) - 1, 0))]
+    raise first or SyntaxError("no code")
+
+
+def _compile(source: str) -> ast.Module | SyntaxError:
+    try:
+        tree = ast.parse(source)
+        compile(tree, "<program>", "exec")  # `return` outside a function is found only here
+    except SyntaxError as error:
+        return error
+    except (ValueError, RecursionError, MemoryError) as error:  # null bytes, lone surrogates, nesting
+        return SyntaxError(str(error) or type(error).__name__)
+    return tree if tree.body else SyntaxError("no code")
+
+
+def find_entry(tree: ast.Module) -> str | None:
+    """Finds the name of the last top-level function that can be called without arguments."""
+    functions = (node for node in reversed(tree.body) if isinstance(node, ast.FunctionDef))
+    for function in functions:
+        arguments = function.args
+        by_position = len(arguments.posonlyargs) + len(arguments.args)
+        if by_position == len(arguments.defaults) and None not in arguments.kw_defaults:
+            return function.name
+    return None
+
 
 _KINDS = (ast.ClassDef, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
 _HIDDEN_NAME = re.compile(r"__")
@@ -16,15 +119,17 @@ _HIDDEN_ATTRIBUTE = re.compile(r"_|(gi|cr|ag|tb|co|f|func)_|(mro|format_map)$") 
 
 
 class Blocked(Exception):
-    """A program says what it may not; the message names it."""
+    """The error of a program that says what it may not; the message names it."""
 
 
 def check(tree: ast.Module) -> None:
-    """Raises:
-    Blocked: the program says what it may not.
+    """Looks for anything that a program may not say.
+
+    Raises:
+        Blocked: it is there.
     """
     harmless = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and _formats_simply(node)}
-    own = {name for node in ast.walk(tree) for name in _assigned(node)}
+    own = {name for node in ast.walk(tree) for name in _find_assigned(node)}
     for node in ast.walk(tree):
         if isinstance(node, _KINDS):
             raise Blocked(type(node).__name__)
@@ -63,7 +168,7 @@ def _check_name(node: ast.Name, own: set[str]) -> None:
 
 
 def _check_identifiers(node: ast.AST) -> None:
-    """Names that syntax holds as plain strings: of functions, arguments, keywords, `global`, patterns, .."""
+    """Checks names that syntax holds as plain strings: of functions, arguments, keywords, `global`, patterns, .."""
     if isinstance(node, ast.Constant):
         return
     for _, value in ast.iter_fields(node):
@@ -74,8 +179,8 @@ def _check_identifiers(node: ast.AST) -> None:
         raise Blocked("class patterns")
 
 
-def _assigned(node: ast.AST) -> list[str]:
-    """The names that a node gives a meaning of the program's own."""
+def _find_assigned(node: ast.AST) -> list[str]:
+    """Finds the names that a node gives a meaning of the program's own."""
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         return [node.id]
     if isinstance(node, ast.arg):
@@ -84,7 +189,7 @@ def _assigned(node: ast.AST) -> list[str]:
 
 
 def _formats_simply(call: ast.Call) -> bool:
-    """Whether this is `"literal".format(..)` whose fields reach into no attribute or item."""
+    """True if this is `"literal".format(..)` whose fields reach into no attribute or item."""
     function = call.func
     if not isinstance(function, ast.Attribute) or function.attr != "format":
         return False

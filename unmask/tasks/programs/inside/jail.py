@@ -1,6 +1,6 @@
-"""What the operating system keeps from a program. Each layer stands alone: where one is refused, the others remain.
+"""Limits that the operating system sets. Each layer stands alone: where one is refused, the others remain.
 
-Layers, by the names that `Settings.without` takes (for tests, which try each on its own):
+Layers, by the names that `SandboxLimits.without` takes (for tests, which try each on its own):
 
 * `namespaces`: process ids, network and IPC of its own (as root, or through a user namespace).
 * `chroot`: an empty folder, deleted already so that nothing can be made in it, is all of the file system.
@@ -13,16 +13,38 @@ import os
 import resource
 import signal
 from contextlib import suppress
+from dataclasses import dataclass
 
 from . import kernel
-from .settings import Settings
 
+LAYERS = ("check", "audit", "namespaces", "chroot", "user", "seccomp", "limits")
 _NOBODY = 65534
 
 
-def isolate(settings: Settings) -> None:
-    """What all programs of one server share: no network, no IPC, and the right to namespaces of process ids."""
-    if not settings.has("namespaces"):
+@dataclass(frozen=True)
+class SandboxLimits:
+    """Limits of every program of a server.
+
+    Attributes:
+        seconds: wall-clock time for each program.
+        memory: bytes of address space for each.
+        without: layers to leave out, for tests.
+        call: False to parse programs only.
+    """
+
+    seconds: float
+    memory: int
+    without: tuple[str, ...] = ()
+    call: bool = True
+
+    def has(self, layer: str) -> bool:
+        """True if `layer` is in force."""
+        return layer not in self.without
+
+
+def isolate(limits: SandboxLimits) -> None:
+    """Takes network and IPC from all programs of one server, and gets the right to namespaces of process ids."""
+    if not limits.has("namespaces"):
         return
     user, group = os.geteuid(), os.getegid()
     shared = kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC
@@ -34,34 +56,34 @@ def isolate(settings: Settings) -> None:
             _map_ids(user, group)
 
 
-def isolate_children(settings: Settings) -> None:
-    """The next child is process 1 of its own namespace: when it ends, so does all that it started."""
-    if settings.has("namespaces"):
+def isolate_children(limits: SandboxLimits) -> None:
+    """Makes the next child process 1 of its own namespace: when it ends, so does all that it started."""
+    if limits.has("namespaces"):
         with suppress(OSError):
             kernel.unshare(kernel.CLONE_NEWPID)
 
 
-def enter(settings: Settings, output: int) -> int:
+def enter(limits: SandboxLimits, output: int) -> int:
     """Locks this process up; returns the descriptor that is `output` from now on, the only one of use."""
     os.setsid()
     output = _close_all_but(output)
-    if settings.has("chroot"):
+    if limits.has("chroot"):
         with suppress(OSError):
             os.chroot(".")
             os.chdir("/")
-    if settings.has("user"):
+    if limits.has("user"):
         _become_nobody()
-    _limit(settings)
+    _limit(limits)
     with suppress(OSError):
         kernel.die_with_parent()  # after the change of user, which undoes it
-    if settings.has("seccomp"):
+    if limits.has("seccomp"):
         with suppress(OSError):
             kernel.allow_only_computing()
     return output
 
 
 def _map_ids(user: int, group: int) -> None:
-    """In the new user namespace this process stays who it was, but may make namespaces."""
+    """Keeps this process who it was in the new user namespace, where it may make namespaces."""
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         file = os.open(f"/proc/self/{name}", os.O_WRONLY)
         try:
@@ -90,18 +112,18 @@ def _become_nobody() -> None:
         kernel.drop_capabilities()
 
 
-def _limit(settings: Settings) -> None:
-    seconds = int(settings.seconds) + 2  # the wall clock comes first; this is for what would escape it
-    limits = {resource.RLIMIT_AS: settings.memory}
-    if settings.has("limits"):
-        limits |= {
+def _limit(limits: SandboxLimits) -> None:
+    seconds = int(limits.seconds) + 2  # the wall clock comes first; this is for what would escape it
+    most = {resource.RLIMIT_AS: limits.memory}
+    if limits.has("limits"):
+        most |= {
             resource.RLIMIT_CPU: seconds,
             resource.RLIMIT_FSIZE: 0,
             resource.RLIMIT_CORE: 0,
             resource.RLIMIT_NPROC: 0,
             resource.RLIMIT_NOFILE: 16,
         }
-    for limit, value in limits.items():
+    for limit, value in most.items():
         with suppress(OSError, ValueError):
             resource.setrlimit(limit, (value, value))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):

@@ -34,26 +34,28 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Filter(ctypes.Structure):
+    """`struct sock_fprog`: instructions of 8 bytes, and how many."""
+
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
 def unshare(flags: int) -> None:
-    """New namespaces for this process (for CLONE_NEWPID: for its next children)."""
+    """Gives this process new namespaces (with CLONE_NEWPID: its next children)."""
     _call("unshare", ctypes.c_int(flags))
 
 
 def die_with_parent() -> None:
-    """SIGKILL when the parent ends. Changing the user id undoes it."""
+    """Asks for SIGKILL when the parent ends. Changing the user id undoes it."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:
-    """Descendants whose parents end become this process's children."""
+    """Makes descendants whose parents end this process's children."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def hide_memory() -> None:
-    """No process of the same user may trace this one, or write to its /proc/PID/mem."""
+    """Keeps processes of the same user from tracing this one, and from writing to its /proc/PID/mem."""
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
@@ -64,7 +66,7 @@ def drop_capabilities() -> None:
 
 
 def allow_only_computing() -> None:
-    """A seccomp filter: memory, time, signals of one's own, `write` to what is open; nothing else, and for good."""
+    """Installs a seccomp filter for good: it leaves memory, time, own signals and `write` to what is open."""
     machine = os.uname().machine
     if machine not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no table of system calls for {machine}")
@@ -75,7 +77,7 @@ def allow_only_computing() -> None:
 
 
 def _instructions(architecture: int, allowed: dict[str, int]) -> bytes:
-    """BPF over `struct seccomp_data`: the call's number is the word at 0, the architecture the word at 4."""
+    """Assembles BPF over `struct seccomp_data`: the call's number is the word at 0, the architecture the word at 4."""
 
     def instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
         return struct.pack("=HBBI", code, if_true, if_false, value)
