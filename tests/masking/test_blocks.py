@@ -49,19 +49,6 @@ def test_a_size_that_does_not_divide() -> None:
         PROCESSES["puma"](5).next_batch(RandomStream(length=LENGTH, vocab_size=7))
 
 
-@pytest.mark.parametrize("name", PROCESSES)
-def test_one_block_is_no_blocks(name: str, stream: RandomStream) -> None:
-    plain, one = PROCESSES[name](None), PROCESSES[name](LENGTH)
-    for step in range(15):
-        batches = [process.next_batch(stream) for process in (plain, one)]
-        assert torch.equal(batches[0].xt, batches[1].xt)
-        assert torch.equal(batches[0].weight, batches[1].weight)
-        for process, batch in zip((plain, one), batches, strict=True):
-            process.observe(batch, random_stats(batch, step))
-    assert plain.metrics() == one.metrics()
-    assert (plain.requirements.block_size, one.requirements.block_size) == (None, LENGTH)
-
-
 @pytest.mark.parametrize("name", POOLS)
 def test_what_is_done_stays_so_until_its_row_retires_with_all_blocks_done(name: str, stream: RandomStream) -> None:
     pool = PROCESSES[name](4)

@@ -140,24 +140,6 @@ def test_row_r_takes_examples_r_plus_jb_and_drops_none(stream: RandomStream) -> 
     assert puma.examples_seen == len(entered)
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_shards_make_up_the_whole(settings: dict, stream: RandomStream) -> None:
-    whole = make(**settings)
-    parts = [make(shard=RowShard(total=10, start=start, stop=stop), **settings) for start, stop in ((0, 4), (4, 10))]
-    for step in range(25):
-        batch, pieces = whole.next_batch(stream), [part.next_batch(stream) for part in parts]
-        assert torch.equal(batch.xt, torch.cat([piece.xt for piece in pieces]))
-        for name in vars(pool_of(whole)):
-            pieces_of = [getattr(pool_of(part), name) for part in parts]
-            assert torch.equal(getattr(pool_of(whole), name), torch.cat(pieces_of)), name
-        stats = say(batch, step, settings)
-        confidence, top1 = (batch.scatter(value, 0.0).split([4, 6]) for value in (stats.confidence, stats.top1))
-        whole.observe(batch, stats)
-        for part, piece, *own in zip(parts, pieces, confidence, top1, strict=True):
-            sure, likely = map(piece.gather, own)
-            part.observe(piece, TokenStats(nll=sure, confidence=sure, top1=likely))
-
-
 @pytest.mark.parametrize(
     ("num_stages", "batch_size", "block_size"),
     [(4, 16, 12), (8, 8, 12), (40, 16, 12), (7, 100, 12), (7, 5, 4), (80, 16, 4)],
@@ -257,22 +239,6 @@ def test_reveals_do_not_depend_on_hidden_truth(stream: RandomStream) -> None:
         assert torch.equal(pool_of(one).is_masked, pool_of(other).is_masked)
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_state_dict_goes_on_exactly(settings: dict, stream: RandomStream) -> None:
-    puma, restored = make(**settings), make(**settings)
-    for step in range(20):
-        if step == 7:
-            restored.load_state_dict(puma.state_dict())
-        batch = puma.next_batch(stream)
-        if step >= 7:
-            again = restored.next_batch(stream)
-            assert torch.equal(batch.xt, again.xt)
-            assert torch.equal(batch.weight, again.weight)
-            restored.observe(again, say(again, step, settings))
-        puma.observe(batch, say(batch, step, settings))
-    assert restored.examples_seen == puma.examples_seen
-
-
 def test_a_restarted_pool_takes_examples_that_no_row_has_reached(stream: RandomStream) -> None:
     puma, restarted = make(num_stages=3), make(num_stages=3)
     for step in range(9):
@@ -288,18 +254,6 @@ def test_a_restarted_pool_takes_examples_that_no_row_has_reached(stream: RandomS
     again = make(num_stages=3)
     again.load_state_dict(restarted.state_dict())
     assert torch.equal(again.next_batch(stream).xt, fresh.xt)
-
-
-def test_a_batch_that_was_handed_out_does_not_change(stream: RandomStream) -> None:
-    puma = make(num_stages=2)
-    batch = puma.next_batch(stream)
-    x0, xt = batch.x0.clone(), batch.xt.clone()
-    for step in range(4):
-        puma.observe(batch, random_stats(batch, step))
-        batch_now = puma.next_batch(stream)
-        assert torch.equal(batch.x0, x0)
-        assert torch.equal(batch.xt, xt)
-        batch, x0, xt = batch_now, batch_now.x0.clone(), batch_now.xt.clone()
 
 
 @pytest.mark.parametrize(

@@ -172,22 +172,6 @@ def test_a_block_after_the_end_of_the_answer_has_nothing_to_learn(padded: Padded
     assert num_after > 5
 
 
-@pytest.mark.parametrize("block_size", [None, 4])
-def test_shards_make_up_the_whole(block_size: int | None, padded: Padded) -> None:
-    settings = {"tokens_per_step": 2, "block_size": block_size}
-    whole = make(**settings)
-    parts = [make(RowShard(total=ROWS, start=a, stop=b), **settings) for a, b in ((0, 4), (4, 10))]
-    for step in range(15):
-        batch, pieces = whole.next_batch(padded), [part.next_batch(padded) for part in parts]
-        assert torch.equal(batch.xt, torch.cat([piece.xt for piece in pieces]))
-        stats = random_stats(batch, step)
-        confidence = batch.scatter(stats.confidence, 0.0)
-        whole.observe(batch, stats)
-        for part, piece, dense in zip(parts, pieces, confidence.split([4, 6]), strict=True):
-            own = piece.gather(dense)
-            part.observe(piece, type(stats)(nll=1 - own, confidence=own, top1=own))
-
-
 def test_a_row_that_would_never_be_done_is_refused() -> None:
-    with pytest.raises(UserError, match="process.tokens_per_step=0: Input should be greater than or equal to 1"):
+    with pytest.raises(UserError, match=r"process.tokens_per_step=0: Input should be greater than or equal to 1"):
         make(tokens_per_step=0)

@@ -73,19 +73,8 @@ def test_masked_count_covers_one_to_l() -> None:
     assert masked_count(t, length).tolist() == [1, 1, 2, 4]
 
 
-@pytest.mark.parametrize("block_size", [None, 3])
-def test_shards_make_up_the_whole(block_size: int | None, stream: RandomStream) -> None:
-    shards = [RowShard.whole(8), *(RowShard(total=8, start=start, stop=start + 4) for start in (0, 4))]
-    whole, *parts = (RandomMasking(mask_id=MASK, shard=shard, block_size=block_size) for shard in shards)
-    for _ in range(3):
-        batch, halves = whole.next_batch(stream), [part.next_batch(stream) for part in parts]
-        assert torch.equal(batch.xt, torch.cat([half.xt for half in halves]))
-        for one in (whole, *parts):
-            one.observe(batch, random_stats(batch, 0))
-
-
 def test_a_cap_is_of_importance_alone() -> None:
-    with pytest.raises(UserError, match="process.weight_cap=2 is for process.weight=importance, not elbo"):
+    with pytest.raises(UserError, match=r"process.weight_cap=2 is for process.weight=importance, not elbo"):
         RandomMasking(mask_id=3, shard=RowShard.whole(2), weight="elbo", weight_cap=2.0)
 
 

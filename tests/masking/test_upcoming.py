@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers import RandomStream, random_stats
 from tests.training.test_checkpoint import assert_same
-from unmask.masking.pool import Prefetcher
+from unmask.data.stream import Prefetcher
 from unmask.masking.process import RowShard
 from unmask.masking.uniform import RandomMasking
 from unmask.types import CleanBatch

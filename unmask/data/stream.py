@@ -5,13 +5,14 @@ Dimensions: n examples asked for, N examples in the data set.
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unmask import noise
 from unmask.errors import UserError
 from unmask.noise import Purpose
-from unmask.types import CleanBatch
+from unmask.types import CleanBatch, to_device
 
 
 @runtime_checkable
@@ -52,3 +53,58 @@ def shuffled_index(number: Int[Tensor, "n"], size: int, seed: int) -> Int[Tensor
     """Which of `size` examples stands at `number`: every epoch visits each once, in a new order."""
     epoch = number // size
     return noise.permute(number % size, size, seed, Purpose.SHUFFLE, epoch)
+
+
+class Prefetcher:
+    """Every row's next example, on the device before it is needed, so that a refill waits neither for it nor for data.
+
+    Which rows took theirs is known on the device alone at first. The answer travels to the CPU while the device is busy
+    with the next step; `restock` reads it then, and sends what follows in time for the refill after that.
+
+    Args:
+        stream: the examples.
+        number: the number of the example that each row takes next, on the CPU.
+        stride: how much further the one after that is.
+        device: where the examples are to lie.
+    """
+
+    def __init__(self, stream: ExampleStream, number: Int[Tensor, "b"], *, stride: int, device: torch.device) -> None:
+        self._number, self._stride, self._device = number, stride, device
+        self._taken: _AsyncCopy | None = None
+        self.clean = examples_of(stream, number).to(device)
+
+    def take(self, is_taken: Bool[Tensor, "b"]) -> None:
+        """Notes that these rows have taken theirs, without waiting for the device."""
+        self._taken = _AsyncCopy(is_taken)
+
+    def restock(self, stream: ExampleStream) -> None:
+        """Puts the next example where a row took its own, before any can be taken again."""
+        if self._taken is None:
+            return
+        rows = self._taken.wait().nonzero().squeeze(1)
+        self._taken = None
+        if len(rows):
+            self._number = self._number.index_add(0, rows, torch.full_like(rows, self._stride))
+            fresh, place = examples_of(stream, self._number[rows]).to(self._device), to_device(rows, self._device)
+            self.clean = CleanBatch(
+                x0=self.clean.x0.index_copy(0, place, fresh.x0),
+                prompt_mask=self.clean.prompt_mask.index_copy(0, place, fresh.prompt_mask),
+            )
+
+
+class _AsyncCopy:
+    """A copy of a tensor on its way to the CPU, which waits only for what the device was asked before it set out."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._value = value
+        if value.device.type == "cuda":
+            self._value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> Tensor:
+        """Returns the tensor when it has come."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._value
