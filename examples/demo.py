@@ -20,7 +20,7 @@ from rich.table import Table
 
 from unmask.errors import UserError
 from unmask.lab.report.curves import read_metrics
-from unmask.lab.report.trainings import Training, TrainingFailed, train_all
+from unmask.lab.trainings import Training, TrainingFailed, train_all
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.generator import generate
 from unmask.training.run import Interrupted

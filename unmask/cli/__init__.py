@@ -14,7 +14,7 @@ import typer
 from unmask.cli import bench, chat, compare, decode, diagnose, evaluate, export, grade, prepare, report, settings, train
 from unmask.config import recipes
 from unmask.errors import RunFailed, UserError
-from unmask.lab.report.trainings import TrainingFailed
+from unmask.lab.trainings import TrainingFailed
 from unmask.progress import console
 from unmask.training.distributed import PeerLost
 from unmask.training.run import Interrupted

@@ -1,4 +1,4 @@
-"""`unmask compare`."""
+"""The verb `unmask compare`."""
 
 import json
 import os
@@ -11,16 +11,11 @@ from rich.live import Live
 from rich.table import Table
 
 from unmask.cli import options, report
-from unmask.config import recipes
-from unmask.config.run import RunConfig
-from unmask.errors import UserError
-from unmask.lab.compare import FEWEST_SEEDS, Comparison
+from unmask.lab.compare import FEWEST_SEEDS, Comparison, Plan, choose_measure
 from unmask.lab.report.curves import Curve
-from unmask.lab.report.runs import MOST_METHODS, read_run
-from unmask.lab.report.trainings import Training, check_budget, train_all
+from unmask.lab.trainings import Training, train_all
 from unmask.progress import console, warn
-from unmask.training.evaluating import rates
-from unmask.training.folder import RunFolder, command_line
+from unmask.training.folder import command_line
 
 
 def compare(
@@ -28,34 +23,38 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RECIPE.. [key=value]..",
-            help="The baseline's recipe, then those to hold beside it; and settings over all of them.",
+            help="The baseline's recipe, then the recipes to compare with it; and settings for all of them.",
             show_default=False,
         ),
     ],
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each recipe; their seeds are 0, 1, ..")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each recipe, with the seeds 0, 1, ..")] = 3,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Budget of each training; the recipe's unless given.")
+        int | None, typer.Option(min=1, help="Budget: steps of each training (default: the recipe's).")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Budget: seconds of training, if that is sooner.")] = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Budget: examples drawn, if that is sooner.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Budget: seconds of training, if that is sooner (default: no limit).")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Budget: examples drawn, if that is sooner (default: no limit).")
+    ] = None,
     measure: Annotated[
         str | None,
         typer.Option(
-            help="What to compare by, as in metrics.jsonl: the first decoder's rate unless given; of text, eval/nelbo."
+            help="What to compare by, as in metrics.jsonl (default: the first decoder's rate; for text, eval/nelbo)."
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Trainings at once, sharing the cores; as many as cores unless given.")
+        int | None, typer.Option(min=1, help="Trainings that run at once, sharing the cores (default: one per core).")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder of the trainings, of comparison.json and report.html.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the trainings, comparison.json and report.html.")] = Path(
         "comparison"
     ),
     as_json: options.AsJson = False,
 ) -> None:
-    """Train recipes on the same budget, several seeds each, and say how much sooner one is than the first.
+    """Train recipes on the same budget, several seeds each, and measure how much sooner each is there than the first.
 
-    What is there in --out is resumed: a stopped comparison goes on, and more seeds can be added later; more steps too,
-    if optim.schedule=constant. Its comparison.json and report.html (see `unmask report`) are made anew each time.
+    Trainings in --out are resumed: a stopped comparison goes on, and you can add seeds later (and steps, if
+    optim.schedule=constant). comparison.json and report.html (see `unmask report`) are rewritten each time.
 
     Examples:
 
@@ -63,24 +62,21 @@ def compare(
 
     * `unmask compare sudoku/uniform sudoku/puma process.num_stages=12 --steps 800 --out k12`
     """
-    chosen, overrides = _split(names)
     budget = {"train.steps": steps, "train.max_seconds": seconds, "train.max_examples": examples}
-    settings = [*overrides, *(f"{key}={value}" for key, value in budget.items() if value is not None)]
-    trainings = {_method(recipe): _of_one(recipe, settings, seeds, out) for recipe in chosen}
-    in_turn = [training for of_one_seed in zip(*trainings.values(), strict=True) for training in of_one_seed]
-    configs = {training: recipes.load(training.recipe, training.settings) for training in in_turn}
-    if len(tasks := {config.task.name for config in configs.values()}) > 1:
-        raise UserError(f"compare {' '.join(chosen)}: of different tasks ({', '.join(sorted(tasks))}); give one task's")
-    measure = _check_measure(measure, list(configs.values()))
-    for training, config in configs.items():
-        RunFolder(training.folder).check(config, resume=True)
-        check_budget(training.folder, config)
+    settings = [
+        *(name for name in names if "=" in name),
+        *(f"{key}={value}" for key, value in budget.items() if value is not None),
+    ]
+    plan = Plan.make([name for name in names if "=" not in name], settings, seeds=seeds, out=out)
+    measure = choose_measure(measure, list(plan.configs.values()))
+    plan.check_folders()
     options.make_folder(out)
+    queue = plan.queue
     with Live(console=console, refresh_per_second=2, transient=True) as live:
-        count = min(jobs or os.cpu_count() or 1, len(in_turn))
-        train_all(in_turn, count, lambda: live.update(_progress_table(in_turn)))
-    methods = {method: [read_run(training.folder, warn) for training in of_one] for method, of_one in trainings.items()}
-    comparison = Comparison({method: [run.curve(measure) for run in runs] for method, runs in methods.items()})
+        count = min(jobs or os.cpu_count() or 1, len(queue))
+        train_all(queue, count, lambda: live.update(_progress_table(queue)))
+    methods = plan.read_runs(warn)
+    comparison = Comparison.of(methods, measure)
     result = {"measure": measure, "settings": settings, "seeds": seeds} | comparison.as_dict()
     options.write(out / "comparison.json", json.dumps(result, indent=1) + "\n")
     if as_json:
@@ -89,45 +85,6 @@ def compare(
         _print(comparison, measure)
     report.write(methods, out / "report.html", measure=measure, commands=[command_line()])
     console.print(f"{out / 'comparison.json'} holds all of it; open {out / 'report.html'} in a browser to see it")
-
-
-def _check_measure(measure: str | None, configs: list[RunConfig]) -> str:
-    """Before anything is trained: a share that every training will evaluate, or the NELBO."""
-    common = [rate for rate in rates(configs[0]) if all(rate in rates(config) for config in configs)]
-    common += ["eval/nelbo"]
-    if rates(configs[0]) and len(common) == 1 and measure is None:
-        raise UserError(
-            "--measure: these recipes evaluate no rate in common; set eval.* alike for all, or give eval/nelbo"
-        )
-    if measure not in (None, *common):
-        raise UserError(f"--measure {measure}: not what all of these recipes evaluate; give one of {', '.join(common)}")
-    return measure or common[0]
-
-
-def _split(names: list[str]) -> tuple[list[str], list[str]]:
-    chosen = [name for name in names if "=" not in name]
-    if len(chosen) < 2 or len(set(map(_folder, chosen))) < len(chosen):
-        raise UserError(f"compare {' '.join(chosen)}: give two recipes or more, each once and of another name")
-    if len(chosen) > MOST_METHODS:
-        raise UserError(
-            f"compare: {len(chosen)} recipes are more than a page can tell apart; give {MOST_METHODS} at most"
-        )
-    return chosen, [name for name in names if "=" in name]
-
-
-def _of_one(recipe: str, settings: list[str], seeds: int, out: Path) -> list[Training]:
-    folder = out / _folder(recipe)
-    return [Training(recipe, (*settings, f"train.seed={seed}"), folder / f"seed_{seed}") for seed in range(seeds)]
-
-
-def _method(recipe: str) -> str:
-    """What a recipe is called in the tables: `sudoku/puma`; `mine` for path/to/mine.yaml."""
-    return recipe if recipe in recipes.names() else Path(recipe).stem
-
-
-def _folder(recipe: str) -> str:
-    """Of its trainings, within --out: `sudoku-puma`."""
-    return _method(recipe).replace("/", "-")
 
 
 def _progress_table(trainings: list[Training]) -> Table:

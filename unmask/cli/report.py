@@ -1,4 +1,4 @@
-"""`unmask report`."""
+"""The verb `unmask report`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,37 +10,39 @@ from unmask.cli import options
 from unmask.errors import UserError
 from unmask.lab.diagnostics.diagnose import CHEAP, PARTS
 from unmask.lab.report import page
-from unmask.lab.report.diagnoses import diagnose_methods
-from unmask.lab.report.models import study
 from unmask.lab.report.runs import RunsByMethod, common_measures, group, read_run
-from unmask.progress import console, progress, warn
+from unmask.progress import console, warn
 from unmask.training.folder import command_line
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN..", help="Run folders of one task.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
-    title: Annotated[str | None, typer.Option(help="Its headline; the methods' names unless given.")] = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="Headline of the page (default: the methods' names).")] = None,
     measure: Annotated[
         str | None,
         typer.Option(
-            help="What to show first, as in metrics.jsonl: eval/accuracy/.., eval/nelbo or eval/bits_per_byte."
+            help="Measure to show first, as in metrics.jsonl: eval/accuracy/.., eval/nelbo or eval/bits_per_byte "
+            "(default: the first rate)."
         ),
     ] = None,
     decoder: Annotated[
-        str | None, typer.Option(help="Of the replay; the first run's `decode` section unless given. As in `eval`.")
+        str | None,
+        typer.Option(help="Decoder of the replay, as in `unmask eval` (default: the first run's `decode` section)."),
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Held-out examples to replay.")] = 6,
     noise_scale: Annotated[
         bool, typer.Option("--noise-scale", help="Also measure the noise of gradients, which takes longest.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over a page that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page.")] = False,
 ) -> None:
-    """Hold runs beside each other on one HTML page, which needs nothing else: no network, no other file.
+    """Compare runs on one self-contained HTML page, which needs no network and no other file.
 
-    Curves against steps, seconds and examples; held-out puzzles being solved, cell by cell; what each method trains on;
-    what is hard, and why (`unmask diagnose`); the settings that differ; the commands. Runs that differ in their seed
-    alone count as one method, named after its folder (METHOD of METHOD/seed_0); the first is the baseline.
+    The page shows: curves against steps, seconds and examples; held-out puzzles being solved, cell by cell; the masks
+    that each method trains on; what is hard, and why (see `unmask diagnose`); the settings that differ; the commands.
+
+    Runs that differ only in their seed count as one method, named after its folder (METHOD for METHOD/seed_0). The
+    first method is the baseline.
 
     Examples:
 
@@ -77,25 +79,24 @@ def write(
     parts: Sequence[str] = CHEAP,
     commands: Sequence[str] = (),
 ) -> None:
-    """Makes the page of `methods`, over one that is there."""
-    common_measures(methods)  # before any decoding
+    """Builds the page of `methods`, and writes it to `out`, over a page that is there.
+
+    Raises:
+        UserError: the runs have no evaluation in common, the decoder is wrong, or `out` cannot be written.
+    """
+    common_measures(methods)  # refuses before any decoding
     config = next(iter(methods.values()))[0].config.decode
     chosen = config if decoder is None else options.parse_decoder(decoder, config)
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; name a file")
     options.make_folder(out.parent)
-    with progress("Decoding for the replay", num_examples * len(methods)) as update:
-        studied = study(methods, chosen, num_examples=num_examples, warn=warn, on_example=update)
-    with progress("Diagnosing", 100 * len(parts) * len(methods)) as update:
-        diagnoses = diagnose_methods(
-            methods, chosen, parts, warn=warn, on_progress=lambda done: update(round(100 * done))
-        )
-    html = page.render(
+    html = page.build(
         methods,
-        studied,
-        diagnoses,
+        chosen,
         title=title or " and ".join(methods),
         first_measure=measure,
+        num_examples=num_examples,
+        parts=parts,
         commands=commands,
     )
     options.write(out, html)

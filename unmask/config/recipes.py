@@ -15,7 +15,7 @@ from unmask.config.settings import Section
 from unmask.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-_KEY_ALIASES = {  # names that users of other code bring
+_KEY_ALIASES = {  # names in other code: ours
     "K": "num_stages",
     "block_length": "block_size",
     "confidence_threshold": "threshold",
@@ -25,12 +25,17 @@ _KEY_ALIASES = {  # names that users of other code bring
 
 
 def names() -> list[str]:
-    """The shipped recipes, such as `sudoku/puma`."""
+    """Lists the shipped recipes, such as `sudoku/puma`."""
     return sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
 
 
+def short_name(recipe: str) -> str:
+    """Names a recipe: `sudoku/puma` for a shipped one, `mine` for path/to/mine.yaml."""
+    return recipe if recipe in names() else Path(recipe).stem
+
+
 def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of `recipe` (a shipped name or a YAML path) with `overrides`, each `key=value`.
+    """Loads the configuration of `recipe` (a shipped name or a YAML path) with `overrides`, each `key=value`.
 
     Raises:
         UserError: an unknown recipe, an unreadable file, a malformed override, or a wrong setting.
@@ -54,7 +59,7 @@ def _find(recipe: str) -> Path:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's settings over those that it extends."""
+    """Reads the file's settings, merged over those that it extends."""
     if path.resolve() in seen:
         raise UserError(f"{path}: `extends` goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
     try:
@@ -73,7 +78,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _find_parent(path: Path, parent: Any) -> Path:
-    """The file that `path` extends: beside it, or shipped."""
+    """Finds the file that `path` extends: beside it, or shipped."""
     if isinstance(parent, str) and parent in names():
         return FOLDER / f"{parent}.yaml"
     if not isinstance(parent, str) or not (path.parent / parent).is_file():
@@ -98,7 +103,7 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 
 def rename_keys(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tree` with our names for the keys that users of other code bring."""
+    """Replaces the keys known from other code by ours."""
     return {
         _KEY_ALIASES.get(key, key): rename_keys(value) if isinstance(value, dict) else value
         for key, value in tree.items()
@@ -106,7 +111,7 @@ def rename_keys(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
-    """Writes `update` over the settings `base`. Another task takes none of the former one's data."""
+    """Writes `update` over the settings `base`. If `update` names another task, the `data` of `base` are dropped."""
     old, new = (tree.get("task") for tree in (base, update))
     if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
         base.pop("data", None)
@@ -115,7 +120,7 @@ def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
 
 
 def _section(key: str, *trees: dict[str, Any]) -> type[Section]:
-    """What checks the section `key`, of the component that the trees, one written over the other, name."""
+    """Returns the class that checks section `key`, for the component named in the trees (the last one wins)."""
     field = RunConfig.model_fields.get(key)
     if field is None:
         return Section
@@ -127,7 +132,7 @@ def _section(key: str, *trees: dict[str, Any]) -> type[Section]:
 
 
 def _write(tree: dict[str, Any], key: str, value: Any, section: type[Section] = Section) -> None:
-    """A section merges with the one that is there; one that names another component takes its place."""
+    """Merges a section into the one in `tree`, or replaces it if it names another component."""
     old = tree.get(key)
     if isinstance(old, dict) and isinstance(value, dict) and value.get("name") in (None, old.get("name")):
         merge(old, value, section)
@@ -136,7 +141,7 @@ def _write(tree: dict[str, Any], key: str, value: Any, section: type[Section] = 
 
 
 def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section] = Section) -> None:
-    """Writes `update` into `base`; one of the section's alternatives takes the place of the others, and of theirs."""
+    """Writes `update` into `base`. One of the section's alternatives replaces the others, with their dependents."""
     _rename_aliases(base, section)
     update = section.rename_aliases(update)
     if any(update.get(key) is not None for key in section.alternatives):

@@ -1,31 +1,111 @@
-"""Methods beside each other: solve rates, what it cost to reach them, and how much sooner one is there than another.
+"""Compares methods: plans their trainings, and measures what each method spends to reach a solve rate.
 
 Dimensions: n seeds of a method.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import mean, variance
 from typing import Any
 
+from unmask.config import recipes
+from unmask.config.run import RunConfig
+from unmask.errors import UserError
 from unmask.evaluation.statistics import student
 from unmask.lab.report.curves import AXES, Cost, Curve
+from unmask.lab.report.runs import MOST_METHODS, RunsByMethod, read_run
+from unmask.lab.trainings import Training, check_budget
+from unmask.training.evaluating import rates
+from unmask.training.folder import RunFolder
 
 AXIS_NAMES = {"step": "steps", "seconds": "seconds", "examples_seen": "examples"}
 FEWEST_SEEDS = 3
-"""For an interval."""
+"""Smallest number of seeds for an interval."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trainings of each method, one for each seed, and their configurations; the first method is the baseline."""
+
+    methods: dict[str, list[Training]]
+    configs: dict[Training, RunConfig]
+
+    @staticmethod
+    def make(recipe_names: Sequence[str], settings: Sequence[str], *, seeds: int, out: Path) -> "Plan":
+        """Plans `seeds` trainings of each recipe with `settings`, in folders within `out`, such as sudoku-puma/seed_0.
+
+        Raises:
+            UserError: the recipes cannot be compared, or one of them is wrong.
+        """
+        methods = [recipes.short_name(recipe) for recipe in recipe_names]
+        folders = [method.replace("/", "-") for method in methods]
+        names = " ".join(recipe_names)
+        if len(recipe_names) < 2 or len(set(folders)) < len(folders):
+            raise UserError(f"compare {names}: give two recipes or more, each once and of another name")
+        if len(recipe_names) > MOST_METHODS:
+            raise UserError(
+                f"compare: {len(recipe_names)} recipes are more than a page can tell apart; give {MOST_METHODS} at most"
+            )
+        trainings = {
+            method: [
+                Training(recipe, (*settings, f"train.seed={seed}"), out / folder / f"seed_{seed}")
+                for seed in range(seeds)
+            ]
+            for method, recipe, folder in zip(methods, recipe_names, folders, strict=True)
+        }
+        configs = {own: recipes.load(own.recipe, own.settings) for each in trainings.values() for own in each}
+        if len(tasks := {config.task.name for config in configs.values()}) > 1:
+            raise UserError(f"compare {names}: of different tasks ({', '.join(sorted(tasks))}); give one task's")
+        return Plan(trainings, configs)
+
+    @property
+    def queue(self) -> list[Training]:
+        """All trainings in the order in which to start them: seed by seed."""
+        return [own for of_one_seed in zip(*self.methods.values(), strict=True) for own in of_one_seed]
+
+    def check_folders(self) -> None:
+        """Checks that every training can start, or go on with what is in its folder.
+
+        Raises:
+            UserError: a folder holds another training.
+        """
+        for training in self.queue:
+            RunFolder(training.folder).check(self.configs[training], resume=True)
+            check_budget(training.folder, self.configs[training])
+
+    def read_runs(self, warn: Callable[[str], None]) -> RunsByMethod:
+        """Reads the runs that the trainings have made."""
+        return {method: [read_run(own.folder, warn) for own in each] for method, each in self.methods.items()}
+
+
+def choose_measure(measure: str | None, configs: Sequence[RunConfig]) -> str:
+    """Returns the measure to compare by: `measure`, or (if None) the first rate that all evaluate, or else the NELBO.
+
+    Raises:
+        UserError: not all of the runs evaluate it.
+    """
+    common = [rate for rate in rates(configs[0]) if all(rate in rates(config) for config in configs)]
+    common += ["eval/nelbo"]
+    if rates(configs[0]) and len(common) == 1 and measure is None:
+        raise UserError(
+            "--measure: these recipes evaluate no rate in common; set eval.* alike for all, or give eval/nelbo"
+        )
+    if measure not in (None, *common):
+        raise UserError(f"--measure {measure}: not what all of these recipes evaluate; give one of {', '.join(common)}")
+    return measure or common[0]
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """Baseline's mean cost over the method's."""
+    """The baseline's mean cost divided by the method's."""
 
     ratio: float
     bound: str = ""
-    """`≤` or `≥` where the costs of one of them are bounds."""
+    """`≤` or `≥` if the costs of one of them are bounds."""
     interval: tuple[float, float] | None = None
-    """Of 95 %; None with fewer than three seeds, or of a bound."""
+    """The 95 % interval; None with fewer than three seeds, or if the ratio is a bound."""
 
     def __str__(self) -> str:
         interval = "" if self.interval is None else f" [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
@@ -34,17 +114,17 @@ class SpeedUp:
 
 @dataclass(frozen=True)
 class Level:
-    """What it cost each seed of each method to reach a value; None where it never did."""
+    """The cost of reaching one value of the measure."""
 
     name: str
     level: float
     costs: dict[str, dict[str, list[Cost | None]]]
-    """By method, then axis."""
+    """The cost of each seed, by method, then axis; None for a seed that never reached the level."""
     speed_ups: dict[str, dict[str, SpeedUp | None]]
-    """Over the baseline, by method, then axis; None where a seed of either did not get there, or nothing is known."""
+    """Over the baseline, by method, then axis; None if a seed of either did not reach it, or nothing is known."""
 
     def cost_text(self, method: str, axis: str) -> str:
-        """Mean (least to most) of the seeds that got there."""
+        """Formats the mean (least to most) of the seeds that reached the level."""
         costs = self.costs[method][axis]
         reached = [cost for cost in costs if cost is not None]
         if not reached:
@@ -61,23 +141,29 @@ class Level:
 
 @dataclass(frozen=True)
 class CostRow:
-    """What a level cost on one axis, in words; `level` is named in its first row alone."""
+    """A row of the table of costs: one level on one axis, as text."""
 
     level: str
+    """The level's name in its first row, empty in the others."""
     axis: str
     costs: list[str]
-    """By method."""
+    """One for each method."""
     ratios: list[str]
-    """By method but the baseline."""
+    """One for each method but the baseline."""
     is_reached: bool
-    """By any seed of any method."""
+    """True if any seed of any method reached the level."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`methods`: the curves of each method's seeds; the first method is the baseline."""
+    """The curves of each method's seeds; the first method is the baseline."""
 
     methods: dict[str, list[Curve]]
+
+    @staticmethod
+    def of(methods: RunsByMethod, measure: str) -> "Comparison":
+        """Compares runs by `measure`."""
+        return Comparison({method: [run.curve(measure) for run in runs] for method, runs in methods.items()})
 
     @property
     def baseline(self) -> str:
@@ -89,7 +175,7 @@ class Comparison:
 
     @property
     def num_seeds(self) -> int:
-        """Of the method that has the fewest."""
+        """The number of seeds of the method that has the fewest."""
         return min(len(curves) for curves in self.methods.values())
 
     @property
@@ -97,11 +183,11 @@ class Comparison:
         return self.methods[self.baseline][0].is_share
 
     def text(self, value: float) -> str:
-        """A value of the measure, for people."""
+        """Formats a value of the measure."""
         return f"{value:.1%}" if self.is_share else f"{value:.4f}"
 
     def levels(self, at: Sequence[float] = (0.5, 0.9)) -> list[Level]:
-        """The shares `at`, and what every seed of the baseline got to: the final value of its worst."""
+        """Lists the levels: the shares `at`, and the value that every seed of the baseline reached, its worst final."""
         finals = [curve.values[-1] for curve in self.methods[self.baseline]]
         worst = min(finals) if self.is_share else max(finals)
         named = [(f"{level:.0%}", level) for level in at] if self.is_share else []
@@ -125,8 +211,8 @@ class Comparison:
             },
         )
 
-    def rows(self) -> list["CostRow"]:
-        """Levels, axis by axis, for a table."""
+    def rows(self) -> list[CostRow]:
+        """Lists the rows of the table of costs: levels, axis by axis."""
         return [
             CostRow(
                 level=level.name if axis == AXES[0] else "",
@@ -140,7 +226,7 @@ class Comparison:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the comparison as JSON values."""
         return {
             "baseline": self.baseline,
             "curves": {
@@ -152,10 +238,10 @@ class Comparison:
 
 
 def speed_up(baseline: Sequence[Cost | None], method: Sequence[Cost | None]) -> SpeedUp | None:
-    """`mean(baseline) / mean(method)`, with Student's interval of its logarithm.
+    """Computes `mean(baseline) / mean(method)`, with Student's interval of its logarithm.
 
-    Its variance is `s1^2 / (n1 m1^2) + s2^2 / (n2 m2^2)` for means m, standard deviations s and n seeds, to first
-    order; Welch's degrees of freedom.
+    To first order, the variance of the logarithm is `s1^2 / (n1 m1^2) + s2^2 / (n2 m2^2)` for means m, standard
+    deviations s and n seeds. The degrees of freedom are Welch's.
     """
     one, other = ([cost for cost in costs if cost is not None] for costs in (baseline, method))
     if len(one) < len(baseline) or len(other) < len(method) or any(cost.spent == 0 for cost in (*one, *other)):
@@ -173,5 +259,5 @@ def speed_up(baseline: Sequence[Cost | None], method: Sequence[Cost | None]) -> 
 
 
 def _relative_variance(costs: Sequence[float]) -> float:
-    """Of their mean, over its square."""
+    """Computes the variance of the mean, divided by the squared mean."""
     return variance(costs) / len(costs) / mean(costs) ** 2 if len(costs) > 1 else 0.0

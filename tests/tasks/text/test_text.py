@@ -10,7 +10,6 @@ import torch
 
 from tests.data.text import byte_level, save_tokenizer, word_piece, write_lines
 from tests.helpers import SHORT, lines, run_cli
-from unmask.cli.compare import _check_measure
 from unmask.config import recipes
 from unmask.data.prepare import Settings, prepare
 from unmask.data.prepare.documents import standard_library
@@ -18,6 +17,7 @@ from unmask.data.prepare.sources import PART, File
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import TextLikelihood
+from unmask.lab.compare import choose_measure
 from unmask.tasks.task import Extent, GradedTask
 from unmask.tasks.text import Text
 from unmask.types import CleanBatch
@@ -262,9 +262,9 @@ def test_from_text_to_bits_per_byte(recipe: str, tmp_path: Path, capsys: pytest.
 
 def test_a_comparison_goes_by_the_nelbo() -> None:
     configs = [recipes.load(f"text/{name}_small") for name in ("uniform", "ar")]
-    assert _check_measure(None, configs) == "eval/nelbo"
+    assert choose_measure(None, configs) == "eval/nelbo"
     with pytest.raises(UserError, match="give one of eval/nelbo"):
-        _check_measure("eval/accuracy/ema/prob/1", configs)
+        choose_measure("eval/accuracy/ema/prob/1", configs)
 
 
 def test_a_task_of_text_grades_nothing(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What runs show when they are held beside each other."""
+"""The report: one HTML page that shows several runs side by side."""

@@ -1,7 +1,6 @@
-"""Line charts as SVG that takes its colours from the page.
+"""Draws line charts as SVG that takes its colours from the page, so that one drawing serves light, dark and print.
 
-(So that one drawing serves light, dark and print; libraries that can do this put megabytes into each page. Lines differ
-in dash and marker as well as colour.)
+Lines differ in dash and marker as well as in colour. (Libraries that can do this add megabytes to each page.)
 """
 
 import math
@@ -15,37 +14,41 @@ Points = Sequence[tuple[float, float]]
 _WIDTH, _HEIGHT = 420, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 12, 44
 NUM_STYLES = 6
-"""Classes `s0` .. that the page's style sheet knows."""
+"""Number of line styles: the classes `s0`, `s1`, .. of the page's style sheet."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """`style` is the number of the method; `seeds` are drawn faintly behind the line itself."""
+    """A named line; `style` is the number of the method."""
 
     name: str
     style: int
     points: Points
     seeds: Sequence[Points] = ()
+    """Lines drawn faintly behind the line itself."""
     is_reference: bool = False
-    """Drawn thin and open: what the others are held against."""
+    """True to draw it thin, with open markers, as the reference that others are compared with."""
     errors: Sequence[float] = ()
-    """Of each point's y: drawn as bars above and below, cut off at the frame."""
+    """Standard error of each point's y: drawn as bars above and below, cut off at the frame."""
 
 
 @dataclass(frozen=True)
 class Chart:
+    """A line chart."""
+
     title: str
     x_label: str
     y_label: str
     lines: Sequence[Line]
     is_share: bool = False
-    """y is between 0 and 1, and is written in percent."""
+    """True if y is between 0 and 1, to be written in percent."""
     is_x_share: bool = False
+    """True if x is between 0 and 1, to be written in percent."""
     is_x_log2: bool = False
-    """x is 1 or more, and is drawn by its logarithm."""
+    """True to draw x on a logarithmic axis; it is 1 or more."""
 
     def svg(self) -> Markup:
-        """The drawing. A chart without points says so."""
+        """Draws the chart; without points, says that there are no data."""
         points = [point for line in self.lines for each in (line.points, *line.seeds) for point in each]
         if not points:
             return Markup("<p>{} No data yet.</p>").format(self.title)
@@ -73,7 +76,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Frame:
-    """From values to places in the drawing."""
+    """The mapping from values to places in the drawing."""
 
     x_low: float
     x_high: float
@@ -112,7 +115,7 @@ class _Frame:
         return Markup('<path class="{}" d="M{}"/>').format(kind, corners) if corners else Markup("")
 
     def bars(self, line: Line) -> list[Markup]:
-        """One standard error up and down."""
+        """Draws error bars: one standard error up and down."""
         ends = [
             ((x, max(self.y_low, y - error)), (x, min(self.y_high, y + error)))
             for (x, y), error in zip(line.points if line.errors else (), line.errors, strict=True)
@@ -120,7 +123,7 @@ class _Frame:
         return [self.path(each, f"bar s{line.style % NUM_STYLES}") for each in ends]
 
     def seed(self, line: Line, points: Points, is_share: bool) -> list[Markup]:
-        """Thin; a single point, of which no path can be seen, is a marker."""
+        """Draws a thin line; a single point, whose path would be invisible, becomes a marker."""
         alone = points if len(points) == 1 else ()
         marks = [self._mark(line, x, y, is_share, is_open=True) for x, y in alone]
         return [self.path(points, f"seed s{line.style % NUM_STYLES}"), *marks]
@@ -131,17 +134,18 @@ class _Frame:
         return [self.path(line.points, kind), *marks]
 
     def _mark(self, line: Line, x: float, y: float, is_share: bool, *, is_open: bool) -> Markup:
-        return _mark(line.style, self.x(x), self.y(y), f"{line.name}: {_value(y, is_share)} at {x:,.4g}", is_open)
+        value = _percent(y, 1) if is_share else f"{y:.4g}"
+        return _mark(line.style, self.x(x), self.y(y), f"{line.name}: {value} at {x:,.4g}", is_open)
 
 
 def _thin(points: Points, most: int = 24) -> Points:
-    """Where to put markers: not so many that they hide the line."""
+    """Picks the points that get a marker: few enough not to hide the line, the last one included."""
     every = max(1, math.ceil(len(points) / most))
-    return points[::-every][::-1]  # with the last one
+    return points[::-every][::-1]
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round values that cover low .. high: multiples of 1, 2 or 5 times a power of ten."""
+    """Chooses round values that cover low .. high: multiples of 1, 2 or 5 times a power of ten."""
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= about)
@@ -154,7 +158,7 @@ def _percent(value: float, digits: int = 0) -> str:
 
 
 def _short(value: float) -> str:
-    """1200000 as 1.2M."""
+    """Formats 1200000 as 1.2M."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
@@ -162,7 +166,7 @@ def _short(value: float) -> str:
 
 
 def legend_mark(style: int) -> Markup:
-    """A line's dash and marker, to stand beside its name."""
+    """Draws a line's dash and marker, to stand beside its name."""
     head = Markup('<svg class="key" viewBox="0 0 44 14" aria-hidden="true"><path class="line s{}" d="M2 7H42"/>')
     return head.format(style % NUM_STYLES) + _mark(style, 22.0, 7.0) + Markup("</svg>")
 
@@ -172,7 +176,3 @@ def _mark(style: int, x: float, y: float, title: str = "", is_open: bool = False
     kind = f"mark s{number}" + (" reference" if is_open else "")
     shape = '<use href="#mark{}" class="{}" x="{:.1f}" y="{:.1f}" width="12" height="12"><title>{}</title></use>'
     return Markup(shape).format(number, kind, x - 6, y - 6, title)
-
-
-def _value(y: float, is_share: bool) -> str:
-    return _percent(y, 1) if is_share else f"{y:.4g}"

@@ -1,4 +1,4 @@
-"""A run's evaluations over training."""
+"""Reads a run's metrics, and its evaluations over training as curves."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,32 +13,32 @@ from unmask.errors import UserError
 from unmask.training.logging import RESUMED, lines_that_count
 
 AXES = ("step", "seconds", "examples_seen")
-"""What a run may cost."""
+"""The keys of a row that say what a run has cost so far."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What was spent until a level was reached."""
+    """The amount spent until a level was reached."""
 
     spent: float
     is_most: bool = False
-    """The first evaluation was at the level already: it cost this at most."""
+    """True if `spent` is an upper bound: the first evaluation had reached the level already."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The values of one measure at each evaluation, and what had been spent by then, by axis."""
+    """The values of one measure at each evaluation, and the amounts spent by then, by axis."""
 
     values: tuple[float, ...]
     spent: dict[str, tuple[float, ...]]
     is_share: bool = True
-    """Of examples solved: more is better. Else it is a likelihood's cost, of which less is better."""
+    """True for the share of examples solved, where more is better; False for a likelihood cost, where less is."""
 
     @staticmethod
     def of(rows: Iterable[Row], measure: str) -> "Curve":
-        """From the lines of metrics that have a finite `measure`."""
+        """Collects the lines of metrics that have a finite `measure`."""
         rows = [row for row in rows if is_finite(row.get(measure))]
         return Curve(
             values=tuple(float(row[measure]) for row in rows),
@@ -47,29 +47,30 @@ class Curve:
         )
 
     def cost(self, level: float, axis: str) -> Cost | None:
-        """What was spent on `axis` when the measure first reached `level`, between evaluations on a straight line."""
+        """Returns the amount spent on `axis` when the measure first reached `level`; None if it never did.
+
+        The measure is linearly interpolated between evaluations.
+        """
         at = self.spent[axis]
-        first = next((i for i, value in enumerate(self.values) if self._is_at(value, level)), None)
-        if first is None:
+        is_reached = [value >= level if self.is_share else value <= level for value in self.values]
+        if not any(is_reached):
             return None
+        first = is_reached.index(True)
         if first == 0:
             return Cost(at[0], is_most=True)
         before, after = self.values[first - 1 : first + 1]
         share = (level - before) / (after - before)
         return Cost(at[first - 1] + share * (at[first] - at[first - 1]))
 
-    def _is_at(self, value: float, level: float) -> bool:
-        return value >= level if self.is_share else value <= level
-
     def at(self, steps: Sequence[float], axis: str) -> list[tuple[float, float]]:
-        """What had been spent on `axis`, and the value, at `steps` within the run; on straight lines as well."""
+        """Returns the amount spent on `axis` and the value at `steps` within the run, linearly interpolated."""
         own = self.spent["step"]
         spent, values = np.interp(steps, own, self.spent[axis]), np.interp(steps, own, self.values)
         return list(zip(spent.tolist(), values.tolist(), strict=True))
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it can be drawn: a run that diverged has written null; a broken line may hold anything."""
+    """True if `value` can be drawn: a run that diverged has written null, and a broken line may hold anything."""
     try:
         return isinstance(value, int | float) and math.isfinite(value)
     except OverflowError:  # an integer of hundreds of digits
@@ -77,9 +78,9 @@ def is_finite(value: Any) -> bool:
 
 
 def read_metrics(run: Path, warn: Callable[[str], None], *, is_running: bool = False) -> list[Row]:
-    """The lines of `metrics.jsonl` that count. `warn` is told of every one that is no JSON object of metrics.
+    """Reads the valid lines of `metrics.jsonl`, and calls `warn` for every line that is not a JSON object of metrics.
 
-    Of a run that `is_running`, a last line that does not end yet is being written.
+    If the run `is_running`, a last line without a newline is still being written, and is left out.
 
     Raises:
         UserError: the file cannot be read.
@@ -106,5 +107,5 @@ def _row(line: str) -> Row | None:
         row = files.parse_object(line)
     except ValueError:
         return None
-    # A line that counts and says where a run went on says so wrongly: the others are taken out.
+    # `lines_that_count` has taken out the lines that say where a run was resumed: one that is left is damaged.
     return row if RESUMED not in row and all(is_finite(row.get(axis)) for axis in AXES) else None

@@ -1,4 +1,4 @@
-"""Diagnostics of each method's first run, as a page draws them."""
+"""Diagnoses each method's first run, and draws the results for the page."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from unmask.lab.report.runs import RunsByMethod
 from unmask.training.loading import LoadedRun
 
 LEAST_TOKENS = 50
-"""Of a bin that is drawn: fewer say nothing, and would stretch the axis."""
+"""Smallest number of tokens in a bin that is drawn: fewer say nothing, and would stretch the axis."""
 
 
 @dataclass
 class Diagnoses:
-    """By method; what could not be had is missing, and `missing` says why."""
+    """The diagnosis of each method, and in `missing` the reasons for those that could not be made."""
 
     found: dict[str, Diagnosis] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -34,17 +34,20 @@ def diagnose_methods(
     warn: Callable[[str], None],
     on_progress: Callable[[float], None],
 ) -> Diagnoses:
-    """`on_progress` is told how many of `len(methods) x len(parts)` are done.
+    """Diagnoses each method's first run.
 
-    A run without a checkpoint, or whose data are gone, costs its own part of the report alone, and `warn` is told.
+    A run without a checkpoint, or whose data are gone, is left out with a call of `warn`; the others go on.
+    `on_progress` is called with the number of parts done, of `len(methods) x len(parts)`.
     """
     result = Diagnoses()
     for number, (name, runs) in enumerate(methods.items()):
+
+        def on_part(done: float, before: int = number) -> None:
+            on_progress(before * len(parts) + done)
+
         try:
             run = LoadedRun.open(runs[0].folder, warn=lambda line: None)
-            result.found[name] = diagnose(
-                run, parts, decoder=decoder, on_progress=_shifted(on_progress, number * len(parts))
-            )
+            result.found[name] = diagnose(run, parts, decoder=decoder, on_progress=on_part)
         except UserError as error:
             result.missing.append(f"The diagnostics of {name}: {str(error).splitlines()[0]}")
             warn(result.missing[-1])
@@ -53,12 +56,8 @@ def diagnose_methods(
     return result
 
 
-def _shifted(on_progress: Callable[[float], None], start: int) -> Callable[[float], None]:
-    return lambda done: on_progress(start + done)
-
-
 def charts(methods: RunsByMethod, diagnoses: Diagnoses) -> list[Chart]:
-    """Those that hold anything."""
+    """Draws the charts for which there are any data."""
     masked, nats = "masked share of maskable positions", "nats per masked token"
     away = "positions to the nearest visible token"
     drawn = [
@@ -89,14 +88,14 @@ def charts(methods: RunsByMethod, diagnoses: Diagnoses) -> list[Chart]:
 
 
 def overfitting(diagnoses: Diagnoses) -> TextTable | None:
-    """Methods by row."""
+    """Makes the table of overfitting, one row for each method; None if no method was measured."""
     rows = [(name, *overfitting_row(own.overfitting)) for name, own in diagnoses.found.items() if own.overfitting]
     columns = ("method", "examples drawn", "distinct", "steps on each in all", "NELBO held out", "trained on last")
     return TextTable("Known by heart?", (*columns, "held out minus that"), rows) if rows else None
 
 
 _Drawn = tuple[str, Sequence[tuple[float, float, float]], bool]
-"""What it is of, (x, y, standard error) and whether it is what others are held against."""
+"""What is added to the method's name, (x, y, standard error), and True for a reference line."""
 
 
 def _lines(methods: RunsByMethod, diagnoses: Diagnoses, curves: Callable[[Diagnosis], Iterator[_Drawn]]) -> list[Line]:

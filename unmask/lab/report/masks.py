@@ -1,4 +1,4 @@
-"""What a method trains on, and what its model meets when it decodes: how much is masked, and how sure the model is.
+"""Measures the masks that a method trains on and those that its model meets in decoding: masked share and confidence.
 
 Dimensions: B rows, N blocks of a row (1 in plain diffusion), S positions of a block, L of a row, C canvases.
 """
@@ -23,19 +23,20 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """One entry for each canvas (a row, or a block of one) of which a model was asked something: the masked share of
-    all its positions, and the largest probability, on average over the masked ones that it was asked about."""
+    """The masked share and the confidence of each canvas (a row, or a block of one) that a model has predicted."""
 
     share: Float[Tensor, "C"]
+    """The masked share of all its positions."""
     top1: Float[Tensor, "C"]
+    """The largest probability, a mean over the masked positions with a prediction."""
 
     def histogram(self) -> Points:
-        """Middle of each bin of the masked share, and the share of canvases in it."""
+        """Returns the middle of each bin of the masked share, and the share of canvases in it."""
         count = torch.bincount(self._bin(), minlength=_BINS).double()
         return [((i + 0.5) / _BINS, value) for i, value in enumerate((count / count.sum()).tolist())]
 
     def confidence(self) -> Points:
-        """Middle of each bin of the masked share that holds any canvas, and their mean confidence."""
+        """Returns the middle of each bin of the masked share that holds any canvas, and their mean confidence."""
         own = self._bin()
         return [((i + 0.5) / _BINS, self.top1[own == i].mean().item()) for i in range(_BINS) if (own == i).any()]
 
@@ -44,7 +45,7 @@ class MaskStatistics:
 
 
 def measure_training_masks(trainer: Trainer, num_batches: int = 8) -> MaskStatistics:
-    """The batches that come next in a run, as its averaged weights see them. Moves the process on; trains nothing."""
+    """Measures the next batches of a run, as its averaged weights see them. Advances the process; trains nothing."""
     if trainer.model.is_causal:
         raise UserError("a causal model is trained on no masks")
     seen = []
@@ -64,7 +65,7 @@ def measure_training_masks(trainer: Trainer, num_batches: int = 8) -> MaskStatis
 def measure_decoding_masks(
     decoder: Decoder, examples: CleanBatch, *, block_size: int | None, dtype: str, device: torch.device
 ) -> MaskStatistics:
-    """The canvases of every decoding step of `examples`; of a model in blocks, the block that is being decoded."""
+    """Measures the canvases of every decoding step of `examples`; for a block model, the block being decoded."""
     witness = RecordingDecoder(decoder)
     with autocast(dtype, device):
         witness.decode(examples.masked(decoder.mask_id).to(device))
@@ -78,7 +79,7 @@ def measure_decoding_masks(
 def _canvas_statistics(
     is_masked: Bool[Tensor, "B L"], top1: Float[Tensor, "B L"], block_size: int | None
 ) -> MaskStatistics:
-    """Of the canvases of which something was asked. `top1` is 0 where a masked position was not asked about."""
+    """Measures the canvases with any prediction. `top1` is 0 at masked positions without one."""
     num_blocks = count_blocks(is_masked.shape[1], block_size)
     masked, asked = (in_blocks(x, num_blocks) for x in (is_masked, is_masked & (top1 > 0)))
     total, count = (in_blocks(top1, num_blocks) * asked).sum(dim=-1), asked.sum(dim=-1)

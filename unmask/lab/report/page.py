@@ -1,7 +1,4 @@
-"""What a page says of its runs, in words.
-
-One self-contained HTML page that holds runs beside each other.
-"""
+"""Builds the report: one self-contained HTML page that shows runs side by side."""
 
 import json
 from collections.abc import Sequence
@@ -14,13 +11,104 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from unmask.config.settings import flatten
+from unmask.decoding.config import DecodeConfig
 from unmask.lab.compare import Comparison, CostRow
 from unmask.lab.report.chart import Chart, Line, Points, legend_mark
 from unmask.lab.report.curves import AXES, is_finite
-from unmask.lab.report.diagnoses import Diagnoses, charts, overfitting
+from unmask.lab.report.diagnoses import Diagnoses, charts, diagnose_methods, overfitting
 from unmask.lab.report.models import Study
+from unmask.lab.report.models import study as study_methods
 from unmask.lab.report.runs import RunRecord, RunsByMethod, common_measures, differences
+from unmask.progress import progress, warn
 from unmask.tasks.task import is_graded
+
+_X_LABELS = {"step": "training steps", "seconds": "seconds of training", "examples_seen": "examples drawn"}
+
+
+def build(
+    methods: RunsByMethod,
+    decoder: DecodeConfig,
+    *,
+    title: str,
+    first_measure: str | None,
+    num_examples: int,
+    parts: Sequence[str],
+    commands: Sequence[str],
+) -> str:
+    """Decodes with the runs' models, diagnoses the runs, and renders the page.
+
+    Args:
+        decoder: of the replay, and of the masks that training is compared with.
+        first_measure: shown before the other measures.
+        num_examples: held-out examples to replay.
+        parts: diagnostics to run.
+        commands: shown on the page after the commands of the runs.
+    """
+    with progress("Decoding for the replay", num_examples * len(methods)) as update:
+        studied = study_methods(methods, decoder, num_examples=num_examples, warn=warn, on_example=update)
+    with progress("Diagnosing", 100 * len(parts) * len(methods)) as update:
+        diagnoses = diagnose_methods(
+            methods, decoder, parts, warn=warn, on_progress=lambda done: update(round(100 * done))
+        )
+    return render(methods, studied, diagnoses, title=title, first_measure=first_measure, commands=commands)
+
+
+def render(
+    methods: RunsByMethod,
+    study: Study,
+    diagnoses: Diagnoses,
+    *,
+    title: str,
+    first_measure: str | None,
+    commands: Sequence[str],
+) -> str:
+    """Renders the page. `first_measure` is shown before the other measures that all runs have.
+
+    Raises:
+        UserError: the runs have no evaluation in common.
+    """
+    measures = common_measures(methods)
+    measures.sort(key=lambda measure: measure != first_measure)  # a stable sort
+    replay = study.replay and Markup(  # escaped so that it cannot end the script element that holds it
+        json.dumps(study.replay, separators=(",", ":")).replace("<", "\\u003c")
+    )
+    environment = Environment(
+        loader=PackageLoader("unmask.lab.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        title=title,
+        css=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        summary=summary(methods),
+        warnings=warnings(methods),
+        methods=[describe_method(name, number, runs) for number, (name, runs) in enumerate(methods.items())],
+        others=list(methods)[1:],
+        measures=[_measure(methods, measure) for measure in measures],
+        curves_note=curves_note(methods),
+        replay=replay,
+        is_graded=is_graded(next(iter(methods.values()))[0].config),
+        num_puzzles=0 if study.replay is None else len(study.replay["puzzles"]),
+        missing=study.missing,
+        decoder=study.decoder,
+        mask_charts=_mask_charts(methods, study),
+        diagnosis_charts=charts(methods, diagnoses),
+        overfitting=overfitting(diagnoses),
+        undiagnosed=diagnoses.missing,
+        differences=differences(methods),
+        runs=[describe_run(run) for runs in methods.values() for run in runs],
+        commands=[*dict.fromkeys(run_command(run) for runs in methods.values() for run in runs), *commands],
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("unmask.lab.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
 
 
 def summary(methods: RunsByMethod) -> str:
@@ -41,7 +129,7 @@ def describe_method(name: str, number: int, runs: Sequence[RunRecord]) -> dict[s
 
 
 def warnings(methods: RunsByMethod) -> list[str]:
-    """What a reader must know before comparing."""
+    """Lists the warnings that a reader needs before comparing."""
     runs = [run for same in methods.values() for run in same]
     found = [f"{run.folder} was still training, at step {run.last_step}." for run in runs if run.is_running]
     if len({run.last_step for run in runs}) > 1:
@@ -87,71 +175,13 @@ def describe_run(run: RunRecord) -> dict[str, str]:
     }
 
 
-_X_LABELS = {"step": "training steps", "seconds": "seconds of training", "examples_seen": "examples drawn"}
-
-
-def render(
-    methods: RunsByMethod,
-    study: Study,
-    diagnoses: Diagnoses,
-    *,
-    title: str,
-    first_measure: str | None,
-    commands: Sequence[str],
-) -> str:
-    """The page. `first_measure` is shown before the others that all runs have.
-
-    Raises:
-        UserError: the runs have no evaluation in common.
-    """
-    measures = common_measures(methods)
-    measures.sort(key=lambda measure: measure != first_measure)  # a stable sort
-    environment = Environment(
-        loader=PackageLoader("unmask.lab.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
-        title=title,
-        css=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")),
-        summary=summary(methods),
-        warnings=warnings(methods),
-        methods=[describe_method(name, number, runs) for number, (name, runs) in enumerate(methods.items())],
-        others=list(methods)[1:],
-        measures=[_measure(methods, measure) for measure in measures],
-        curves_note=curves_note(methods),
-        replay=None if study.replay is None else _inline_json(study.replay),
-        is_graded=is_graded(next(iter(methods.values()))[0].config),
-        num_puzzles=0 if study.replay is None else len(study.replay["puzzles"]),
-        missing=study.missing,
-        decoder=study.decoder,
-        mask_charts=_mask_charts(methods, study),
-        diagnosis_charts=charts(methods, diagnoses),
-        overfitting=overfitting(diagnoses),
-        undiagnosed=diagnoses.missing,
-        differences=differences(methods),
-        runs=[describe_run(run) for runs in methods.values() for run in runs],
-        commands=[*dict.fromkeys(run_command(run) for runs in methods.values() for run in runs), *commands],
-    )
-
-
-def _asset(name: str) -> str:
-    return resources.files("unmask.lab.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _inline_json(value: dict[str, Any]) -> Markup:
-    """JSON that cannot end the script element that holds it."""
-    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
-
-
 # --- curves ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Measure:
+    """The part of the page on one measure: its charts, and the table of costs."""
+
     name: str
     charts: list[Chart]
     costs: list[CostRow]
@@ -164,24 +194,22 @@ def _measure(methods: RunsByMethod, measure: str) -> _Measure:
         Chart(
             title=f"{name} against {_X_LABELS[axis]}",
             x_label=_X_LABELS[axis],
-            y_label="solved" if is_share else _units(measure),
+            y_label="solved" if is_share else "bits per byte" if measure == "eval/bits_per_byte" else "nats",
             lines=[_line(label, number, runs, measure, axis) for number, (label, runs) in enumerate(methods.items())],
             is_share=is_share,
         )
         for axis in AXES
     ]
-    return _Measure(name, charts, _costs(methods, measure) if (is_share or not has_shares) and len(methods) > 1 else [])
+    has_costs = (is_share or not has_shares) and len(methods) > 1
+    costs = [row for row in Comparison.of(methods, measure).rows() if row.is_reached] if has_costs else []
+    return _Measure(name, charts, costs)
 
 
 _NAMES = {"nelbo": "NELBO (nats)", "bits_per_byte": "Bits per byte"}
 
 
-def _units(measure: str) -> str:
-    return "bits per byte" if measure == "eval/bits_per_byte" else "nats"
-
-
 def _title(measure: str) -> tuple[str, bool]:
-    """`eval/accuracy/ema/prob/3` for a reader, and whether it is a share."""
+    """Names a measure such as `eval/accuracy/ema/prob/3` in words; the second value is True for a share."""
     kind, *details = measure.removeprefix("eval/").split("/")
     if kind != "accuracy":
         return _NAMES.get(kind, measure.removeprefix("eval/")), False
@@ -194,7 +222,7 @@ def _title(measure: str) -> tuple[str, bool]:
 
 
 def _line(name: str, style: int, runs: Sequence[RunRecord], measure: str, axis: str) -> Line:
-    """The mean over seeds from where all of them have been evaluated to where the first ends."""
+    """Draws the mean over seeds, from the first step that all have evaluated to the last step of the shortest."""
     curves = [run.curve(measure) for run in runs]
     steps = sorted({step for curve in curves for step in curve.spent["step"]})
     low, high = max(c.spent["step"][0] for c in curves), min(c.spent["step"][-1] for c in curves)
@@ -202,11 +230,6 @@ def _line(name: str, style: int, runs: Sequence[RunRecord], measure: str, axis: 
     means = [(mean(spent for spent, _ in each), mean(value for _, value in each)) for each in at_steps]
     seeds: list[Points] = [list(zip(c.spent[axis], c.values, strict=True)) for c in curves] if len(runs) > 1 else []
     return Line(name, style, means, seeds)
-
-
-def _costs(methods: RunsByMethod, measure: str) -> list[CostRow]:
-    comparison = Comparison({name: [run.curve(measure) for run in runs] for name, runs in methods.items()})
-    return [row for row in comparison.rows() if row.is_reached]
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------

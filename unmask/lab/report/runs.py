@@ -1,4 +1,4 @@
-"""The runs that a report holds beside each other, and which of them are seeds of one method."""
+"""Reads the runs of a report, and groups them into methods: runs that differ in their seed alone."""
 
 import json
 import re
@@ -19,12 +19,12 @@ _NOT_THE_METHOD = (
     *("train.checkpoint_every", "train.keep_last", "train.keep_every"),
 )
 MOST_METHODS = 6
-"""That a page can tell apart by colour, dash and marker."""
+"""Largest number of methods that a page can distinguish by colour, dash and marker."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder says of a run."""
+    """The contents of a run folder: its settings, machine and metrics."""
 
     folder: Path
     config: RunConfig
@@ -34,7 +34,7 @@ class RunRecord:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Dotted keys and values."""
+        """Its settings by dotted key."""
         return dict(flatten(self.config.model_dump(mode="json")))
 
     @property
@@ -46,13 +46,13 @@ class RunRecord:
         return int(self.rows[-1]["step"])
 
     def measures(self) -> list[str]:
-        """What its evaluations measured (once at least as a number), in the order in which they wrote it."""
+        """Lists the measures of its evaluations that were finite at least once, in the order in which they appear."""
         written = ((key, value) for row in self.rows for key, value in row.items() if key.startswith("eval/"))
         keys = dict.fromkeys(key for key, value in written if is_finite(value))
         return [key for key in keys if not key.endswith("_stderr")]
 
     def curve(self, measure: str) -> Curve:
-        """Its evaluations of `measure`.
+        """Returns its evaluations of `measure`.
 
         Raises:
             UserError: there are none.
@@ -69,7 +69,7 @@ RunsByMethod = dict[str, list[RunRecord]]
 
 
 def read_run(folder: Path, warn: Callable[[str], None]) -> RunRecord:
-    """Reads a run folder; `warn` is told what is damaged, or not finished.
+    """Reads a run folder, and calls `warn` if something is damaged, or still training.
 
     Raises:
         UserError: it is no run folder, or has no metrics yet.
@@ -85,15 +85,16 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> RunRecord:
 
 
 def group(runs: Sequence[RunRecord]) -> RunsByMethod:
-    """Runs whose settings differ in the seed alone are one method, named after its folder.
+    """Groups runs into methods. Runs that differ in the seed alone are one method, named after its folder.
 
     Raises:
-        UserError: a run is given twice, or the runs cannot be held beside each other.
+        UserError: a run is given twice, there are too many methods, or the runs are of different tasks.
     """
     _check_comparable(runs)
     by_settings: dict[str, list[RunRecord]] = {}
     for run in runs:
-        by_settings.setdefault(_method_key(run), []).append(run)
+        settings = {key: value for key, value in run.settings.items() if _is_of_the_method(key)}
+        by_settings.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
     groups = list(by_settings.values())
     for same in groups:
         if len({run.seed for run in same}) < len(same):
@@ -108,12 +109,8 @@ def _is_of_the_method(key: str) -> bool:
     return key not in _NOT_THE_METHOD and key.split(".")[0] not in _NOT_THE_METHOD
 
 
-def _method_key(run: RunRecord) -> str:
-    return json.dumps({key: value for key, value in run.settings.items() if _is_of_the_method(key)}, sort_keys=True)
-
-
 def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """The folders' names; of `METHOD/seed_0`, the parent's; whole paths where those would be equal."""
+    """Names methods by their first run's folder (METHOD for `METHOD/seed_0`), or by whole paths if names are equal."""
     folders = [runs[0].folder.resolve() for runs in groups]
     named = [folder.parent if re.fullmatch(r"seed_\d+", folder.name) else folder for folder in folders]
     short = [folder.name for folder in named]
@@ -131,9 +128,9 @@ def _check_comparable(runs: Iterable[RunRecord]) -> None:
 
 
 def common_measures(methods: RunsByMethod) -> list[str]:
-    """What the evaluations of all runs measured: rates by decoder, in the first run's order, then likelihoods.
+    """Lists the measures that all runs have: rates by decoder, in the first run's order, then likelihoods.
 
-    `eval/accuracy`, the rate of each run's own first decoder, is none of them: decoders may differ.
+    `eval/accuracy` is left out: it is the rate of each run's own first decoder, and decoders may differ.
 
     Raises:
         UserError: there is none.
@@ -149,7 +146,7 @@ def common_measures(methods: RunsByMethod) -> list[str]:
 
 
 def differences(methods: RunsByMethod) -> dict[str, list[Any]]:
-    """The settings in which methods differ, each with every method's value (None where it has no such key)."""
+    """Returns the settings in which methods differ, each with every method's value (None if it has no such key)."""
     settings = [runs[0].settings for runs in methods.values()]
     keys = dict.fromkeys(key for own in settings for key in own if _is_of_the_method(key))
     values = {key: [own.get(key) for own in settings] for key in keys}

@@ -1,4 +1,4 @@
-"""Several trainings at once, each a process of its own with its share of the cores."""
+"""Runs several trainings at once, each in a process of its own with its share of the cores."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from unmask.training.run import Interrupted
 
 @dataclass(frozen=True)
 class Training:
-    """`unmask train RECIPE SETTINGS --out FOLDER --resume`; what it prints goes to `FOLDER.log`."""
+    """The command `unmask train RECIPE SETTINGS --out FOLDER --resume`; its output goes to `FOLDER.log`."""
 
     recipe: str
     settings: tuple[str, ...]
@@ -31,7 +31,7 @@ class Training:
     def start(self, threads: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "unmask", "train", self.recipe, *self.settings, f"train.threads={threads}"]
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        # In a session of its own: Ctrl-C reaches this process alone, which passes it on once.
+        # A session of its own, so that Ctrl-C reaches only the parent, which passes it on once.
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [*command, "--out", str(self.folder), "--resume"], stdout=log, stderr=log, start_new_session=True
@@ -39,7 +39,7 @@ class Training:
 
 
 def check_budget(folder: Path, config: RunConfig) -> None:
-    """Whether a training that is in `folder`, if one is, can become one of `config`: as if it had always been.
+    """Checks that a training already in `folder`, if any, can go on with `config` as if it had always had it.
 
     Raises:
         UserError: its budget was larger, or its learning rate has followed a schedule of another length.
@@ -61,11 +61,11 @@ def check_budget(folder: Path, config: RunConfig) -> None:
 
 
 class TrainingFailed(Exception):
-    """One of them ended with an error; the message holds the end of its log."""
+    """A training ended with an error; the message holds the end of its log."""
 
 
 def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], None] = lambda: None) -> None:
-    """Runs them in order, `jobs` at a time; those that are finished already cost a moment.
+    """Runs trainings in order, `jobs` at a time; those that are finished already take a moment.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; all have saved.
@@ -74,7 +74,7 @@ def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], No
     threads = max(1, (os.cpu_count() or 1) // jobs)
     waiting = list(trainings)
     running: list[tuple[Training, subprocess.Popen[bytes]]] = []
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -84,9 +84,8 @@ def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], No
             time.sleep(0.2)
             for training, process in running:
                 if process.poll():
-                    raise TrainingFailed(
-                        f"{training.folder} failed (exit code {process.returncode}):\n{_end(training)}"
-                    )
+                    end = training.log.read_text(errors="replace")[-2000:].strip()
+                    raise TrainingFailed(f"{training.folder} failed (exit code {process.returncode}):\n{end}")
             running = [(training, process) for training, process in running if process.poll() is None]
         on_tick()
     except KeyboardInterrupt:
@@ -97,11 +96,3 @@ def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], No
             process.send_signal(signal.SIGTERM)
         for _, process in running:
             process.wait()
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _end(training: Training) -> str:
-    return training.log.read_text(errors="replace")[-2000:].strip()
