@@ -16,10 +16,10 @@ from unmask.progress import console
 from unmask.training.loading import LoadedRun
 
 _HELP = """A prompt a line, as in `unmask decode`: a question, a puzzle, or a JSON object. Commands:
-/decoder margin,threshold=0.9   another decoder: settings over the present ones; alone: which it is
-/seed 3                         of the noise: with temperature=1, another answer to the same prompt
-/help                           this
-/quit                           the end (Ctrl-D too)"""
+/decoder margin,threshold=0.9   change settings of the decoder; alone: show it
+/seed 3                         change the seed: with temperature=1, another answer to the same prompt
+/help                           show this list
+/quit                           leave (as does Ctrl-D)"""
 
 
 def chat(
@@ -73,7 +73,7 @@ class _Conversation:
     @property
     def greeting(self) -> str:
         run, label = self.session.run, self.session.settings.label
-        return f"Step {run.step}, {run.weights} weights, decoder {label}; /help says what there is"
+        return f"Step {run.step}, {run.weights} weights, decoder {label}; /help lists the commands"
 
     def take(self, line: str) -> bool:
         """Answers a line; returns False after the last one."""

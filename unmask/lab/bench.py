@@ -1,4 +1,4 @@
-"""What `unmask bench` measures. No data is read: tokens are random, in the task's shape."""
+"""The measurements of `unmask bench`. No data is read: tokens are random, in the task's shape."""
 
 import hashlib
 import resource
@@ -29,12 +29,16 @@ Result = dict[str, float | int | str]
 
 
 def step(config: RunConfig, *, count: int) -> Result:
-    """`seconds_per_step` is a median (`_median_step`); `process_share` is the process's part of it, reveals too."""
+    """Measures `count` training steps after a warm-up.
+
+    `seconds_per_step` is a median (`_median_step`); `process_share` is the part of it that the masking process takes,
+    reveals included.
+    """
     _set_threads(config)
     task = build_task(config)
     trainer = Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
     timed = _TimedProcess(trainer.process, trainer.device)
-    trainer.process = cast(MaskingProcess, timed)  # all of a process that a step needs
+    trainer.process = cast(MaskingProcess, timed)  # it has all that a step needs of a process
     trainer.choose_attention()
     totals, shares = [], []
     first_step = 0.0
@@ -65,7 +69,7 @@ def step(config: RunConfig, *, count: int) -> Result:
 
 
 def decode(config: RunConfig, *, rows: int) -> Result:
-    """Decodes `rows` canvases as the `decode` section says."""
+    """Measures decoding of `rows` canvases as the section `decode` says, with random weights."""
     _set_threads(config)
     task = build_task(config)
     device = resolve_device(config.train.device)
@@ -94,7 +98,7 @@ def decode(config: RunConfig, *, rows: int) -> Result:
 
 
 def memory(config: RunConfig, *, count: int) -> Result:
-    """Peak memory after a tenth of `count` steps and after all of them: what a run that leaks would show."""
+    """Measures peak memory after a tenth of `count` steps and after all of them; a leak shows as growth."""
     _set_threads(config)
     task = build_task(config)
     trainer = Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
@@ -107,7 +111,7 @@ def memory(config: RunConfig, *, count: int) -> Result:
 
 
 def _median_step(totals: list[float]) -> float:
-    """Half of the median time of two steps: one in two takes longer where a model is self-conditioned."""
+    """Returns half of the median time of two steps: one in two takes longer where a model is self-conditioned."""
     pairs = [(one + other) / 2 for one, other in zip(totals[::2], totals[1::2], strict=False)]
     return statistics.median(pairs or totals)
 
@@ -147,7 +151,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def peak_rss_bytes() -> int:
-    """Of this process. (On Linux, `ru_maxrss` would start at the peak of the process that called this one.)"""
+    """Returns this process's peak memory. On Linux, `ru_maxrss` would start at the peak of the calling process."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

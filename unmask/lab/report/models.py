@@ -1,4 +1,4 @@
-"""What a report needs the trained models for: examples being solved, and the masks that are met."""
+"""The parts of a report that run the trained models: examples being solved, and masks of training and decoding."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch
 
 _NUM_DECODED = 32
-"""Examples whose decoding shows which masks a model meets."""
+"""Number of examples that are decoded to find the masks that a model meets."""
 
 
 @dataclass
 class Study:
-    """By method, of its first run; what could not be had is missing, and `missing` says why."""
+    """Results by method, of its first run. `missing` gives the reason for each that could not be had."""
 
     decoder: str
     replay: dict[str, Any] | None = None
@@ -40,9 +40,9 @@ def study(
     warn: Callable[[str], None],
     on_example: Callable[[int], None],
 ) -> Study:
-    """Decodes with each method's first run, from its last checkpoint; all take the same decoder.
+    """Decodes with each method's first run, from its last checkpoint, all with the same decoder.
 
-    A run without a checkpoint, or whose data are gone, costs its own part of the report alone, and `warn` is told.
+    A run without a checkpoint, or whose data are gone, is left out, and `warn` is called with the reason.
     """
     result, replay = Study(decoder.label), _Replay()
     for name, runs in methods.items():
@@ -57,7 +57,7 @@ def study(
 
 @contextmanager
 def _spared(result: Study, part: str, warn: Callable[[str], None]) -> Iterator[None]:
-    """What fails inside is missing from the report, which goes on."""
+    """Turns a failure inside the context into an entry of `missing`; the report goes on."""
     try:
         yield
     except UserError as error:
@@ -95,10 +95,10 @@ class _Replay:
         self.traces: dict[str, list[dict[str, Any]]] = {}
 
     def check(self, task: Task, examples: CleanBatch) -> None:
-        """The first task and examples are everyone's.
+        """Checks that all methods are shown the same examples of the same task.
 
         Raises:
-            UserError: these are others.
+            UserError: these differ from the first method's.
         """
         if self.task is None or self.examples is None:
             self.task, self.examples = task, examples
@@ -114,14 +114,14 @@ class _Replay:
         return sum(map(len, self.traces.values()))
 
     def _shown(self, *canvases: list[list[int]]) -> set[int]:
-        """The tokens that the page writes somewhere: of a large vocabulary, few."""
+        """Returns the tokens that the page shows anywhere: few, even of a large vocabulary."""
         tokens = {token for canvas in canvases for row in canvas for token in row}
         for trace in (trace for own in self.traces.values() for trace in own):
             tokens.update(trace["tokens"], *(step[key] for step in trace["steps"] for key in ("guess", "values")))
         return tokens
 
     def as_dict(self, methods: list[str]) -> dict[str, Any]:
-        """`styles` are the shown methods' numbers among all."""
+        """Returns the JSON that the page's script reads. `styles` are the shown methods' numbers among all."""
         task, examples = self.task, self.examples
         assert task is not None
         assert examples is not None
