@@ -1,4 +1,4 @@
-"""Which masked positions become visible next: the rule that training (PUMA) and decoding share.
+"""The choice of the masked positions that become visible next, shared by training (PUMA) and decoding.
 
 A *confidence* is a statistic of the model's prediction at one position; larger means surer, hence revealed earlier.
 An *order* turns confidences into scores over the whole row. A *rule* picks positions from the scores.
@@ -25,18 +25,18 @@ Scores = Float[Tensor, "*B L"]
 
 
 def prob(log_probs: Float[Tensor, "M V"]) -> Float[Tensor, "M"]:
-    """Largest probability, `max_v p(v)`."""
+    """Returns the largest probability, `max_v p(v)`."""
     return log_probs.amax(dim=-1).exp()
 
 
 def margin(log_probs: Float[Tensor, "M V"]) -> Float[Tensor, "M"]:
-    """Lead of the best value over the second, `p(v1) - p(v2)` (Kim et al. 2025, 2502.06768)."""
+    """Returns the lead of the best value over the second, `p(v1) - p(v2)` (Kim et al. 2025, 2502.06768)."""
     best, second = log_probs.topk(2, dim=-1).values.exp().unbind(-1)
     return best - second
 
 
 def neg_entropy(log_probs: Float[Tensor, "M V"]) -> Float[Tensor, "M"]:
-    """Negative entropy in nats, `sum_v p(v) log p(v)`; 0 for a certain prediction, below 0 otherwise."""
+    """Returns the negative entropy in nats, `sum_v p(v) log p(v)`; 0 for a certain prediction, else below 0."""
     return -torch.special.entr(log_probs.exp()).sum(dim=-1)
 
 
@@ -47,7 +47,7 @@ CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {"prob": prob, "margin": ma
 
 @dataclass(frozen=True)
 class Order:
-    """How positions are ranked: `score(confidence, uniform)` with larger = revealed earlier.
+    """A ranking of positions: `score(confidence, uniform)`, larger = revealed earlier.
 
     `confidence` names the statistic that the model must provide. `uniform()` draws noise in [0, 1) of the scores'
     shape; it is called only by orders that need it. `in_nats(score)` ranks alike, on the scale of a log-probability.
@@ -58,7 +58,7 @@ class Order:
     in_nats: Callable[[Scores], Scores] = lambda score: score
 
     def noisy(self, score: Scores, gumbel: Scores, scale: Float[Tensor, "*B 1"]) -> Scores:
-        """`in_nats(score) + scale * gumbel`: the first is i with probability `softmax(in_nats(score) / scale)_i`."""
+        """Returns `in_nats(score) + scale * gumbel`; its largest is i with P `softmax(in_nats(score) / scale)_i`."""
         return self.in_nats(score) + scale * gumbel
 
 
@@ -79,7 +79,7 @@ def _log(score: Scores) -> Scores:
 
 
 def _log_odds(margin: Scores) -> Scores:
-    """`log((1 + m) / (1 - m))`: of two values that share all mass, `log p(v1) - log p(v2)`."""
+    """Returns `log((1 + m) / (1 - m))`, which is `log p(v1) - log p(v2)` if two values share all mass."""
     return 2 * margin.clamp(0, 1 - torch.finfo(margin.dtype).eps).atanh()
 
 
@@ -110,7 +110,7 @@ OrderName = Annotated[
 
 
 def most_confident(score: Scores, eligible: Bool[Tensor, "*B L"], count: Int[Tensor, "*B"]) -> Bool[Tensor, "*B L"]:
-    """The `count` eligible positions of highest score in each row; all of them where fewer are eligible.
+    """Chooses the `count` eligible positions of highest score in each row; all of them where fewer are eligible.
 
     Equal scores go to the lower position, so that the choice is a function of the row alone.
     """
@@ -122,31 +122,32 @@ def most_confident(score: Scores, eligible: Bool[Tensor, "*B L"], count: Int[Ten
 
 
 def exceeds_threshold(top1: Scores, eligible: Bool[Tensor, "*B L"], threshold: float) -> Bool[Tensor, "*B L"]:
-    """The eligible positions whose largest probability exceeds `threshold`, whatever orders the reveals."""
+    """Chooses the eligible positions whose largest probability exceeds `threshold`, whatever the order."""
     return eligible & (top1 > threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RevealState:
-    """What a rule may look at: never the hidden truth, or the reveals would leak it into training."""
+    """The input of a rule: never the hidden truth, or the reveals would leak it into training."""
 
     score: Scores
     eligible: Bool[Tensor, "*B L"]
-    """Masked, and in the block that is being decoded."""
+    """True where masked, in the block that is being decoded."""
     top1: Scores
     """The largest probability at each position; anything where not eligible."""
     entropy: Scores | None
     """In nats; only for rules that need it."""
     step: Int[Tensor, "*B"]
-    """Steps that the row has behind it."""
+    """Number of steps that the row has been through."""
     num_masked: Int[Tensor, "*B"]
-    """In the whole row, whatever is eligible."""
+    """Masked positions of the whole row, whatever is eligible."""
     num_masked_at_start: Int[Tensor, "*B"]
+    """`num_masked` before the first step."""
 
 
 @runtime_checkable
 class RevealRule(Protocol):
-    """The choice of the positions to reveal in this step: at least one in each row that has any eligible.
+    """A choice of the positions to reveal in this step: at least one in each row that has any eligible.
 
     A rule that reads `RevealState.entropy` has the attribute `needs_entropy = True`.
     """
@@ -156,7 +157,7 @@ class RevealRule(Protocol):
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same number of positions in every step."""
+    """Reveals the same number of positions in every step."""
 
     tokens_per_step: int
 
@@ -169,7 +170,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class NumSteps:
-    """A row of n masked positions is done in `num_steps` steps: after step k, `floor(n k / num_steps)` are revealed.
+    """Finishes a row of n masked positions in `num_steps` steps: after step k, `floor(n k / num_steps)` are visible.
 
     A row with fewer positions than steps reveals one a step. In blocks the quota is the whole row's: a block that has
     fewer left than a step's share ends with them.
@@ -181,7 +182,7 @@ class NumSteps:
         require(self.num_steps >= 1, "num_steps", self.num_steps, "1 or more")
 
     def num_left_after(self, state: RevealState) -> Int[Tensor, "*B"]:
-        """How many positions of the row are to be masked still, after this step."""
+        """Returns the number of positions of the row that stay masked after this step."""
         start = state.num_masked_at_start
         return start - (state.step + 1) * start // self.num_steps
 
@@ -192,7 +193,7 @@ class NumSteps:
 
 @dataclass(frozen=True)
 class CosineSteps(NumSteps):
-    """As `NumSteps`, few at first: after step k, `floor(n cos(pi k / (2 num_steps)))` are still masked (MaskGIT)."""
+    """Reveals few positions at first: after step k, `floor(n cos(pi k / (2 num_steps)))` are masked (MaskGIT)."""
 
     def num_left_after(self, state: RevealState) -> Int[Tensor, "*B"]:
         angle = (state.step.double() + 1).clamp(max=self.num_steps) * (math.pi / (2 * self.num_steps))
@@ -202,7 +203,7 @@ class CosineSteps(NumSteps):
 
 @dataclass(frozen=True)
 class Threshold:
-    """All whose largest probability exceeds `threshold`, and at least the one of highest score (Fast-dLLM)."""
+    """Reveals all whose largest probability exceeds `threshold`, and the one of highest score (Fast-dLLM)."""
 
     threshold: float
 
@@ -217,7 +218,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Factor:
-    """The first n by score, n the largest with `(n + 1)(1 - c) < factor`, c the smallest top-1 probability among them.
+    """Reveals the first n by score, n the largest with `(n + 1)(1 - c) < factor`, c their smallest top-1 probability.
 
     At least one. With factor 1, decoding n at once is what decoding them one by one would have given (Fast-dLLM,
     2505.22618, theorem 1).
@@ -237,7 +238,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class EntropyBound:
-    """The largest prefix by score with `sum(H) - max(H) <= gamma`, in nats (EB-sampler, 2505.24857). At least one.
+    """Reveals the largest prefix by score with `sum(H) - max(H) <= gamma` nats, at least one (EB-sampler, 2505.24857).
 
     The bound is on what revealing them independently of each other can lose.
     """
@@ -249,7 +250,7 @@ class EntropyBound:
         require(self.gamma >= 0, "entropy_bound", self.gamma, "0 or more")
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
-        assert state.entropy is not None, "needs_entropy was not heard"
+        assert state.entropy is not None, "a rule with needs_entropy is given the entropy"
         ranked = _ranked(state.score, state.eligible)
         entropy = state.entropy.gather(-1, ranked)
         lost = entropy.cumsum(dim=-1) - entropy.cummax(dim=-1).values
@@ -257,18 +258,18 @@ class EntropyBound:
 
 
 def _ranked(score: Scores, eligible: Bool[Tensor, "*B L"]) -> Int[Tensor, "*B L"]:
-    """Positions, the eligible one of highest score first; the lower one among equals."""
+    """Ranks positions, the eligible one of highest score first; the lower one among equals."""
     return score.masked_fill(~eligible, -torch.inf).argsort(dim=-1, descending=True, stable=True)
 
 
 def _first(state: RevealState, is_allowed: Bool[Tensor, "*B L"], ranked: Int[Tensor, "*B L"]) -> Bool[Tensor, "*B L"]:
-    """The eligible positions for as long as the ranked ones are allowed; at least one."""
+    """Chooses eligible positions for as long as the ranked ones are allowed; at least one."""
     count = (is_allowed & state.eligible.gather(-1, ranked)).long().cumprod(dim=-1).sum(dim=-1)
     return most_confident(state.score, state.eligible, count.clamp(min=1))
 
 
 SCHEDULES: dict[str, Callable[[int], RevealRule]] = {"linear": NumSteps, "cosine": CosineSteps}
-"""Rules that take a number of steps."""
+"""Rules that take a number of steps, by the name of their schedule."""
 
 PARALLEL_RULES: dict[str, Callable[[float], RevealRule]] = {
     "threshold": Threshold,
@@ -283,7 +284,7 @@ A new rule is a class with `__call__`, a line here and a field below: then it wo
 
 
 class RevealSettings(Section):
-    """What is revealed first, and how much at once: the settings that the training pools and the decoder share.
+    """The settings that training pools and the decoder share: what is revealed first, and how much at once.
 
     A rule of `PARALLEL_RULES` is asked for by the field of its name; at most one is set.
     """

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,17 +49,50 @@ def test_hugging_face_trainer_learns() -> None:
 def test_the_guide_to_a_process_of_ones_own(tmp_path: Path) -> None:
     """Its code blocks, written to the files that it names."""
     guide = (ROOT / "docs" / "guides" / "extend.md").read_text()
-    (code,) = re.findall(r"In `capped\.py`:\n\n```python\n(.*?)```", guide, re.S)
-    (recipe,) = re.findall(r"In `capped\.yaml`.*?```yaml\n(.*?)```", guide, re.S)
-    (tmp_path / "capped.py").write_text(code)
-    (tmp_path / "capped.yaml").write_text(recipe)
-    command = [sys.executable, "-m", "unmask", "train", "capped.yaml", *SHORT]
+    (code,) = re.findall(r"In `spans\.py`:\n\n```python\n(.*?)```", guide, re.S)
+    (recipe,) = re.findall(r"In `spans\.yaml`.*?```yaml\n(.*?)```", guide, re.S)
+    (tmp_path / "spans.py").write_text(code)
+    (tmp_path / "spans.yaml").write_text(recipe)
+    command = [sys.executable, "-m", "unmask", "train", "spans.yaml", *SHORT]
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
-    for row in lines(tmp_path / "runs" / "capped" / "metrics.jsonl")[:4]:
-        assert 1 <= row["train/scored_per_row"] <= 0.3 * 41 + 1  # debug's boards have 31 to 41 cells to fill in
-    wrong = subprocess.run([*command, "process.cup=0.2", "--out", "x"], cwd=tmp_path, capture_output=True, text=True)
+    rows = lines(tmp_path / "runs" / "spans" / "metrics.jsonl")[:4]
+    for row in rows:
+        assert 0.3 * 31 <= row["train/scored_per_row"] <= 0.3 * 41 + 1  # debug's boards have 31 to 41 cells to fill in
+    resumed = [*command, "train.steps=6", "--resume", "optim.schedule=cosine"]
+    subprocess.run(resumed, cwd=tmp_path, capture_output=True, check=True)
+    wrong = subprocess.run([*command, "process.shore=0.2", "--out", "x"], cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "did you mean process.cap?" in wrong.stderr
+    assert "did you mean process.share?" in wrong.stderr
+
+
+def test_the_guide_to_an_order_and_a_rule_of_ones_own(tmp_path: Path) -> None:
+    """Its edits, made to `reveal.py` alone in a copy of the package, reach training, decoding and the command line."""
+    guide = (ROOT / "docs" / "guides" / "extend.md").read_text()
+    order, rule, line, field = re.findall(r"```python\n(.*?)```", guide.split("## In `reveal.py`")[1], re.S)
+    shutil.copytree(ROOT / "unmask", tmp_path / "unmask", ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "unmask" / "reveal.py"
+    text = file.read_text()
+    for place, added in (
+        ("_ORDER_ALIASES = {", f"{order}\n"),
+        ("PARALLEL_RULES: dict", f"{rule}\n\n"),
+        ('    "threshold": Threshold,\n', line),
+        ("    threshold: float | None = Field(\n", field),
+    ):
+        assert text.count(place) == 1
+        text = text.replace(place, added + place)
+    file.write_text(text)
+
+    def unmask(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "unmask", *arguments]
+        env = os.environ | {"PYTHONPATH": str(tmp_path)}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
+
+    settings = ["process={name: puma, order: right_to_left, relative: 0.9}", "decode.relative=0.8"]
+    assert unmask("train", "debug", *SHORT, *settings, "--out", "run").returncode == 0
+    shown = unmask("eval", "run", "--examples", "4", "--json", "--decoder", "right_to_left,relative=0.5").stdout
+    assert "right_to_left/relative0.5" in json.loads(shown)["accuracy"]
+    both = unmask("train", "debug", "process={name: puma, relative: 0.9, threshold: 0.8}", "--out", "x")
+    assert (both.returncode, "process.relative=0.9 and process.threshold=0.8: give one" in both.stderr) == (2, True)
 
 
 def test_the_guide_to_a_model_of_ones_own(tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
 """Times: `t` in (0, 1] is the masked fraction of a block's maskable positions. t = 1 is all masked.
 
-A `Density` is what times are drawn from.
+A `Density` is a distribution that times are drawn from. A `DensityConfig` is the section of settings, `process.time`,
+that describes one by name. BD3-LM (2503.09573, section 5.2) clips t, drops the weight 1/t and reports under uniform t;
+2605.13026 samples t from a bell-shaped density, whose form could not be read: the bells here are ours.
+
 Dimensions: b rows of this process, N blocks of a row (1 in plain diffusion), C cells of a table.
-
-Densities of times by name, each a section of settings, `process.time`: what it needs is checked before any work.
-
-BD3-LM (2503.09573, section 5.2) clips t, drops the weight 1/t and reports under uniform t; 2605.13026 samples t from a
-bell-shaped density, whose form could not be read: the bells here are ours.
 """
 
 from abc import abstractmethod
@@ -32,7 +30,7 @@ class Density:
     weights always agree. One cell is the uniform density, to the last bit.
 
     Args:
-        mass: of each cell, up to a common factor.
+        mass: mass of each cell, up to a common factor.
 
     Raises:
         UserError: no mass, or negative or non-finite mass.
@@ -48,27 +46,28 @@ class Density:
 
     @property
     def cells(self) -> int:
+        """C."""
         return len(self.mass)
 
     @property
     def mean(self) -> float:
-        """E[t]: the share that is masked."""
+        """E[t], the share that is masked on average."""
         middle = (torch.arange(self.cells, dtype=torch.float64, device=self.mass.device) + 0.5) / self.cells
         return float((self.mass * middle).sum())
 
     def density(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """q(t), for t in (0, 1]."""
+        """Returns q(t), for t in (0, 1]."""
         cell = (t * self.cells).ceil().long().clamp(min=1, max=self.cells) - 1
         return self.mass[cell] * self.cells
 
     def cdf(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """The mass of (0, t]."""
+        """Returns the mass of (0, t]."""
         place = t.double() * self.cells
         cell = place.long().clamp(max=self.cells - 1)
         return self._cdf[cell] + (place - cell) * self.mass[cell]
 
     def icdf(self, u: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """The time below which lies the mass u: for u in (0, 1], one that has density."""
+        """Returns the time below which lies the mass u; for u in (0, 1], one that has density."""
         u = u.double()
         cell = torch.searchsorted(self._cdf[1:], u.contiguous()).clamp(max=self.cells - 1)
         within = (u - self._cdf[cell]) / self.mass[cell].clamp(min=torch.finfo(torch.float64).tiny)  # u = 0 has no mass
@@ -76,15 +75,16 @@ class Density:
 
     @property
     def mirrored(self) -> "Density":
-        """That of 1 - t: the share that is revealed."""
+        """Density of 1 - t, the share that is revealed."""
         return Density(self.mass.flip(0))
 
     def resized(self, cells: int) -> "Density":
-        """In so many cells, each with the mass that lies there now."""
+        """Returns the density in `cells` equal cells, each with the mass that lies there now."""
         edges = torch.arange(cells + 1, dtype=torch.float64, device=self.mass.device) / cells
         return Density(self.cdf(edges).diff().clamp(min=0))  # rounding
 
     def to(self, device: torch.device) -> "Density":
+        """Returns the density with its table on `device`."""
         return self if self.mass.device == device else Density(self.mass.to(device))
 
 
@@ -94,7 +94,7 @@ UNIFORM = Density(torch.ones(1, dtype=torch.float64))
 def stratified(
     q: Density, rows: Int[Tensor, "b"], global_batch: int, seed: int, step: int, num_blocks: int = 1
 ) -> Float[Tensor, "b N"]:
-    """Times for the global batch's rows `rows` in `step`: one draw in each of `global_batch x N` strata of equal mass.
+    """Draws times for the global batch's rows `rows` in `step`, one in each of `global_batch x N` equal strata.
 
     Every block's time has density q, and the batch covers it evenly, which lowers the variance of the loss (MDLM's
     code calls this antithetic). Which block has which stratum changes with the step, so that micro-batches and
@@ -108,7 +108,7 @@ def stratified(
 
 
 def masked_count(t: Float[Tensor, "*b"], num_maskable: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
-    """n = ceil(t L_b) of a block's L_b maskable positions: for uniform t, uniform on {1, .., L_b}.
+    """Returns n = ceil(t L_b) of a block's L_b maskable positions; for uniform t it is uniform on {1, .., L_b}.
 
     Raises:
         UserError: a time outside (0, 1].
@@ -123,12 +123,13 @@ _POINTS = 16  # of a cell, at which a formula is evaluated: densities may rise s
 
 
 class DensityConfig(Section):
-    """A section `process.time`."""
+    """The settings of a density: a section `process.time`. A subclass adds its own and says what they stand for."""
 
     name: str
 
     @abstractmethod
-    def density(self) -> Density: ...
+    def density(self) -> Density:
+        """Returns the density that the settings describe."""
 
 
 class Uniform(DensityConfig):
@@ -144,7 +145,8 @@ class FormulaConfig(DensityConfig):
     """A density given by the logarithm of a formula, up to a constant."""
 
     @abstractmethod
-    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]: ...
+    def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Returns log q(t), up to a constant."""
 
     def density(self) -> Density:
         points = CELLS * _POINTS
@@ -248,7 +250,7 @@ class Mixture(DensityConfig):
 
 
 def read(value: Any, prefix: str) -> DensityConfig:
-    """The settings of a density: a section, or a name for its defaults.
+    """Reads the settings of a density: a section, or a name for its defaults.
 
     Raises:
         UserError: no such density, or wrong settings.
