@@ -30,7 +30,7 @@ def test_a_run_folder_has_what_it_should(run: Path) -> None:
         "threshold": 0.9,
         "factor": None,
         "entropy_bound": None,
-        "confidence": "prob",
+        "order": "prob",
         "block_size": None,
     }
     environment = json.loads((run / "environment.json").read_text())
@@ -241,7 +241,7 @@ def test_names_that_users_of_other_code_bring() -> None:
         "threshold": 0.7,
         "factor": None,
         "entropy_bound": None,
-        "confidence": "prob",
+        "order": "prob",
         "block_size": 27,
     }
     assert config.model.model_dump()["block_size"] == 27  # a model is told what its process asks
