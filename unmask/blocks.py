@@ -1,6 +1,6 @@
-"""Rows as blocks: N = L / S of S positions each, the one view that masking, evaluation and report share.
+"""Rows cut into N = L / S blocks of S positions; plain diffusion has one block per row.
 
-Plain diffusion has one block a row. Dimensions: b rows, L positions, N blocks, S positions of a block.
+Dimensions: b rows, L positions, N blocks, S positions of a block.
 """
 
 import torch
@@ -11,7 +11,7 @@ from unmask.errors import UserError
 
 
 def check_block_size(size: int, length: int, key: str = "process.block_size") -> None:
-    """Whether blocks of `size` fill rows of `length`.
+    """Checks that blocks of `size` fill rows of `length`.
 
     Raises:
         UserError: they do not; names the two nearest sizes that do.
@@ -25,7 +25,7 @@ def check_block_size(size: int, length: int, key: str = "process.block_size") ->
 
 
 def count_blocks(length: int, size: int | None, key: str = "process.block_size") -> int:
-    """N of rows of `length`; 1 without blocks.
+    """Returns N for rows of `length`; 1 without blocks.
 
     Raises:
         UserError: blocks of `size` do not fill a row.
@@ -37,16 +37,16 @@ def count_blocks(length: int, size: int | None, key: str = "process.block_size")
 
 
 def blocks_of(number: Int[Tensor, "b"], num_blocks: int) -> Int[Tensor, "b N"]:
-    """`number * N + n` for block n: what keys the noise of a block where plain diffusion has a `number` of the row."""
+    """Returns `number * N + n` for block n: the noise key of a block. With N = 1 it is the row's own `number`."""
     return number.unsqueeze(1) * num_blocks + torch.arange(num_blocks, device=number.device)
 
 
 def in_blocks(values: Shaped[Tensor, "b L"], num_blocks: int) -> Shaped[Tensor, "b N S"]:
-    """The same values, seen block by block."""
+    """Views the values of a row block by block."""
     return values.unflatten(1, (num_blocks, -1))
 
 
 def over_positions(values: Shaped[Tensor, "b *N"], length: int) -> Shaped[Tensor, "b L"]:
-    """Each block's value at all of its positions; a row's, where there is one a row."""
+    """Repeats each block's value (or each row's, if there is one per row) at all of its positions."""
     per_block = values.reshape(len(values), -1, 1)
     return per_block.expand(-1, -1, length // per_block.shape[1]).reshape(len(values), length)

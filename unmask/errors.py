@@ -1,4 +1,4 @@
-"""The error types with a message for people: a user's mistake, and a run that cannot go on."""
+"""Errors whose message is written for users: a mistake of theirs, and a run that cannot go on."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """What the user gave cannot work.
+    """A mistake in a setting, file or argument.
 
     The message names the field or file, the value and the fix. The command line prints it without a traceback and
     exits with code 2; a library user catches it as a `ValueError`.
@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class RunFailed(Exception):
-    """A training cannot go on. What it has saved is whole.
+    """The end of a training that cannot go on. Everything it has saved is complete.
 
     The message says what happened, and how to go on. The command line prints it without a traceback and exits with
     code 1.
@@ -23,10 +23,10 @@ class RunFailed(Exception):
 
 
 def choose(table: Mapping[str, T], what: str, name: str) -> T:
-    """`table[name]`.
+    """Returns `table[name]`.
 
     Raises:
-        UserError: there is none, but others are.
+        UserError: there is no such entry; lists the names there are.
     """
     if name not in table:
         raise UserError(f"{what} {name!r}: unknown; use one of {', '.join(table)}")
@@ -34,6 +34,6 @@ def choose(table: Mapping[str, T], what: str, name: str) -> T:
 
 
 def require(is_right: bool, name: str, value: object, fix: str) -> None:
-    """Raises `UserError` if `value` is not right: `name=value: give fix`."""
+    """Raises `UserError("name=value: give fix")` unless `is_right`."""
     if not is_right:
         raise UserError(f"{name}={value}: give {fix}")

@@ -1,10 +1,7 @@
-"""Files that are whole or not there: a process that dies while it writes, or a power cut, leaves the old one.
+"""Atomic writes, JSON lines, and the cache folder with its locks.
 
-Whatever a run keeps is written by the operations in this file, so that tests can make each of them fail in turn.
-
-Files of JSON objects, one a line.
-
-What is made once and kept on disk, shared by all runs, safe for processes that ask at the same time.
+After a crash or a power cut a file is complete, or still the old one. Everything that a run keeps is written by these
+functions, so that tests can make each of them fail in turn.
 """
 
 import fcntl
@@ -24,7 +21,8 @@ from unmask.errors import UserError
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes `path` aside, syncs it, and puts it in its place."""
+    """Replaces `path` atomically: writes another file, syncs it, and renames it."""
+    # Without the first sync the new name could survive a power cut and its content not; without the last, neither.
     aside = path.with_name(f".writing_{path.name}")
     put(aside, content)
     sync(aside)
@@ -33,12 +31,12 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def put(path: Path, content: str | bytes) -> None:
-    """Writes `path`, whole only if nothing happens meanwhile."""
+    """Writes `path` in place: a crash meanwhile leaves it incomplete."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def put_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """As `put`, in the format of safetensors."""
+    """Writes `tensors` in the format of safetensors, in place as `put` does."""
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:  # how it reports a full disk, among others
@@ -46,13 +44,17 @@ def put_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
 
 
 def append(file: BinaryIO, content: bytes) -> None:
-    """Adds to the end of an unbuffered `file` in one piece, or fails: a full disk may take half."""
+    """Adds `content` to the end of an unbuffered `file` in one piece.
+
+    Raises:
+        OSError: it was not written whole, as on a full disk.
+    """
     if (written := file.write(content)) != len(content):
         raise OSError(f"{file.name}: only {written} of {len(content)} bytes were written")
 
 
 def sync(path: Path) -> None:
-    """Waits until the file or folder `path` is on the disk."""
+    """Waits until the file or folder `path` is on the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -69,13 +71,13 @@ def make_folder(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes `folder` with all that is in it, if it is there."""
+    """Deletes `folder` and everything in it, if it exists."""
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each object of the file, with where it stands: `FILE, line 3`. Empty lines are skipped.
+    """Yields each object of the file with its place, `FILE, line 3`. Skips empty lines.
 
     Raises:
         UserError: the file cannot be read, or a line is not a JSON object.
@@ -95,10 +97,10 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def parse_object(line: str | bytes) -> dict[str, Any]:
-    """The object in a line.
+    """Parses a line that holds a JSON object.
 
     Raises:
-        ValueError: it is none; the message says what it is.
+        ValueError: it holds none; the message says what it is.
     """
     try:
         row = json.loads(line)
@@ -110,7 +112,7 @@ def parse_object(line: str | bytes) -> dict[str, Any]:
 
 
 def cache_folder(asked: str | None = None) -> Path:
-    """What was `asked` for, `$UNMASK_CACHE`, or `unmask` in the user's cache folder."""
+    """Returns the folder `asked`; default: `$UNMASK_CACHE`, or else `unmask` in the user's cache folder."""
     if asked is not None:
         return Path(asked).expanduser()
     base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
@@ -157,7 +159,7 @@ class FileLock:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """A lock on what is to be at `path`: the first process makes it, others wait for it.
+    """Holds a lock for `path` inside the context: one process makes the file, others wait for it.
 
     Raises:
         UserError: its folder cannot be written.

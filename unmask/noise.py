@@ -20,7 +20,10 @@ _FEISTEL_ROUNDS = 12  # with 4, as is common for large domains, a permutation of
 
 @unique
 class Purpose(IntEnum):
-    """What a number is drawn for; two purposes never share noise."""
+    """The use of a random number. Two purposes never share noise, so a new use needs a new purpose.
+
+    Values are part of every run's results: a value that changes, changes what old seeds draw.
+    """
 
     TIME = 1
     MASK = 2
@@ -47,25 +50,28 @@ Key = int | Int[Tensor, "..."]
 
 
 def _signed(value: int) -> int:
-    """A 64-bit pattern as the int64 that tensors hold."""
+    """Reads a 64-bit pattern as an int64, as tensors hold it."""
     value &= _MASK64
     return value - (1 << 64) if value >> 63 else value
 
 
 def _mix_int(x: int) -> int:
+    """Applies the finaliser of splitmix64 to a Python int, which does not overflow: equal to `_mix` bit for bit."""
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
         x = ((x ^ (x >> shift)) * multiplier) & _MASK64
     return x
 
 
 def _mix(x: Tensor) -> Tensor:
+    """Applies the finaliser of splitmix64 to each entry."""
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
+        # `>>` of an int64 copies the sign bit in from the left; the mask makes it the unsigned shift of the algorithm.
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier)  # int64 products wrap around
     return x
 
 
 def _absorb(state: Key, key: Key) -> Key:
-    """The next state of the hash; an int for as long as all keys are ints."""
+    """Returns the next state of the hash; an int for as long as all keys are ints."""
     if isinstance(state, int) and isinstance(key, int):
         return _mix_int(((state + _GOLDEN) & _MASK64) ^ (key & _MASK64))
     tensor = (_signed(state + _GOLDEN) if isinstance(state, int) else state + _signed(_GOLDEN)) ^ key
@@ -74,7 +80,7 @@ def _absorb(state: Key, key: Key) -> Key:
 
 
 def integer(seed: int, purpose: Purpose, *keys: int) -> int:
-    """A number in [0, 2^63), for seeding what has a generator of its own."""
+    """Returns a number in [0, 2^63), to seed something that has its own generator."""
     state: Key = 0
     for key in (seed, int(purpose), *keys):
         state = _absorb(state, key)
@@ -83,7 +89,7 @@ def integer(seed: int, purpose: Purpose, *keys: int) -> int:
 
 
 def bits(seed: int, purpose: Purpose, *keys: Key) -> Int[Tensor, "..."]:
-    """64 pseudo-random bits, as int64, for each entry of the broadcast `keys`. At least one key is a tensor."""
+    """Returns 64 pseudo-random bits, as int64, for each entry of the broadcast `keys`, of which one is a tensor."""
     state: Key = 0
     for key in (seed, int(purpose), *keys):
         state = _absorb(state, key)
@@ -93,21 +99,22 @@ def bits(seed: int, purpose: Purpose, *keys: Key) -> Int[Tensor, "..."]:
 
 
 def uniform(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
-    """Uniform numbers in [0, 1), float64, for each entry of the broadcast `keys`."""
+    """Returns uniform numbers in [0, 1), float64, for each entry of the broadcast `keys`."""
+    # The upper 53 of 64 bits: as many as a double's mantissa holds, so that 1 is never reached by rounding.
     return ((bits(seed, purpose, *keys) >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
 def gumbel(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
-    """Standard Gumbel numbers, float64: in fp32 the tails are cut, which lowers the temperature of a sampler."""
+    """Returns standard Gumbel numbers, float64: fp32 would cut the tails, which lowers a sampler's temperature."""
     u = uniform(seed, purpose, *keys) + 2.0**-54  # inside (0, 1)
     return -torch.log(-torch.log(u))
 
 
 def permute(index: Int[Tensor, "..."], size: int, seed: int, purpose: Purpose, *keys: Key) -> Int[Tensor, "..."]:
-    """Where a keyed random permutation of range(size) sends `index`, without building the permutation.
+    """Maps `index` by a keyed random permutation of range(size), without building the permutation.
 
-    A Feistel network on the smallest even number of bits that holds `size`, walked along the cycle until the result
-    lies below `size` (Black and Rogaway 2002). `keys` are ints or broadcast with `index`.
+    A Feistel network on the smallest even number of bits that holds `size`, applied again until the result lies below
+    `size` (cycle walking: Black and Rogaway 2002). `keys` are ints or broadcast with `index`.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1

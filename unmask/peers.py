@@ -1,4 +1,4 @@
-"""The processes that train one model together, as each part that must agree with the others sees them.
+"""Communication between the processes that train one model; `ALONE` stands for a single process.
 
 Dimensions: b rows of this process, B of all.
 """
@@ -13,77 +13,79 @@ from torch import Tensor
 from unmask.errors import UserError
 
 Votes = Callable[[], list[float]]
+"""Function without arguments that returns one process's numbers, or their sums over all processes."""
 
 
 class Peers:
-    """One process, which has no peers. `training.distributed.Group` is the one that has.
+    """A single process without others; `training.distributed.Group` is the implementation for several.
 
-    All processes call these methods together, in the same order, but for `tell`, `is_told`, `kv_get` and `abort`.
+    Methods are collective: all processes call them, in the same order. The exceptions are `kv_set`, `kv_has`, `kv_get`
+    and `abort`.
     """
 
     rank = 0
     size = 1
     local_rank = 0
-    """The number on this machine."""
+    """Number of this process on its machine."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes: files, the log, the terminal."""
+        """True if this process writes the files, the log and to the terminal: rank 0."""
         return self.rank == 0
 
     @property
     def share(self) -> slice:
-        """Which of things that are dealt out, evaluated examples for instance, are this process's: every `size`-th."""
+        """Returns the slice of a list of work (examples to evaluate, say) that is this process's: every `size`-th."""
         return slice(self.rank, None, self.size)
 
     def sum(self, value: Tensor) -> Tensor:
-        """Over the processes."""
+        """Sums `value` over the processes."""
         return value
 
     def gather(self, rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "rows ..."]:
-        """All (B, ...) rows in the order of the ranks, in the main process; in the others their own."""
+        """Returns all (B, ...) rows, in the order of the ranks, on rank 0; on every other rank its own rows."""
         return rows
 
     def exchange(self, value: Any) -> list[Any]:
-        """What every process says, by rank. JSON can hold it."""
+        """Returns every process's `value`, by rank. Values must be JSON."""
         return [value]
 
     def async_all_reduce(self, votes: Votes) -> Votes:
-        """Asks all for their `votes` as they are now; what it returns waits for the answers, and gives their sums.
+        """Starts to sum the current `votes()` over the processes; the returned function waits and gives the sums.
 
-        The work between the two hides the exchange. One process alone may change its mind until it is asked.
+        Work between the two calls hides the exchange. Votes that change later count in the next exchange.
         """
         return votes
 
     @contextmanager
     def raise_together(self, kind: type[Exception] = UserError) -> Iterator[None]:
-        """What is wrong in one process (an error of `kind` in this context) ends the context with it in all of them.
+        """Raises an error of `kind`, raised by any process in this context, in all of them at its end.
 
-        Inside, processes must not wait for each other.
+        Inside the context processes must not wait for each other.
         """
         yield
 
     def kv_set(self, key: str, words: str = "") -> None:
-        """Leaves `words` for whoever asks for `key`, without waiting for anyone; from any thread, as the next two."""
+        """Stores `words` under `key` for the other processes, without waiting. All `kv_*` methods are thread-safe."""
 
     def kv_has(self, key: str) -> bool:
-        """Whether a process has told something of `key`."""
+        """True if a process has set `key`."""
         return False
 
     def kv_get(self, key: str) -> str:
-        """Waits for what is told of `key`.
+        """Waits until a process sets `key`; returns its words.
 
         Raises:
-            TimeoutError: it has not come.
+            TimeoutError: none did in time.
         """
-        raise TimeoutError(f"there is no other process to hear of {key} from")
+        raise TimeoutError(f"there is no other process to set {key}")
 
     def unique_key(self) -> str:
-        """What to begin keys with: new at every call, and the same in all processes that have called as often."""
+        """Returns a new prefix for keys at every call; the n-th call returns the same one in every process."""
         return ""
 
     def abort(self) -> None:
-        """Lets no thread wait for anything any more: a process is gone."""
+        """Ends all waits of `kv_get`, in any thread: another process is gone."""
 
 
 ALONE = Peers()

@@ -1,4 +1,4 @@
-"""What people see while they wait. All of it goes to stderr: stdout belongs to results."""
+"""Warnings and progress bars. All of it goes to stderr: stdout belongs to results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_
 
 
 def warn(message: str) -> None:
-    """What a user should know, but need not stop for."""
+    """Prints a warning, in yellow."""
     console.print(f"Warning: {message}", style="yellow")
 
 
 @contextmanager
 def progress(description: str, total: int | None, *, is_shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar for as long as the context lasts; yields a function that takes how much is done, of `total` if known."""
+    """Shows a bar inside the context; yields a function to call with the amount done, out of `total` if known."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns,

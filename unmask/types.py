@@ -1,4 +1,4 @@
-"""The values that travel between the parts of `unmask`.
+"""The values that pass between the parts of `unmask`: batches, statistics, predictions and decoded canvases.
 
 Dimensions: B rows, L positions, M scored positions, V vocabulary. Tokens: `x0` clean, `xt` masked.
 """
@@ -25,18 +25,18 @@ class TokenSpec:
     eos_id: int | None = None
     pad_id: int | None = None
     fingerprint: str | None = None
-    """Of a vocabulary of text: ids of equal fingerprints mean the same."""
+    """Hash of a text vocabulary: with equal fingerprints, equal ids mean the same tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanBatch:
-    """Examples as the task gives them. True in `prompt_mask` means given: such a position is never masked."""
+    """Examples of a task. Where `prompt_mask` is True the position belongs to the prompt and is never masked."""
 
     x0: Int[Tensor, "B L"]
-    """Questions whose answer is not known as tokens hold `mask_id` in its place."""
+    """Clean tokens; `mask_id` in place of an answer that is not known as tokens."""
     prompt_mask: Bool[Tensor, "B L"]
     answers: tuple[Any, ...] | None = None
-    """What the task grades by, one for each row, where `x0` does not say it."""
+    """Reference answers for grading, one per row, or None if `x0` is enough to grade by."""
 
     def __post_init__(self) -> None:
         for name, value, dtype in (("x0", self.x0, torch.long), ("prompt_mask", self.prompt_mask, torch.bool)):
@@ -53,18 +53,18 @@ class CleanBatch:
         return CleanBatch(x0=self.x0[rows], prompt_mask=self.prompt_mask[rows], answers=answers)
 
     def at(self, rows: Int[Tensor, "n"]) -> "CleanBatch":
-        """These rows."""
+        """Selects these rows."""
         answers = None if self.answers is None else tuple(self.answers[row] for row in rows.tolist())
         return CleanBatch(x0=self.x0[rows], prompt_mask=self.prompt_mask[rows], answers=answers)
 
     def to(self, device: torch.device | str) -> "CleanBatch":
-        """On `device`; see `to_device`."""
+        """Copies the tensors to `device`, as `to_device` does."""
         return CleanBatch(
             x0=to_device(self.x0, device), prompt_mask=to_device(self.prompt_mask, device), answers=self.answers
         )
 
     def is_known(self, mask_id: int) -> bool:
-        """Whether the answers are known as tokens, so that they have a likelihood."""
+        """True if all answers are known as tokens, so that they have a likelihood."""
         return not bool((self.x0 == mask_id).any())
 
     def answer_mask(self, eos_id: int | None) -> Bool[Tensor, "B L"]:
@@ -76,53 +76,56 @@ class CleanBatch:
         return eligible & (is_end.cumsum(dim=-1) - is_end.long() == 0)
 
     def masked(self, mask_id: int) -> Int[Tensor, "B L"]:
-        """The canvas at t = 1: the prompt, and `mask_id` everywhere else."""
+        """Returns the canvas at t = 1: the prompt, and `mask_id` everywhere else."""
         return torch.where(self.prompt_mask, self.x0, mask_id)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedBatch:
-    """What the model is trained on in one step."""
+    """A masked training batch: the input of one step, the positions to score, and their weights."""
 
     x0: Int[Tensor, "B L"]
     xt: Int[Tensor, "B L"]
-    """`x0`, with `mask_id` where masked."""
+    """`x0` with `mask_id` at the masked positions."""
     scored: Int[Tensor, "M"]
-    """Ascending flat positions whose `x0` is predicted. Padding points one past the end, at B * L."""
+    """Flat positions whose `x0` is predicted, ascending. Padding entries are B * L, one past the end."""
     weight: Float[Tensor, "M"]
-    """Multiplies the NLL; 0 on padding."""
+    """Factor of each position's NLL in the loss; 0 on padding."""
     step: int | None = None
-    """Of the run; keys what a model draws. None: this is no training, and nothing is drawn."""
+    """Training step; keys the model's own noise. None outside training."""
     estimate: Float[Tensor, "B L D"] | None = None
-    """What a self-conditioned model said of these rows one step ago, where they are still masked; None: nothing."""
+    """A self-conditioned model's estimate for these rows from the step before, 0 where they are no longer masked."""
     is_carried: bool = False
-    """Whether rows come back, so that what the model says of them is wanted as the next step's `estimate`."""
+    """True if the rows come back in the next step, which takes this step's estimate of them as its `estimate`."""
 
     def to(self, device: torch.device | str) -> "MaskedBatch":
-        """On `device`; see `to_device`."""
+        """Copies the tensors to `device`, as `to_device` does."""
         x0, xt, scored, weight = (to_device(each, device) for each in (self.x0, self.xt, self.scored, self.weight))
         estimate = None if self.estimate is None else to_device(self.estimate, device)
         return replace(self, x0=x0, xt=xt, scored=scored, weight=weight, estimate=estimate)
 
     @property
     def at(self) -> Int[Tensor, "M"]:
-        """`scored`, inside the batch: padding repeats the first one, whose NLL is finite (a hidden prompt's is not)."""
+        """Returns `scored` with all indices inside the batch."""
+        # Padding repeats the first scored position, whose NLL is finite: 0 * inf, at a prompt that the model cannot
+        # predict, would be NaN in the loss.
         size = self.x0.numel()
         return torch.where(self.scored < size, self.scored, self.scored[:1]).clamp(max=size - 1)
 
     def gather(self, values: Tensor) -> Tensor:
-        """(B, L, *rest) -> (M, *rest), the positions `at`."""
+        """Selects the scored positions: (B, L, *rest) -> (M, *rest)."""
         return values.flatten(0, 1).index_select(0, self.at)
 
     def scatter(self, values: Float[Tensor, "M"], fill: float) -> Float[Tensor, "B L"]:
-        """(M,) -> (B, L): `values` at the scored positions, `fill` elsewhere."""
+        """Puts `values` at the scored positions and `fill` elsewhere: (M,) -> (B, L)."""
+        # One entry more than the canvas has takes what padding writes, and is cut off.
         flat = values.new_full((self.x0.numel() + 1,), fill)
         return flat.scatter(0, self.scored, values)[:-1].view(self.x0.shape)
 
     def split(self, parts: int) -> list["MaskedBatch"]:
-        """Equal groups of rows, their scored positions following each other as here; the last takes the padding.
+        """Cuts the batch into `parts` equal groups of rows; concatenated, their scored positions are the batch's.
 
-        Waits for the device once, unless there is only one part.
+        The last group takes the padding. Waits for the device once, unless there is only one part.
         """
         if parts == 1:
             return [self]
@@ -146,24 +149,24 @@ class MaskedBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStats:
-    """The model's answer, one entry per scored position."""
+    """The model's statistics at the scored positions, one entry each."""
 
     nll: Float[Tensor, "M"]
     """`-log p(x0 | xt)` in nats, with gradient."""
     confidence: Float[Tensor, "M"]
-    """Larger = surer, detached."""
+    """Confidence, detached; larger is more confident."""
     top1: Float[Tensor, "M"]
-    """The largest probability, detached. Thresholds always test this."""
+    """Largest probability, detached. Thresholds always test this."""
     statistic: str | None = None
-    """What `confidence` is: a key of `reveal.CONFIDENCES`; None: nobody said."""
+    """Name of the statistic in `confidence` (a key of `reveal.CONFIDENCES`), or None if unknown."""
     estimate: Float[Tensor, "B L D"] | None = None
-    """Of a self-conditioned model, where the batch `is_carried`: what it expects of the masked positions, else 0."""
+    """A self-conditioned model's expected embedding at masked positions, 0 elsewhere, if the batch `is_carried`."""
 
     @staticmethod
     def from_logits(logits: Float[Tensor, "M V"], x0: Int[Tensor, "M"], *, confidence: str = "prob") -> "TokenStats":
-        """Statistics of `logits`, computed in fp32 at least. The mask token's logit must be -inf.
+        """Computes the statistics of `logits`, in fp32 at least. The mask token's logit must be -inf.
 
-        `confidence` is what the masking process asks for: `process.requirements.confidence`.
+        `confidence` is the statistic that the masking process requires: `process.requirements.confidence`.
         """
         log_probs = at_least_fp32(logits).log_softmax(dim=-1)
         detached = log_probs.detach()
@@ -178,7 +181,7 @@ class TokenStats:
 
     @staticmethod
     def concatenate(parts: "list[TokenStats]") -> "TokenStats":
-        """Detached statistics of batches that follow each other."""
+        """Joins the statistics of consecutive micro-batches, detached."""
         estimates = [part.estimate for part in parts if part.estimate is not None]
         return TokenStats(
             nll=torch.cat([part.nll.detach() for part in parts]),
@@ -192,7 +195,7 @@ class TokenStats:
 def without(
     logits: Float[Tensor, "M V"], mask_id: int, forbidden: Int[Tensor, "F"] | None = None
 ) -> Float[Tensor, "M V"]:
-    """`logits` in which nothing is ever the mask, or forbidden: their logits are -inf."""
+    """Sets the logits of the mask token, and of the tokens in `forbidden`, to -inf."""
     token = torch.arange(logits.shape[-1], device=logits.device)
     is_never = token == mask_id
     if forbidden is not None:
@@ -201,8 +204,9 @@ def without(
 
 
 def to_device(value: Tensor, device: torch.device | str) -> Tensor:
-    """`value` on `device`; from the CPU to a GPU without waiting for it."""
+    """Copies `value` to `device`, from the CPU to a GPU without waiting for it."""
     device = torch.device(device)
+    # Only a copy from pinned memory is asynchronous.
     if device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)
     return value.to(device)
@@ -271,7 +275,7 @@ class Prediction:
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """`x` in fp32, or in fp64 if it already is."""
+    """Converts `x` to fp32, unless it is in fp64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -281,6 +285,6 @@ class Decoded:
 
     tokens: Int[Tensor, "B L"]
     nfe: Int[Tensor, "B"]
-    """Forward passes that each row took part in."""
+    """Number of forward passes that each row took part in."""
     reveal_step: Int[Tensor, "B L"]
-    """The step, from 0, in which a position was revealed; -1 where it was given."""
+    """Step, from 0, in which each position was revealed; -1 in the prompt."""
