@@ -29,8 +29,8 @@ class PermutedText(Text):
     class Config(TextData):
         map_seed: int = Field(1, ge=0, description="of the permutation")
 
-    def _checked(self, store: RowStore, row: Int[Tensor, "n"]) -> CleanBatch:
-        clean = super()._checked(store, row)
+    def _read(self, store: RowStore, row: Int[Tensor, "n"]) -> CleanBatch:
+        clean = super()._read(store, row)
         place = torch.arange(self.config.length - 1)
         order = noise.permute(place, len(place), self.config.map_seed, Purpose.SPLIT)
         x0 = torch.cat([clean.x0[:, :1], clean.x0[:, 1:][:, order]], dim=1)

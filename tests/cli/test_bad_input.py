@@ -266,4 +266,4 @@ def test_a_contradiction_is_found_in_every_kind_of_unit() -> None:
         ("5" + "0" * 8 + "5" + "0" * 71, "5 stands twice in column 1"),
         ("5" + "0" * 9 + "5" + "0" * 70, "5 stands twice in box 1"),
     ):
-        assert board.contradiction(board.parse(text, "test")) == expected
+        assert board.find_contradiction(board.parse(text, "test")) == expected

@@ -1,6 +1,6 @@
-"""Text with gaps: `<mask:N>` stands for N masked tokens, and what is around it is given.
+"""Prompts as ids, and text with gaps: `<mask:N>` stands for N masked tokens, and the text around it is given.
 
-What decoding starts from. Preparation and evaluation both ask here: a model meets the prompts that it learned.
+Preparation and evaluation encode prompts by the same functions, so that a model meets the prompts that it learned.
 """
 
 import re
@@ -16,7 +16,7 @@ _WELL_FORMED = re.compile(r"<mask:0*([1-9][0-9]*)>")
 
 
 def encode_spans(vocabulary: Vocabulary, text: str, where: str, *, room: int) -> list[int]:
-    """The ids of `text`, the mask N times for `<mask:N>`. What is between two spans is encoded apart.
+    """Encodes `text`, `<mask:N>` as N masks. The text between two spans is encoded apart.
 
     Raises:
         UserError: a span is malformed or longer than `room`, or the mask token stands in the text by name.
@@ -24,11 +24,13 @@ def encode_spans(vocabulary: Vocabulary, text: str, where: str, *, room: int) ->
     ids: list[int] = []
     for number, part in enumerate(_SPAN.split(text)):
         is_span = number % 2 == 1
-        ids += [vocabulary.mask_id] * _span_length(part, where, room) if is_span else _given(vocabulary, part, where)
+        ids += (
+            [vocabulary.mask_id] * _read_span(part, where, room) if is_span else _encode_given(vocabulary, part, where)
+        )
     return ids
 
 
-def _span_length(span: str, where: str, room: int) -> int:
+def _read_span(span: str, where: str, room: int) -> int:
     found = _WELL_FORMED.fullmatch(span)
     if found is None:
         raise UserError(f"{where}: {span}: write <mask:N>, N tokens to fill in, with N at least 1")
@@ -37,7 +39,7 @@ def _span_length(span: str, where: str, room: int) -> int:
     return int(found[1])
 
 
-def _given(vocabulary: Vocabulary, text: str, where: str) -> list[int]:
+def _encode_given(vocabulary: Vocabulary, text: str, where: str) -> list[int]:
     ids = vocabulary.encode(text)
     if vocabulary.mask_id in ids:
         name = vocabulary.name(vocabulary.mask_id)
@@ -45,8 +47,8 @@ def _given(vocabulary: Vocabulary, text: str, where: str) -> list[int]:
     return ids
 
 
-def closed(vocabulary: Vocabulary, ids: Sequence[int], where: str, *, length: int) -> list[int]:
-    """The canvas of a text with spans: `ids`, and end tokens up to `length`, all of them given.
+def pad_with_ends(vocabulary: Vocabulary, ids: Sequence[int], where: str, *, length: int) -> list[int]:
+    """Makes the canvas of a text with spans: `ids`, and end tokens up to `length`, all of them given.
 
     Raises:
         UserError: it does not fit, or there is nothing to fill in.
@@ -59,13 +61,13 @@ def closed(vocabulary: Vocabulary, ids: Sequence[int], where: str, *, length: in
 
 
 def is_infilling(vocabulary: Vocabulary, prompt: Sequence[int]) -> bool:
-    """Whether something is given after what is to be filled in."""
+    """True if something is given after a masked token."""
     is_masked = [i == vocabulary.mask_id for i in prompt]
     return is_masked != sorted(is_masked)
 
 
 def whole_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
-    """The text of a canvas without the end tokens that pad it, masks as `<mask:N>`."""
+    """Decodes a canvas without the end tokens that pad it, masks as `<mask:N>`."""
     end = len(ids)
     while end and ids[end - 1] == vocabulary.eos_id:
         end -= 1
@@ -73,15 +75,15 @@ def whole_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
     return "".join(f"<mask:{len(list(run))}>" if is_mask else vocabulary.decode(list(run)) for is_mask, run in runs)
 
 
-def infilled(vocabulary: Vocabulary, prompt: Sequence[int], tokens: Sequence[int]) -> dict[str, Any]:
-    """What to record of a text with spans: the `prompt`, the whole `text`, and what each of its `spans` became."""
+def record_spans(vocabulary: Vocabulary, prompt: Sequence[int], tokens: Sequence[int]) -> dict[str, Any]:
+    """Describes a finished text with spans: the `prompt`, the whole `text`, and the text of each of its `spans`."""
     runs = groupby(zip(prompt, tokens, strict=True), key=lambda pair: pair[0] == vocabulary.mask_id)
     spans = [vocabulary.decode([token for _, token in run]) for is_span, run in runs if is_span]
     return {"prompt": whole_text(vocabulary, prompt), "text": whole_text(vocabulary, tokens), "spans": spans}
 
 
 def encode_prompts(vocabulary: Vocabulary, texts: Sequence[str], separator: str) -> list[list[int]]:
-    """The ids of each text without the space around it, then those of the separator.
+    """Encodes each text, without the space around it, and the separator after it.
 
     The two are encoded apart, as PUMA's reference implementation does: `?` and a newline, encoded together, are one
     token to Qwen, and a prompt would end otherwise after a question mark than after a full stop.
@@ -91,5 +93,5 @@ def encode_prompts(vocabulary: Vocabulary, texts: Sequence[str], separator: str)
 
 
 def encode_prompt(vocabulary: Vocabulary, text: str, separator: str) -> list[int]:
-    """One of `encode_prompts`."""
+    """Encodes one prompt as `encode_prompts` does."""
     return encode_prompts(vocabulary, [text], separator)[0]

@@ -1,1 +1,1 @@
-"""Tasks: data, and what counts as solved."""
+"""Tasks: data, and the grading of answers."""

@@ -15,18 +15,20 @@ from jaxtyping import Int
 from pydantic import Field
 from torch import Tensor
 
-from unmask.data.infill import closed, encode_prompts, encode_spans, infilled, is_infilling
+from unmask.data.infill import encode_prompts, encode_spans, is_infilling, pad_with_ends, record_spans
 from unmask.errors import UserError
 from unmask.tasks.programs.grading import judge
 from unmask.tasks.task import Grades
-from unmask.tasks.text_rows import TextRows, WordedData, numbered, read_problems, read_prompt
+from unmask.tasks.text_rows import TextRows, TextRowsData, number_lines, read_problems, read_prompt
 from unmask.types import CleanBatch
 
 _FORMS = (frozenset({"question"}), frozenset({"question", "program"}), frozenset({"text"}))
 _NO_PROGRAM = ("no_program", "syntax")
 
 
-class Gsm8kData(WordedData):
+class Gsm8kData(TextRowsData):
+    """The settings of `Gsm8k`."""
+
     path: str | None = Field(None, description="a folder that `unmask prepare` made")
     vocab_size: int = Field(151_645, ge=2, description="ids that the model knows, the mask among them")
     mask_id: int = Field(151_644, ge=0, description="an id that no row holds")
@@ -36,6 +38,8 @@ class Gsm8kData(WordedData):
 
 
 class Gsm8k(TextRows):
+    """The task of word problems that programs answer."""
+
     config: Gsm8kData
     Config = Gsm8kData
 
@@ -46,7 +50,7 @@ class Gsm8k(TextRows):
     # --- examples ----------------------------------------------------------------------------------------------------
 
     def examples_from_file(self, path: Path) -> CleanBatch:
-        """A folder that `unmask prepare` made, or a file of problems (`read_problems`), whose answers are numbers."""
+        """Reads a folder that `unmask prepare` made, or a file of problems (`read_problems`), answered by numbers."""
         if path.is_dir():
             return super().examples_from_file(path)
         problems = read_problems(path)
@@ -54,7 +58,7 @@ class Gsm8k(TextRows):
         for number, ids in enumerate(prompts, 1):
             if self.config.mask_id in ids:
                 raise UserError(f"{path}: question {number} holds the mask token; leave it out")
-        canvases = self._canvases(prompts, f"{path}: ", "question")
+        canvases = self._make_canvases(prompts, f"{path}: ", "question")
         return CleanBatch(
             x0=canvases,
             prompt_mask=canvases != self.config.mask_id,
@@ -62,30 +66,30 @@ class Gsm8k(TextRows):
         )
 
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
-        """Each line a question, or a JSON object: `question`, `question` and `program`, or `text`.
+        """Reads prompts: each line is a question, or a JSON object: `question`, `question` and `program`, or `text`.
 
         Spans to fill in, `<mask:N>`, may stand in any of them (`data/infill.py`).
         """
-        prompts = [self._prompt(line, where) for line, where in numbered(lines, source)]
-        return self._canvases(prompts, f"{source}: ", "question")
+        prompts = [self._prompt(line, where) for line, where in number_lines(lines, source)]
+        return self._make_canvases(prompts, f"{source}: ", "question")
 
     def _prompt(self, line: str, where: str) -> list[int]:
-        """What is given, with the masks between. It fits the canvas, unless it is a question without spans."""
+        """Encodes a prompt with the masks of its spans. It fits the canvas, unless it is a question without spans."""
         row = read_prompt(line, where, _FORMS)
         encode = partial(encode_spans, self.vocabulary, where=where, room=self.config.length)
         if "text" in row:
-            return closed(self.vocabulary, encode(row["text"]), where, length=self.config.length)
+            return pad_with_ends(self.vocabulary, encode(row["text"]), where, length=self.config.length)
         ids = encode(row["question"].strip()) + self.vocabulary.encode(self.config.separator)  # as `encode_prompts`
         if "program" in row:
             ids += encode(row["program"].strip())
-            return closed(self.vocabulary, ids, where, length=self.config.length)
-        return self._followed_up(ids, where)
+            return pad_with_ends(self.vocabulary, ids, where, length=self.config.length)
+        return self._check_room(ids, where)
 
     # --- grading -----------------------------------------------------------------------------------------------------
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
-        """`accuracy`: the program returns the right number; `runs`: any number; `parses`: it is a program."""
-        golds = list(examples.answers) if examples.answers is not None else self._numbers_of(examples)
+        """Grades `accuracy`: the program returns the right number; `runs`: any number; `parses`: it is a program."""
+        golds = list(examples.answers) if examples.answers is not None else self._run_own_programs(examples)
         is_answer = ~examples.prompt_mask
         judged = judge(
             [self._answer(*row) for row in zip(tokens.cpu(), is_answer, strict=True)],
@@ -110,8 +114,8 @@ class Gsm8k(TextRows):
             ],
         )
 
-    def _numbers_of(self, examples: CleanBatch) -> list[float | None]:
-        """What the rows' own programs return; None where one fails."""
+    def _run_own_programs(self, examples: CleanBatch) -> list[float | None]:
+        """Runs the rows' own programs; None where one fails."""
         programs = [self._answer(*row) for row in zip(examples.x0, ~examples.prompt_mask, strict=True)]
         new = [program for program in dict.fromkeys(programs) if program not in self._numbers]
         judged = judge(new, [None] * len(new), seconds=self.config.seconds)
@@ -120,7 +124,7 @@ class Gsm8k(TextRows):
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         if is_infilling(self.vocabulary, prompt.tolist()):
-            return infilled(self.vocabulary, prompt.tolist(), tokens.tolist())
+            return record_spans(self.vocabulary, prompt.tolist(), tokens.tolist())
         is_answer = prompt == self.config.mask_id
         question = self.vocabulary.decode(prompt[~is_answer].tolist())
         return {

@@ -23,7 +23,7 @@ from unmask.types import CleanBatch, TokenSpec
 
 
 class TokensData(Section):
-    """What is not given is as the store at `path` says, if that was made by `unmask prepare`."""
+    """The settings of stored rows (default: those in the `meta.json` of `path`, if `unmask prepare` made it)."""
 
     path: str | None = Field(None, description="folder of labels.bin, prompt_mask.bin and meta.json")
     length: int = Field(512, ge=1, description="positions of a row")
@@ -46,7 +46,7 @@ class TokensData(Section):
         try:
             meta = read_meta(Path(given["path"]).expanduser())
         except UserError:
-            return given  # who opens the store says what is wrong
+            return given  # the error comes when the store is opened
         return {key: value for key, value in _settings_in(meta).items() if key in cls.model_fields} | given
 
     @model_validator(mode="after")
@@ -62,16 +62,16 @@ class TokensData(Section):
 
     @property
     def special_ids(self) -> list[int]:
-        """The mask and the end token, ascending."""
+        """The ids of the mask and the end token, ascending."""
         return sorted([self.mask_id] if self.eos_id is None else [self.mask_id, self.eos_id])
 
 
 def _settings_in(meta: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the section `data` that a store was made with, as far as its `meta.json` says."""
+    """Reads the settings of the section `data` that a store was made with from its `meta.json`."""
     tokenizer = meta.get("tokenizer")
-    said = {key: meta.get(name) for key, name in _IN_META.items()}
-    said["fingerprint"] = tokenizer.get("fingerprint") if isinstance(tokenizer, dict) else None
-    return {key: value for key, value in said.items() if value is not None}
+    found = {key: meta.get(name) for key, name in _IN_META.items()}
+    found["fingerprint"] = tokenizer.get("fingerprint") if isinstance(tokenizer, dict) else None
+    return {key: value for key, value in found.items() if value is not None}
 
 
 _IN_META = {
@@ -83,7 +83,7 @@ _IN_META = {
 
 
 class StoredRows:
-    """What such tasks have in common: all but what is asked, and what it means."""
+    """A task of stored rows; subclasses add prompts, grading and display."""
 
     def __init__(self, config: TokensData) -> None:
         self.config = config
@@ -121,9 +121,9 @@ class StoredRows:
         return store
 
     def _check_vocabulary(self, store: RowStore) -> None:
-        """Whether ids mean the same in the store and to the model, as far as both say."""
-        said = _settings_in(store.meta).get("fingerprint")
-        if self.config.fingerprint is not None and said not in (None, self.config.fingerprint):
+        """Raises `UserError` if ids mean other tokens in the store than to the model, as far as both are known."""
+        stored = _settings_in(store.meta).get("fingerprint")
+        if self.config.fingerprint is not None and stored not in (None, self.config.fingerprint):
             raise UserError(
                 f"{store.folder}: was made with another tokenizer or vocabulary than data.fingerprint, which is the "
                 "run's; prepare these rows as the run's were (together, with --vocab used), or train another run"
@@ -132,14 +132,15 @@ class StoredRows:
     def _num_held_out(self, store: RowStore) -> int:
         return round(self.config.validation_ratio * len(store))
 
-    def _rows(self, place: Int[Tensor, "n"]) -> CleanBatch:
-        """The rows at `place` of an order in which those that are held out come first."""
-        return self._checked(self._store, self._row(place))
+    def _rows_at(self, place: Int[Tensor, "n"]) -> CleanBatch:
+        """Reads the rows at `place` of an order in which those that are held out come first."""
+        return self._read(self._store, self._row(place))
 
     def _row(self, place: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         return noise.permute(place, len(self._store), self.config.seed, Purpose.SPLIT)
 
-    def _checked(self, store: RowStore, row: Int[Tensor, "n"]) -> CleanBatch:
+    def _read(self, store: RowStore, row: Int[Tensor, "n"]) -> CleanBatch:
+        """Reads rows of `store`. Raises `UserError` where one is no example."""
         batch = store[row]
         is_wrong = ((batch.x0 >= self.config.vocab_size) | (batch.x0 == self.config.mask_id)).any(dim=-1)
         is_empty = batch.prompt_mask.all(dim=-1)
@@ -162,14 +163,14 @@ class StoredRows:
         return RandomTokens(config, seed)
 
     def validation(self, limit: int) -> CleanBatch:
-        return self._rows(torch.arange(min(limit, self._num_held_out(self._store))))
+        return self._rows_at(torch.arange(min(limit, self._num_held_out(self._store))))
 
     def examples_from_file(self, path: Path) -> CleanBatch:
-        store = self._store_like_ours(path)
-        return self._checked(store, torch.arange(len(store)))
+        store = self._open_other(path)
+        return self._read(store, torch.arange(len(store)))
 
-    def _store_like_ours(self, path: Path) -> RowStore:
-        """Another store. Raises `UserError` where its rows are not such as the model knows."""
+    def _open_other(self, path: Path) -> RowStore:
+        """Opens another store. Raises `UserError` if its rows do not fit the model."""
         store = RowStore(path)
         if store.length != self.config.length:
             raise UserError(f"{path}: its rows have {store.length} tokens, the model's {self.config.length}")
@@ -178,7 +179,7 @@ class StoredRows:
 
 
 class RowsStream:
-    """The training rows, shuffled anew in every epoch; `data.prompt_dropout` of them have the mask for a prompt."""
+    """The training rows, shuffled anew in every epoch; a share `data.prompt_dropout` has masked prompts."""
 
     def __init__(self, task: StoredRows, start: int, size: int, seed: int) -> None:
         self._task, self._start, self._size, self._seed = task, start, size, seed
@@ -188,14 +189,14 @@ class RowsStream:
         return self._size
 
     def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch:
-        rows = self._task._rows(self._start + shuffled_index(number, self._size, self._seed))
+        rows = self._task._rows_at(self._start + shuffled_index(number, self._size, self._seed))
         config = self._task.config
         is_hidden = noise.uniform(self._seed, Purpose.PROMPT, number) < config.prompt_dropout
         return hide_prompts(rows, is_hidden, config.mask_id)
 
 
 def hide_prompts(clean: CleanBatch, is_hidden: Bool[Tensor, "B"], mask_id: int) -> CleanBatch:
-    """Examples whose prompts hold the mask where `is_hidden`. They stay prompts: nothing of them is asked for.
+    """Puts the mask into the prompts where `is_hidden`. They stay prompts, which are never predicted.
 
     A model that has seen both can be guided (2207.12598).
     """
@@ -204,7 +205,7 @@ def hide_prompts(clean: CleanBatch, is_hidden: Bool[Tensor, "B"], mask_id: int) 
 
 
 class RandomTokens:
-    """Rows of random ids, neither the mask nor the end token, `data.prompt_length` of them the prompt."""
+    """A stream of random ids other than the mask and the end token, `data.prompt_length` of them the prompt."""
 
     epoch_size = 1024
 

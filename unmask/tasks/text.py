@@ -1,9 +1,8 @@
-"""Which text a task has: a store, or files that are prepared as bytes when they are first asked for, and then kept.
+"""Running text: a model is measured by the likelihood that it gives to held-out documents.
 
-Running text. Nothing is asked, nothing solved: a model is worth the likelihood that it gives to held-out documents.
-
-A row is the end token, which is given, and text (`data/prepare/packing.py`): documents joined by end tokens and cut
-(`data.rows=wrap`), or one document and its padding (`document`). Dimensions: B rows, L positions, n places asked for.
+The text is a store, or files that are prepared as bytes when they are first used, and then kept in the cache. A row is
+the end token, which is given, and text (`data/prepare/packing.py`): documents joined by end tokens and cut
+(`data.rows=wrap`), or one document and its padding (`document`). Dimensions: B rows, L positions, n places.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from unmask import files, noise
-from unmask.data.infill import closed, encode_spans, infilled, is_infilling
+from unmask.data.infill import encode_spans, is_infilling, pad_with_ends, record_spans
 from unmask.data.prepare import Settings, prepare
 from unmask.data.prepare.documents import find_source, find_sources, make_shard
 from unmask.data.prepare.packing import LAYOUTS, Documents, Labels
@@ -35,18 +34,19 @@ from unmask.errors import UserError
 from unmask.noise import Purpose
 from unmask.progress import console
 from unmask.tasks.task import Extent
-from unmask.tasks.text_rows import TextRows, WordedData, numbered, read_prompt
+from unmask.tasks.text_rows import TextRows, TextRowsData, number_lines, read_prompt
 from unmask.types import CleanBatch
 
 _VERSION = 1  # of the preparation: another one makes other rows of the same text
 
 
 def is_store(path: Path) -> bool:
+    """True if the folder `path` holds a store of rows."""
     return (path / "labels.bin").exists()
 
 
-class TextData(WordedData):
-    """Without a store, text is bytes."""
+class TextData(TextRowsData):
+    """The settings of `Text`. Without a store, tokens are bytes."""
 
     path: str | None = Field(
         None,
@@ -76,7 +76,7 @@ class TextData(WordedData):
 
 
 def check_ids(config: TextData) -> None:
-    """Whether the ids are those of bytes, as text has them that is not in a store."""
+    """Raises `UserError` unless the ids are those of bytes, as they must be without a store."""
     if config.fingerprint != Vocabulary.of_bytes().fingerprint:
         raise UserError(
             f"data.path={config.path}: is not a folder that `unmask prepare` made, but the ids are not those of bytes; "
@@ -84,8 +84,8 @@ def check_ids(config: TextData) -> None:
         )
 
 
-def settings_of(sources: Sequence[str], config: TextData, out: Path) -> Settings:
-    """How text becomes rows that are like those of a run."""
+def make_settings(sources: Sequence[str], config: TextData, out: Path) -> Settings:
+    """Makes the settings of a preparation whose rows are like those of a run."""
     return Settings(
         dataset="text",
         tokenizer=BYTES,
@@ -99,8 +99,8 @@ def settings_of(sources: Sequence[str], config: TextData, out: Path) -> Settings
     )
 
 
-def store_of(config: TextData) -> Path:
-    """The folder of the rows: `data.path` itself, or a store of its text in the cache (the first process makes it).
+def find_store(config: TextData) -> Path:
+    """Finds the store of the rows: `data.path` itself, or one of its text in the cache (the first process makes it).
 
     Raises:
         UserError: the text cannot be used.
@@ -118,12 +118,12 @@ def store_of(config: TextData) -> Path:
     folder = files.cache_folder(config.cache_dir) / "text" / f"{name}_{config.length}_{_digest(sources, config)}"
     with files.exclusive(folder):
         if not folder.exists():
-            _make(settings_of(sources, config, folder))
+            _prepare(make_settings(sources, config, folder))
             console.print(f"Rows of text kept in {folder}")
     return folder
 
 
-def _make(settings: Settings) -> None:
+def _prepare(settings: Settings) -> None:
     try:
         prepare(settings)
     except UserError as error:
@@ -132,13 +132,15 @@ def _make(settings: Settings) -> None:
 
 
 def _digest(sources: Sequence[str], config: TextData) -> str:
-    """Of the text itself, wherever it lies, and of how it is cut."""
+    """Hashes the text itself, wherever it lies, and the settings that cut it."""
     contents = [source.fingerprint()["sha256"] for source in find_sources(sources, DATASETS["text"])]
     cut = [config.length, config.rows, config.field, config.validation_ratio, config.seed]
     return hashlib.sha256(json.dumps([_VERSION, contents, cut]).encode()).hexdigest()[:12]
 
 
 class Text(TextRows):
+    """The task of running text."""
+
     config: TextData
     Config = TextData
 
@@ -157,33 +159,33 @@ class Text(TextRows):
         return super().vocabulary
 
     def _folder(self) -> Path:
-        return store_of(self.config)
+        return find_store(self.config)
 
     # --- examples ----------------------------------------------------------------------------------------------------
 
     def _check_store(self, store: RowStore) -> RowStore:
         for key, name in (("rows", "packing"), ("validation_ratio", "validation_ratio"), ("seed", "split_seed")):
-            own, said = getattr(self.config, key), store.meta.get(name)
-            if own != said:
-                raise UserError(f"{store.folder}: data.{key}={own}, but it was made with {said}; prepare it so")
+            own, stored = getattr(self.config, key), store.meta.get(name)
+            if own != stored:
+                raise UserError(f"{store.folder}: data.{key}={own}, but it was made with {stored}; prepare it so")
         return super()._check_store(store)
 
     def _num_held_out(self, store: RowStore) -> int:
         return int(store.meta["num_held_out"])
 
     def _row(self, place: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-        """Those that are held out lie behind the others, and are shuffled: the first may be of one document."""
+        """Returns the row at each place. Held-out rows lie last, and are shuffled: the first may be of one document."""
         held_out = self._num_held_out(self._store)
         is_held_out = place < held_out
         shuffled = noise.permute(torch.where(is_held_out, place, 0), held_out, self.config.seed, Purpose.SPLIT)
         return torch.where(is_held_out, len(self._store) - held_out + shuffled, place - held_out)
 
     def examples_from_file(self, path: Path) -> CleanBatch:
-        """All rows of a folder that `unmask prepare` made; or those of a text, a file or a folder of such."""
+        """Reads all rows of a folder that `unmask prepare` made, of a file of text, or of a folder of such files."""
         return self.corpus(path)
 
     def corpus(self, path: Path, limit: int | None = None) -> CleanBatch:
-        """Rows of a text that need not be the run's, tokenised and cut as the run's are: all, or `limit` of them.
+        """Reads rows of any text, tokenised and cut as the run's are: all, or `limit` of them.
 
         Those are spread evenly over the corpus, whose first rows may be of one document.
 
@@ -194,23 +196,25 @@ class Text(TextRows):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         if is_store(path):
-            store = self._store_like_ours(path)
-            return self._checked(store, _spread(len(store), limit))
+            store = self._open_other(path)
+            return self._read(store, _spread(len(store), limit))
         rows = torch.from_numpy(self._cut(path).astype(np.int64))
-        return self._first_given(rows[_spread(len(rows), limit)])
+        x0 = rows[_spread(len(rows), limit)]
+        is_first = torch.arange(self.config.length) == 0
+        return CleanBatch(x0=x0, prompt_mask=is_first.expand(x0.shape).clone())
 
-    def _store_like_ours(self, path: Path) -> RowStore:
-        store = super()._store_like_ours(path)
-        if (said := store.meta.get("packing")) not in (None, self.config.rows):
+    def _open_other(self, path: Path) -> RowStore:
+        store = super()._open_other(path)
+        if (packing := store.meta.get("packing")) not in (None, self.config.rows):
             raise UserError(
-                f"{path}: its rows are made as {said}, the model's as {self.config.rows}, and likelihoods of the two "
-                f"cannot be compared; prepare it with --rows {self.config.rows}, or give the text itself"
+                f"{path}: its rows are made as {packing}, the model's as {self.config.rows}, and likelihoods of the "
+                f"two cannot be compared; prepare it with --rows {self.config.rows}, or give the text itself"
             )
         return store
 
     def _cut(self, path: Path) -> Labels:
-        """The rows of a text."""
-        settings = settings_of([str(path)], self.config, path)
+        """Tokenises and cuts the text at `path`."""
+        settings = make_settings([str(path)], self.config, path)
         shard = make_shard(list(find_source(str(path)).rows(settings.fields)), self.vocabulary, settings)
         for bad in shard.report.bad[:1]:
             raise UserError(f"{bad['place']}: {bad['problem']}")
@@ -223,19 +227,16 @@ class Text(TextRows):
             )
         return rows
 
-    def _first_given(self, x0: Int[Tensor, "B L"]) -> CleanBatch:
-        is_first = torch.arange(self.config.length) == 0
-        return CleanBatch(x0=x0, prompt_mask=is_first.expand(x0.shape).clone())
-
     def extent(self, examples: CleanBatch) -> Extent:
+        """Counts the tokens and bytes of the text in `examples`."""
         is_text = examples.answer_mask(self.tokens.eos_id)
         rows = [x0[own].tolist() for x0, own in zip(examples.x0, is_text, strict=True)]
         return Extent(tokens=int(is_text.sum()), bytes=sum(map(self.vocabulary.num_bytes, rows)), rows=self.config.rows)
 
     def documents(self, tokens: Int[Tensor, "L"], is_own: Bool[Tensor, "L"]) -> list[list[int]]:
-        """The ids of a finished row where `is_own`, cut at its end tokens; nothing empty.
+        """Cuts the ids of a finished row, where `is_own`, at its end tokens; leaves out what is empty.
 
-        With a document a row there is one: what follows its end is padding.
+        With one document a row, everything after its end is padding.
         """
         runs = groupby(tokens[is_own].tolist(), key=lambda i: i == self.config.eos_id)
         ends_at_once = self.config.rows == "document"
@@ -245,30 +246,30 @@ class Text(TextRows):
     # --- decoding ----------------------------------------------------------------------------------------------------
 
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
-        """Each line a text to be continued, or a JSON object with the string `text`, which may be empty.
+        """Reads prompts: each line is a text to continue, or a JSON object with the string `text`, perhaps empty.
 
         With spans to fill in, `<mask:N>`, a document ends after its text; what is packed goes on.
         """
-        prompts = [self._prompt(line, where) for line, where in numbered(lines, source)]
-        return self._canvases(prompts, f"{source}: ", "text")
+        prompts = [self._prompt(line, where) for line, where in number_lines(lines, source)]
+        return self._make_canvases(prompts, f"{source}: ", "text")
 
     def _prompt(self, line: str, where: str) -> list[int]:
         text = read_prompt(line, where, (frozenset({"text"}),))["text"]
         ids = [self.vocabulary.eos_id, *encode_spans(self.vocabulary, text, where, room=self.config.length)]
         if self.config.mask_id in ids and self.config.rows == "document":
-            return closed(self.vocabulary, ids, where, length=self.config.length)
-        return self._followed_up(ids, where)
+            return pad_with_ends(self.vocabulary, ids, where, length=self.config.length)
+        return self._check_room(ids, where)
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
-        """The prompt, and how it goes on to the end of the document; or the whole text and what its spans became."""
+        """Returns the prompt and its continuation to the end of the document; or the whole text and its spans."""
         if is_infilling(self.vocabulary, prompt.tolist()):
-            return infilled(self.vocabulary, prompt.tolist(), tokens.tolist())
+            return record_spans(self.vocabulary, prompt.tolist(), tokens.tolist())
         is_new = prompt == self.config.mask_id
         given = [i for i in prompt[~is_new].tolist() if i != self.config.eos_id]
         return {"prompt": self.vocabulary.decode(given), "text": self._answer(tokens.cpu(), is_new.cpu())}
 
 
 def _spread(count: int, limit: int | None) -> Int[Tensor, "n"]:
-    """Up to `limit` of `count` places, evenly spread."""
+    """Returns up to `limit` of `count` places, evenly spread."""
     number = count if limit is None else min(limit, count)
     return torch.arange(number) * count // number

@@ -1,6 +1,6 @@
-"""Word problems in files: questions with the number that answers them.
+"""Tasks whose rows of tokens are text: vocabulary, prompts, display; and files of word problems.
 
-Rows of tokens that are text: what the ids mean, and how people read them. Dimensions: B rows, L positions.
+Dimensions: B rows, L positions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,65 +26,37 @@ from unmask.tasks.rows import StoredRows, TokensData
 from unmask.tasks.task import DisplayLayout
 from unmask.types import CleanBatch
 
-
-@dataclass(frozen=True)
-class Problem:
-    question: str
-    answer: float
-
-
-def read_problems(path: Path) -> list[Problem]:
-    """The problems in a .jsonl, .jsonl.gz or .parquet file: the string `question`, and `answer`, a number or a text.
-
-    Of a text, what stands after the last `####` counts, as GSM8K writes it.
-
-    Raises:
-        UserError: the file cannot be read, or a row is not a problem, with its line.
-    """
-    problems = [_problem(row) for row in File(str(path)).rows(("question", "answer"))]
-    if not problems:
-        raise UserError(f"{path}: holds no problem; each line is an object with `question` and `answer`")
-    return problems
-
-
-def _problem(row: Row) -> Problem:
-    try:
-        content = row.fields
-    except ValueError as error:
-        raise UserError(f"{row.place}: {error}") from error
-    if not isinstance(content.get("question"), str):
-        raise UserError(f"{row.place}: needs the string `question`")
-    return Problem(content["question"], read_answer(content.get("answer"), row.place))
-
-
 _FOLDER = "vocabulary"
 
 
-class WordedData(TokensData):
+class TextRowsData(TokensData):
+    """The settings of rows that are text."""
+
     tokenizer: str | None = Field(
         None, description="its folder, or its name on the hub; null = what data.path holds, or the run's own copy"
     )
 
-    def of_run(self, folder: Path) -> "WordedData":
+    def of_run(self, folder: Path) -> "TextRowsData":
+        """Returns the settings with the vocabulary that the run in `folder` keeps, if it does."""
         own = folder / _FOLDER
         return self.model_copy(update={"tokenizer": str(own)}) if (own / VOCABULARY).exists() else self
 
 
 class TextRows(StoredRows):
-    """A run keeps a copy of the vocabulary: to read what is decoded, and to ask new questions."""
+    """A task whose rows are text. A run keeps a copy of the vocabulary, to encode prompts and to decode answers."""
 
-    config: WordedData
+    config: TextRowsData
 
-    def __init__(self, config: WordedData) -> None:
+    def __init__(self, config: TextRowsData) -> None:
         super().__init__(config)
         self.canvas = DisplayLayout(columns=8, is_text=True)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What the ids mean.
+        """The vocabulary of the ids.
 
         Raises:
-            UserError: there is none, or it is not the one that the data were made with.
+            UserError: there is none, or the data were made with another one.
         """
         source = self.config.tokenizer or self.config.path
         if source is None:
@@ -93,7 +65,7 @@ class TextRows(StoredRows):
         if (folder / VOCABULARY).exists():
             vocabulary = Vocabulary.load(folder)
         elif self.config.tokenizer is not None:
-            vocabulary = self._vocabulary_of(source)
+            vocabulary = self._load_vocabulary(source)
         else:
             raise UserError(
                 f"{source}: does not say what its ids mean; give the tokenizer that made them as data.tokenizer (a "
@@ -102,8 +74,8 @@ class TextRows(StoredRows):
         self._check_ids(vocabulary, source)
         return vocabulary
 
-    def _vocabulary_of(self, source: str) -> Vocabulary:
-        """All ids of a tokenizer, the mask among them or after them."""
+    def _load_vocabulary(self, source: str) -> Vocabulary:
+        """Loads the vocabulary of all ids of a tokenizer, the mask among them or after them."""
         known = load_tokenizer(source).id_to_token
         eos = None if self.config.eos_id is None else known(self.config.eos_id)
         return Vocabulary.from_source(source, eos_token=eos, mask_token=known(self.config.mask_id))
@@ -124,6 +96,7 @@ class TextRows(StoredRows):
 
     @property
     def original_ids(self) -> Sequence[int | None]:
+        """The tokenizer's id of each of the model's; None for a new one."""
         return self.vocabulary.original_ids[: self.config.vocab_size]
 
     def keep_files(self, folder: Path) -> None:
@@ -133,15 +106,16 @@ class TextRows(StoredRows):
             self.vocabulary.save(target)
 
     def validation(self, limit: int) -> CleanBatch:
-        _ = self.vocabulary  # before a run starts that could not be read
+        _ = self.vocabulary  # fails now rather than after a run, which could not be read
         return super().validation(limit)
 
-    def _canvases(self, prompts: Sequence[Sequence[int]], where: str, what: str) -> Int[Tensor, "B L"]:
-        """Canvases to finish. Of too long a prompt the end is kept, half of the canvas left for what follows.
+    def _make_canvases(self, prompts: Sequence[Sequence[int]], where: str, what: str) -> Int[Tensor, "B L"]:
+        """Makes canvases to finish. Too long a prompt keeps its end, in half of the canvas; the answer gets the rest.
 
         Args:
-            prompts: what is given, with masks where something before its end is to be filled in.
-            what: a prompt is called to people.
+            prompts: given ids, with masks where something before their end is to be filled in.
+            where: the start of a warning.
+            what: the name of a prompt in a warning.
         """
         length, mask_id = self.config.length, self.config.mask_id
         room = length // 2
@@ -157,8 +131,8 @@ class TextRows(StoredRows):
             canvas[: len(kept)] = torch.tensor(kept)
         return canvases
 
-    def _followed_up(self, ids: list[int], where: str) -> list[int]:
-        """`ids`, which something is to follow.
+    def _check_room(self, ids: list[int], where: str) -> list[int]:
+        """Returns `ids`, which leave room for an answer or are cut later.
 
         Raises:
             UserError: there are masks among them, and no room.
@@ -168,10 +142,10 @@ class TextRows(StoredRows):
         return ids
 
     def token(self, text: str) -> int:
-        """The one token that `text` is.
+        """Encodes `text` as one token.
 
         Raises:
-            UserError: it is several, or none.
+            UserError: it is several tokens, or none.
         """
         ids = self.vocabulary.encode(text)
         if len(ids) != 1:
@@ -185,19 +159,19 @@ class TextRows(StoredRows):
         return whole_text(self.vocabulary, tokens.tolist())
 
     def _answer(self, tokens: Int[Tensor, "L"], is_answer: Bool[Tensor, "L"]) -> str:
-        """The text up to the first end token; masks that are left are padding."""
+        """Decodes the answer up to its first end token; masks that are left are padding."""
         ids = tokens[is_answer].tolist()
         end = ids.index(self.config.eos_id) if self.config.eos_id in ids else len(ids)
         return self.vocabulary.decode(ids[:end])
 
     def symbol(self, token: int) -> str:
-        """Line ends and the end of an answer made visible."""
+        """Formats a token, with line ends and the end of an answer made visible."""
         if token == self.config.mask_id:
             return ""
         return "∎" if token == self.config.eos_id else self.vocabulary.decode([token]).replace("\n", "⏎")
 
     def render(self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]) -> Text:
-        """The text with `_` where it is masked, up to the first end token."""
+        """Renders the text with `_` where it is masked, up to the first end token."""
         text = Text()
         for token, given, new in zip(tokens.tolist(), is_given.tolist(), is_new.tolist(), strict=True):
             if token == self.config.eos_id:
@@ -211,7 +185,7 @@ Fields = Sequence[frozenset[str]]
 
 
 def read_prompt(line: str, where: str, forms: Fields) -> dict[str, str]:
-    """A line that is a text, under the one field of the first form; or a JSON object with the strings of a form.
+    """Reads a text, under the one field of the first form; or a JSON object with the strings of a form.
 
     Raises:
         UserError: it is another object.
@@ -225,19 +199,16 @@ def read_prompt(line: str, where: str, forms: Fields) -> dict[str, str]:
     known = frozenset().union(*forms)
     given: dict[str, Any] = {key: row[key] for key in row if key in known}
     if frozenset(given) not in forms:
-        raise UserError(f"{where}: needs {', or '.join(map(_named, forms))}")
+        needed = (" and ".join(f"`{key}`" for key in sorted(form, reverse=True)) for form in forms)
+        raise UserError(f"{where}: needs {', or '.join(needed)}")
     for key, value in given.items():
         if not isinstance(value, str):
             raise UserError(f"{where}: needs the string `{key}`")
     return given
 
 
-def _named(form: frozenset[str]) -> str:
-    return " and ".join(f"`{key}`" for key in sorted(form, reverse=True))
-
-
-def numbered(lines: Iterable[str], source: str) -> list[tuple[str, str]]:
-    """The lines that are not empty, each with where it stands.
+def number_lines(lines: Iterable[str], source: str) -> list[tuple[str, str]]:
+    """Lists the lines that are not empty, each with its place, such as `FILE, line 3`.
 
     Raises:
         UserError: there is none.
@@ -246,3 +217,35 @@ def numbered(lines: Iterable[str], source: str) -> list[tuple[str, str]]:
     if not found:
         raise UserError(f"{source}: holds no prompt; write one on each line")
     return found
+
+
+@dataclass(frozen=True)
+class WordProblem:
+    """A question, and the number that answers it."""
+
+    question: str
+    answer: float
+
+
+def read_problems(path: Path) -> list[WordProblem]:
+    """Reads a .jsonl, .jsonl.gz or .parquet file: the string `question`, and `answer`, a number or a text.
+
+    The number of a text is the one after its last `####`, as GSM8K writes it.
+
+    Raises:
+        UserError: the file cannot be read, or a row (named) is not a problem.
+    """
+    problems = [_read_problem(row) for row in File(str(path)).rows(("question", "answer"))]
+    if not problems:
+        raise UserError(f"{path}: holds no problem; each line is an object with `question` and `answer`")
+    return problems
+
+
+def _read_problem(row: Row) -> WordProblem:
+    try:
+        content = row.fields
+    except ValueError as error:
+        raise UserError(f"{row.place}: {error}") from error
+    if not isinstance(content.get("question"), str):
+        raise UserError(f"{row.place}: needs the string `question`")
+    return WordProblem(content["question"], read_answer(content.get("answer"), row.place))

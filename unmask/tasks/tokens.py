@@ -1,6 +1,6 @@
 """Rows of token ids, each a prompt and its answer, from a store on disk.
 
-It knows no text: prompts and answers are ids. An answer is right if it is the stored one, up to the first end token.
+Prompts and answers are ids, not text. An answer is right if it is the stored one, up to the first end token.
 Dimensions: B rows, L positions.
 """
 
@@ -20,6 +20,8 @@ from unmask.types import CleanBatch
 
 
 class Tokens(StoredRows):
+    """The task of rows of token ids."""
+
     Config = TokensData
 
     def __init__(self, config: TokensData) -> None:
@@ -27,47 +29,46 @@ class Tokens(StoredRows):
         self.canvas = DisplayLayout(columns=16)
 
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
-        """Each line a JSON list of ids, null where one is to be filled in, or an object with such a list as `prompt`.
+        """Reads prompts: each line is a JSON list of ids, null to fill in, or an object with such a list as `prompt`.
 
         The answer follows, if the list does not fill the canvas.
         """
-        canvases = [self._canvas(line, f"{source}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+        canvases = [self._make_canvas(line, f"{source}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
         if not canvases:
             raise UserError(f"{source}: holds no prompt; give a JSON list of token ids on each line")
         return torch.stack(canvases)
 
-    def _canvas(self, line: str, where: str) -> Int[Tensor, "L"]:
-        ids, length = self._ids(line, where), self.config.length
+    def _make_canvas(self, line: str, where: str) -> Int[Tensor, "L"]:
+        ids, length = self._read_ids(line, where), self.config.length
         if len(ids) > length or (len(ids) == length and None not in ids):
             raise UserError(f"{where}: {len(ids)} ids leave no room for an answer in {length} positions")
         canvas = torch.full((length,), self.config.mask_id)
         canvas[: len(ids)] = torch.tensor([self.config.mask_id if i is None else i for i in ids], dtype=torch.long)
         return canvas
 
-    def _ids(self, line: str, where: str) -> list[int | None]:
+    def _read_ids(self, line: str, where: str) -> list[int | None]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not a JSON list of token ids: {error}") from error
         ids = row.get("prompt", row) if isinstance(row, dict) else row
-        wrong = [i for i in ids if not self._may_be_given(i)] if isinstance(ids, list) else ids
+        wrong = [i for i in ids if not (i is None or self._is_token(i))] if isinstance(ids, list) else ids
         if wrong or not isinstance(ids, list):
             known = f"token ids below {self.config.vocab_size} other than the mask, or null to fill in"
             raise UserError(f"{where}: not a list of {known}: {str(wrong)[:60]}")
         return ids
 
-    def _may_be_given(self, value: Any) -> bool:
-        is_id = type(value) is int and 0 <= value < self.config.vocab_size and value != self.config.mask_id
-        return is_id or value is None
+    def _is_token(self, value: Any) -> bool:
+        return type(value) is int and 0 <= value < self.config.vocab_size and value != self.config.mask_id
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
-        """`accuracy`: the stored answer, up to its first end token; `exact_match`: to the last position."""
+        """Grades `accuracy`: the stored answer, up to its first end token; `exact_match`: to the last position."""
         is_same = (tokens.cpu() == examples.x0) | examples.prompt_mask
         is_ignored = ~examples.answer_mask(self.config.eos_id)
         return Grades({"accuracy": (is_same | is_ignored).all(dim=-1), "exact_match": is_same.all(dim=-1)})
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
-        """`prompt` as it is given, up to the last position that is, and the `answer`: what was filled in."""
+        """Returns the `prompt` up to its last given position, and the `answer`: the ids that were filled in."""
         is_answer = prompt == self.config.mask_id
         end = int((~is_answer).nonzero().max()) + 1 if (~is_answer).any() else 0
         given = [None if masked else i for i, masked in zip(prompt[:end].tolist(), is_answer[:end], strict=True)]

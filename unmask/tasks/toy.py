@@ -23,6 +23,8 @@ from unmask.types import CleanBatch, TokenSpec
 
 
 class ToyData(Section):
+    """The settings of `Toy`."""
+
     values: int = Field(3, ge=2, le=9, description="that a position may have")
     length: int = Field(4, ge=1, le=8, description="positions of a sequence")
     prompt_length: int = Field(0, ge=0, description="leading positions that are given")
@@ -54,7 +56,7 @@ class Toy:
         return (self.config.sharpness * energy).softmax(dim=0)
 
     def posterior(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M V1"]:
-        """Exact `log p(x0[i] | xt)` at flat positions, as a predictor's logits; -inf for the mask token."""
+        """Computes `log p(x0[i] | xt)` exactly at flat positions, as logits; -inf for the mask token."""
         is_compatible = ((xt.unsqueeze(1) == self.sequences) | (xt == self.tokens.mask_id).unsqueeze(1)).all(dim=-1)
         mass = is_compatible * self.probabilities  # (B, S)
         value = torch.nn.functional.one_hot(self.sequences, self.tokens.vocab_size).double()  # (S, L, V + 1)
@@ -72,7 +74,7 @@ class Toy:
         return self.draw(u)
 
     def draw(self, u: Float[Tensor, "B"]) -> CleanBatch:
-        """Sequences by inverse transform of uniform numbers."""
+        """Draws sequences by inverse transform of the uniform numbers `u`."""
         index = torch.searchsorted(self.probabilities.cumsum(0), u).clamp(max=len(self.sequences) - 1)
         x0 = self.sequences[index]
         prompt_mask = torch.arange(self.config.length) < self.config.prompt_length
@@ -85,7 +87,7 @@ class Toy:
         raise UserError(f"{source}: the toy task has no prompts")
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
-        """Right is a sequence at least as likely as uniform chance."""
+        """Grades `accuracy`: a sequence is right if it is at least as likely as uniform chance."""
         place = self.config.values ** torch.arange(self.config.length - 1, -1, -1)
         p = self.probabilities[(tokens.cpu() * place).sum(dim=-1)]
         return Grades({"accuracy": p >= 1 / len(self.sequences)})
@@ -101,7 +103,7 @@ class Toy:
 
 
 class ToyStream:
-    """Independent draws; `epoch_size` is the number of sequences, though draws never repeat in order."""
+    """A stream of independent draws; `epoch_size` is the number of sequences, though draws never repeat in order."""
 
     def __init__(self, toy: Toy, seed: int) -> None:
         self._toy, self._seed = toy, seed

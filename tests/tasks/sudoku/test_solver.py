@@ -59,7 +59,7 @@ def test_counts_agree_with_plain_backtracking() -> None:
 
 
 def _is_consistent(puzzle: np.ndarray) -> bool:
-    return board.contradiction(puzzle) is None
+    return board.find_contradiction(puzzle) is None
 
 
 def test_singles_never_lead_astray() -> None:

@@ -10,7 +10,7 @@ from unmask.errors import UserError
 from unmask.tasks.sudoku import board, grading
 from unmask.tasks.sudoku.board import PuzzleSet, augment
 from unmask.tasks.sudoku.generator import generate
-from unmask.tasks.sudoku.task import MASK_ID, Sudoku, SudokuData, split
+from unmask.tasks.sudoku.task import MASK_ID, Sudoku, SudokuData, split_puzzles
 
 
 def task(**settings: object) -> Sudoku:
@@ -128,11 +128,11 @@ def test_splits_share_no_puzzle_and_no_grid() -> None:
 def test_copies_of_a_puzzle_go_to_the_same_side() -> None:
     puzzles, solutions = generate(40, givens=(40, 45), difficulty="singles", seed=0)
     repeated = PuzzleSet(np.repeat(puzzles, 3, axis=0), np.repeat(solutions, 3, axis=0))
-    train, validation = split(repeated, 0.25, 0)
+    train, validation = split_puzzles(repeated, 0.25, 0)
     assert len(validation) == 10
     assert len(train) == 90
     assert not {bytes(p) for p in train.puzzles} & {bytes(p) for p in validation.puzzles}
-    other = split(repeated, 0.25, 1)[1]
+    other = split_puzzles(repeated, 0.25, 1)[1]
     assert {bytes(p) for p in other.puzzles} != {bytes(p) for p in validation.puzzles}
 
 
@@ -171,7 +171,7 @@ SWAPPED_ROWS = EASY_SOLUTION[9:18] + EASY_SOLUTION[:9] + EASY_SOLUTION[18:]
     ],
 )
 def test_reasons(puzzle: str, answer: str, expected: str | None) -> None:
-    assert grading.reason(boards(puzzle)[0], answer) == expected
+    assert grading.find_reason(boards(puzzle)[0], answer) == expected
     if len(answer) == 81 and set(answer) <= set("0123456789"):
         assert grading.is_solved(boards(puzzle), boards(answer))[0] == (expected is None)
 

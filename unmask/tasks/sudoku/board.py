@@ -1,11 +1,7 @@
-"""Boards: 81 cells in row-major order, digits 1 to 9, 0 for an empty cell. Dimensions: N boards.
+"""Boards, their symmetries, and puzzles with solutions.
 
-The symmetries of Sudoku, keyed by an example's number: the n-th example of a stream always looks the same.
-
-Digits are relabelled; rows within bands, bands, columns within stacks and stacks are permuted; half of the boards are
-transposed. Dimensions: N boards.
-
-Puzzles with their solutions. Dimensions: N boards.
+A board has 81 cells in row-major order, digits 1 to 9, 0 for an empty cell. Symmetries are keyed by an example's
+number: the n-th example of a stream always looks the same. Dimensions: N boards.
 """
 
 from collections.abc import Callable
@@ -31,23 +27,23 @@ UNIT_KINDS = ("row", "column", "box")
 
 
 def complete_units(boards: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether each of the 27 units of `boards` (N, 81) holds every digit once: (N, 27)."""
+    """True where a unit of `boards` (N, 81) holds every digit once: (N, 27)."""
     in_order = np.sort(boards[:, UNITS], axis=-1) == np.arange(1, 10)
     return np.logical_and.reduce(in_order, axis=-1)
 
 
 def is_solution(boards: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether all 27 units hold: (N,)."""
+    """True where all 27 units hold every digit once: (N,)."""
     return np.logical_and.reduce(complete_units(boards), axis=-1)
 
 
 def keeps_givens(puzzles: NDArray[Any], answers: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether *every* given of `puzzles` (N, 81) stands in `answers` (N, 81): (N,)."""
+    """True where `answers` (N, 81) keep *every* given of `puzzles` (N, 81): (N,)."""
     return ((puzzles == 0) | (puzzles == answers)).all(axis=-1)
 
 
 def parse(text: str, where: str) -> NDArray[np.uint8]:
-    """A board (81,) from 81 symbols, `.` or `0` for an empty cell.
+    """Parses a board (81,) from 81 symbols, `.` or `0` for an empty cell.
 
     Raises:
         UserError: another length or symbol; the message begins with `where`.
@@ -61,8 +57,8 @@ def parse(text: str, where: str) -> NDArray[np.uint8]:
     return np.array([0 if symbol == "." else int(symbol) for symbol in text], dtype=np.uint8)
 
 
-def contradiction(puzzle: NDArray[np.uint8]) -> str | None:
-    """Which digit stands twice in which unit of `puzzle` (81,), or None."""
+def find_contradiction(puzzle: NDArray[np.uint8]) -> str | None:
+    """Describes a digit that stands twice in a unit of `puzzle` (81,); None if there is none."""
     for number, unit in enumerate(UNITS):
         digits = puzzle[unit][puzzle[unit] > 0]
         values, counts = np.unique(digits, return_counts=True)
@@ -73,7 +69,7 @@ def contradiction(puzzle: NDArray[np.uint8]) -> str | None:
 
 
 def to_text(board: NDArray[Any]) -> str:
-    """81 symbols, 0 for an empty cell."""
+    """Formats a board (81,) as 81 symbols, 0 for an empty cell."""
     return "".join(str(int(digit)) for digit in board)
 
 
@@ -83,15 +79,20 @@ def _shorten(text: str) -> str:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """One for each of N boards."""
+    """Symmetries of N boards.
+
+    Digits are relabelled; rows within bands, bands, columns within stacks and stacks are permuted; half of the boards
+    are transposed.
+    """
 
     cell: Int[Tensor, "N 81"]
-    """Which cell comes to stand in each."""
+    """The old place of the cell that comes to stand in each place."""
     relabel: Int[Tensor, "N 10"]
-    """What becomes of each digit; 0, an empty cell, stays 0."""
+    """The new digit for each digit; 0, an empty cell, stays 0."""
 
     @classmethod
     def draw(cls, number: Int[Tensor, "N"], seed: int) -> "Symmetry":
+        """Draws the symmetries of the examples `number`."""
         u = noise.uniform(seed, Purpose.AUGMENT, number.unsqueeze(1), torch.arange(34))
         digits, lines, is_transposed = u[:, :9], u[:, 9:33], u[:, 33:] < 0.5
         relabel = torch.cat([torch.zeros_like(number).unsqueeze(1), digits.argsort(dim=1) + 1], dim=1)
@@ -100,24 +101,24 @@ class Symmetry:
         return cls(torch.where(is_transposed.unsqueeze(2), cell.mT, cell).flatten(1), relabel)
 
     def move(self, values: Int[Tensor, "N 81"]) -> Int[Tensor, "N 81"]:
-        """What belongs to cells and is no digit goes along with them."""
+        """Moves `values`, which belong to cells and are no digits, along with the cells."""
         return values.gather(1, self.cell)
 
     def apply(self, boards: Int[Tensor, "N 81"]) -> Int[Tensor, "N 81"]:
-        """Boards with their cells moved and their digits relabelled."""
+        """Moves the cells of `boards`, and relabels their digits."""
         return self.relabel.gather(1, self.move(boards))
 
 
 def augment(
     puzzles: Int[Tensor, "N 81"], solutions: Int[Tensor, "N 81"], number: Int[Tensor, "N"], seed: int
 ) -> tuple[Int[Tensor, "N 81"], Int[Tensor, "N 81"]]:
-    """One random symmetry per board, the same for a puzzle and its solution."""
+    """Applies a random symmetry to each board, the same to a puzzle and its solution."""
     symmetry = Symmetry.draw(number, seed)
     return symmetry.apply(puzzles), symmetry.apply(solutions)
 
 
 def _line_order(u: Tensor) -> Int[Tensor, "N 9"]:
-    """An order of nine lines that keeps bands together, from twelve uniforms: three for the bands, nine within them."""
+    """Draws an order of nine lines that keeps bands together; `u` is three uniforms for the bands, nine within them."""
     band = u[:, :3].argsort(dim=1)
     within = u[:, 3:].unflatten(1, (3, 3)).argsort(dim=2)
     return (band.unsqueeze(2) * 3 + within).flatten(1)
@@ -130,7 +131,7 @@ class PuzzleSet:
     puzzles: Boards
     solutions: Boards
     turns: Boards | None = None
-    """When a solver filled each cell (N, 81): among the empty cells of a puzzle, smaller is sooner. None: not known."""
+    """Order in which a solver filled the empty cells (N, 81): smaller is sooner. None if unknown."""
 
     def __len__(self) -> int:
         return len(self.puzzles)
@@ -141,7 +142,7 @@ class PuzzleSet:
 
     @staticmethod
     def concatenate(parts: "list[PuzzleSet]") -> "PuzzleSet":
-        """All of `parts`; the turns are known if every part knows its own."""
+        """Joins `parts`; the turns are known if every part knows its own."""
         empty = np.zeros((0, 81), dtype=np.uint8)
         turns = [part.turns for part in parts if part.turns is not None]
         return PuzzleSet(
@@ -151,13 +152,13 @@ class PuzzleSet:
         )
 
 
-def checked(
+def check_puzzles(
     puzzles: NDArray[Any], solutions: NDArray[Any], where: Callable[[int], str], turns: NDArray[Any] | None = None
 ) -> PuzzleSet:
-    """Puzzles and solutions that fit each other.
+    """Makes a set of puzzles and solutions, which must fit each other.
 
     Raises:
-        UserError: the first that do not, found at `where(its number)`.
+        UserError: some do not; the message begins with `where(number)` of the first.
     """
     for i in np.flatnonzero(~is_solution(solutions)):
         raise UserError(f"{where(int(i))}: the solution breaks a row, column or box")

@@ -1,13 +1,10 @@
-"""Puzzles from `.npy` arrays: rows of 325 integers (Shah et al. 2024), or of 162.
-
-Rows are taken in chunks: the 1.8 million of Shah et al. are 4.7 GB as int64. Dimensions: N boards.
-
-Puzzles from files. Every error names the file, and the line or row.
+"""Reads puzzles from files. Every error names the file, and the line or row.
 
 * `.csv`: columns `puzzle` and `solution` (or `quizzes` and `solutions`, as on Kaggle);
 * `.txt`: one puzzle a line, `.` or `0` for an empty cell; the solution is computed and must be the only one;
 * `.npy`: rows of 325 integers (Shah et al. 2024), `[k, 81 x (row, col, value, strategy)]` with the k givens first; the
   order within a quadruple and whether rows count from 0 or 1 are inferred. Or rows of 162: puzzle, then solution.
+  Rows are taken in chunks: the 1.8 million of Shah et al. are 4.7 GB as int64.
 
 Each may be gzipped (`.gz`). Dimensions: N boards.
 """
@@ -27,120 +24,21 @@ from numpy.typing import NDArray
 
 from unmask.errors import UserError
 from unmask.tasks.sudoku import board
-from unmask.tasks.sudoku.board import Boards, PuzzleSet, checked
+from unmask.tasks.sudoku.board import Boards, PuzzleSet, check_puzzles
 from unmask.tasks.sudoku.solver import solve
 
 _CHUNK = 20_000
 _SAMPLE = 100  # rows that show the order of the quadruples
 Quads = tuple[int, int, int, int]
-"""Where row, column and value stand within a quadruple, and whether rows and columns count from 0 or 1."""
-
-
-def read_array(path: Path, *, with_turns: bool = False) -> PuzzleSet:
-    """Reads `path`; with the turns of its solver if they are wanted, and every row of 325 says them.
-
-    Raises:
-        UserError: not an array, of the wrong shape or type, or a row (named) that is no puzzle with its solution.
-    """
-    array = _load(path)
-    if array.ndim != 2 or array.shape[1] not in (162, 325):
-        raise UserError(f"{path}: an array of shape {array.shape}; needs (N, 325) or (N, 162)")
-    if array.dtype.kind not in "iuf":
-        raise UserError(f"{path}: an array of dtype {array.dtype}; needs integers (as floats, if you like)")
-    has_quads = array.shape[1] == 325
-    layout = _infer_layout(_integers(array[:_SAMPLE], path), path) if has_quads else (0, 0, 0, 0)
-    parts = []
-    for start in range(0, len(array), _CHUNK):
-        rows = _integers(array[start : start + _CHUNK], path)
-        where = partial(_name_row, path, start)
-        if has_quads:
-            puzzles, solutions, turns = _place(rows, layout, where)
-            has_turns = with_turns and _has_strategies(rows, layout)
-            parts.append(checked(puzzles, solutions, where, turns if has_turns else None))
-        else:
-            parts.append(checked(rows[:, :81], rows[:, 81:], where))
-    return PuzzleSet.concatenate(parts)
-
-
-def _load(path: Path) -> NDArray[Any]:
-    """The array, from the disk as it is needed where it is not compressed."""
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                array = np.load(file, allow_pickle=False)
-        else:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a plain .npy array: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: not a plain .npy array but an archive of several; save one of them with np.save")
-    return array
-
-
-def _name_row(path: Path, start: int, row: int) -> str:
-    return f"{path}, row {start + row}"
-
-
-def _integers(rows: NDArray[Any], path: Path) -> NDArray[np.int64]:
-    if rows.dtype.kind == "f" and not (np.isfinite(rows) & (rows == np.round(rows))).all():
-        raise UserError(f"{path}: an array of dtype {rows.dtype}; needs integers, as floats if you like, not fractions")
-    return rows.astype(np.int64)
-
-
-def _infer_layout(rows: NDArray[np.int64], path: Path) -> Quads:
-    """The order of (row, column, value, strategy) and the base under which most of `rows` hold solved grids."""
-    quads = rows[:, 1:].reshape(-1, 81, 4)
-    for row, column, value, _ in permutations(range(4)):
-        for base in (0, 1):
-            cells = (quads[..., row] - base) * 9 + quads[..., column] - base
-            values = np.take_along_axis(quads[..., value], cells.argsort(1), 1)
-            if 2 * (_cover_board(cells) & board.is_solution(values)).sum() >= len(quads):
-                return row, column, value, base
-    raise UserError(f"{path}: no order of (row, col, value, strategy) makes the 81 quadruples of a row a solved grid")
-
-
-def _cover_board(cells: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each row's cells are all 81: (N,)."""
-    return (np.sort(cells, axis=1) == np.arange(81)).all(axis=1)
-
-
-def _place(
-    rows: NDArray[np.int64], layout: Quads, where: Callable[[int], str]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Puzzles, solutions and turns from `[k, 81 x quadruple]`, whose first k quadruples are the givens."""
-    row, column, value, base = layout
-    num_givens, quads = rows[:, 0], rows[:, 1:].reshape(-1, 81, 4)
-    cells = (quads[..., row] - base) * 9 + quads[..., column] - base
-    for i in np.flatnonzero((num_givens < 0) | (num_givens > 81)):
-        raise UserError(f"{where(int(i))}: claims {num_givens[i]} givens; a board has 81 cells")
-    for i in np.flatnonzero(~_cover_board(cells)):
-        raise UserError(f"{where(int(i))}: the 81 quadruples do not name every cell once")
-    turns = cells.argsort(axis=1)
-    solutions = np.take_along_axis(quads[..., value], turns, axis=1)
-    return np.where(turns < num_givens[:, None], solutions, 0), solutions, turns
-
-
-def _has_strategies(rows: NDArray[np.int64], layout: Quads) -> bool:
-    """Whether a solver has been at every row: it leaves its strategies, which are not 0, behind the givens.
-
-    Where there are none, the quadruples may stand in any order, row-major for instance.
-    """
-    place = 6 - sum(layout[:3])  # what row, column and value leave of 0, 1, 2 and 3
-    strategies = rows[:, 1:].reshape(-1, 81, 4)[..., place]
-    is_filled = np.arange(81) >= rows[:, :1]
-    return bool((is_filled & (strategies != 0)).any(axis=1).all())
-
-
+"""The places of row, column and value within a quadruple, and 0 or 1, from which rows and columns count."""
 _COLUMN_NAMES = (("puzzle", "solution"), ("quizzes", "solutions"))
 
 
 def load(path: Path, *, with_turns: bool = False) -> PuzzleSet:
-    """Reads `path` by its suffix; with the turns of a solver if they are wanted and the file says them.
+    """Reads `path` by its suffix; with the turns of a solver if `with_turns`, and if the file holds them.
 
     Raises:
-        UserError: an unreadable or empty file, a wrong format, or a puzzle that does not fit its solution.
+        UserError: the file cannot be read, is empty or of a wrong format, or a puzzle does not fit its solution.
     """
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     suffix = suffixes[-1] if suffixes else ""
@@ -153,16 +51,16 @@ def load(path: Path, *, with_turns: bool = False) -> PuzzleSet:
 
 
 def parse_lines(lines: Iterable[tuple[int, str]], source: str) -> tuple[Boards, NDArray[np.int64]]:
-    """Puzzles (N, 81) from numbered lines, empty ones skipped, and the line number of each.
+    """Parses puzzles (N, 81) from numbered lines, empty ones skipped; returns the line number of each too.
 
     Raises:
-        UserError: a wrong length or symbol, or a digit that stands twice in a unit.
+        UserError: a line has a wrong length or symbol, or a digit stands twice in a unit.
     """
     rows = [(number, line.strip()) for number, line in lines if line.strip()]
     numbers = np.array([number for number, _ in rows], dtype=np.int64)
     puzzles = _parse_boards([text for _, text in rows], lambda i: f"{source}, line {rows[i][0]}")
     for i in np.flatnonzero(_has_contradiction(puzzles)):
-        raise UserError(f"{source}, line {numbers[i]}: the givens contradict: {board.contradiction(puzzles[i])}")
+        raise UserError(f"{source}, line {numbers[i]}: the givens contradict: {board.find_contradiction(puzzles[i])}")
     return puzzles, numbers
 
 
@@ -194,11 +92,11 @@ def _read_csv(content: str, path: Path) -> PuzzleSet:
     def parse_column(name: str) -> Boards:
         return _parse_boards([row[name] or "" for _, row in rows], lambda i: f"{where(i)}, column {name}")
 
-    return checked(parse_column(columns[0]), parse_column(columns[1]), where)
+    return check_puzzles(parse_column(columns[0]), parse_column(columns[1]), where)
 
 
 def _read(path: Path) -> str:
-    """The text of `path`, decompressed if it ends in `.gz`."""
+    """Reads the text of `path`, decompressed if it ends in `.gz`."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -214,7 +112,7 @@ def _read(path: Path) -> str:
 
 
 def _parse_boards(texts: list[str], where: Callable[[int], str]) -> Boards:
-    """Boards (N, 81); all at once where every text is well-formed, else the first bad one's error."""
+    """Parses boards (N, 81), all at once where every text is well-formed; else raises the first bad one's error."""
     if any(len(text.strip()) != 81 for text in texts):
         return np.array([board.parse(text, where(i)) for i, text in enumerate(texts)])
     symbols = np.frombuffer(
@@ -232,3 +130,100 @@ def _has_contradiction(puzzles: Boards) -> NDArray[np.bool_]:
 
 
 _READERS = {".csv": _read_csv, ".txt": _read_text}
+
+
+def read_array(path: Path, *, with_turns: bool = False) -> PuzzleSet:
+    """Reads an array; with the turns of its solver if `with_turns`, and if every row of 325 holds them.
+
+    Raises:
+        UserError: it is no array, of the wrong shape or type, or a row (named) is no puzzle with its solution.
+    """
+    array = _load_array(path)
+    if array.ndim != 2 or array.shape[1] not in (162, 325):
+        raise UserError(f"{path}: an array of shape {array.shape}; needs (N, 325) or (N, 162)")
+    if array.dtype.kind not in "iuf":
+        raise UserError(f"{path}: an array of dtype {array.dtype}; needs integers (as floats, if you like)")
+    has_quads = array.shape[1] == 325
+    layout = _infer_layout(_integers(array[:_SAMPLE], path), path) if has_quads else (0, 0, 0, 0)
+    parts = []
+    for start in range(0, len(array), _CHUNK):
+        rows = _integers(array[start : start + _CHUNK], path)
+        where = partial(_name_row, path, start)
+        if has_quads:
+            puzzles, solutions, turns = _place(rows, layout, where)
+            has_turns = with_turns and _has_strategies(rows, layout)
+            parts.append(check_puzzles(puzzles, solutions, where, turns if has_turns else None))
+        else:
+            parts.append(check_puzzles(rows[:, :81], rows[:, 81:], where))
+    return PuzzleSet.concatenate(parts)
+
+
+def _load_array(path: Path) -> NDArray[Any]:
+    """Loads the array; one that is not compressed is mapped into memory."""
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                array = np.load(file, allow_pickle=False)
+        else:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a plain .npy array: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: not a plain .npy array but an archive of several; save one of them with np.save")
+    return array
+
+
+def _name_row(path: Path, start: int, row: int) -> str:
+    return f"{path}, row {start + row}"
+
+
+def _integers(rows: NDArray[Any], path: Path) -> NDArray[np.int64]:
+    if rows.dtype.kind == "f" and not (np.isfinite(rows) & (rows == np.round(rows))).all():
+        raise UserError(f"{path}: an array of dtype {rows.dtype}; needs integers, as floats if you like, not fractions")
+    return rows.astype(np.int64)
+
+
+def _infer_layout(rows: NDArray[np.int64], path: Path) -> Quads:
+    """Finds the order of (row, column, value, strategy) and the base under which most `rows` hold solved grids."""
+    quads = rows[:, 1:].reshape(-1, 81, 4)
+    for row, column, value, _ in permutations(range(4)):
+        for base in (0, 1):
+            cells = (quads[..., row] - base) * 9 + quads[..., column] - base
+            values = np.take_along_axis(quads[..., value], cells.argsort(1), 1)
+            if 2 * (_cover_board(cells) & board.is_solution(values)).sum() >= len(quads):
+                return row, column, value, base
+    raise UserError(f"{path}: no order of (row, col, value, strategy) makes the 81 quadruples of a row a solved grid")
+
+
+def _cover_board(cells: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """True where the cells of a row are all 81: (N,)."""
+    return (np.sort(cells, axis=1) == np.arange(81)).all(axis=1)
+
+
+def _place(
+    rows: NDArray[np.int64], layout: Quads, where: Callable[[int], str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Makes puzzles, solutions and turns of `[k, 81 x quadruple]`, whose first k quadruples are the givens."""
+    row, column, value, base = layout
+    num_givens, quads = rows[:, 0], rows[:, 1:].reshape(-1, 81, 4)
+    cells = (quads[..., row] - base) * 9 + quads[..., column] - base
+    for i in np.flatnonzero((num_givens < 0) | (num_givens > 81)):
+        raise UserError(f"{where(int(i))}: claims {num_givens[i]} givens; a board has 81 cells")
+    for i in np.flatnonzero(~_cover_board(cells)):
+        raise UserError(f"{where(int(i))}: the 81 quadruples do not name every cell once")
+    turns = cells.argsort(axis=1)
+    solutions = np.take_along_axis(quads[..., value], turns, axis=1)
+    return np.where(turns < num_givens[:, None], solutions, 0), solutions, turns
+
+
+def _has_strategies(rows: NDArray[np.int64], layout: Quads) -> bool:
+    """True if a solver filled every row: its strategies, which are not 0, follow the givens.
+
+    Where there are none, the quadruples may stand in any order, row-major for instance.
+    """
+    place = 6 - sum(layout[:3])  # what row, column and value leave of 0, 1, 2 and 3
+    strategies = rows[:, 1:].reshape(-1, 81, 4)[..., place]
+    is_filled = np.arange(81) >= rows[:, :1]
+    return bool((is_filled & (strategies != 0)).any(axis=1).all())

@@ -2,9 +2,8 @@
 
 A puzzle is dug: from a random solved grid, cells are emptied in random order as long as the rest determines them. For
 `singles` that test is naked and hidden singles, which can only lead to the one solution. For `harder` it is search,
-and the result must not be solvable by singles. All in batches (see `solver`). Dimensions: N boards.
-
-Generated puzzles, kept on disk.
+and the result must not be solvable by singles. All in batches (see `solver`). Generated puzzles are kept on
+disk. Dimensions: N boards.
 """
 
 import hashlib
@@ -37,7 +36,7 @@ Difficulty = Literal["singles", "harder"]
 FEWEST_GIVENS, MOST_GIVENS = 24, 50
 _BATCH = 4096
 _FIRST_STEP = 32  # cells emptied at once at first; halved whenever the test fails
-_MAX_FRUITLESS = 20  # batches without a single puzzle before we say that the settings do not work
+_MAX_FRUITLESS = 20  # batches without a single puzzle before the settings are refused
 
 Test = Callable[[Boards, NDArray[np.bool_], Boards], NDArray[np.bool_]]
 
@@ -50,7 +49,7 @@ def generate(
     seed: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Boards, Boards]:
-    """`count` puzzles (N, 81) and their solutions (N, 81).
+    """Generates `count` puzzles (N, 81) and their solutions (N, 81).
 
     The number of givens is drawn uniformly from [lo, hi]. Grids that cannot be dug that far are dropped: numbers below
     about 27 come less often.
@@ -64,7 +63,9 @@ def generate(
         rng = np.random.default_rng(noise.integer(seed, Purpose.GENERATE, batch))
         grids = random_grids(min(_BATCH, max(256, 2 * (count - found))), rng)
         targets = rng.integers(givens[0], givens[1] + 1, size=len(grids))
-        dug = _dig_singles(grids, targets, rng) if difficulty == "singles" else _dig_harder(grids, targets, rng)
+        dug = (
+            _dig(grids, targets, rng, _singles_restore) if difficulty == "singles" else _dig_harder(grids, targets, rng)
+        )
         complete = (dug > 0).sum(axis=1) == targets
         puzzles.append(dug[complete])
         solutions.append(grids[complete])
@@ -81,7 +82,7 @@ def generate(
 
 
 def check_givens(givens: tuple[int, int]) -> None:
-    """Refuses what the generator cannot do, and says why."""
+    """Raises `UserError` if the generator cannot make such puzzles."""
     low, high = givens
     if low > high:
         raise UserError(f"givens from {low} to {high}: the lower end comes first")
@@ -98,7 +99,7 @@ def check_givens(givens: tuple[int, int]) -> None:
 
 
 def random_grids(count: int, rng: np.random.Generator) -> Boards:
-    """Solved grids (N, 81): three boxes at random, then guesses in the tightest cell, each followed by propagation."""
+    """Makes solved grids (N, 81): three random boxes, then guesses in the tightest cell, each with propagation."""
     done: list[Boards] = []
     while (found := sum(map(len, done))) < count:
         candidates = _random_diagonal(max(64, int(1.2 * (count - found))), rng)
@@ -113,7 +114,7 @@ def random_grids(count: int, rng: np.random.Generator) -> Boards:
 
 
 def _random_diagonal(count: int, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """Candidates (81, N) with the boxes of the diagonal filled at random: they constrain each other in nothing."""
+    """Makes candidates (81, N) with random boxes on the diagonal, which do not constrain each other."""
     candidates = np.full((81, count), ALL_DIGITS)
     for box in range(3):
         digits = rng.permuted(np.tile(np.arange(9), (count, 1)), axis=1).T
@@ -130,10 +131,6 @@ def _guess(candidates: NDArray[np.uint16], rng: np.random.Generator) -> None:
     options = (candidates[cell, board] >> np.arange(9, dtype=np.uint16)[:, None]) & 1
     digit = np.where(options, rng.random(options.shape, dtype=np.float32), -1).argmax(axis=0)
     candidates[cell, board] = np.left_shift(1, digit)
-
-
-def _dig_singles(grids: Boards, targets: NDArray[np.int64], rng: np.random.Generator) -> Boards:
-    return _dig(grids, targets, rng, _singles_restore)
 
 
 def _dig_harder(grids: Boards, targets: NDArray[np.int64], rng: np.random.Generator) -> Boards:
@@ -153,7 +150,11 @@ def _dig(grids: Boards, targets: NDArray[np.int64], rng: np.random.Generator, te
     rank = rng.permuted(np.tile(np.arange(81), (n, 1)), axis=1)  # when a cell's turn comes
     turn = np.zeros(n, dtype=np.int64)
     step = np.full(n, _FIRST_STEP)
-    while len(open_ := np.flatnonzero(_can_reach(puzzles, targets, turn))):
+    while True:
+        missing = (puzzles > 0).sum(axis=1) - targets
+        open_ = np.flatnonzero((missing > 0) & (missing <= 81 - turn))  # boards that can still reach their target
+        if not len(open_):
+            return puzzles
         size = np.minimum(step[open_], (puzzles[open_] > 0).sum(axis=1) - targets[open_])
         first = turn[open_][:, None]
         emptied = (rank[open_] >= first) & (rank[open_] < first + size[:, None])
@@ -162,22 +163,16 @@ def _dig(grids: Boards, targets: NDArray[np.int64], rng: np.random.Generator, te
         puzzles[open_[passed]] = trial[passed]
         turn[open_] += np.where(passed, size, size == 1)
         step[open_] = np.where(passed, size, np.maximum(size // 2, 1))
-    return puzzles
-
-
-def _can_reach(puzzles: Boards, targets: NDArray[np.int64], turn: NDArray[np.int64]) -> NDArray[np.bool_]:
-    missing = (puzzles > 0).sum(axis=1) - targets
-    return (missing > 0) & (missing <= 81 - turn)
 
 
 def _singles_restore(puzzles: Boards, emptied: NDArray[np.bool_], grids: Boards) -> NDArray[np.bool_]:
-    """Whether singles give back the `emptied` cells; the rest then follows as it did before."""
+    """True where singles give back the `emptied` cells; the rest then follows as it did before."""
     candidates, broken = propagate(to_candidates(puzzles), until_decided=emptied.T)
     return ~broken & (is_decided(candidates) | ~emptied.T).all(axis=0)
 
 
 def _only_solution(puzzles: Boards, emptied: NDArray[np.bool_], grids: Boards) -> NDArray[np.bool_]:
-    """Whether the puzzle has no solution other than its grid, as far as is cheap to say.
+    """True where the puzzle has no solution other than its grid, as far as that is cheap to find out.
 
     If singles give back the `emptied` cells, there is none. Else the search for another digit in the cell decides, but
     only where a single cell was emptied: for more of them, digging in smaller steps costs less than searching.
@@ -209,7 +204,7 @@ _VERSION = 1  # of the generator: another one makes other puzzles from the same 
 
 
 def load_or_generate(count: int, givens: tuple[int, int], difficulty: Difficulty, seed: int, folder: Path) -> PuzzleSet:
-    """The puzzles of these settings, from the cache or newly generated (the first process does, others wait for it)."""
+    """Loads the puzzles of these settings from the cache; the first process generates them, others wait for it."""
     settings = {"count": count, "givens": givens, "difficulty": difficulty, "seed": seed, "version": _VERSION}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / "sudoku" / f"{difficulty}_{givens[0]}-{givens[1]}_{count}_{digest}.npy"
@@ -221,16 +216,12 @@ def load_or_generate(count: int, givens: tuple[int, int], difficulty: Difficulty
                 puzzles, solutions = generate(
                     count, givens=givens, difficulty=difficulty, seed=seed, on_progress=update
                 )
-            files.write(path, _to_bytes(np.concatenate([puzzles, solutions], axis=1)))
+            buffer = io.BytesIO()
+            np.save(buffer, np.concatenate([puzzles, solutions], axis=1))
+            files.write(path, buffer.getvalue())
             console.print(f"Puzzles kept in {path}")
     try:
         boards = np.load(path)
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path}: damaged: {error}; delete it, and it will be made again") from error
     return PuzzleSet(boards[:, :81], boards[:, 81:])
-
-
-def _to_bytes(boards: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, boards)
-    return buffer.getvalue()

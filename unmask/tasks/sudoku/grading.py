@@ -1,4 +1,4 @@
-"""What is right, and what is wrong, about an answer. Dimensions: N boards."""
+"""Grades answers, and names what is wrong with them. Dimensions: N boards."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ REASONS = ("wrong_length", "bad_symbol", "changed_clue", "broken_row", "broken_c
 
 
 def is_solved(puzzles: Boards, answers: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether *every* given is kept and all 27 units hold: (N,)."""
+    """True where *every* given is kept and all 27 units hold every digit once: (N,)."""
     return board.keeps_givens(puzzles, answers) & board.is_solution(answers)
 
 
 def has_one_solution(puzzles: Boards) -> NDArray[np.bool_]:
-    """Whether exactly one grid solves each puzzle, as far as can be found out: (N,)."""
+    """True where exactly one grid solves a puzzle, as far as can be found out: (N,)."""
     solutions = solve(puzzles, limit=2)
     return solutions.is_certain & (solutions.count == 1)
 
 
-def reason(puzzle: NDArray[np.uint8], answer: str) -> str | None:
-    """The first of `REASONS` that makes `answer` wrong, or None."""
+def find_reason(puzzle: NDArray[np.uint8], answer: str) -> str | None:
+    """Finds the first of `REASONS` that makes `answer` wrong; None if it is right."""
     if len(answer) != 81:
         return "wrong_length"
     if not set(answer) <= set("123456789"):
@@ -42,7 +42,7 @@ def reason(puzzle: NDArray[np.uint8], answer: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Grade:
+class SudokuGrade:
     """The grade of a file of answers. `exact` counts the puzzles with one solution that were answered with it."""
 
     n: int
@@ -52,18 +52,18 @@ class Grade:
     exact: int
 
 
-def grade_file(path: Path) -> Grade:
+def grade_file(path: Path) -> SudokuGrade:
     """Grades JSON lines `{"puzzle": .., "answer": ..}`.
 
     Raises:
-        UserError: a line that is not such an object, or whose puzzle is malformed, with its number. A malformed
-            *answer* is a wrong answer.
+        UserError: a line (named) is not such an object, or its puzzle is malformed. A malformed *answer* is a
+            wrong answer.
     """
     puzzles, answers = _read_answers(path)
-    reasons = [reason(puzzle, answer) for puzzle, answer in zip(puzzles, answers, strict=True)]
+    reasons = [find_reason(puzzle, answer) for puzzle, answer in zip(puzzles, answers, strict=True)]
     is_unique = has_one_solution(puzzles)
     correct = np.array([r is None for r in reasons])
-    return Grade(
+    return SudokuGrade(
         n=len(answers),
         correct=int(correct.sum()),
         reasons=dict(Counter(r for r in reasons if r is not None)),

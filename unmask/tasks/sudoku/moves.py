@@ -1,7 +1,7 @@
-"""Sudoku told as a sequence of moves, for autoregressive models (Shah et al. 2024, 2409.10502).
+"""Sudoku as a sequence of moves, for autoregressive models (Shah et al. 2024, 2409.10502).
 
 A canvas is 81 moves of three tokens: row (0 to 8), column (9 to 17), digit (18 to 26); the mask is 27. The givens come
-first, in row-major order, and are the prompt, whose length so differs from puzzle to puzzle. Then come the other cells
+first, in row-major order, and are the prompt, whose length differs from puzzle to puzzle. Then come the other cells
 in the order that is taught: row-major, or that of a solver. Dimensions: N examples, B rows, L positions.
 """
 
@@ -26,15 +26,18 @@ _OUTSIDE = 81
 
 
 class MovesData(PuzzleData):
+    """The settings of `SudokuMoves`."""
+
     order: Literal["row_major", "solver"] = Field(
         "row_major", description="of the cells to fill; solver: as the solver of data.path, rows of 325 integers, did"
     )
 
 
 class SudokuMoves(BoardTask):
-    """Graded by the board that the moves make: of two moves to one cell the first stands, and what is no move is none.
+    """Sudoku whose answer is a sequence of moves, graded by the board that they make.
 
-    Since 81 moves just fill the board, either leaves a cell empty, and the answer is wrong.
+    Of two moves to one cell the first stands; tokens that form no move are left out. Since 81 moves just fill the
+    board, either leaves a cell empty, and the answer is wrong.
     """
 
     Config = MovesData
@@ -63,7 +66,7 @@ class SudokuMoves(BoardTask):
         return puzzles
 
     def _examples(self, puzzles: PuzzleSet) -> CleanBatch:
-        """An answer in an order that nobody knows can be graded, but has no tokens."""
+        """Makes examples; an answer whose order is unknown can be graded, but has no tokens."""
         examples = super()._examples(puzzles)
         is_known = puzzles.turns is not None or not self.with_turns
         return examples if is_known else replace(examples, x0=examples.masked(MASK_ID))
@@ -89,7 +92,7 @@ class SudokuMoves(BoardTask):
 
 
 def to_boards(tokens: Int[Tensor, "B 243"]) -> Boards:
-    """Boards (B, 81) that moves make: the first to a cell stands, and what is no move (or not yet one) is left out."""
+    """Makes the boards (B, 81) of moves: the first to a cell stands; tokens that form no move (yet) are left out."""
     row, column, digit = (tokens.cpu().unflatten(1, (81, 3)) - _FIRST).unbind(dim=2)
     is_move = (row >= 0) & (row < 9) & (column >= 0) & (column < 9) & (digit >= 1) & (digit <= 9)
     cell = torch.where(is_move, row * 9 + column, _OUTSIDE)

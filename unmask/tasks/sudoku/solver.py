@@ -21,24 +21,25 @@ _CHUNK = 4096  # boards propagated together: their candidates stay within a core
 
 
 def to_candidates(boards: Boards) -> Candidates:
-    """Bit sets of `boards` (N, 81): a given's own digit, all nine digits for an empty cell."""
+    """Makes bit sets of `boards` (N, 81): a given's own digit, all nine digits for an empty cell."""
     cells = boards.T.astype(np.uint16)
     return np.where(cells > 0, np.left_shift(1, cells - (cells > 0)), ALL_DIGITS).astype(np.uint16)
 
 
 def to_boards(candidates: Candidates) -> Boards:
-    """Boards (N, 81) with the cells that have one candidate left; 0 elsewhere."""
+    """Makes boards (N, 81) of the cells that have one candidate left; 0 elsewhere."""
     decided = is_decided(candidates)
     digits = np.log2(np.where(decided, candidates, 1)).astype(np.uint8) + 1
     return np.ascontiguousarray(np.where(decided, digits, 0).T.astype(np.uint8))
 
 
 def is_decided(candidates: Candidates) -> NDArray[np.bool_]:
+    """True where one candidate is left."""
     return (candidates != 0) & ((candidates & (candidates - 1)) == 0)
 
 
 def _once_and_union(parts: list[NDArray[np.uint16]]) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Digits that occur in exactly one of `parts`, and in any of them."""
+    """Returns the digits that occur in exactly one of `parts`, and in any of them."""
     once = parts[0].copy()
     twice = np.zeros_like(once)
     for part in parts[1:]:
@@ -48,7 +49,7 @@ def _once_and_union(parts: list[NDArray[np.uint16]]) -> tuple[NDArray[np.uint16]
 
 
 def _unit_views(candidates: Candidates) -> list[tuple[list[NDArray[np.uint16]], tuple[int, ...]]]:
-    """For rows, columns and boxes: the nine cells of all nine units, and the shape that spreads a unit's value."""
+    """Returns the nine cells of all nine rows, columns and boxes, each with the shape that spreads a unit's value."""
     n = candidates.shape[1]
     grid = candidates.reshape(9, 9, n)
     boxes = candidates.reshape(3, 3, 3, 3, n)  # band, row in band, stack, column in stack
@@ -65,7 +66,7 @@ def _spread(candidates: Candidates, values: NDArray[np.uint16], shape: tuple[int
 
 
 def _round(candidates: Candidates) -> NDArray[np.bool_]:
-    """One sweep of naked, then hidden singles, in place; returns which boards (N,) became contradictory."""
+    """Sweeps once for naked, then hidden singles, in place; returns which boards (N,) became contradictory."""
     decided = is_decided(candidates)
     placed = np.where(decided, candidates, 0).astype(np.uint16)
     broken = np.zeros(candidates.shape[1], dtype=bool)
@@ -90,10 +91,10 @@ def _round(candidates: Candidates) -> NDArray[np.bool_]:
 def propagate(
     candidates: Candidates, *, until_decided: NDArray[np.bool_] | None = None
 ) -> tuple[Candidates, NDArray[np.bool_]]:
-    """Naked and hidden singles to a fixed point, or until the cells `until_decided` (81, N) are decided.
+    """Applies naked and hidden singles to a fixed point, or until the cells `until_decided` (81, N) are decided.
 
-    Returns new candidates (81, N) and whether each board (N,) is contradictory. A hidden single with two digits for
-    one cell shows up as a digit without a place in the next sweep, so no contradiction is missed at the fixed point.
+    Returns new candidates (81, N), and True for each contradictory board (N,). A hidden single with two digits for one
+    cell shows up as a digit without a place in the next sweep, so no contradiction is missed at the fixed point.
     """
     result = candidates.copy()
     broken = np.zeros(candidates.shape[1], dtype=bool)
@@ -114,16 +115,19 @@ def propagate(
 
 
 def is_singles_solvable(boards: Boards) -> NDArray[np.bool_]:
-    """Whether naked and hidden singles alone solve each board (N, 81)."""
+    """True where naked and hidden singles alone solve a board (N, 81)."""
     candidates, broken = propagate(to_candidates(boards))
     return ~broken & is_decided(candidates).all(axis=0)
 
 
 @dataclass(frozen=True)
 class Solutions:
-    """What a search has found: how many solutions, at most the limit asked (N,), and one of them, 0 if none (N, 81).
+    """The result of a search.
 
-    `is_certain` (N,): False where the search was given up, so that there may be more.
+    Attributes:
+        count: (N,) solutions found, at most the limit of the search.
+        first: (N, 81) one of them; 0 if there is none.
+        is_certain: (N,) False where the search was given up, so that there may be more.
     """
 
     count: NDArray[np.int64]
@@ -141,7 +145,7 @@ def solve(boards: Boards, *, limit: int = 2) -> Solutions:
 
 
 def solve_candidates(candidates: Candidates, *, limit: int = 2) -> Solutions:
-    """As `solve`, from candidate sets (81, N), which may exclude digits that a board's givens would allow."""
+    """Solves candidate sets (81, N) as `solve` does; they may exclude digits that a board's givens would allow."""
     n = candidates.shape[1]
     count = np.zeros(n, dtype=np.int64)
     first = np.zeros((n, 81), dtype=np.uint8)
@@ -167,7 +171,7 @@ def solve_candidates(candidates: Candidates, *, limit: int = 2) -> Solutions:
 
 
 def _pop(stack: list[tuple[Candidates, NDArray[np.intp]]]) -> tuple[Candidates, NDArray[np.intp]]:
-    """The newest positions, at most a chunk: depth first, so that memory stays bounded."""
+    """Takes the newest positions, at most a chunk: depth first, so that memory stays bounded."""
     nodes, owner = stack.pop()
     if len(owner) > _CHUNK:
         stack.append((nodes[:, :-_CHUNK], owner[:-_CHUNK]))
@@ -176,7 +180,7 @@ def _pop(stack: list[tuple[Candidates, NDArray[np.intp]]]) -> tuple[Candidates, 
 
 
 def _branch(nodes: Candidates, owner: NDArray[np.intp]) -> tuple[Candidates, NDArray[np.intp]]:
-    """Every candidate of each position's tightest open cell, as positions of their own."""
+    """Makes a position of every candidate of each position's tightest open cell."""
     size = np.bitwise_count(nodes)
     cell = np.where(size > 1, size, 10).argmin(axis=0)
     options = nodes[cell, np.arange(nodes.shape[1])]

@@ -2,13 +2,8 @@
 
 Tokens are the digits 1 to 9, 0 for an empty clue cell, and the mask, 10. Two layouts: `in_place`, 81 tokens, of which
 the givens are the prompt; `two_grid`, 162 tokens, 81 clue cells as the prompt and then 81 answer cells (the PUMA
-paper's). Dimensions: N examples, B rows, L positions.
-
-Which puzzles a Sudoku task has, and how they are split. Dimensions: N boards.
-
-What the Sudoku tasks share: whatever their tokens, an example is a puzzle with its solution.
-
-Dimensions: N examples, B rows, L positions.
+paper's). `BoardTask` is shared with `moves.py`: whatever the tokens, an example is a puzzle with its solution.
+Dimensions: N examples or boards, B rows, L positions.
 """
 
 from abc import ABC, abstractmethod
@@ -40,6 +35,8 @@ from unmask.types import CleanBatch, TokenSpec
 
 
 class PuzzleData(Section):
+    """The settings of the puzzles: a file, or a generator; and their split."""
+
     path: str | None = Field(None, description=".csv, .txt or .npy of puzzles; null = generated")
     puzzles: int = Field(20_000, ge=2, description="how many to generate")
     givens: tuple[int, int] = Field((29, 37), description="fewest and most givens of a generated puzzle (24 to 50)")
@@ -63,16 +60,16 @@ class PuzzleData(Section):
         return value
 
 
-def load(config: PuzzleData, *, with_turns: bool) -> PuzzleSet:
-    """The puzzles of a file, or generated ones."""
+def load_puzzles(config: PuzzleData, *, with_turns: bool) -> PuzzleSet:
+    """Loads the puzzles of a file, or generated ones."""
     if config.path is not None:
         return formats.load(Path(config.path).expanduser(), with_turns=with_turns)
     folder = files.cache_folder(config.cache_dir)
     return load_or_generate(config.puzzles, config.givens, config.difficulty, config.seed, folder)
 
 
-def synthetic(givens: tuple[int, int], seed: int, *, with_turns: bool) -> PuzzleSet:
-    """Random digits with as many clues as `givens` says: not puzzles, but of their shape and cost."""
+def random_boards(givens: tuple[int, int], seed: int, *, with_turns: bool) -> PuzzleSet:
+    """Draws random digits with as many clues as `givens` says: no puzzles, but of their shape and cost."""
     rng = np.random.default_rng(noise.integer(seed, Purpose.BENCHMARK))
     digits = rng.integers(1, 10, size=(1024, 81), dtype=np.uint8)
     num_givens = rng.integers(givens[0], givens[1] + 1, size=(1024, 1))
@@ -82,8 +79,8 @@ def synthetic(givens: tuple[int, int], seed: int, *, with_turns: bool) -> Puzzle
     return PuzzleSet(digits * is_given, digits, turns)
 
 
-def split(puzzles: PuzzleSet, validation_ratio: float, seed: int) -> tuple[PuzzleSet, PuzzleSet]:
-    """Training and validation sets that share no puzzle: a keyed hash of it decides, so that copies go together.
+def split_puzzles(puzzles: PuzzleSet, validation_ratio: float, seed: int) -> tuple[PuzzleSet, PuzzleSet]:
+    """Splits into training and validation sets that share no puzzle: a keyed hash decides, so copies go together.
 
     Raises:
         UserError: a set would be empty.
@@ -105,10 +102,10 @@ Encode = Callable[[Int[Tensor, "N 81"], Int[Tensor, "N 81"], Int[Tensor, "N 81"]
 
 
 class BoardTask(ABC):
-    """A task of Sudoku: how boards become tokens and tokens boards is up to its subclasses."""
+    """A Sudoku task; subclasses turn boards into tokens and back."""
 
     with_turns = False
-    """Whether the order in which a solver fills the cells is part of an example."""
+    """True if the order in which a solver fills the cells is part of an example."""
 
     def __init__(self, config: PuzzleData, tokens: TokenSpec, canvas: DisplayLayout) -> None:
         self.config = config
@@ -119,29 +116,29 @@ class BoardTask(ABC):
     def encode(
         self, puzzles: Int[Tensor, "N 81"], solutions: Int[Tensor, "N 81"], turns: Int[Tensor, "N 81"] | None = None
     ) -> CleanBatch:
-        """Examples. `turns` is None where nobody knows them, or `with_turns` is False."""
+        """Makes examples. `turns` is None if they are unknown, or `with_turns` is False."""
 
     @abstractmethod
     def clues(self, prompts: Int[Tensor, "B L"]) -> Boards:
-        """The puzzles (B, 81) of canvases at t = 1."""
+        """Reads the puzzles (B, 81) off canvases at t = 1."""
 
     @abstractmethod
     def answers(self, tokens: Int[Tensor, "B L"]) -> Boards:
-        """The boards (B, 81) that canvases tell; 0 for no digit, `mask_id` for a cell that is a masked token."""
+        """Reads the boards (B, 81) off canvases; 0 for no digit, `mask_id` for a cell that is a masked token."""
 
     @cached_property
     def _split(self) -> tuple[PuzzleSet, PuzzleSet]:
-        return split(self._load(), self.config.validation_ratio, self.config.seed)
+        return split_puzzles(self._load(), self.config.validation_ratio, self.config.seed)
 
     def _load(self) -> PuzzleSet:
-        return load(self.config, with_turns=self.with_turns)
+        return load_puzzles(self.config, with_turns=self.with_turns)
 
     def train_stream(self, seed: int) -> "BoardStream":
         return self._stream(self._split[0], seed)
 
     def synthetic_stream(self, seed: int) -> "BoardStream":
-        """Random digits with as many clues as `data.givens` says: not puzzles, but of their shape and cost."""
-        return self._stream(synthetic(self.config.givens, seed, with_turns=self.with_turns), seed)
+        """Streams random digits with as many clues as `data.givens` says: no puzzles, but of their shape and cost."""
+        return self._stream(random_boards(self.config.givens, seed, with_turns=self.with_turns), seed)
 
     def _stream(self, puzzles: PuzzleSet, seed: int) -> "BoardStream":
         return BoardStream(puzzles, self.encode, seed, is_augmented=self.config.augment)
@@ -157,8 +154,8 @@ class BoardTask(ABC):
         return self.encode(_tensor(puzzles.puzzles), _tensor(puzzles.solutions), turns)
 
     def prompts(self, lines: Iterable[str], source: str) -> Int[Tensor, "B L"]:
-        """Each line 81 symbols, or a JSON object with such a `puzzle`."""
-        texts = ((i, _puzzle(line, f"{source}, line {i}")) for i, line in enumerate(lines, start=1))
+        """Reads prompts: each line is 81 symbols, or a JSON object with such a `puzzle`."""
+        texts = ((i, _read_puzzle(line, f"{source}, line {i}")) for i, line in enumerate(lines, start=1))
         puzzles, numbers = formats.parse_lines(texts, source)
         if not len(puzzles):
             raise UserError(f"{source}: holds no puzzle; give one of 81 symbols on each line")
@@ -169,25 +166,29 @@ class BoardTask(ABC):
         return self.encode(clues, clues).masked(self.tokens.mask_id)
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
-        """`accuracy`: all givens kept and all units right; `exact_match`: and the puzzle has no other solution."""
+        """Grades `accuracy`: all givens kept, all units right; `exact_match`: and the puzzle has no other solution."""
         puzzles = self.clues(examples.masked(self.tokens.mask_id))
         solved = torch.from_numpy(grading.is_solved(puzzles, self.answers(tokens)))
         return Grades({"accuracy": solved, "exact_match": solved & torch.from_numpy(grading.has_one_solution(puzzles))})
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         puzzle, answer = self.clues(prompt[None])[0], board.to_text(self.answers(tokens[None])[0])
-        return {"puzzle": board.to_text(puzzle), "answer": answer, "solved": grading.reason(puzzle, answer) is None}
+        return {
+            "puzzle": board.to_text(puzzle),
+            "answer": answer,
+            "solved": grading.find_reason(puzzle, answer) is None,
+        }
 
     def render(self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]) -> Text:
-        """Clues bold, answers green, those of the last step highlighted, and a clue that was changed red."""
+        """Renders clues bold, answers green, those of the last step highlighted, and a clue that was changed red."""
         mask_id = self.tokens.mask_id
         clues = self.clues(torch.where(is_given, tokens, mask_id)[None])[0]
         now, before = self.answers(torch.stack([tokens, torch.where(is_new, mask_id, tokens)]))
-        return _render(clues, np.where(now == mask_id, clues, now), now != before)
+        return _render_board(clues, np.where(now == mask_id, clues, now), now != before)
 
 
 class BoardStream:
-    """Training examples: shuffled, and each under a random symmetry if `is_augmented`."""
+    """The training examples: shuffled, and each under a random symmetry if `is_augmented`."""
 
     def __init__(self, puzzles: PuzzleSet, encode: Encode, seed: int, *, is_augmented: bool) -> None:
         self._puzzles, self._solutions = torch.from_numpy(puzzles.puzzles), torch.from_numpy(puzzles.solutions)
@@ -211,7 +212,7 @@ class BoardStream:
         return self._encode(puzzles, solutions, turns)
 
 
-def _puzzle(line: str, where: str) -> str:
+def _read_puzzle(line: str, where: str) -> str:
     if not line.lstrip().startswith("{"):
         return line
     try:
@@ -223,8 +224,8 @@ def _puzzle(line: str, where: str) -> str:
     return puzzle
 
 
-def _render(clues: NDArray[np.uint8], digits: NDArray[np.uint8], is_new: NDArray[np.bool_]) -> Text:
-    """A board (81,) for the terminal."""
+def _render_board(clues: NDArray[np.uint8], digits: NDArray[np.uint8], is_new: NDArray[np.bool_]) -> Text:
+    """Renders a board (81,) for the terminal."""
     text = Text()
     for cell, (clue, digit, fresh) in enumerate(zip(clues.tolist(), digits.tolist(), is_new.tolist(), strict=True)):
         row, column = divmod(cell, 9)
@@ -245,12 +246,16 @@ MASK_ID = 10
 
 
 class SudokuData(PuzzleData):
+    """The settings of `Sudoku`."""
+
     layout: Layout = Field(
         "in_place", description="81 tokens (the givens are the prompt), or 162 (clues, then answers)"
     )
 
 
 class Sudoku(BoardTask):
+    """Sudoku whose answer is a grid: `in_place` over the puzzle, or beside it (`two_grid`)."""
+
     Config = SudokuData
 
     def __init__(self, config: SudokuData) -> None:
