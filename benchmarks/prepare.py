@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from unmask.data.prepare import Settings, workers
+from unmask.data.prepare import PrepareSettings, workers
 from unmask.data.prepare.run import batched
-from unmask.data.prepare.sources import File
-from unmask.data.prepare.workers import Work
+from unmask.data.prepare.sources import FileSource
+from unmask.data.prepare.workers import WorkFolder
 from unmask.data.prepare.writing import blocks, write_store
 from unmask.data.vocabulary import Vocabulary
 
@@ -43,10 +43,10 @@ def loop(file: str, tokenizer: Any, num_rows: int, length: int, folder: Path) ->
     return time.perf_counter() - start
 
 
-def prepare(settings: Settings, vocabulary: Vocabulary, num_rows: int) -> float:
+def prepare(settings: PrepareSettings, vocabulary: Vocabulary, num_rows: int) -> float:
     """Seconds from the first shard, for which the processes had to start, to the store."""
-    with Work(settings.partial, {}) as work:
-        rows = islice(File(settings.sources[0]).rows(settings.fields), num_rows)
+    with WorkFolder(settings.partial, {}) as work:
+        rows = islice(FileSource(settings.sources[0]).rows(settings.fields), num_rows)
         batches = iter(batched(rows, settings.batch_rows))
         reports = workers.tokenise(batches, vocabulary, settings, work)
         first = next(reports).counts["read"]
@@ -76,7 +76,7 @@ def compare(asked: argparse.Namespace) -> dict[str, Any]:
     theirs, ours = AutoTokenizer.from_pretrained(asked.tokenizer), Vocabulary.from_source(asked.tokenizer)
     rates: dict[str, list[float]] = {"loop": [], "prepare": []}
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(
+        settings = PrepareSettings(
             "tinygsm", asked.tokenizer, Path(folder) / "out", (asked.file,), asked.length, workers=asked.workers
         )
         for _ in range(asked.times):

@@ -18,7 +18,7 @@ from tests.data.text import byte_level, rows, save_tokenizer, settings, write_li
 from unmask.config import recipes
 from unmask.data.infill import encode_prompt
 from unmask.data.prepare import prepare, run, workers, writing
-from unmask.data.prepare.settings import DATASETS, Settings
+from unmask.data.prepare.settings import DATASETS, PrepareSettings
 from unmask.data.store import RowStore
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
@@ -273,7 +273,7 @@ def test_killed_at_the_end_it_makes_the_same_bytes(place: str, tmp_path: Path, m
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def arguments(asked: Settings) -> list[str]:
+def arguments(asked: PrepareSettings) -> list[str]:
     sources = [str(source) for source in asked.sources]
     options = {"tokenizer": asked.tokenizer, "out": asked.out, "length": asked.length, "workers": asked.workers}
     return ["prepare", "tinygsm", *sources, *(f"--{key}={value}" for key, value in options.items())]
@@ -300,7 +300,7 @@ def test_a_signal_ends_all_processes_and_the_work_goes_on(number: int, code: int
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def stop_early(monkeypatch: pytest.MonkeyPatch, asked: Settings) -> None:
+def stop_early(monkeypatch: pytest.MonkeyPatch, asked: PrepareSettings) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(run, "write_store", lambda *arguments: (_ for _ in ()).throw(_Killed))
         with pytest.raises(_Killed):
@@ -355,7 +355,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_only_one_process_works_in_a_folder(tmp_path: Path) -> None:
     asked = settings(tmp_path)
-    with run.Work(asked.partial, {}), pytest.raises(UserError, match=r"out\.partial: another process works here"):
+    with run.WorkFolder(asked.partial, {}), pytest.raises(UserError, match=r"out\.partial: another process works here"):
         prepare(asked)
 
 
@@ -527,7 +527,7 @@ def test_gsm8k_from_the_hub_has_its_test_rows_beside_it(tmp_path: Path, monkeypa
     train, test = ([{"question": row["question"], "answer": row["code"]} for row in rows(n)] for n in (12, 3))
     asked = hub(monkeypatch, {"train": train, "test": test})
     save_tokenizer(tmp_path / "tokenizer")
-    meta = prepare(Settings("gsm8k", str(tmp_path / "tokenizer"), tmp_path / "out", length=128, batch_rows=5))
+    meta = prepare(PrepareSettings("gsm8k", str(tmp_path / "tokenizer"), tmp_path / "out", length=128, batch_rows=5))
     assert texts(tmp_path / "out") == expected_texts(rows(12))
     assert [json.loads(line) for line in (tmp_path / "out" / "test.jsonl").read_text().split("\n")[:-1]] == test
     source = {"hub": "openai/gsm8k", "config": "main", "split": "train", "revision": "abc123"}
@@ -578,7 +578,7 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("changed", "message"), BAD_SETTINGS.values(), ids=BAD_SETTINGS.keys())
 def test_bad_settings_are_named(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        Settings(**({"dataset": "tinygsm", "tokenizer": "x", "out": tmp_path / "out"} | changed))
+        PrepareSettings(**({"dataset": "tinygsm", "tokenizer": "x", "out": tmp_path / "out"} | changed))
     assert str(caught.value).startswith(message)
 
 

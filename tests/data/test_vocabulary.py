@@ -15,7 +15,7 @@ EOS, START, END = (TOKENIZER.token_to_id(name) for name in ("<|endoftext|>", "<|
 SIZE = TOKENIZER.get_vocab_size()
 TEXTS = [text for row in rows(10) for text in row.values()]
 FULL = Vocabulary(TOKENIZER, EOS)
-USED = FULL.keeping(i for text in TEXTS for i in FULL.encode(text))
+USED = FULL.restrict_to(i for text in TEXTS for i in FULL.encode(text))
 IN_NFC = st.text(st.characters(exclude_categories=("Cs",))).map(lambda text: TOKENIZER.normalizer.normalize_str(text))
 
 
@@ -29,7 +29,7 @@ def test_there_and_back(vocabulary: Vocabulary, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["xylophone", " Ünseen", "日本 😀", "a<|im_end|>b", "<|im_start|>"])
 def test_a_token_that_is_not_kept_becomes_its_bytes(text: str) -> None:
-    used = FULL.keeping([])
+    used = FULL.restrict_to([])
     assert used.vocab_size == 256 + 2
     assert len(used.encode(text)) == len(text.encode())
     assert used.decode(used.encode(text)) == text
@@ -52,9 +52,9 @@ def test_a_new_mask_comes_after_all_ids() -> None:
 def test_a_mask_that_the_tokenizer_has_stays_one_of_its_ids() -> None:
     full = Vocabulary(TOKENIZER, EOS, START)
     assert (full.mask_id, full.vocab_size, full.eos_id) == (START, SIZE, EOS)
-    used = full.keeping([5, 7])
+    used = full.restrict_to([5, 7])
     assert used.original([used.mask_id, used.eos_id]) == [START, EOS]
-    assert used.vocab_size == len({*full.keeping([]).original_ids, 5, 7})
+    assert used.vocab_size == len({*full.restrict_to([]).original_ids, 5, 7})
     assert used.decode([used.mask_id, used.eos_id]) == "<|endoftext|>"
 
 
@@ -73,18 +73,18 @@ def test_batches_are_texts_one_by_one_in_order() -> None:
 
 def test_word_pieces_become_the_unknown_token() -> None:
     full = Vocabulary(word_piece(), eos=1)
-    used = full.keeping(full.encode("how"))
+    used = full.restrict_to(full.encode("how"))
     assert used.original(used.encode("how many ?")) == [2, 0, 0]
     assert used.decode(used.encode("how")) == "how"
 
 
 def test_nothing_to_put_in_place_is_an_error() -> None:
-    used = Vocabulary(word_piece(unknown=None), eos=1).keeping([2])
+    used = Vocabulary(word_piece(unknown=None), eos=1).restrict_to([2])
     with pytest.raises(UserError, match=r"token 'many' is not in the vocabulary.*prepare with --vocab full"):
         used.encode("how many")
 
 
-@pytest.mark.parametrize("vocabulary", [FULL, USED, Vocabulary(TOKENIZER, EOS, START).keeping([9])])
+@pytest.mark.parametrize("vocabulary", [FULL, USED, Vocabulary(TOKENIZER, EOS, START).restrict_to([9])])
 def test_saved_and_loaded(vocabulary: Vocabulary, tmp_path: Path) -> None:
     vocabulary.save(tmp_path)
     loaded = Vocabulary.load(tmp_path)

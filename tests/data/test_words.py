@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from tests.data.text import byte_level, word_piece
-from unmask.data.words import PATTERNS, Words, ascii_pattern, byte_symbols
+from unmask.data.words import PATTERNS, WordEncoder, ascii_pattern, byte_symbols
 
 ASCII = st.text(st.characters(max_codepoint=127))
 LIKE_CODE = st.lists(
@@ -27,7 +27,7 @@ def test_the_cut_is_the_tokenizers(pattern: str, text: str) -> None:
 @given(ASCII | LIKE_CODE)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_the_ids_are_the_tokenizers(tokenizer: Tokenizer, text: str) -> None:
-    words = Words.of(tokenizer)
+    words = WordEncoder.for_tokenizer(tokenizer)
     assert words is not None
     for _ in range(2):  # learned, then remembered
         assert words.encode(text) == tokenizer.encode(text, add_special_tokens=False).ids
@@ -35,14 +35,14 @@ def test_the_ids_are_the_tokenizers(tokenizer: Tokenizer, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["Zoë", "a<|im_end|>b", "<|endoftext|>", "\u2003"])
 def test_other_texts_are_left_to_the_tokenizer(text: str) -> None:
-    words = Words.of(TOKENIZERS[0])
+    words = WordEncoder.for_tokenizer(TOKENIZERS[0])
     assert words is not None
     assert words.encode(text) is None
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unmask.data.words._MOST_WORDS", 20)
-    words = Words.of(TOKENIZERS[0])
+    words = WordEncoder.for_tokenizer(TOKENIZERS[0])
     assert words is not None
     for i in range(100):
         text = f"number {i} of a hundred"
@@ -79,7 +79,7 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("tokenizer", UNKNOWN.values(), ids=UNKNOWN.keys())
 def test_other_tokenizers_have_no_short_way(tokenizer: Tokenizer) -> None:
-    assert Words.of(tokenizer) is None
+    assert WordEncoder.for_tokenizer(tokenizer) is None
 
 
 def test_byte_symbols_are_the_librarys() -> None:

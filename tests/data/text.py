@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from unmask.data.prepare import Settings
+from unmask.data.prepare import PrepareSettings
 from unmask.data.words import PATTERNS
 
 QUESTIONS = [
@@ -75,11 +75,11 @@ def write_lines(path: Path, contents: Sequence[object]) -> Path:
     return path
 
 
-def settings(tmp_path: Path, out: str = "out", **changed: Any) -> Settings:
+def settings(tmp_path: Path, out: str = "out", **changed: Any) -> PrepareSettings:
     """A preparation of 50 rows in batches of 8."""
     if not (tmp_path / "tokenizer").exists():
         save_tokenizer(tmp_path / "tokenizer")
     if not (tmp_path / "rows.jsonl").exists():
         write_lines(tmp_path / "rows.jsonl", rows(50))
     base = {"tokenizer": str(tmp_path / "tokenizer"), "sources": (str(tmp_path / "rows.jsonl"),), "length": 128}
-    return Settings("tinygsm", out=tmp_path / out, **(base | {"batch_rows": 8} | changed))
+    return PrepareSettings("tinygsm", out=tmp_path / out, **(base | {"batch_rows": 8} | changed))

@@ -10,7 +10,7 @@ import torch
 from tests.data.text import save_tokenizer, word_piece, write_lines
 from tests.evaluation.judges import random_llama
 from tests.evaluation.test_scorer import Letters, Uniform
-from unmask.data.prepare import Settings, prepare
+from unmask.data.prepare import PrepareSettings, prepare
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.evaluation.generative import Samples, drawn, of_samples, quality, reference, sample
@@ -171,7 +171,9 @@ def test_real_text_is_measured_as_samples_are(scorer: Scorer, tmp_path: Path) ->
     """Samples that happen to be the held-out rows get their numbers."""
     path = write_lines(tmp_path / "c.jsonl", [{"text": f"document {i} of them" * (i % 3 + 1)} for i in range(20)])
     save_tokenizer(tmp_path / "tokenizer")
-    asked = Settings("text", str(tmp_path / "tokenizer"), tmp_path / "out", (str(path),), 32, validation_ratio=0.4)
+    asked = PrepareSettings(
+        "text", str(tmp_path / "tokenizer"), tmp_path / "out", (str(path),), 32, validation_ratio=0.4
+    )
     prepare(asked)
     own = Text(Text.Config(path=str(asked.out), validation_ratio=0.4))
     real = own.validation(4)

@@ -9,7 +9,7 @@ import torch
 
 from tests.data.text import save_tokenizer, word_piece, write_lines
 from tests.helpers import SHORT, lines, run_cli
-from unmask.data.prepare import Settings, prepare
+from unmask.data.prepare import PrepareSettings, prepare
 from unmask.errors import UserError
 from unmask.evaluation.nelbo import nelbo
 from unmask.evaluation.text import names_of, read_corpora, zero_shot
@@ -45,7 +45,7 @@ def test_a_corpus_in_part_is_spread_over_it(rows: str, tmp_path: Path) -> None:
     """As a file and as a store, first and last rows alike; no row twice."""
     task = Text(Text.Config(length=32, rows=rows))
     path = corpus(tmp_path)
-    prepare(Settings("text", "bytes", tmp_path / "store", (str(path),), 32, rows=rows))
+    prepare(PrepareSettings("text", "bytes", tmp_path / "store", (str(path),), 32, rows=rows))
     for source in (path, tmp_path / "store"):
         every, some = task.corpus(source), task.corpus(source, 7)
         place = [i * len(every) // 7 for i in range(7)]
@@ -180,7 +180,9 @@ def test_text_that_the_tokenizer_does_not_know(tmp_path: Path, capsys: pytest.Ca
     """All of it is an error; more than a little is said."""
     save_tokenizer(tmp_path / "words", word_piece(), eos="[SEP]")
     known = write_lines(tmp_path / "known.jsonl", [{"text": "how many ? return 1 " * i} for i in range(1, 9)])
-    prepare(Settings("text", str(tmp_path / "words"), tmp_path / "store", (str(known),), 8, validation_ratio=0.3))
+    prepare(
+        PrepareSettings("text", str(tmp_path / "words"), tmp_path / "store", (str(known),), 8, validation_ratio=0.3)
+    )
     task = Text(Text.Config(path=str(tmp_path / "store"), validation_ratio=0.3))
     other = write_lines(tmp_path / "other.jsonl", [{"text": "xyz zyx yyy " * 9}])
     with pytest.raises(UserError, match="1 dropped: nothing in it is known to the tokenizer"):
@@ -193,7 +195,7 @@ def test_text_that_the_tokenizer_does_not_know(tmp_path: Path, capsys: pytest.Ca
 
 def test_rows_of_another_layout(tmp_path: Path) -> None:
     path = corpus(tmp_path)
-    prepare(Settings("text", "bytes", tmp_path / "store", (str(path),), 32, rows="document"))
+    prepare(PrepareSettings("text", "bytes", tmp_path / "store", (str(path),), 32, rows="document"))
     with pytest.raises(UserError, match=r"its rows are made as document, the model's as wrap.*--rows wrap"):
         Text(Text.Config(length=32)).corpus(tmp_path / "store")
     with pytest.raises(UserError, match="its rows have 32 tokens, the model's 64"):

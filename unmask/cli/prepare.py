@@ -8,7 +8,7 @@ import typer
 
 from unmask.cli import options
 from unmask.data.prepare import run
-from unmask.data.prepare.settings import DATASETS, Settings
+from unmask.data.prepare.settings import DATASETS, PrepareSettings
 from unmask.data.prepare.writing import COUNTS
 from unmask.data.vocabulary import BYTES
 from unmask.training.run import Interrupted
@@ -84,7 +84,7 @@ def prepare(
 
     * `unmask prepare text Salesforce/wikitext:wikitext-103-raw-v1 --tokenizer gpt2 --length 1024 --out data/wikitext`
     """
-    settings = Settings(
+    settings = PrepareSettings(
         dataset=dataset,
         tokenizer=tokenizer,
         out=out.expanduser(),
@@ -112,14 +112,14 @@ def prepare(
         _print(meta, settings)
 
 
-def _prepare(settings: Settings) -> dict[str, Any]:
+def _prepare(settings: PrepareSettings) -> dict[str, Any]:
     try:
         return run.prepare(settings)
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped. The same command goes on; what is done is in {settings.partial}") from None
 
 
-def _print(meta: dict[str, Any], settings: Settings) -> None:
+def _print(meta: dict[str, Any], settings: PrepareSettings) -> None:
     out = options.results()
     for key, label in COUNTS.items():
         if meta["rows"][key] or key in ("read", "kept"):

@@ -1,1 +1,1 @@
-"""Streams of training examples."""
+"""Streams of training examples, stores of rows, and vocabularies."""

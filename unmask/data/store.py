@@ -31,7 +31,7 @@ _META = "meta.json"
 
 
 class RowStore:
-    """The rows of the store in `folder`; nothing is read before it is asked for.
+    """The rows of the store in `folder`, memory-mapped.
 
     Raises:
         UserError: a file is missing, unreadable, or of another size than `meta.json` says.
@@ -40,7 +40,7 @@ class RowStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.meta = read_meta(folder)
-        self.num_rows, self.length = (_positive(self.meta, key, folder) for key in ("num_examples", "max_len"))
+        self.num_rows, self.length = (_read_positive(self.meta, key, folder) for key in ("num_examples", "max_len"))
         if self.length % 8:
             raise UserError(f"{folder / _META}: max_len={self.length}: must be a multiple of 8, eight positions a byte")
         self._labels = _map(folder / "labels.bin", np.dtype(np.uint32), (self.num_rows, self.length))
@@ -48,14 +48,14 @@ class RowStore:
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
-        """What the ids mean; None where the folder does not say."""
+        """The vocabulary of the ids, or None if the folder holds none."""
         return Vocabulary.load(self.folder) if (self.folder / VOCABULARY).exists() else None
 
     def verify(self) -> bool:
         """Compares the files with the SHA-256 in `meta.json`; False where that holds none.
 
         Raises:
-            UserError: a file is another one.
+            UserError: a file has another checksum.
         """
         checksums = self.meta.get("sha256", {})
         for name, expected in checksums.items():
@@ -76,7 +76,7 @@ class RowStore:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What the store in `folder` says of itself; `UserError` if there is none."""
+    """Reads the `meta.json` of the store in `folder`. Raises `UserError` if there is none."""
     path = folder / _META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _positive(meta: dict[str, Any], key: str, folder: Path) -> int:
+def _read_positive(meta: dict[str, Any], key: str, folder: Path) -> int:
     value = meta.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{folder / _META}: {key}={value!r}: must be a positive whole number")

@@ -17,7 +17,7 @@ from unmask.types import CleanBatch, to_device
 
 @runtime_checkable
 class ExampleStream(Protocol):
-    """The n-th example of an endless sequence, on the CPU. The same number always gives the same example."""
+    """An endless sequence of examples, on the CPU. The same number always gives the same example."""
 
     def __getitem__(self, number: Int[Tensor, "n"]) -> CleanBatch: ...
 
@@ -28,12 +28,12 @@ class EpochStream(ExampleStream, Protocol):
 
     @property
     def epoch_size(self) -> int:
-        """Examples before the data set repeats."""
+        """Number of examples before the data set repeats."""
         ...
 
 
 def examples_of(stream: ExampleStream, number: Int[Tensor, "n"]) -> CleanBatch:
-    """`stream[number]`.
+    """Returns `stream[number]`, after a check of its shape.
 
     Raises:
         UserError: it is no batch of as many examples.
@@ -50,7 +50,7 @@ def examples_of(stream: ExampleStream, number: Int[Tensor, "n"]) -> CleanBatch:
 
 
 def shuffled_index(number: Int[Tensor, "n"], size: int, seed: int) -> Int[Tensor, "n"]:
-    """Which of `size` examples stands at `number`: every epoch visits each once, in a new order."""
+    """Returns which of `size` examples stands at `number`: every epoch visits each once, in a new order."""
     epoch = number // size
     return noise.permute(number % size, size, seed, Purpose.SHUFFLE, epoch)
 

@@ -1,4 +1,4 @@
-"""Where tokenizers come from: a folder, a `tokenizer.json`, or the Hugging Face hub."""
+"""Finds and reads tokenizers: in a folder, a `tokenizer.json`, or on the Hugging Face hub."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ _VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "*.model", "*.tiktoken
 
 
 def load_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer of a folder, a `tokenizer.json`, or a name on the hub such as `Qwen/Qwen2-0.5B`.
+    """Loads the tokenizer of a folder, a `tokenizer.json`, or a name on the hub such as `Qwen/Qwen2-0.5B`.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -23,10 +23,10 @@ def load_tokenizer(source: str) -> Tokenizer:
 
 
 def find_tokenizer(source: str) -> Path:
-    """The folder or file on this machine that `source` means; what is on the hub is downloaded, once.
+    """Finds the folder or file of `source` on this machine; downloads it from the hub, once.
 
     Raises:
-        UserError: neither a file or folder, nor to be had from the hub.
+        UserError: it is neither a file or folder, nor to be had from the hub.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -45,7 +45,7 @@ def find_tokenizer(source: str) -> Path:
 
 
 def read_tokenizer(path: Path, source: str = "") -> Tokenizer:
-    """The tokenizer of a folder or file, without its settings for padding and truncation."""
+    """Reads the tokenizer of a folder or file, without its settings for padding and truncation."""
     file = path / TOKENIZER if path.is_dir() else path
     if not file.exists() and path.is_dir():
         tokenizer = _convert(path, source or str(path))
@@ -59,18 +59,18 @@ def read_tokenizer(path: Path, source: str = "") -> Tokenizer:
     return tokenizer
 
 
-def end_token(path: Path) -> str | None:
-    """The `eos_token` that the settings beside a tokenizer name, if they do."""
+def find_end_token(path: Path) -> str | None:
+    """Finds the `eos_token` in the settings beside a tokenizer; None if they name none."""
     folder = path if path.is_dir() else path.parent
     for name in _SETTINGS:
-        token = _settings(folder / name).get("eos_token")
+        token = _read_settings(folder / name).get("eos_token")
         content = token.get("content") if isinstance(token, dict) else token
         if isinstance(content, str):
             return content
     return None
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
@@ -81,7 +81,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _convert(folder: Path, source: str) -> Tokenizer:
-    """From the older files that only transformers reads."""
+    """Converts the older files that only transformers reads."""
     try:
         from transformers import AutoTokenizer
     except ImportError as error:

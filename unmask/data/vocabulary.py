@@ -1,9 +1,8 @@
 """A Hugging Face tokenizer and the ids that a model sees.
 
 The model's ids are the tokenizer's, or, where a vocabulary keeps only the ids that its data uses, their places among
-the kept ones. The mask is a special token that the tokenizer has, or one more id after the others.
-
-Text as its bytes: a vocabulary that needs no download, and knows every text.
+the kept ones. The mask is a special token that the tokenizer has, or one more id after the others. The vocabulary of
+bytes needs no download, and encodes every text.
 """
 
 import hashlib
@@ -16,20 +15,20 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from unmask import files
-from unmask.data.tokenizer_files import TOKENIZER, end_token, find_tokenizer, read_tokenizer
+from unmask.data.tokenizer_files import TOKENIZER, find_end_token, find_tokenizer, read_tokenizer
 from unmask.data.tokenizer_files import load_tokenizer as load_tokenizer
-from unmask.data.words import Words, byte_symbols
+from unmask.data.words import WordEncoder, byte_symbols
 from unmask.errors import UserError
 
 BYTES = "bytes"
-"""What stands for this tokenizer where the name of one is asked for."""
+"""Name of the tokenizer of bytes."""
 END_TOKEN = "<|end|>"
 VOCAB_SIZE, EOS_ID, MASK_ID = 258, 256, 257
 """The ids of the 256 bytes are the bytes themselves; then come the end of a document, and the mask."""
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Byte-level BPE without merges, and the end token."""
+    """Makes a byte-level BPE tokenizer without merges, with the end token."""
     tokenizer = Tokenizer(models.BPE(vocab={symbol: byte for byte, symbol in enumerate(byte_symbols())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -37,15 +36,15 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-class Bytes:
-    """The ids of a text under `byte_tokenizer`, without its objects for each token.
+class ByteEncoder:
+    """An encoder with the ids of `byte_tokenizer`, without its objects for each token.
 
-    Of `END_TOKEN`, standing in a text by name, these are the bytes: every text can be trained on.
+    `END_TOKEN`, standing in a text by name, is encoded as its bytes: every text can be trained on.
     """
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "Bytes | None":
-        """The short way of `tokenizer`, if that is of bytes."""
+    def for_tokenizer(cls, tokenizer: Tokenizer) -> "ByteEncoder | None":
+        """Makes the encoder of `tokenizer`, if that is of bytes; else None."""
         return cls() if tokenizer.to_str() == byte_tokenizer().to_str() else None
 
     def encode(self, text: str) -> list[int]:
@@ -56,7 +55,7 @@ VOCABULARY = "vocabulary.json"
 
 
 class Vocabulary:
-    """Text to the model's ids and back.
+    """A vocabulary: it encodes text as the model's ids, and decodes them.
 
     Args:
         tokenizer: special tokens are not added to what it encodes.
@@ -76,18 +75,18 @@ class Vocabulary:
         self.vocab_size = len(self.original_ids)
         self.eos_id, self.mask_id = self.original_ids.index(eos), self.original_ids.index(mask)
         self._model_ids = None if self.kept is None else {original: i for i, original in enumerate(self.kept)}
-        self._short_way = Bytes.of(tokenizer) or Words.of(tokenizer)
+        self._fast_encoder = ByteEncoder.for_tokenizer(tokenizer) or WordEncoder.for_tokenizer(tokenizer)
 
     @classmethod
     def from_source(cls, source: str, eos_token: str | None = None, mask_token: str | None = None) -> "Vocabulary":
-        """All ids of the tokenizer `source` (`load_tokenizer`; `bytes`: text is its bytes).
+        """Makes the vocabulary of all ids of the tokenizer `source` (`load_tokenizer`; `bytes`: text is its bytes).
 
         Args:
-            eos_token: the end token, where it is not the one that `source` names.
-            mask_token: a token of the tokenizer; without it the mask is a new one.
+            eos_token: the end token (default: the one that `source` names).
+            mask_token: a token of the tokenizer (default: a new one).
 
         Raises:
-            UserError: no such tokenizer or token, or no end token.
+            UserError: there is no such tokenizer or token, or no end token.
         """
         if source == BYTES:
             if eos_token or mask_token:
@@ -95,60 +94,60 @@ class Vocabulary:
             return cls.of_bytes()
         path = find_tokenizer(source)
         tokenizer = read_tokenizer(path, source)
-        eos_token = eos_token or end_token(path)
+        eos_token = eos_token or find_end_token(path)
         if eos_token is None:
             raise UserError(
                 f"{source}: tokenizer_config.json names no eos_token; say with --eos TOKEN what ends an answer"
             )
-        eos = _id(tokenizer, eos_token, source, "--eos", "name one that it has")
+        eos = _find_id(tokenizer, eos_token, source, "--eos", "name one that it has")
         if mask_token is None:
             return cls(tokenizer, eos)
-        mask = _id(tokenizer, mask_token, source, "--mask-token", "leave it out, and a new one is added")
+        mask = _find_id(tokenizer, mask_token, source, "--mask-token", "leave it out, and a new one is added")
         if mask == eos:
             raise UserError(f"--mask-token {mask_token}: is the end token too; name another one")
         return cls(tokenizer, eos, mask)
 
     @classmethod
     def of_bytes(cls) -> "Vocabulary":
-        """The 256 bytes, an end token and a mask (`byte_level.py`)."""
+        """Makes the vocabulary of the 256 bytes, an end token and a mask."""
         return cls(byte_tokenizer(), EOS_ID)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer and of what each id means."""
+        """SHA-256 of the tokenizer and the meaning of each id."""
         parts = [json.loads(self.tokenizer.to_str()), self.eos_id, self.mask_id, self.kept]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, as `encode_batch` gives them."""
+        """Encodes `text` as `encode_batch` does."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, without special tokens around it.
+        """Encodes each text, without special tokens around it.
 
         A token that is not kept becomes the tokens of its bytes, or the unknown token where the tokenizer is not
         byte-level. A token that stands in the text by name, an end token too, is that token.
 
         Raises:
-            UserError: a token is not kept, and there is nothing to put in its place.
+            UserError: a token is not kept, and nothing can take its place.
         """
-        found = [self._short_way.encode(text) if self._short_way else None for text in texts]
+        found = [self._fast_encoder.encode(text) if self._fast_encoder else None for text in texts]
         rest = [i for i, ids in enumerate(found) if ids is None]
         encodings = self.tokenizer.encode_batch_fast([texts[i] for i in rest], add_special_tokens=False)
         slow = dict(zip(rest, (encoding.ids for encoding in encodings), strict=True))
         return [self._to_model(slow[i] if ids is None else ids) for i, ids in enumerate(found)]
 
     def decode(self, ids: Sequence[int], mask_text: str | None = None) -> str:
-        """The text of the model's `ids`, special tokens by name; masks are left out, or each shown as `mask_text`."""
+        """Decodes the model's `ids`, special tokens by name; masks are left out, or each shown as `mask_text`."""
         if mask_text is None:
-            return self._text(i for i in ids if i != self.mask_id)
+            return self._decode(i for i in ids if i != self.mask_id)
         runs = groupby(ids, key=lambda i: i == self.mask_id)
-        return "".join(mask_text * len(list(run)) if is_mask else self._text(run) for is_mask, run in runs)
+        return "".join(mask_text * len(list(run)) if is_mask else self._decode(run) for is_mask, run in runs)
 
     def num_bytes(self, ids: Sequence[int]) -> int:
-        """Bytes of the text of the model's `ids`, without the end token and the mask.
+        """Counts the bytes of the text of the model's `ids`, without the end token and the mask.
 
-        Exact, also where a row ends within a character, if the tokenizer is byte-level; else those of what it decodes.
+        Exact, also where a row ends within a character, if the tokenizer is byte-level; else those of the decoded text.
         """
         text = [i for i in ids if i not in (self.eos_id, self.mask_id)]
         if self._bytes_of_ids is not None:
@@ -156,18 +155,19 @@ class Vocabulary:
         return len(self.decode(text).encode())
 
     def original(self, ids: Iterable[int]) -> list[int | None]:
-        """The tokenizer's ids of the model's `ids`; None for a mask that it does not have."""
+        """Returns the tokenizer's ids of the model's `ids`; None for a mask that it does not have."""
         return [self.original_ids[i] for i in ids]
 
     def name(self, token: int) -> str:
-        """What the tokenizer calls one of the model's ids."""
+        """Returns the tokenizer's name of one of the model's ids."""
         original = self.original_ids[token]
         return "a new mask" if original is None else str(self.tokenizer.id_to_token(original))
 
-    def keeping(self, used: Iterable[int]) -> "Vocabulary":
-        """Of this vocabulary of all ids, the one of the tokenizer's ids `used` and of what must not be missing.
+    def restrict_to(self, used: Iterable[int]) -> "Vocabulary":
+        """Makes the vocabulary of the tokenizer's ids `used` and those that must not be missing.
 
-        That is the end token, the mask, and what unknown tokens become: all bytes, or the unknown token.
+        These are the end token, the mask, and the tokens that replace unknown ones: all bytes, or the unknown token.
+        Call it on the vocabulary of all ids.
         """
         eos, mask = self.original([self.eos_id, self.mask_id])
         assert eos is not None
@@ -182,7 +182,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, folder: Path) -> "Vocabulary":
-        """What `save` wrote into `folder`.
+        """Loads the files that `save` wrote into `folder`.
 
         Raises:
             UserError: a file is missing or damaged, or the two do not belong together.
@@ -215,7 +215,7 @@ class Vocabulary:
 
     @cached_property
     def _bytes_of_ids(self) -> list[int] | None:
-        """How many bytes each of the model's ids stands for, if the tokenizer is byte-level."""
+        """Number of bytes that each of the model's ids stands for, if the tokenizer is byte-level."""
         if self._byte_ids is None:
             return None
         added = self.tokenizer.get_added_tokens_decoder()
@@ -227,7 +227,7 @@ class Vocabulary:
 
     @cached_property
     def unknown_id(self) -> int | None:
-        """The model's id of what the tokenizer does not know; None where it knows all."""
+        """The model's id of the unknown token; None where the tokenizer has none."""
         unknown = self._unknown
         return self.original_ids.index(unknown) if unknown is not None and unknown in self.original_ids else None
 
@@ -243,10 +243,10 @@ class Vocabulary:
             return [self._model_ids[i] for i in ids]
         except KeyError:
             kept = self._model_ids
-            return [kept[part] for i in ids for part in ([i] if i in kept else self._instead(i))]
+            return [kept[part] for i in ids for part in ([i] if i in kept else self._replace(i))]
 
-    def _instead(self, original: int) -> list[int]:
-        """The tokenizer's ids for a token that is not kept."""
+    def _replace(self, original: int) -> list[int]:
+        """Returns the tokenizer's ids that replace a token that is not kept."""
         token = self.tokenizer.id_to_token(original)
         assert token is not None
         if self._byte_ids is not None:
@@ -260,17 +260,17 @@ class Vocabulary:
             )
         return [self._unknown]
 
-    def _text(self, ids: Iterable[int]) -> str:
+    def _decode(self, ids: Iterable[int]) -> str:
         originals = [i for i in self.original(ids) if i is not None]
         return self.tokenizer.decode(originals, skip_special_tokens=False)
 
 
 def tokenizer_size(tokenizer: Tokenizer) -> int:
-    """One more than the largest id."""
+    """Returns one more than the largest id."""
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
-def _id(tokenizer: Tokenizer, token: str, source: str, option: str, fix: str) -> int:
+def _find_id(tokenizer: Tokenizer, token: str, source: str, option: str, fix: str) -> int:
     found = tokenizer.token_to_id(token)
     if found is None:
         raise UserError(f"{option} {token}: {source} has no such token; {fix}")

@@ -1,9 +1,9 @@
-r"""A short way from text to ids for the byte-level BPE tokenizers of GPT-2, Llama 3 and Qwen.
+r"""A faster encoder of ASCII text for the byte-level BPE tokenizers of GPT-2, Llama 3 and Qwen.
 
 These cut a text into words with a regular expression, then merge the bytes of each word. The cut costs most of the
 time, and most words come again and again. For ASCII text Python's own `re` makes the same cut, many times faster, and
-the ids of a word are remembered. Whatever is not surely the same is left to the tokenizer: other tokenizers, text that
-is not ASCII, text with an added token in it.
+the ids of a word are cached. All else, which might differ, is left to the tokenizer: other tokenizers, text that is not
+ASCII, text with an added token in it.
 """
 
 import json
@@ -25,7 +25,7 @@ _MOST_WORDS = 2**18
 
 
 def ascii_pattern(pattern: str) -> re.Pattern[str]:
-    """One of `PATTERNS` for Python's `re`, which knows no `\\p{L}` and `\\p{N}`; it cuts ASCII text the same."""
+    """Translates one of `PATTERNS` for Python's `re`, without `\\p{L}` and `\\p{N}`; it cuts ASCII text the same."""
     in_brackets = re.sub(
         r"\[[^\]]*\]", lambda found: found[0].replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9"), pattern
     )
@@ -33,7 +33,7 @@ def ascii_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def byte_symbols() -> list[str]:
-    """The character that stands for each of the 256 bytes in the tokens of a byte-level tokenizer.
+    """Returns the character that stands for each of the 256 bytes in the tokens of a byte-level tokenizer.
 
     Printable Latin-1 characters stand for themselves, the other bytes for characters from 256 on (GPT-2's encoder.py).
     """
@@ -42,8 +42,8 @@ def byte_symbols() -> list[str]:
     return [chr(byte if printable else next(others)) for byte, printable in enumerate(is_printable)]
 
 
-class Words:
-    """The ids of words, remembered."""
+class WordEncoder:
+    """An encoder that caches the ids of words."""
 
     def __init__(self, tokenizer: Tokenizer, pattern: str) -> None:
         self._model = tokenizer.model
@@ -54,13 +54,13 @@ class Words:
         self._ids: dict[str, list[int]] = {}
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "Words | None":
-        """The short way of `tokenizer`, or None where it is not known to give the same ids."""
-        pattern = _pattern(tokenizer)
+    def for_tokenizer(cls, tokenizer: Tokenizer) -> "WordEncoder | None":
+        """Makes the encoder of `tokenizer`; None where it is not known to give the same ids."""
+        pattern = _find_pattern(tokenizer)
         return None if pattern is None else cls(tokenizer, pattern)
 
     def encode(self, text: str) -> list[int] | None:
-        """The ids of `text`; None where only the tokenizer knows."""
+        """Encodes `text`; None if only the tokenizer can."""
         if not text.isascii() or self._has_added(text):
             return None
         words = self._cut(text)
@@ -77,7 +77,7 @@ class Words:
             self._ids[word] = [token.id for token in self._model.tokenize(word.translate(self._symbols))]
 
 
-def _pattern(tokenizer: Tokenizer) -> str | None:
+def _find_pattern(tokenizer: Tokenizer) -> str | None:
     model = tokenizer.model
     if not isinstance(model, models.BPE) or model.dropout or _state(tokenizer.normalizer) not in ({}, {"type": "NFC"}):
         return None

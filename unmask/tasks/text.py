@@ -23,11 +23,11 @@ from torch import Tensor
 
 from unmask import files, noise
 from unmask.data.infill import encode_spans, is_infilling, pad_with_ends, record_spans
-from unmask.data.prepare import Settings, prepare
+from unmask.data.prepare import PrepareSettings, prepare
 from unmask.data.prepare.documents import find_source, find_sources, make_shard
 from unmask.data.prepare.packing import LAYOUTS, Documents, Labels
 from unmask.data.prepare.settings import DATASETS
-from unmask.data.prepare.writing import in_words
+from unmask.data.prepare.writing import describe_counts
 from unmask.data.store import RowStore
 from unmask.data.vocabulary import BYTES, EOS_ID, MASK_ID, VOCAB_SIZE, Vocabulary
 from unmask.errors import UserError
@@ -84,9 +84,9 @@ def check_ids(config: TextData) -> None:
         )
 
 
-def make_settings(sources: Sequence[str], config: TextData, out: Path) -> Settings:
+def make_settings(sources: Sequence[str], config: TextData, out: Path) -> PrepareSettings:
     """Makes the settings of a preparation whose rows are like those of a run."""
-    return Settings(
+    return PrepareSettings(
         dataset="text",
         tokenizer=BYTES,
         out=out,
@@ -123,7 +123,7 @@ def find_store(config: TextData) -> Path:
     return folder
 
 
-def _prepare(settings: Settings) -> None:
+def _prepare(settings: PrepareSettings) -> None:
     try:
         prepare(settings)
     except UserError as error:
@@ -223,7 +223,7 @@ class Text(TextRows):
         if not len(rows):
             raise UserError(
                 f"{path}: its text fills no row of data.length={self.config.length} tokens "
-                f"({in_words(shard.report.counts)}); give more, of what the run's tokenizer knows"
+                f"({describe_counts(shard.report.counts)}); give more, of what the run's tokenizer knows"
             )
         return rows
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from unmask.data.infill import whole_text
-from unmask.data.prepare.sources import File, Row
+from unmask.data.prepare.sources import FileSource, Row
 from unmask.data.vocabulary import VOCABULARY, Vocabulary, load_tokenizer
 from unmask.errors import UserError
 from unmask.files import parse_object
@@ -235,7 +235,7 @@ def read_problems(path: Path) -> list[WordProblem]:
     Raises:
         UserError: the file cannot be read, or a row (named) is not a problem.
     """
-    problems = [_read_problem(row) for row in File(str(path)).rows(("question", "answer"))]
+    problems = [_read_problem(row) for row in FileSource(str(path)).rows(("question", "answer"))]
     if not problems:
         raise UserError(f"{path}: holds no problem; each line is an object with `question` and `answer`")
     return problems

@@ -11,9 +11,9 @@ import torch
 from tests.data.text import byte_level, save_tokenizer, word_piece, write_lines
 from tests.helpers import SHORT, lines, run_cli
 from unmask.config import recipes
-from unmask.data.prepare import Settings, prepare
+from unmask.data.prepare import PrepareSettings, prepare
 from unmask.data.prepare.documents import standard_library
-from unmask.data.prepare.sources import PART, File
+from unmask.data.prepare.sources import PART, FileSource
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import TextLikelihood
@@ -96,7 +96,7 @@ def test_long_documents_can_be_dropped(tmp_path: Path) -> None:
     path = corpus(tmp_path, ["a" * 30, "b" * 31, "c" * 32, "d" * 3, "e", ""])
     kept = {}
     for too_long in ("truncate", "drop"):
-        asked = Settings("text", "bytes", tmp_path / too_long, (str(path),), 32, too_long, rows="document")
+        asked = PrepareSettings("text", "bytes", tmp_path / too_long, (str(path),), 32, too_long, rows="document")
         kept[too_long] = prepare(asked)["rows"]
     assert [kept["truncate"][key] for key in ("kept", "truncated", "dropped_short")] == [4, 2, 2]
     assert [kept["drop"][key] for key in ("kept", "dropped_too_long", "dropped_short")] == [2, 2, 2]
@@ -110,7 +110,7 @@ def test_equal_documents_lie_on_one_side(tmp_path: Path, ratio: float) -> None:
     save_tokenizer(tmp_path / "tokenizer", byte_level())
     for name, order, tokenizer in (("a", texts * 3, "bytes"), ("b", texts[::-1], str(tmp_path / "tokenizer"))):
         (tmp_path / name).mkdir()
-        asked = Settings(
+        asked = PrepareSettings(
             "text", tokenizer, tmp_path / name / "out", (str(corpus(tmp_path / name, order)),), 128,
             rows="document", validation_ratio=ratio,
         )  # fmt: skip
@@ -129,7 +129,9 @@ def test_several_workers_make_the_same_store(tmp_path: Path) -> None:
     path = corpus(tmp_path, documents(60))
     stores = []
     for workers in (1, 2):
-        asked = Settings("text", "bytes", tmp_path / f"out{workers}", (str(path),), 32, workers=workers, batch_rows=7)
+        asked = PrepareSettings(
+            "text", "bytes", tmp_path / f"out{workers}", (str(path),), 32, workers=workers, batch_rows=7
+        )
         prepare(asked)
         stores.append((asked.out / "labels.bin").read_bytes())
     assert stores[0] == stores[1]
@@ -141,7 +143,7 @@ def test_several_workers_make_the_same_store(tmp_path: Path) -> None:
 def test_a_text_file_is_cut_at_line_ends_and_between_characters(tmp_path: Path) -> None:
     content = "".join(f"line {i} of ä text\n" for i in range(9000)) + "ü" * 100_000
     (tmp_path / "long.txt").write_text(content)
-    parts = [row.fields["text"] for row in File(str(tmp_path / "long.txt")).rows(("text",))]
+    parts = [row.fields["text"] for row in FileSource(str(tmp_path / "long.txt")).rows(("text",))]
     assert "".join(parts) == content
     assert parts[0].endswith("\n")
     assert PART < max(len(part.encode()) for part in parts) <= 2 * PART + 3
@@ -197,7 +199,7 @@ def test_the_extent_counts_the_bytes_of_the_text(tmp_path: Path, rows: str, toke
     save_tokenizer(tmp_path / "byte_level", byte_level())
     source = "bytes" if tokenizer == "bytes" else str(tmp_path / "byte_level")
     path = corpus(tmp_path, texts)
-    asked = Settings("text", source, tmp_path / "out", (str(path),), 256, rows="document", validation_ratio=0.9)
+    asked = PrepareSettings("text", source, tmp_path / "out", (str(path),), 256, rows="document", validation_ratio=0.9)
     prepare(asked)
     task = Text(Text.Config(path=str(asked.out)))
     examples = task.examples_from_file(asked.out)
@@ -296,7 +298,7 @@ def test_bad_text(content: bytes, message: str, tmp_path: Path, capsys: pytest.C
 def test_documents_that_a_tokenizer_does_not_know(tmp_path: Path) -> None:
     save_tokenizer(tmp_path / "words", word_piece(), eos="[SEP]")
     path = corpus(tmp_path, ["xyz zyx", "zzz yyy xxx"])
-    asked = Settings("text", str(tmp_path / "words"), tmp_path / "out", (str(path),), 32)
+    asked = PrepareSettings("text", str(tmp_path / "words"), tmp_path / "out", (str(path),), 32)
     with pytest.raises(UserError, match="2 dropped: nothing in it is known to the tokenizer"):
         prepare(asked)
 
@@ -317,7 +319,7 @@ def test_wrong_settings(changed: dict, message: str, tmp_path: Path) -> None:
 
 def test_a_store_says_how_it_was_made(tmp_path: Path) -> None:
     path = corpus(tmp_path, documents(20))
-    prepare(Settings("text", "bytes", tmp_path / "out", (str(path),), 64, rows="document", split_seed=3))
+    prepare(PrepareSettings("text", "bytes", tmp_path / "out", (str(path),), 64, rows="document", split_seed=3))
     config = Text.Config(path=str(tmp_path / "out"))
     assert (config.length, config.rows, config.seed) == (64, "document", 3)
     with pytest.raises(UserError, match=r"data.rows=wrap, but it was made with document"):
@@ -334,9 +336,9 @@ def test_a_store_says_how_it_was_made(tmp_path: Path) -> None:
 )
 def test_options_of_another_kind(options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        Settings("text", "bytes", tmp_path / "out", **options)
+        PrepareSettings("text", "bytes", tmp_path / "out", **options)
     with pytest.raises(UserError, match="--rows document: tinygsm has none"):
-        Settings("tinygsm", "bytes", tmp_path / "out", rows="document")
+        PrepareSettings("tinygsm", "bytes", tmp_path / "out", rows="document")
 
 
 def test_bytes_are_their_own_ids() -> None:

@@ -13,25 +13,25 @@ from unmask.data.prepare.sources import Row
 from unmask.errors import UserError
 
 
-class Hub:
-    """A split of a data set, of the revision that is the newest when it is first asked for."""
+class HubSource:
+    """A split of a data set, of the revision that is the newest when it is first used."""
 
     def __init__(self, dataset: Dataset, split: str) -> None:
         self._dataset, self._split = dataset, split
 
     @cached_property
     def _revision(self) -> str:
-        with _explained(self._dataset):
+        with _explain_errors(self._dataset):
             return newest_revision(_name(self._dataset))
 
-    def of_split(self, split: str) -> "Hub":
-        """Another split of the same revision."""
-        other = Hub(self._dataset, split)
+    def of_split(self, split: str) -> "HubSource":
+        """Returns another split of the same revision."""
+        other = HubSource(self._dataset, split)
         other._revision = self._revision
         return other
 
     def fingerprint(self) -> dict[str, Any]:
-        """Repository, configuration, split, revision."""
+        """Returns repository, configuration, split, revision."""
         named = {"hub": self._dataset.repository, "config": self._dataset.config, "split": self._split}
         return named | {"revision": self._revision}
 
@@ -40,7 +40,7 @@ class Hub:
 
     def rows(self, fields: tuple[str, ...]) -> Iterator[Row]:
         name = f"{_name(self._dataset)} ({self._split})"
-        with _explained(self._dataset):
+        with _explain_errors(self._dataset):
             for number, content in enumerate(stream(self._dataset, self._split, self._revision), 1):
                 yield Row(name, number, content)
 
@@ -51,14 +51,14 @@ def _name(dataset: Dataset) -> str:
 
 
 def newest_revision(repository: str) -> str:
-    """The commit that the hub has now."""
+    """Asks the hub for its current commit."""
     import huggingface_hub
 
     return str(huggingface_hub.HfApi().dataset_info(repository).sha)
 
 
 def stream(dataset: Dataset, split: str, revision: str) -> Iterable[dict[str, Any]]:
-    """The rows, downloaded as they are read."""
+    """Reads the rows, which are downloaded meanwhile."""
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -66,14 +66,15 @@ def stream(dataset: Dataset, split: str, revision: str) -> Iterable[dict[str, An
     return load_dataset(_name(dataset), dataset.config, split=split, streaming=True, revision=revision)
 
 
-def write_rows(source: Hub, fields: tuple[str, ...], path: Path) -> None:
-    """The texts of a small split, a JSON object a line."""
+def write_rows(source: HubSource, fields: tuple[str, ...], path: Path) -> None:
+    """Writes the texts of a small split, a JSON object a line."""
     rows = (row.content for row in source.rows(fields) if isinstance(row.content, dict))
     files.write(path, "".join(json.dumps({field: row[field] for field in fields}) + "\n" for row in rows))
 
 
 @contextmanager
-def _explained(dataset: Dataset) -> Iterator[None]:
+def _explain_errors(dataset: Dataset) -> Iterator[None]:
+    """Turns errors of the hub's libraries into `UserError`."""
     try:
         yield
     except UserError:

@@ -1,5 +1,7 @@
-"""From documents to rows. Every row starts with the end token, which is given: a model that predicts a token from those
-before it has one to start from.
+"""Packs documents into rows.
+
+Every row starts with the end token, which is given: a model that predicts a token from those before it has one to start
+from.
 
 Dimensions: n documents or rows, L tokens of a row.
 """
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.prepare import writing
-from unmask.data.prepare.settings import Settings
+from unmask.data.prepare.settings import PrepareSettings
 from unmask.data.prepare.sources import PART
 from unmask.data.prepare.writing import Block, Shard, model_ids
 from unmask.data.vocabulary import Vocabulary
@@ -22,25 +24,25 @@ Labels = NDArray[np.uint32]
 
 
 class Documents(NamedTuple):
-    """The ids of n documents, one after the other, and how many each has."""
+    """The ids of n documents, one after the other, and the number of each."""
 
     ids: NDArray[np.uint32]
     num_tokens: NDArray[np.int64]
 
 
-def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: Settings) -> Iterator[Block]:
-    """The training rows of the shards at `paths`, then those that are held out.
+def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: PrepareSettings) -> Iterator[Block]:
+    """Packs the training documents of the shards at `paths`, then those that are held out.
 
     Raises:
         UserError: too little text for a part.
     """
-    last = _last_held_out(
+    last = _find_last_key(
         np.concatenate([np.zeros(0, np.uint64), *(writing.load_keys(path) for path in paths)]), settings
     )
     table = model_ids(vocabulary)
     for is_held_out in (False, True):
         num_rows = 0
-        chosen = (_chosen(shard, (shard.keys <= last) == is_held_out, table) for shard in map(writing.load, paths))
+        chosen = (_choose(shard, (shard.keys <= last) == is_held_out, table) for shard in map(writing.load, paths))
         for labels in LAYOUTS[settings.rows](chosen, settings.length, vocabulary.eos_id):
             num_rows += len(labels)
             yield Block(labels, np.ones(len(labels), np.int64), is_held_out)
@@ -51,8 +53,8 @@ def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: Settings) ->
             )
 
 
-def _last_held_out(keys: NDArray[np.uint64], settings: Settings) -> np.uint64:
-    """Up to this key documents are held out: `validation_ratio` of them, at least one, but not all."""
+def _find_last_key(keys: NDArray[np.uint64], settings: PrepareSettings) -> np.uint64:
+    """Finds the last key of held-out documents: `validation_ratio` of them, at least one, but not all."""
     distinct = np.unique(keys)
     if len(distinct) < 2:
         raise UserError(
@@ -63,13 +65,13 @@ def _last_held_out(keys: NDArray[np.uint64], settings: Settings) -> np.uint64:
     return distinct[min(max(count, 1), len(distinct) - 1) - 1]
 
 
-def _chosen(shard: Shard, is_chosen: NDArray[np.bool_], table: NDArray[np.uint32]) -> Documents:
+def _choose(shard: Shard, is_chosen: NDArray[np.bool_], table: NDArray[np.uint32]) -> Documents:
     ids = table[shard.ids[np.repeat(is_chosen, shard.num_tokens)]]
     return Documents(ids, shard.num_tokens[is_chosen])
 
 
 def wrap(parts: Iterable[Documents], length: int, eos_id: int) -> Iterator[Labels]:
-    """Documents, an end token after each, cut into rows without padding; what fills no row at the end is left out."""
+    """Cuts documents, an end token after each, into rows without padding; a rest that fills no row is left out."""
     rest = np.zeros(0, np.uint32)
     for part in parts:
         stream = np.concatenate([rest, np.insert(part.ids, np.cumsum(part.num_tokens), eos_id)])
@@ -78,8 +80,8 @@ def wrap(parts: Iterable[Documents], length: int, eos_id: int) -> Iterator[Label
         yield np.insert(rows.reshape(num_rows, length - 1), 0, eos_id, axis=1)
 
 
-def one_each(parts: Iterable[Documents], length: int, eos_id: int) -> Iterator[Labels]:
-    """A document a row, end tokens after it up to the length; of a long one the start, without an end."""
+def one_per_row(parts: Iterable[Documents], length: int, eos_id: int) -> Iterator[Labels]:
+    """Makes a row of each document, padded with end tokens; a long one is cut short, without an end."""
     for part in parts:
         labels = np.full((len(part.num_tokens), length), eos_id, np.uint32)
         position = np.arange(length)
@@ -87,4 +89,4 @@ def one_each(parts: Iterable[Documents], length: int, eos_id: int) -> Iterator[L
         yield labels
 
 
-LAYOUTS = {"wrap": wrap, "document": one_each}
+LAYOUTS = {"wrap": wrap, "document": one_per_row}

@@ -1,4 +1,4 @@
-"""A preparation, from settings to store."""
+"""Runs a preparation, from settings to store."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from unmask import files
 from unmask.data.prepare.documents import find_sources
-from unmask.data.prepare.hub import Hub, write_rows
-from unmask.data.prepare.settings import Settings
-from unmask.data.prepare.sources import Source
-from unmask.data.prepare.workers import KINDS, Work, tokenise
+from unmask.data.prepare.hub import HubSource, write_rows
+from unmask.data.prepare.settings import PrepareSettings
+from unmask.data.prepare.sources import RowSource
+from unmask.data.prepare.workers import KINDS, WorkFolder, tokenise
 from unmask.data.prepare.writing import write_store
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
@@ -21,11 +21,11 @@ _NUM_SHOWN = 5
 T = TypeVar("T")
 
 
-def prepare(settings: Settings) -> dict[str, Any]:
+def prepare(settings: PrepareSettings) -> dict[str, Any]:
     """Makes the store `settings.out`; returns its `meta.json`.
 
     Called again after it was stopped or killed, it goes on. Each row is the prompt and the separator
-    (`prompts.encode_prompts`), then the answer, both without the space around them, then end tokens up to the length. A
+    (`infill.encode_prompts`), then the answer, both without the space around them, then end tokens up to the length. A
     row fits if it has an end token; one that was truncated has none, so that no model learns to end in the middle.
     (Running text: `packing.py`.)
 
@@ -39,15 +39,15 @@ def prepare(settings: Settings) -> dict[str, Any]:
     fingerprints = [source.fingerprint() for source in sources]
     identity = settings.identity() | {"sources": fingerprints, "tokenizer": vocabulary.fingerprint}
     try:
-        with Work(settings.partial, identity) as work:
+        with WorkFolder(settings.partial, identity) as work:
             num_shards = _make_shards(sources, vocabulary, settings, work)
-            told = {"dataset": settings.dataset, "vocab": settings.vocab, "too_long": settings.too_long}
+            extra = {"dataset": settings.dataset, "vocab": settings.vocab, "too_long": settings.too_long}
             meta = write_store(
                 work.store,
                 [work.shard(number) for number in range(num_shards)],
                 vocabulary,
                 settings,
-                told | settings.layout | {"sources": fingerprints},
+                extra | settings.layout | {"sources": fingerprints},
                 KINDS[settings.row.kind].blocks,
             )
             _write_test(sources, settings, work)
@@ -59,38 +59,39 @@ def prepare(settings: Settings) -> dict[str, Any]:
     return meta
 
 
-def _make_shards(sources: list[Source], vocabulary: Vocabulary, settings: Settings, work: Work) -> int:
-    """Returns how many there are."""
+def _make_shards(sources: list[RowSource], vocabulary: Vocabulary, settings: PrepareSettings, work: WorkFolder) -> int:
+    """Makes the shards; returns how many there are."""
     rows = islice(chain.from_iterable(source.rows(settings.fields) for source in sources), settings.limit)
     num_shards = num_read = num_bad = 0
     with (
-        progress("Preparing rows", _num_rows(sources, settings.limit)) as update,
+        progress("Preparing rows", _count_rows(sources, settings.limit)) as update,
         closing(tokenise(batched(rows, settings.batch_rows), vocabulary, settings, work)) as reports,
     ):
         for report in reports:
             num_shards += 1
             for bad in report.bad:
                 num_bad += 1
-                _tell(bad, num_bad, settings)
+                _report_bad(bad, num_bad, settings)
             num_read += report.counts["read"]
             update(num_read)
     return num_shards
 
 
-def _num_rows(sources: list[Source], limit: int | None) -> int | None:
+def _count_rows(sources: list[RowSource], limit: int | None) -> int | None:
     known = [source.num_rows() for source in sources]
     total = None if None in known else sum(number for number in known if number is not None)
     return total if limit is None else min(limit, total or limit)
 
 
 def batched(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yields lists of `size` rows; the last may be shorter."""
     iterator = iter(rows)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
-def _tell(bad: dict[str, str], number: int, settings: Settings) -> None:
-    """Of the bad row of this number: it ends the preparation, or is shown."""
+def _report_bad(bad: dict[str, str], number: int, settings: PrepareSettings) -> None:
+    """Ends the preparation at a bad row, or with `skip_bad` shows it; `number` counts bad rows."""
     message = f"{bad['place']}: {bad['problem']}"
     if not settings.skip_bad:
         raise UserError(
@@ -102,15 +103,15 @@ def _tell(bad: dict[str, str], number: int, settings: Settings) -> None:
         console.print(f"(further bad rows are listed in {settings.out / 'bad_rows.jsonl'})")
 
 
-def _write_test(sources: list[Source], settings: Settings, work: Work) -> None:
-    """The rows for evaluation, where the hub has such."""
+def _write_test(sources: list[RowSource], settings: PrepareSettings, work: WorkFolder) -> None:
+    """Writes the rows for evaluation, if the data set has such."""
     dataset = settings.row
     source = sources[0]
-    if dataset.test_split is not None and isinstance(source, Hub):
+    if dataset.test_split is not None and isinstance(source, HubSource):
         write_rows(source.of_split(dataset.test_split), settings.fields, work.store / "test.jsonl")
 
 
-def _publish(work: Work, settings: Settings) -> None:
+def _publish(work: WorkFolder, settings: PrepareSettings) -> None:
     files.sync(work.store)
     work.store.rename(settings.out)
     files.sync(settings.out.parent)

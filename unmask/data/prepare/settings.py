@@ -1,7 +1,4 @@
-"""What `unmask prepare` is asked to do.
-
-The data sets that `unmask prepare` knows by name: a row each.
-"""
+"""Settings of a preparation, and the data sets that `unmask prepare` knows by name."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,15 +9,15 @@ from unmask.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a data set is on the Hugging Face hub, and what its fields are called.
+    """A data set on the Hugging Face hub, and the names of its fields.
 
     Attributes:
-        repository: its name on the hub; None: without files, the sources of Python's standard library.
+        repository: its name on the hub; None for text of one's own (default: Python's standard library).
         fields: those of prompt and answer; or one alone, that of running text.
-        recipe: what trains on it.
-        small_recipe: what does where the vocabulary is small.
+        recipe: the recipe that trains on it.
+        small_recipe: the recipe for a small vocabulary.
         config: the hub's name for a variant of it, if there are several.
-        test_split: rows for evaluation, which are copied as text, if there are such.
+        test_split: the split for evaluation, copied as text, if there is one.
     """
 
     repository: str | None
@@ -33,7 +30,7 @@ class Dataset:
 
     @property
     def kind(self) -> str:
-        """A key of `kinds.KINDS`."""
+        """A key of `workers.KINDS`."""
         return "text" if len(self.fields) == 1 else "answers"
 
 
@@ -58,26 +55,26 @@ _FREE = ("out", "workers", "skip_bad")
 
 
 @dataclass(frozen=True)
-class Settings:
+class PrepareSettings:
     """A preparation.
 
     Attributes:
         dataset: a name in `DATASETS`.
         tokenizer: a folder, a `tokenizer.json`, or a name on the Hugging Face hub; `bytes`: none.
         out: the folder to make; work is kept in `OUT.partial` until it is whole.
-        sources: files, folders and names on the hub, read one after the other (`corpora.find_source`); none for the
-            data set as it is published.
+        sources: files, folders and names on the hub, read one after the other (`documents.find_source`; default: the
+            data set as it is published).
         length: tokens of a row, a multiple of 8.
-        too_long: what becomes of a row of more tokens: `truncate` or `drop`.
+        too_long: `truncate` or `drop`: the treatment of rows of more tokens.
         vocab: `full` for all ids of the tokenizer, `used` for those that occur.
         rows: of text: `wrap` for documents joined and cut into rows, `document` for one document a row.
         separator: text between prompt and answer, part of the prompt.
         limit: rows to read; None for all.
         mask_token: a token of the tokenizer that no text holds; None for a new one.
-        eos_token: what ends an answer; None for what the tokenizer's settings name.
-        prompt_field, answer_field, text_field: as in `DATASETS` unless given.
-        validation_ratio, split_seed: which documents of text are held out; of answers, noted in `meta.json` for the
-            training, which splits the rows.
+        eos_token: the token that ends an answer (default: the one in the tokenizer's settings).
+        prompt_field, answer_field, text_field: names of fields (default: as in `DATASETS`).
+        validation_ratio, split_seed: share and seed of the split: documents of text are split here; for prompts
+            with answers they are noted in `meta.json`, and training splits the rows.
         skip_bad: leave out rows that cannot be used, and list them, instead of stopping at the first.
         workers: processes; 1 for this one.
         batch_rows: rows of a shard.
@@ -122,7 +119,7 @@ class Settings:
             raise UserError(f"--split-seed {self.split_seed}: must not be negative")
 
     def _check_kind(self) -> None:
-        """Options that this kind of data does not know."""
+        """Raises `UserError` for options that this kind of data does not have."""
         for kind, keys in _ONLY_FOR.items():
             for key in keys if kind != self.row.kind else ():
                 if getattr(self, key) != type(self).__dataclass_fields__[key].default:
@@ -138,22 +135,22 @@ class Settings:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What prompt and answer are called, or text."""
+        """Names of the fields of prompt and answer, or of text."""
         given = (self.text_field,) if self.row.kind == "text" else (self.prompt_field, self.answer_field)
         return tuple(own or usual for own, usual in zip(given, self.row.fields, strict=True))
 
     @property
     def layout(self) -> dict[str, str]:
-        """What `meta.json` says of how a row is put together."""
+        """The entries of `meta.json` about the layout of a row."""
         return {"packing": self.rows} if self.row.kind == "text" else {"separator": self.separator}
 
     @property
     def partial(self) -> Path:
-        """Where the work is kept until it is whole."""
+        """The folder of unfinished work."""
         return self.out.with_name(self.out.name + ".partial")
 
     def identity(self) -> dict[str, Any]:
-        """What a preparation that goes on must have in common with the one that was stopped."""
+        """Returns the settings that must be the same for a stopped preparation to go on."""
         return {key: value for key, value in asdict(self).items() if key not in _FREE} | {"fields": list(self.fields)}
 
 

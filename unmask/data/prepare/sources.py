@@ -1,4 +1,4 @@
-"""Rows as they are in files, in order (`hub.py`: on the Hugging Face hub)."""
+"""Reads the rows of files, in order (`hub.py`: of the Hugging Face hub)."""
 
 import gzip
 import hashlib
@@ -16,17 +16,17 @@ _CHUNK = 2**20
 
 
 PART = 2**16
-"""Bytes of a text file above which it is several documents, each of which ends with a line."""
+"""Bytes of a text file above which it is cut into several documents, at the ends of lines."""
 
 
 class Passage(NamedTuple):
-    """A stretch of a text file, still encoded; what it holds goes by the name `field`."""
+    """A stretch of a text file, still encoded; `field` is the name of its text."""
 
     raw: bytes
     field: str
 
-    def decoded(self) -> dict[str, Any]:
-        """By name; `ValueError` if it is not UTF-8."""
+    def decode(self) -> dict[str, Any]:
+        """Decodes the text, by name. Raises `ValueError` if it is not UTF-8."""
         try:
             return {self.field: self.raw.decode("utf-8-sig")}
         except UnicodeDecodeError as error:
@@ -38,9 +38,9 @@ class Passage(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row, not yet looked at: a line of JSON, a mapping, or a passage of text.
+    """A row, not yet parsed: a line of JSON, a mapping, or a passage of text.
 
-    `number` counts lines or rows of `source` from 1; of a passage it is the line that it starts with.
+    `number` counts lines or rows of `source` from 1; for a passage it is the line that it starts with.
     """
 
     source: str
@@ -54,30 +54,32 @@ class Row(NamedTuple):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What it holds, by name; `ValueError` if it is no JSON object, or no text."""
+        """The values of the row, by name. Raises `ValueError` if it is no JSON object, or no text."""
         if isinstance(self.content, Passage):
-            return self.content.decoded()
+            return self.content.decode()
         return parse_object(self.content) if isinstance(self.content, bytes) else self.content
 
 
 @runtime_checkable
-class Source(Protocol):
+class RowSource(Protocol):
+    """The rows of a file, a folder or a data set."""
+
     def fingerprint(self) -> dict[str, Any]:
-        """What tells whether it is the same as before."""
+        """Returns what identifies the content, as in `meta.json`."""
 
     def num_rows(self) -> int | None:
-        """How many there are, if that is known without reading them all."""
+        """Returns the number of rows, if it is known without reading them all."""
 
     def rows(self, fields: tuple[str, ...]) -> Iterator[Row]:
-        """All rows, in order.
+        """Reads all rows, in order.
 
         Raises:
             UserError: it cannot be read.
         """
 
 
-class File:
-    """A file of rows, of a kind that `_KINDS` knows by the end of its name."""
+class FileSource:
+    """A file of rows, of a kind in `_KINDS`, by the end of its name."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path).expanduser()
@@ -89,7 +91,7 @@ class File:
             raise UserError(f"{path}: no such file; name files, or none for the Hugging Face hub")
 
     def fingerprint(self) -> dict[str, Any]:
-        """Path, size in bytes, SHA-256."""
+        """Returns path, size in bytes, SHA-256."""
         try:
             with self.path.open("rb") as file:
                 checksum = hashlib.file_digest(file, "sha256").hexdigest()
@@ -133,13 +135,13 @@ def _passages(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
         raise UserError(f"{path}: text has no fields {' and '.join(fields)}; give .jsonl, .jsonl.gz or .parquet")
     number = 1
     with path.open("rb") as file:
-        while raw := _passage(file):
+        while raw := _read_passage(file):
             yield Row(str(path), number, Passage(raw, fields[0]))
             number += raw.count(b"\n")
 
 
-def _passage(file: BinaryIO) -> bytes:
-    """What comes next, to the end of a line; where no line ends for long, to that of a character."""
+def _read_passage(file: BinaryIO) -> bytes:
+    """Reads the next passage, to the end of a line, or of a character where no line ends for long."""
     raw = file.read(PART)
     if not raw.endswith(b"\n"):
         raw += file.readline(PART)
@@ -183,4 +185,4 @@ _KINDS: dict[str, Callable[[Path, tuple[str, ...]], Iterator[Row]]] = {
     **dict.fromkeys((".txt", ".md", ".rst", ".py"), _passages),
 }
 ENDINGS = tuple(_KINDS)
-"""Of the names of files that can be read."""
+"""Endings of the names of files that can be read."""

@@ -1,9 +1,4 @@
-"""Prompts with answers, and running text: what a shard of each holds, and how the rows of a store come of it.
-
-The folder of an unfinished preparation: its shards, and what it was asked to do.
-
-Batches to shards, in several processes and yet in order.
-"""
+"""Makes shards of batches, in several processes and yet in order, and keeps them in the folder of unfinished work."""
 
 import json
 import os
@@ -25,7 +20,7 @@ from tokenizers import Tokenizer
 
 from unmask import files
 from unmask.data.prepare import documents, packing, rows, writing
-from unmask.data.prepare.settings import Settings
+from unmask.data.prepare.settings import PrepareSettings
 from unmask.data.prepare.sources import Row
 from unmask.data.prepare.writing import Block, Report, Shard
 from unmask.data.vocabulary import Vocabulary
@@ -33,8 +28,10 @@ from unmask.errors import UserError
 
 
 class Kind(NamedTuple):
-    make_shard: Callable[[Sequence[Row], Vocabulary, Settings], Shard]
-    blocks: Callable[[Sequence[Path], Vocabulary, Settings], Iterator[Block]]
+    """A kind of data: functions that make a shard of rows, and blocks of finished rows of shards."""
+
+    make_shard: Callable[[Sequence[Row], Vocabulary, PrepareSettings], Shard]
+    blocks: Callable[[Sequence[Path], Vocabulary, PrepareSettings], Iterator[Block]]
 
 
 KINDS = {"answers": Kind(rows.make_shard, writing.blocks), "text": Kind(documents.make_shard, packing.blocks)}
@@ -43,11 +40,11 @@ KINDS = {"answers": Kind(rows.make_shard, writing.blocks), "text": Kind(document
 _MANIFEST = "manifest.json"
 
 
-class Work:
-    """Holds `folder` (usually `OUT.partial`) until `close`, for one preparation.
+class WorkFolder:
+    """The folder of an unfinished preparation (usually `OUT.partial`), locked until `close`.
 
     Raises:
-        UserError: it is held already, belongs to another preparation, or cannot be written.
+        UserError: another process holds it, it belongs to another preparation, or cannot be written.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -65,14 +62,14 @@ class Work:
             self.close()
             raise
 
-    def __enter__(self) -> "Work":
+    def __enter__(self) -> "WorkFolder":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def shard(self, number: int) -> Path:
-        """Where the shard of this number is, or will be."""
+        """Returns the path of a shard."""
         return self._shards / f"{number:08d}.npz"
 
     def close(self) -> None:
@@ -104,17 +101,17 @@ T = TypeVar("T")
 
 @dataclass
 class _Worker:
-    """What a process needs to make shards."""
+    """The state of a process that makes shards."""
 
     vocabulary: Vocabulary
-    settings: Settings
+    settings: PrepareSettings
 
 
 _worker: _Worker | None = None
 
 
 def tokenise(
-    batches: Iterable[list[Row]], vocabulary: Vocabulary, settings: Settings, work: Work
+    batches: Iterable[list[Row]], vocabulary: Vocabulary, settings: PrepareSettings, work: WorkFolder
 ) -> Generator[Report, None, None]:
     """Makes the shards that `work` lacks; yields the report of each, in order, of those that it has as well."""
     global _worker
@@ -143,8 +140,8 @@ def _make(rows: list[Row], path: Path) -> Report:
     return shard.report
 
 
-class _Here(Executor):
-    """This process, at once."""
+class _InlineExecutor(Executor):
+    """An executor that runs each call at once, in this process."""
 
     def submit(self, function: Callable[..., T], /, *arguments: Any, **options: Any) -> Future[T]:
         future: Future[T] = Future()
@@ -153,16 +150,16 @@ class _Here(Executor):
 
 
 @contextmanager
-def _executor(vocabulary: Vocabulary, settings: Settings, work: Work) -> Iterator[Executor]:
+def _executor(vocabulary: Vocabulary, settings: PrepareSettings, work: WorkFolder) -> Iterator[Executor]:
     if settings.workers == 1:
-        yield _Here()
+        yield _InlineExecutor()
         return
     vocabulary.save(work.folder)
     eos, mask = vocabulary.original([vocabulary.eos_id, vocabulary.mask_id])
     assert eos is not None
     context = get_context("forkserver")  # a fork of this process would inherit torch's and the tokenizer's threads
     context.set_forkserver_preload([__name__])
-    start = partial(_start, work.folder / "tokenizer.json", eos, mask, settings)
+    start = partial(_init_worker, work.folder / "tokenizer.json", eos, mask, settings)
     pool = ProcessPoolExecutor(settings.workers, context, start)
     try:
         yield pool
@@ -175,17 +172,17 @@ def _executor(vocabulary: Vocabulary, settings: Settings, work: Work) -> Iterato
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(tokenizer: Path, eos: int, mask: int | None, settings: Settings) -> None:
-    """In a new process: Ctrl-C is for the parent to handle, and nobody outlives it."""
+def _init_worker(tokenizer: Path, eos: int, mask: int | None, settings: PrepareSettings) -> None:
+    """Sets up a new process: the parent handles Ctrl-C, and no process outlives it."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
     _worker = _Worker(Vocabulary(Tokenizer.from_file(str(tokenizer)), eos, mask), settings)
 
 
-def _end_with(sentinel: int) -> None:
+def _exit_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(1)

@@ -1,7 +1,4 @@
-"""A batch of rows, tokenised, as a file: workers make them, and the end of the preparation puts them together.
-
-From shards to the store.
-"""
+"""Shards, the files of tokenised batches that workers make, and the store that is written of them."""
 
 import hashlib
 import io
@@ -20,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask import files
-from unmask.data.prepare.settings import Settings
+from unmask.data.prepare.settings import PrepareSettings
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 
@@ -35,17 +32,17 @@ COUNTS = {
     "dropped_unknown": "dropped: nothing in it is known to the tokenizer",
     "bad": "bad rows, left out",
 }
-"""How many rows met which fate, and what that is called: `read` is the sum of the others without `truncated`."""
+"""The fates of rows, and their names for display: `read` is the sum of the others without `truncated`."""
 
 
-def in_words(counts: dict[str, int]) -> str:
-    """The fates that rows met, for people."""
-    return ", ".join(f"{counts[key]} {said}" for key, said in COUNTS.items() if counts.get(key)) or "nothing to read"
+def describe_counts(counts: dict[str, int]) -> str:
+    """Describes the fates of rows in words."""
+    return ", ".join(f"{counts[key]} {name}" for key, name in COUNTS.items() if counts.get(key)) or "nothing to read"
 
 
 @dataclass
 class Report:
-    """What became of the rows of a batch.
+    """The fates of the rows of a batch.
 
     Attributes:
         counts: rows of each fate in `COUNTS`, those that occur.
@@ -90,18 +87,19 @@ def save(path: Path, shard: Shard) -> None:
 
 
 def load(path: Path) -> Shard:
+    """Reads the shard at `path`."""
     with _open(path) as arrays:
         return Shard(arrays["ids"], arrays["num_tokens"], arrays["num_prompt"], _report(arrays), arrays["keys"])
 
 
 def load_report(path: Path) -> Report:
-    """That of the shard at `path`, without reading its ids."""
+    """Reads the report of the shard at `path`, without its ids."""
     with _open(path) as arrays:
         return _report(arrays)
 
 
 def load_keys(path: Path) -> NDArray[np.uint64]:
-    """Those of the shard at `path`, likewise."""
+    """Reads the keys of the shard at `path`, without its ids."""
     with _open(path) as arrays:
         return arrays["keys"]
 
@@ -118,17 +116,17 @@ def _report(arrays: Any) -> Report:
 
 
 class Block(NamedTuple):
-    """n finished rows of a store: the model's ids (n, L), and how many of each are given (n,)."""
+    """n finished rows of a store: the model's ids (n, L), and the number of given ids of each (n,)."""
 
     labels: NDArray[np.uint32]
     num_prompt: NDArray[np.int64]
     is_held_out: bool = False
 
 
-Blocks = Callable[[Sequence[Path], Vocabulary, Settings], Iterator[Block]]
+Blocks = Callable[[Sequence[Path], Vocabulary, PrepareSettings], Iterator[Block]]
 
 
-class _Checked:
+class _HashedFile:
     """A file being written, and its SHA-256."""
 
     def __init__(self, path: Path) -> None:
@@ -146,14 +144,19 @@ class _Checked:
 
 
 def write_store(
-    folder: Path, paths: list[Path], vocabulary: Vocabulary, settings: Settings, told: dict[str, Any], blocks: Blocks
+    folder: Path,
+    paths: list[Path],
+    vocabulary: Vocabulary,
+    settings: PrepareSettings,
+    extra: dict[str, Any],
+    blocks: Blocks,
 ) -> dict[str, Any]:
     """Writes the shards at `paths` as a store into `folder`, which is made anew; returns its `meta.json`.
 
     Args:
         vocabulary: that of all ids.
-        told: what else `meta.json` says.
-        blocks: from shards to rows; those that are held out, if any, come last.
+        extra: more entries of `meta.json`.
+        blocks: makes rows of shards; held-out rows, if any, come last.
 
     Raises:
         UserError: no row is left.
@@ -161,10 +164,10 @@ def write_store(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     if settings.vocab == "used":
-        vocabulary = vocabulary.keeping(_used(paths, len(vocabulary.original_ids)))
-    counts = _counts(paths)
+        vocabulary = vocabulary.restrict_to(_find_used(paths, len(vocabulary.original_ids)))
+    counts = _sum_counts(paths)
     if not counts["kept"]:
-        raise UserError(f"{settings.out}: no row is left: {in_words(counts)}; nothing was made")
+        raise UserError(f"{settings.out}: no row is left: {describe_counts(counts)}; nothing was made")
     num_rows, checksums = _write_rows(folder, blocks(paths, vocabulary, settings), settings.length)
     _write_bad(folder, paths)
     vocabulary.save(folder)
@@ -182,21 +185,21 @@ def write_store(
         "validation_ratio": settings.validation_ratio,
         "split_seed": settings.split_seed,
     }
-    meta |= told | {"created_with": _versions()}
+    meta |= extra | {"created_with": _versions()}
     files.write(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
     return meta
 
 
-def _used(paths: list[Path], size: int) -> list[int]:
-    """The ids that occur, ascending."""
+def _find_used(paths: list[Path], size: int) -> list[int]:
+    """Finds the ids that occur, ascending."""
     is_used = np.zeros(size, np.bool_)
     for path in paths:
         is_used[load(path).ids] = True
     return [int(i) for i in is_used.nonzero()[0]]
 
 
-def _counts(paths: Sequence[Path]) -> dict[str, int]:
-    """How many rows of the sources met which fate, in all shards."""
+def _sum_counts(paths: Sequence[Path]) -> dict[str, int]:
+    """Adds up the rows of each fate, over all shards."""
     counts: Counter[str] = Counter()
     for path in paths:
         counts.update(load_report(path).counts)
@@ -205,7 +208,7 @@ def _counts(paths: Sequence[Path]) -> dict[str, int]:
 
 def _write_rows(folder: Path, blocks: Iterator[Block], length: int) -> tuple[Counter[bool], dict[str, str]]:
     """Writes labels and prompts; returns how many rows are held out or not, and the SHA-256 of both files."""
-    labels, prompts = (_Checked(folder / name) for name in ("labels.bin", "prompt_mask.bin"))
+    labels, prompts = (_HashedFile(folder / name) for name in ("labels.bin", "prompt_mask.bin"))
     num_rows: Counter[bool] = Counter()
     for block in blocks:
         labels.write(block.labels.astype("<u4", copy=False).tobytes())
@@ -221,22 +224,17 @@ def _write_bad(folder: Path, paths: Sequence[Path]) -> None:
         files.write(folder / "bad_rows.jsonl", "".join(json.dumps(row) + "\n" for row in bad))
 
 
-def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: Settings) -> Iterator[Block]:
-    """Of prompts with answers: the rows of each shard at `paths`."""
+def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: PrepareSettings) -> Iterator[Block]:
+    """Yields the rows of each shard at `paths`, of prompts with answers."""
     table = model_ids(vocabulary)
     for shard in map(load, paths):
-        yield Block(_labels(shard, table, vocabulary.eos_id, settings.length), shard.num_prompt)
-
-
-def _labels(shard: Shard, table: NDArray[np.uint32], eos_id: int, length: int) -> NDArray[np.uint32]:
-    """The rows (n, length) of `shard` in the model's ids; the end token follows each and fills it up."""
-    labels = np.full((len(shard.num_tokens), length), eos_id, np.uint32)
-    labels[np.arange(length) < shard.num_tokens[:, None]] = table[shard.ids]
-    return labels
+        labels = np.full((len(shard.num_tokens), settings.length), vocabulary.eos_id, np.uint32)  # pads with ends
+        labels[np.arange(settings.length) < shard.num_tokens[:, None]] = table[shard.ids]
+        yield Block(labels, shard.num_prompt)
 
 
 def model_ids(vocabulary: Vocabulary) -> NDArray[np.uint32]:
-    """The model's id of each of the tokenizer's, where it has one."""
+    """Makes the table of the model's id of each of the tokenizer's, where it has one."""
     known = [(original, i) for i, original in enumerate(vocabulary.original_ids) if original is not None]
     table = np.zeros(known[-1][0] + 1, np.uint32)
     table[[original for original, _ in known]] = [i for _, i in known]

@@ -1,4 +1,4 @@
-"""What a program may say, found before it runs: its code, the Python that it gets, and attempts at anything else.
+"""Parses and checks programs before they run, and makes the Python that they get.
 
 The check is not the wall that holds (that is `jail`): it makes an attempt a verdict, and keeps honest code to what
 depends on it alone. Parsing is not safe to do in one's own process: deep nesting can crash the interpreter.
