@@ -1,4 +1,4 @@
-"""The command line: `unmask VERB`. Results go to stdout; everything for people goes to stderr.
+"""The command line: `unmask VERB`. Results go to stdout; messages and progress go to stderr.
 
 Exit codes: 0 done, 1 failed, 2 the user's input is wrong, 130 interrupted (a training run has saved by then).
 """
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     try:
         app(arguments, prog_name="unmask")
-    except SystemExit as stop:  # how typer ends, whether well or with a message about a wrong option
+    except SystemExit as stop:  # typer always ends so, also after a message about a wrong option
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except UserError as error:
         console.print(f"Error: {error}", style="red")
@@ -77,6 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The console script."""
+    """Runs the console script `unmask`."""
     sys.path.append(str(Path.cwd()))  # for `process.name=mine:Mine` with mine.py in this folder, as `python -m` does
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""`unmask bench`."""
+"""The verb `unmask bench`."""
 
 from typing import Annotated
 
@@ -11,7 +11,9 @@ from unmask.lab import bench
 app = typer.Typer(help="Measure speed and memory on this machine, without data.", no_args_is_help=True)
 
 Recipe = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Settings over the recipe's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="Settings that override the recipe's.")
+]
 
 
 @app.command()
@@ -21,9 +23,9 @@ def step(
     count: Annotated[int, typer.Option(min=1, help="Steps to measure, after the warm-up.")] = 20,
     as_json: options.AsJson = False,
 ) -> None:
-    """Seconds of a training step, peak memory, and the masking process's share of the step.
+    """Measure a training step: its seconds, peak memory, and the masking process's share of the time.
 
-    Random tokens in the task's shape; the median over the measured steps.
+    The data are random tokens in the task's shape. The result is the median over the measured steps.
 
     Example: `unmask bench step sudoku/paper_puma --json`
     """
@@ -34,10 +36,10 @@ def step(
 def decode(
     recipe: Recipe,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, help="Canvases to fill in.")] = 32,
+    rows: Annotated[int, typer.Option(min=1, help="Canvases to decode.")] = 32,
     as_json: options.AsJson = False,
 ) -> None:
-    """Seconds and forward passes of decoding, with random weights drawn from train.seed.
+    """Measure decoding: its seconds and forward passes, with random weights drawn from train.seed.
 
     Example: `unmask bench decode sudoku/paper_puma decode.tokens_per_step=3 --json`
     """
@@ -51,7 +53,7 @@ def memory(
     count: Annotated[int, typer.Option(min=10, help="Steps to take.")] = 2000,
     as_json: options.AsJson = False,
 ) -> None:
-    """How peak memory grows between the first tenth of the steps and the last.
+    """Measure how much peak memory grows between the first tenth of the steps and the last step.
 
     Example: `unmask bench memory debug --json`
     """

@@ -31,8 +31,8 @@ def chat(
 ) -> None:
     """Type prompts, and watch them being filled in.
 
-    A line is a prompt as in `unmask decode`; lines that begin with / are commands, which `/help` lists. Lines that are
-    piped in are answered one by one.
+    Each line is a prompt, as in `unmask decode`. Lines that begin with / are commands; `/help` lists them. Lines that
+    are piped in are answered one by one.
 
     Examples:
 

@@ -31,15 +31,15 @@ def decode(
     file: Annotated[
         str,
         typer.Argument(
-            help="Prompts, one a line; - is stdin. For Sudoku 81 symbols, . or 0 for empty; for text a question, or a "
-            "JSON object (below)."
+            help="File of prompts, one a line; - is stdin. For Sudoku 81 symbols, . or 0 for empty; for text a "
+            "question; or a JSON object (see above)."
         ),
     ] = "-",
-    out: Annotated[Path | None, typer.Option(help="A new file for the JSON lines; default: stdout.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New file for the JSON lines (default: stdout).")] = None,
     decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
-    num_samples: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
+    num_samples: Annotated[int, typer.Option("--n", min=1, help="Answers to draw for each prompt.")] = 1,
     forbid: Annotated[
-        list[str] | None, typer.Option(help="A token that is never written, as text. May be repeated.")
+        list[str] | None, typer.Option(help="Token that is never written, given as text. May be repeated.")
     ] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Also write, for every step, the model's guesses and what was revealed.")
@@ -51,14 +51,14 @@ def decode(
     step: options.Step = "last",
     device: options.Device = None,
 ) -> None:
-    """Fill in prompts, and write one JSON object for each, a batch as soon as it is done.
+    """Fill in prompts, and write one JSON object for each; each batch is written as soon as it is done.
 
-    An object holds the prompt and the answer, `nfe` (forward passes), `seconds` (of its batch, over the rows of it),
-    `tokens` (all ids) and, for text, `canvas` (all of it as text). Ctrl-C keeps what is written.
+    An object holds the prompt and the answer, `nfe` (forward passes), `seconds` (those of its batch, divided by the
+    batch's rows), `tokens` (all ids) and, for text, `canvas` (all of it as text). Ctrl-C keeps what is written.
 
     A prompt may be a JSON object: `{"puzzle": ..}` for Sudoku, `{"question": ..}` for word problems. Spans to fill in
     may stand anywhere in a text, `{"text": "I have<mask:2> apples."}`, and in `{"question": .., "program": ..}`.
-    `"seed": 3` in an object fixes the noise of that prompt, wherever it stands in the file.
+    `"seed": 3` in an object fixes the noise of that prompt, wherever it is in the file.
 
     Examples:
 

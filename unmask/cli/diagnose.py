@@ -1,9 +1,9 @@
-"""`unmask diagnose`."""
+"""The verb `unmask diagnose`."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -20,23 +20,32 @@ from unmask.training.loading import LoadedRun
 def diagnose(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN..", help="Run folders.", show_default=False)],
     only: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; all unless given. May be repeated.")
+        list[str] | None,
+        typer.Option(help=f"Diagnostic to run: {', '.join(PARTS)} (default: all). May be repeated."),
     ] = None,
-    examples: Annotated[int, typer.Option(min=2, help="Held-out examples.")] = 64,
-    draws: Annotated[int, typer.Option(min=1, help="Masks of each.")] = 4,
+    examples: Annotated[int, typer.Option(min=2, help="Held-out examples to measure on.")] = 64,
+    draws: Annotated[int, typer.Option(min=1, help="Masks drawn for each example.")] = 4,
     per_bin: Annotated[int, typer.Option(min=2, help="Gradients in each bin of the noise scale.")] = 48,
     decoder: Annotated[
-        str | None, typer.Option(help="Whose masks are compared with training's; the run's unless given. As in `eval`.")
+        str | None,
+        typer.Option(
+            help="Decoder whose masks are compared with those of training, as in `unmask eval` (default: the run's)."
+        ),
     ] = None,
     weights: options.Weights = None,
     step: options.Step = "last",
     device: options.Device = None,
     is_json: options.AsJson = False,
 ) -> None:
-    """Explain a training, from its checkpoint: which masked tokens are hard, how noisy their gradients are, whether it
-    trains on the masks that decoding meets, and whether it knows by heart what it has seen.
+    """Explain a training, from its checkpoint:
 
-    Gradients are those of the raw weights, unless --weights is given.
+    * `nll`: which masked tokens are hard, by the masked share and by the distance to visible tokens
+
+    * `mismatch`: whether the run trains on the masks that decoding meets
+
+    * `overfitting`: whether it predicts the examples that it has trained on better than held-out ones
+
+    * `noise`: how noisy gradients are, by the masked share (raw weights, if --weights is not given)
 
     Examples:
 
@@ -62,16 +71,17 @@ def diagnose(
                     decoder=settings,
                     gradient_weights=chosen or "raw",
                     per_bin=per_bin,
-                    on_progress=partial(_show, update),
+                    on_progress=partial(_update_percent, update),
                 )
             )
         if not is_json:
             _print(run, found[-1])
     if is_json:
-        options.print_json({"runs": [_json(*pair) for pair in zip(opened, found, strict=True)]})
+        results = [{"run": str(run.path)} | to_json(own) for run, own in zip(opened, found, strict=True)]
+        options.print_json({"runs": results})
 
 
-def _show(update: Callable[[int], None], done: float) -> None:
+def _update_percent(update: Callable[[int], None], done: float) -> None:
     update(round(100 * done))
 
 
@@ -82,18 +92,14 @@ def _check_parts(only: list[str] | None) -> list[str]:
     return only or list(PARTS)
 
 
-def _json(run: LoadedRun, found: Diagnosis) -> dict[str, Any]:
-    return {"run": str(run.path), **to_json(found)}
-
-
 def _print(run: LoadedRun, found: Diagnosis) -> None:
     out = options.results()
     out.print(f"{run.path}, step {found.step}, {found.weights} weights")
-    for words in tables(found):
-        table = Table(title=words.title, title_justify="left")
-        for number, column in enumerate(words.columns):
+    for own in tables(found):
+        table = Table(title=own.title, title_justify="left")
+        for number, column in enumerate(own.columns):
             table.add_column(column, justify="right" if number else "left")
-        for row in words.rows:
+        for row in own.rows:
             table.add_row(*row)
         out.print(table)
     for part, reason in found.missing.items():

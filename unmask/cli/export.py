@@ -1,4 +1,4 @@
-"""`unmask export`."""
+"""The verb `unmask export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +12,13 @@ from unmask.training import loading
 
 def export(
     run: options.Run,
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.", show_default=False)],
     weights: options.Weights = None,
     step: options.Step = "last",
 ) -> None:
-    """Write a run's weights as DIR/model.safetensors, and its configuration as DIR/config.json.
+    """Export a run: its weights as DIR/model.safetensors, its configuration as DIR/config.json.
 
-    `unmask.load(DIR)` in Python gives the model back; `unmask eval` and `unmask decode` take DIR as they take a run.
+    `unmask.load(DIR)` loads the model in Python. `unmask eval` and `unmask decode` accept DIR in place of a run.
 
     Example: `unmask export runs/sudoku-puma my-model --weights ema --step best`
     """

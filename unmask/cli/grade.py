@@ -1,4 +1,4 @@
-"""`unmask grade`."""
+"""The verb `unmask grade`."""
 
 import json
 from collections.abc import Callable
@@ -17,11 +17,14 @@ from unmask.tasks.sudoku import grading as sudoku
 
 @dataclass(frozen=True)
 class GradedFile:
-    """A graded file: what `--json` prints, what people read above the reasons, and each row with its verdict."""
+    """The grades of a file."""
 
     result: dict[str, Any]
+    """The object that `--json` prints."""
     lines: list[str]
+    """The summary that is printed above the reasons."""
     rows: list[dict[str, Any]]
+    """Each row of the file with its verdict."""
 
 
 def _grade_programs(path: Path) -> GradedFile:
@@ -49,18 +52,22 @@ _GRADERS: dict[str, Callable[[Path], GradedFile]] = {"gsm8k": _grade_programs, "
 
 
 def grade(
-    file: Annotated[Path, typer.Argument(help="JSON lines; which keys they have depends on the task.")],
-    task: Annotated[str, typer.Option(help=f"What the answers are to: {', '.join(_GRADERS)}.")] = "gsm8k",
-    out: Annotated[Path | None, typer.Option(help="Where each row goes with its verdict; a new file.")] = None,
+    file: Annotated[Path, typer.Argument(help="JSON lines, with the keys below.")],
+    task: Annotated[str, typer.Option(help=f"Task that the answers are for: {', '.join(_GRADERS)}.")] = "gsm8k",
+    out: Annotated[
+        Path | None, typer.Option(help="New file for each row with its verdict (default: not written).")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Grade anyone's answers. Wrong ones are counted by reason.
+    """Grade a file of answers, from this package or any other model, and count the wrong ones by reason.
 
-    `gsm8k`: rows with `program` (what a model wrote), `answer` (a number, or a text that ends in `#### 18`) and, if you
-    like, `question`. The last function without arguments is called, in a sandbox; it is right if it returns the answer.
+    `gsm8k`: rows with `program` (the text that a model wrote), `answer` (a number, or a text that ends in `#### 18`)
+    and optionally `question`. The program's last function without arguments is called in a sandbox; the row is right if
+    it returns the answer.
 
-    `sudoku`: rows with the strings `puzzle` and `answer`. Right if every given of the puzzle is kept and all rows,
-    columns and boxes hold. `exact` counts the puzzles with exactly one solution that were answered with it.
+    `sudoku`: rows with the strings `puzzle` and `answer`. A row is right if the answer keeps every given of the puzzle
+    and all rows, columns and boxes hold. `exact` counts the puzzles with exactly one solution that were answered with
+    it.
 
     Examples:
 

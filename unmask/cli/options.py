@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what they mean."""
+"""Options that several verbs share, and how they are read; results and files that verbs write."""
 
 import json
 import os
@@ -19,19 +19,21 @@ from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.tasks.task import Task
 
-Run = Annotated[str, typer.Argument(help="A run folder (or an export).", show_default=False)]
-Weights = Annotated[str | None, typer.Option(help="ema or raw; the average where there is one, unless given.")]
-Step = Annotated[str, typer.Option(help="Which checkpoint: last, best, or a step.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or auto; as in training unless given.")]
+Run = Annotated[str, typer.Argument(help="A run folder, or an export.", show_default=False)]
+Weights = Annotated[
+    str | None, typer.Option(help="Weights to use: ema (averaged) or raw (default: ema if the run has it).")
+]
+Step = Annotated[str, typer.Option(help="Checkpoint to use: last, best, or a step.")]
+Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda or auto (default: the one of the training).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DECODER_HELP = (
-    "Settings of a decoder, such as `margin`, `margin,tokens_per_step=3` or "
-    "`order=prob,steps=50,confidence_noise=0.5`; keys as in the section `decode`."
+    "Settings of the decoder, such as `margin`, `margin,tokens_per_step=3` or `order=prob,steps=50`; the keys are "
+    "those of the section `decode` (default: the run's)."
 )
 
 
 def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder") -> DecodeConfig:
-    """Reads `key=value,..` over `base`; a first word without `=` is the order. None is `base` itself.
+    """Reads `key=value,..` over `base`; a first word without `=` is the order. None returns `base` itself.
 
     Errors name the `option` that `text` was given to.
     """
@@ -62,10 +64,10 @@ def _parse_value(value: str, where: str) -> Any:
 
 
 def token(task: Task, text: str) -> int:
-    """The id of the one token of `task` that is written `text`.
+    """Returns the id of the token of `task` that is written `text`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such token.
     """
     own = getattr(task, "token", None)
     try:
@@ -90,21 +92,21 @@ def check_weights(weights: str | None) -> str | None:
 
 
 def results() -> Console:
-    """Where results for people to read go: stdout."""
+    """Returns the console for human-readable results, which go to stdout."""
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object, last, on stdout."""
+    """Prints the one JSON object that a verb writes to stdout."""
     print(json.dumps(value))
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[TextIO]:
-    """A file that was not there, open for writing; it is gone again if what is inside fails with nothing in it yet.
+    """Opens a new file for writing. If the context fails while the file is still empty, the file is removed again.
 
     Raises:
-        UserError: it exists, or cannot be made.
+        UserError: the file exists, or cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,10 +125,10 @@ def new_file(path: Path) -> Iterator[TextIO]:
 
 
 def make_folder(path: Path) -> None:
-    """The folder of --out, unless it is there.
+    """Makes the folder of --out if it does not exist.
 
     Raises:
-        UserError: it cannot be made, or not be written to.
+        UserError: it cannot be made, or cannot be written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,7 @@ def make_folder(path: Path) -> None:
 
 
 def write(path: Path, content: str) -> None:
-    """What is made anew each time, over what is there.
+    """Writes a file of --out, over one that is there.
 
     Raises:
         UserError: it cannot be written.
@@ -149,12 +151,12 @@ def write(path: Path, content: str) -> None:
 
 
 def read_lines(path: str) -> list[str]:
-    """The lines of a text file. (Of any: `str.splitlines` would also split at characters that JSON strings may hold.)
+    """Reads the lines of a text file.
 
     Raises:
         UserError: it cannot be read.
     """
-    try:
+    try:  # not `str.splitlines`, which also splits at characters that JSON strings may hold
         return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""`unmask prepare`."""
+"""The verb `unmask prepare`."""
 
 import os
 from pathlib import Path
@@ -15,11 +15,11 @@ from unmask.training.run import Interrupted
 
 
 def prepare(
-    dataset: Annotated[str, typer.Argument(help=f"What it is: {', '.join(DATASETS)}.", show_default=False)],
+    dataset: Annotated[str, typer.Argument(help=f"Kind of data: {', '.join(DATASETS)}.", show_default=False)],
     tokenizer: Annotated[
         str,
         typer.Option(
-            help="A folder with tokenizer.json, such a file, or a name on the Hugging Face hub; or `bytes`.",
+            help="A folder with tokenizer.json, a tokenizer.json, or a name on the Hugging Face hub; or `bytes`.",
             show_default=False,
         ),
     ],
@@ -28,53 +28,65 @@ def prepare(
         list[str] | None,
         typer.Argument(
             metavar="[SOURCE]...",
-            help="Its files (.jsonl, .jsonl.gz, .parquet; of text also .txt), folders of such, or OWNER/NAME:CONFIG on "
-            "the hub, one after the other. Without any: the data set from the hub; of text, Python's standard library.",
+            help="Files (.jsonl, .jsonl.gz, .parquet; for text also .txt), folders of them, or OWNER/NAME:CONFIG on "
+            "the hub, read one after the other (default: the data set on the hub; for text, the source code of "
+            "Python's standard library).",
             show_default=False,
         ),
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens of a row, a multiple of 8.")] = 512,
+    length: Annotated[int, typer.Option(help="Tokens of a row: a multiple of 8.")] = 512,
     too_long: Annotated[
-        str, typer.Option(help="What becomes of a row with more tokens: truncate (it then has no end token) or drop.")
+        str, typer.Option(help="Treatment of a row with more tokens: truncate (it then has no end token) or drop.")
     ] = "truncate",
     vocab: Annotated[
-        str, typer.Option(help="full: all ids of the tokenizer; used: only those that occur, for a far smaller model.")
+        str,
+        typer.Option(
+            help="Token ids to keep: full (all of the tokenizer's) or used (those that occur: a far smaller model)."
+        ),
     ] = "full",
     rows: Annotated[
         str,
-        typer.Option(help="Of text. wrap: documents joined and cut into rows; document: one a row, with padding."),
+        typer.Option(help="Rows of text: wrap (documents joined, then cut into rows) or document (one a row, padded)."),
     ] = "wrap",
     separator: Annotated[
-        str, typer.Option(help=r"Text between prompt and answer; \n is a newline, \t a tab.", show_default=r"\n")
+        str, typer.Option(help=r"Text between prompt and answer; \n is a newline, \t is a tab.", show_default=r"\n")
     ] = "\n",
-    limit: Annotated[int | None, typer.Option(help="Read only so many rows.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Largest number of rows to read (default: all).")] = None,
     mask_token: Annotated[
-        str | None, typer.Option(help="A token of the tokenizer that no text holds; unless given, a new one is added.")
+        str | None,
+        typer.Option(help="Token of the tokenizer to use as the mask; no text may hold it (default: a new token)."),
     ] = None,
-    eos: Annotated[str | None, typer.Option(help="What ends an answer; unless given, the tokenizer's own.")] = None,
-    prompt_field: Annotated[str | None, typer.Option(help="The field of the prompt, if not the usual one.")] = None,
-    answer_field: Annotated[str | None, typer.Option(help="The field of the answer, if not the usual one.")] = None,
-    text_field: Annotated[str | None, typer.Option(help="The field of the text, if not the usual one.")] = None,
+    eos: Annotated[str | None, typer.Option(help="Token that ends an answer (default: the tokenizer's own).")] = None,
+    prompt_field: Annotated[
+        str | None, typer.Option(help="Field of the prompt (default: the data set's usual one).")
+    ] = None,
+    answer_field: Annotated[
+        str | None, typer.Option(help="Field of the answer (default: the data set's usual one).")
+    ] = None,
+    text_field: Annotated[
+        str | None, typer.Option(help="Field of the text (default: the data set's usual one).")
+    ] = None,
     validation_ratio: Annotated[
-        float, typer.Option(help="The share that is held out: of text, of the documents; else noted for the training.")
+        float,
+        typer.Option(help="Share to hold out: of a text's documents; of other data's rows, which training divides."),
     ] = 0.02,
-    split_seed: Annotated[int, typer.Option(help="The seed that draws it, likewise.")] = 0,
+    split_seed: Annotated[int, typer.Option(help="Seed that chooses what is held out.")] = 0,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="List unusable rows in bad_rows.jsonl instead of stopping.")
+        bool, typer.Option("--skip-bad", help="List unusable rows in bad_rows.jsonl instead of stopping at the first.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; one for each core unless given.", show_default=False)
+        int | None, typer.Option(help="Processes to use (default: one per core).", show_default=False)
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a folder of tokenised rows to train on: prompt, separator, answer, end tokens; or running text.
+    """Make a folder of tokenised rows to train on: prompt, separator, answer and end tokens; or running text.
 
-    What is stopped goes on when it is called again. A folder that exists is never touched.
+    If it is stopped, the same command goes on where it was. An existing folder is never changed.
 
     Examples:
 
-    * `unmask prepare tinygsm --tokenizer Qwen/Qwen2-0.5B --mask-token '<|im_start|>' --out data/tiny_gsm` is the PUMA
-      paper's setting, from the hub
+    * `unmask prepare tinygsm --tokenizer Qwen/Qwen2-0.5B --mask-token '<|im_start|>' --out data/tiny_gsm` (the PUMA
+      paper's setting, with the data set from the hub)
 
     * `unmask prepare tinygsm rows.jsonl.gz --tokenizer ./qwen --length 256 --vocab used --out data/small`
 

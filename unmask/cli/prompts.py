@@ -1,4 +1,4 @@
-"""What is to be decoded, from a file, stdin or a line that was typed.
+"""Reads the prompts to decode: from a file, from stdin, or from a line that was typed.
 
 Dimensions: B prompts, b rows of a batch, L positions.
 """
@@ -24,14 +24,16 @@ _SEEDS = 2**32
 
 @dataclass(frozen=True)
 class Prompts:
+    """The canvases to fill in."""
+
     canvases: Int[Tensor, "B L"]
     keys: Int[Tensor, "B"]
-    """What the noise of each is keyed by: its number, from 0, or its own `seed`."""
+    """Key of each prompt's noise: its own `seed`, or its number, from 0."""
     places: list[str]
-    """Where each stands: `FILE, line 3`."""
+    """Place of each prompt, for messages: `FILE, line 3`."""
 
     def rows(self, num_samples: int, batch_size: int) -> Iterator["PromptBatch"]:
-        """Every prompt `num_samples` times, in batches."""
+        """Yields every prompt `num_samples` times, in batches."""
         total = len(self.canvases) * num_samples
         for start in range(0, total, batch_size):
             row = torch.arange(start, min(start + batch_size, total))
@@ -39,7 +41,11 @@ class Prompts:
             yield PromptBatch(self.canvases[number], self.keys[number] + sample * _SEEDS, sample)
 
     def check(self, decoder: AnyDecoder) -> None:
-        """Refuses, before any work, what the decoder cannot finish."""
+        """Checks, before any work, that the decoder can finish every prompt.
+
+        Raises:
+            UserError: it cannot finish one; the message names its place.
+        """
         for canvas, place in zip(self.canvases, self.places, strict=True):
             try:
                 next(decoder.steps(canvas[None]))
@@ -49,16 +55,16 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """A batch: prompts, each with the key of its noise and the number of its sample."""
+    """A batch of prompts, each with the key of its noise and the number of its sample."""
 
     canvases: Int[Tensor, "b L"]
     keys: Int[Tensor, "b"]
-    """Of sample 0 the prompt's own; no two rows of different prompts or samples share one."""
+    """Keys of the noise: for sample 0 the prompt's own. Each sample of a prompt has a key of its own."""
     samples: Int[Tensor, "b"]
 
 
 def read(task: Task, file: str) -> Prompts:
-    """The prompts of a file; `-` is stdin."""
+    """Reads the prompts of a file; `-` is stdin."""
     if file != "-":
         return parse(task, options.read_lines(file), file)
     if sys.stdin.isatty():
@@ -67,10 +73,10 @@ def read(task: Task, file: str) -> Prompts:
 
 
 def parse(task: Task, lines: Iterable[str], source: str) -> Prompts:
-    """The prompts in `lines`, one in each that is not empty.
+    """Parses the prompts in `lines`, one for each line that is not empty.
 
     Raises:
-        UserError: one that the task cannot read, or with a `seed` that is none.
+        UserError: the task cannot read a prompt, or its `seed` is wrong.
     """
     lines = list(lines)
     places = [f"{source}, line {number}" for number, line in enumerate(lines, 1) if line.strip()]
@@ -81,13 +87,13 @@ def parse(task: Task, lines: Iterable[str], source: str) -> Prompts:
 
 
 def _seed(line: str, place: str) -> int | None:
-    """The `seed` of a prompt that is a JSON object."""
+    """Returns the `seed` of a prompt that is a JSON object; None if there is none."""
     if not line.lstrip().startswith("{"):
         return None
     try:
         seed = parse_object(line).get("seed")
     except ValueError:
-        return None  # the task reads such lines otherwise
+        return None  # the task may still read such a line as text
     if seed is not None and not (type(seed) is int and 0 <= seed < _SEEDS):
         raise UserError(f"{place}: seed={json.dumps(seed)[:40]}: must be a whole number from 0 to {_SEEDS - 1}")
     return seed

@@ -1,4 +1,4 @@
-"""`unmask settings`."""
+"""The verb `unmask settings`."""
 
 import json
 from collections.abc import Iterator
@@ -25,14 +25,15 @@ def settings(
         list[str] | None,
         typer.Argument(
             metavar="[SECTION|KEY].. [key=value]..",
-            help="What to list, such as process or train.init: all unless given; and settings over the recipe's.",
+            help="Sections or keys to list, such as process or train.init (default: all); and settings that override "
+            "the recipe's.",
         ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List every setting there is: its key, its value in a recipe or run, and what it means.
+    """List every setting: its key, its value in a recipe or run, and its meaning.
 
-    Which keys there are depends on the components: `task.name`, `model.name`, `process.name`, `process.time.name`.
+    The keys depend on the components chosen with `task.name`, `model.name`, `process.name` and `process.time.name`.
 
     Examples:
 
@@ -60,38 +61,35 @@ def _load(recipe: str, overrides: list[str]) -> RunConfig:
 
 
 def explain(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Dotted key, value (as in YAML) and meaning of each setting."""
+    """Yields dotted key, value (as in YAML) and meaning of each setting."""
     values = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         key, inner = f"{prefix}{name}", getattr(section, name)
         if isinstance(inner, Section):
             yield from explain(inner, f"{key}.")
         else:
-            yield key, values[name], meaning(key, field)
+            yield key, values[name], _describe(key, field)
 
 
-def meaning(key: str, field: FieldInfo) -> str:
-    """What a setting is; of a component's name, those that there are."""
+def _describe(key: str, field: FieldInfo) -> str:
+    """Describes a setting; for the name of a component, lists those that exist."""
     *where, last = key.split(".")
     kind = next((part for part in reversed(where) if part in COMPONENTS), None)
     if last == "name" and kind is not None:
         return f"{', '.join(COMPONENTS[kind])}; or package.module:Class of your own"
-    choices = [choice for each in (field.annotation, *get_args(field.annotation)) for choice in _choices(each)]
+    literals = [each for each in (field.annotation, *get_args(field.annotation)) if get_origin(each) is Literal]
+    choices = [str(choice) for literal in literals for choice in get_args(literal)]
     return "; ".join(filter(None, [", ".join(choices), field.description]))
-
-
-def _choices(annotation: Any) -> list[str]:
-    return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
 SettingRows = list[tuple[str, Any, str]]
 
 
 def _select(rows: SettingRows, chosen: list[str]) -> SettingRows:
-    """The rows of the keys and sections `chosen`, all if there are none.
+    """Selects the rows of the keys and sections `chosen`; all rows if none are chosen.
 
     Raises:
-        UserError: one of them is neither.
+        UserError: one of them is neither a key nor a section.
     """
     keys = [key for key, _, _ in rows]
     within = {each: {key for key in keys if f"{key}.".startswith(f"{each}.")} for each in chosen}

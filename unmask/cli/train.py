@@ -1,4 +1,4 @@
-"""`unmask train`."""
+"""The verb `unmask train`."""
 
 import os
 from pathlib import Path
@@ -23,25 +23,25 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="key=value",
-            help="Settings over the recipe's, such as train.steps=500; `unmask settings RECIPE` lists them.",
+            help="Settings that override the recipe's, such as train.steps=500; `unmask settings RECIPE` lists them.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The run folder; runs/RECIPE unless given.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder (default: runs/RECIPE).", show_default=False)] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last whole checkpoint, if there is one.")
+        bool, typer.Option("--resume", help="Go on from the last complete checkpoint, if there is one.")
     ] = False,
     restart_pool: Annotated[
-        bool, typer.Option("--restart-pool", help="With --resume: drop PUMA's pool, and start one of new examples.")
+        bool, typer.Option("--restart-pool", help="With --resume: replace PUMA's pool by one of new examples.")
     ] = False,
 ) -> None:
     """Train a model.
 
-    The run folder gets config.yaml (all settings), metrics.jsonl, TensorBoard files and checkpoints. Ctrl-C saves and
-    stops; `--resume` goes on, bit for bit. Raising `train.steps` on `--resume` extends a finished run (exactly, if
-    `optim.schedule=constant`; a cosine becomes a longer one); `train.init=RUN` starts a new run from another's weights.
-    Under `torchrun` (or another launcher) several processes share each batch.
+    The run folder receives config.yaml (all settings), metrics.jsonl, TensorBoard files and checkpoints. Ctrl-C saves
+    and stops; `--resume` goes on, bit for bit.
+
+    To extend a finished run, raise `train.steps` with `--resume`: exact with `optim.schedule=constant`, while a cosine
+    schedule becomes a longer one. `train.init=RUN` starts a new run from another run's weights. Under `torchrun` (or
+    another launcher) several processes share each batch.
 
     Examples:
 
@@ -60,20 +60,15 @@ def train(
             if problem is not None:
                 raise problem
         assert config is not None, "there is no problem"
-        folder = RunFolder(out or _default_folder(recipe))
+        folder = RunFolder(out or Path("runs") / recipes.short_name(recipe).replace("/", "-"))
         run = Run(config, folder, title=recipe, peers=peers)
         run.train(resume=resume, restart_pool=restart_pool)
     console.print(f"Done: {folder.path} (next: unmask eval {folder.path})")
 
 
 def _load(recipe: str, overrides: list[str]) -> tuple[RunConfig | None, UserError | None]:
-    """What is wrong with it is said once, by all processes together."""
+    """Loads the recipe, and returns an error instead of raising it, so that all processes can report it once."""
     try:
         return recipes.load(recipe, overrides), None
     except UserError as error:
         return None, error
-
-
-def _default_folder(recipe: str) -> Path:
-    """`runs/sudoku-puma` for sudoku/puma; `runs/mine` for path/to/mine.yaml."""
-    return Path("runs") / (recipe.replace("/", "-") if recipe in recipes.names() else Path(recipe).stem)

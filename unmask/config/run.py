@@ -33,15 +33,22 @@ class TaskChoice(Section):
 
 class OptimConfig(Section):
     lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up; cosine falls to 0")
-    warmup_steps: int = Field(1000, ge=0, description="in which the learning rate rises from 0")
-    weight_decay: float = Field(0.01, ge=0, description="on matrices only")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of AdamW: decay of the mean gradient and mean square")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up; cosine falls to 0"
+    )
+    warmup_steps: int = Field(1000, ge=0, description="steps in which the learning rate rises from 0")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW, on matrices only")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's decay of the mean gradient and mean square")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
 
 
 class EmaConfig(Section):
-    decay: float = Field(0.0, ge=0, lt=1, description="0 = off; warmed up as min(decay, (1 + n) / (10 + n))")
+    decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the averaged weights at step n: min(decay, (1 + n) / (10 + n)); 0 = no average",
+    )
 
 
 class TrainConfig(Section):
@@ -49,36 +56,38 @@ class TrainConfig(Section):
 
     steps: int | None = Field(None, ge=1, description="optimizer steps")
     epochs: float | None = Field(
-        None, gt=0, description="where train.steps is null: epochs x data set / batch_size, as if every step drew anew"
+        None, gt=0, description="length in epochs, if train.steps is null: steps = epochs x examples / batch_size"
     )
     max_seconds: float | None = Field(
-        None, gt=0, description="end after so many seconds of training, if that is sooner"
+        None, gt=0, description="end after this many seconds of training, if that is sooner"
     )
-    max_examples: int | None = Field(None, ge=1, description="end after so many examples drawn, if that is sooner")
+    max_examples: int | None = Field(None, ge=1, description="end after this many examples drawn, if that is sooner")
     batch_size: int = Field(128, ge=1, description="rows of the global batch")
     accumulate: int = Field(1, ge=1, description="micro-batches that a batch is split into")
-    seed: int = Field(0, ge=0, description="of weights, batches and masks")
-    dtype: DTypeName = Field("auto", description="auto: bfloat16 autocast where the hardware has it, else float32")
-    device: str = Field("auto", description="auto: cuda if there is one, else cpu")
-    compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: where a compiler works")
+    seed: int = Field(0, ge=0, description="seed of weights, batches and masks")
+    dtype: DTypeName = Field(
+        "auto", description="number format; auto: bfloat16 autocast if the hardware supports it, else float32"
+    )
+    device: str = Field("auto", description="device to train on; auto: cuda if there is one, else cpu")
+    compile: Literal["auto"] | bool = Field("auto", description="use torch.compile; auto: if a compiler works")
     threads: int | None = Field(None, ge=1, description="CPU threads; null = PyTorch's choice")
     parallel: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="of several processes: each has all weights (ddp), or each a share of them (fsdp: FSDP2)"
+        "ddp", description="with several processes: each holds all weights (ddp), or a share of them (fsdp: FSDP2)"
     )
-    cpu_offload: bool = Field(False, description="with fsdp: weights and optimizer state wait in the CPU's memory")
+    cpu_offload: bool = Field(
+        False, description="with fsdp: keep weights and optimizer state in CPU memory while they are not used"
+    )
     timeout: float = Field(600.0, ge=1, description="seconds that a process waits for the others before it gives up")
     init: str | None = Field(
-        None, description="weights to start from: a RUN, an export, or a Hugging Face folder of a Llama or Qwen2/3"
+        None, description="weights to start from: a run, an export, or a Hugging Face folder of a Llama or Qwen2/3"
     )
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="newest checkpoints to keep, beside the best")
     keep_every: int | None = Field(None, ge=1, description="also keep every checkpoint at a multiple of this step")
     on_bad_numbers: Literal["stop", "skip"] = Field(
-        "stop", description="where a loss or gradient is not finite: end the run, or go on without the step's update"
+        "stop", description="if a loss or gradient is not finite: end the run, or skip the step's update and go on"
     )
-    max_skips: int = Field(
-        10, ge=1, description="steps left out by on_bad_numbers=skip before the run ends all the same"
-    )
+    max_skips: int = Field(10, ge=1, description="with on_bad_numbers=skip: updates to skip before the run ends")
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
@@ -90,8 +99,8 @@ class TrainConfig(Section):
 
 
 class GenerativeConfig(Section):
-    model: str = Field(description="folder of a causal language model of Hugging Face's, with its tokenizer")
-    samples: int = Field(64, ge=1, description="always with the same noise")
+    model: str = Field(description="folder of a Hugging Face causal language model, with its tokenizer")
+    samples: int = Field(64, ge=1, description="samples to draw, always with the same noise")
     decode: dict[str, Any] = Field(
         {}, description="how they are drawn, over the section decode with order=random and temperature=1"
     )
@@ -108,15 +117,17 @@ class EvalConfig(Section):
     tokens_per_step: list[Annotated[int, Field(ge=1)]] = Field(
         [1],
         min_length=1,
-        description="positions revealed in a step; the first pair names eval/accuracy, and the best step",
+        description="positions revealed in a step; the first pair is eval/accuracy, and decides the best step",
     )
-    weights: list[WeightsName] = Field(["ema", "raw"], min_length=1, description="ema counts only where there is one")
+    weights: list[WeightsName] = Field(
+        ["ema", "raw"], min_length=1, description="weights to evaluate; ema only if the run has an average"
+    )
     nelbo_draws: int = Field(2, ge=1, description="masks per example for the NELBO")
     zero_shot: list[str] = Field(
-        [], description="of text: other corpora, files, folders or stores, of which eval.examples rows are evaluated"
+        [], description="for text: other corpora (files, folders or stores); eval.examples rows of each are evaluated"
     )
     generative: GenerativeConfig | None = Field(
-        None, description="of text: samples, and what another model says of them; null = none"
+        None, description="for text: draw samples, and score them under another model; null = off"
     )
 
     @field_validator("generative", mode="before")
@@ -139,9 +150,9 @@ class LogConfig(Section):
     every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     tensorboard: bool = Field(True, description="also write the numbers for TensorBoard into the run folder")
     to: list[Annotated[str, known("tracker", TRACKERS)]] = Field(
-        [], description=f"trackers that are sent the same numbers: {', '.join(TRACKERS)}"
+        [], description=f"trackers to send the same numbers to: {', '.join(TRACKERS)}"
     )
-    project: str = Field("unmask", min_length=1, description="what the trackers file the run under")
+    project: str = Field("unmask", min_length=1, description="project of the run in the trackers")
 
 
 class RunConfig(Section):
