@@ -7,6 +7,9 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process for each core (TEST_WORKERS=0: none); a file's tests stay in one, which makes its fixtures once.
+TEST_WORKERS ?= logical
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --maxprocesses 8 --dist loadfile
 
 .PHONY: help demo test test-slow test-gpu check docs bench clean
 
@@ -30,10 +33,10 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

@@ -11,10 +11,17 @@ from tests.helpers import RandomStream
 DATA = os.environ.get("UNMASK_TEST_DATA")
 
 
+NUM_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+NUM_THREADS = max(1, min(2, (os.cpu_count() or 1) // NUM_WORKERS))
+"""Of each worker and of the processes it starts; the golden losses hold for one thread and for two."""
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads_and_a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
-    os.environ["UNMASK_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+def _few_threads_and_a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    torch.set_num_threads(NUM_THREADS)
+    os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
+    shared = tmp_path_factory.getbasetemp().parent if NUM_WORKERS > 1 else tmp_path_factory.getbasetemp()
+    os.environ["UNMASK_CACHE"] = str(shared / "cache")  # one for all workers: they lock what they make
 
 
 @pytest.fixture
