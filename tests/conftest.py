@@ -3,10 +3,15 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from tests.helpers import RandomStream
+
+# A busy machine is slow, and many workers make it busy.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 DATA = os.environ.get("UNMASK_TEST_DATA")
 

@@ -4,15 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers import chi_square
 from unmask import noise
 from unmask.noise import Purpose
-
-
-def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> float:
-    """In standard deviations above its mean: above 5 about once in a million for a true hypothesis."""
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    degrees = counts.numel() - 1
-    return float((statistic - degrees) / (2 * degrees) ** 0.5)
 
 
 def test_the_hash_is_splitmix64() -> None:

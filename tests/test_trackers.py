@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import lines, run_cli
-from tests.training.test_faults import make
+from tests.helpers.runs import tiny_run
 from unmask.errors import UserError
 from unmask.training import trackers
 from unmask.training.trackers import About, Tracker
@@ -55,7 +55,7 @@ def test_a_tracker_gets_what_the_log_gets(
 ) -> None:
     install(tmp_path, monkeypatch, name)
     out = tmp_path / "run"
-    make(out, f"log.to=[{name}]", "log.project=mine").train()
+    tiny_run(out, f"log.to=[{name}]", "log.project=mine").train()
     start, *told, end = lines(seen)
     assert start["init_project"] == "mine"
     assert start["config"]["train"]["steps"] == 2
@@ -65,7 +65,7 @@ def test_a_tracker_gets_what_the_log_gets(
         for row in lines(out / "metrics.jsonl")
     ]
     assert told == logged
-    make(out, f"log.to=[{name}]", "log.project=mine", "train.steps=3").train(resume=True)
+    tiny_run(out, f"log.to=[{name}]", "log.project=mine", "train.steps=3").train(resume=True)
     starts = [row for row in lines(seen) if "init_name" in row]
     assert len({(row["init_name"], row.get("init_id")) for row in starts}) == 1  # one run, for the tracker too
     assert [row["init_resume"] for row in starts] == ["allow", "allow"]
@@ -99,7 +99,7 @@ def test_a_tracker_that_fails_does_not_stop_the_run(
     text: str, seen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(tmp_path, monkeypatch, "wandb", text)
-    make(tmp_path / "run", "log.to=[wandb]").train()
+    tiny_run(tmp_path / "run", "log.to=[wandb]").train()
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 2
     assert capsys.readouterr().err.count("the run goes on without it") == 1
 
@@ -135,4 +135,4 @@ def test_a_missing_package_is_named_before_any_work(
 
 def test_an_unknown_tracker(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown tracker; use one of wandb, trackio"):
-        make(tmp_path, "log.to=[abacus]")
+        tiny_run(tmp_path, "log.to=[abacus]")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import SHORT, run_cli
-from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, NO_SOLUTION
+from tests.helpers.sudoku import CONTRADICTORY, EASY, NO_SOLUTION
 from unmask.tasks.sudoku import board
 
 BAD_TRAINING = {

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_decode import decoded
 from tests.helpers import run_cli
-from tests.tasks.sudoku.test_solver import EASY
+from tests.helpers.runs import decode_prompts
+from tests.helpers.sudoku import EASY
 
 
 def chat(
@@ -26,7 +26,7 @@ def test_it_answers_as_decode_does(
     said = [EASY, "", "/decoder margin,tokens_per_step=9", EASY, "/decoder prob,temperature=1", "/seed 5", EASY]
     answers, _ = chat(run, monkeypatch, capsys, *said)
     decoders = ["prob", "margin,tokens_per_step=9", "prob,tokens_per_step=9,temperature=1,seed=5"]
-    expected = [decoded(run, tmp_path, [EASY], "--decoder", decoder)[0]["answer"] for decoder in decoders]
+    expected = [decode_prompts(run, tmp_path, [EASY], "--decoder", decoder)[0]["answer"] for decoder in decoders]
     assert answers == [f"answer: {answer}" for answer in expected]
     assert len(set(answers)) == 3
 

@@ -12,7 +12,7 @@ import yaml
 
 import unmask
 from tests.helpers import SHORT, lines, run_cli
-from tests.tasks.sudoku.test_solver import EASY, EASY_SOLUTION
+from tests.helpers.sudoku import EASY, EASY_SOLUTION
 from unmask.cli import options
 from unmask.config import recipes
 from unmask.config.run import EvalConfig

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.helpers import SHORT, lines, run_cli
-from tests.tasks.sudoku.test_solver import EASY
+from tests.helpers.runs import decode_prompts
+from tests.helpers.sudoku import EASY
 from unmask.cli.session import Answer, DecodeSession
 
 SAMPLED = ["--decoder", "random,temperature=1,tokens_per_step=9"]
@@ -29,31 +30,20 @@ def puzzles(number: int) -> list[str]:
     return ["".join("0" if cell in givens[:i] else symbol for cell, symbol in enumerate(EASY)) for i in range(number)]
 
 
-def decoded(run: Path, folder: Path, prompts: list[Any], *arguments: object) -> list[dict[str, Any]]:
-    """The records, without the seconds."""
-    file, out = folder / "prompts.jsonl", folder / "out.jsonl"
-    file.write_text("".join((p if isinstance(p, str) else json.dumps(p)) + "\n" for p in prompts))
-    out.unlink(missing_ok=True)
-    assert run_cli("decode", run, file, "--out", out, *arguments) == 0
-    records = lines(out)
-    assert all(record.pop("seconds") > 0 for record in records)
-    return records
-
-
 @pytest.mark.parametrize("decoder", ["margin,tokens_per_step=5", "prob,temperature=0.7,tokens_per_step=3"])
 def test_a_prompt_is_answered_the_same_in_any_company(exact_run: Path, tmp_path: Path, decoder: str) -> None:
     prompts = [{"puzzle": puzzle, "seed": 10 * i} for i, puzzle in enumerate(puzzles(4))]
-    together = decoded(exact_run, tmp_path, prompts, "--decoder", decoder)
+    together = decode_prompts(exact_run, tmp_path, prompts, "--decoder", decoder)
     assert len({record["answer"] for record in together}) > 1
-    alone = [decoded(exact_run, tmp_path, [prompt], "--decoder", decoder)[0] for prompt in prompts]
+    alone = [decode_prompts(exact_run, tmp_path, [prompt], "--decoder", decoder)[0] for prompt in prompts]
     assert together == alone
-    assert decoded(exact_run, tmp_path, prompts, "--decoder", f"{decoder},batch_size=3") == together
+    assert decode_prompts(exact_run, tmp_path, prompts, "--decoder", f"{decoder},batch_size=3") == together
 
 
 def test_samples_of_a_prompt(exact_run: Path, tmp_path: Path) -> None:
     prompts = puzzles(2)
-    once = decoded(exact_run, tmp_path, prompts, *SAMPLED)
-    thrice = decoded(exact_run, tmp_path, prompts, *SAMPLED[:-1], f"{SAMPLED[-1]},batch_size=4", "--n", 3)
+    once = decode_prompts(exact_run, tmp_path, prompts, *SAMPLED)
+    thrice = decode_prompts(exact_run, tmp_path, prompts, *SAMPLED[:-1], f"{SAMPLED[-1]},batch_size=4", "--n", 3)
     assert [record.pop("sample") for record in thrice] == [0, 1, 2] * 2
     assert [record["puzzle"] for record in thrice] == [prompts[0]] * 3 + [prompts[1]] * 3
     assert thrice[::3] == once
@@ -61,9 +51,9 @@ def test_samples_of_a_prompt(exact_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_prompts_number_is_its_seed(exact_run: Path, tmp_path: Path) -> None:
-    first, second = decoded(exact_run, tmp_path, [EASY, EASY], *SAMPLED)
+    first, second = decode_prompts(exact_run, tmp_path, [EASY, EASY], *SAMPLED)
     assert first["answer"] != second["answer"]
-    moved = decoded(exact_run, tmp_path, [{"puzzle": EASY, "seed": 1}, {"puzzle": EASY, "seed": 0}], *SAMPLED)
+    moved = decode_prompts(exact_run, tmp_path, [{"puzzle": EASY, "seed": 1}, {"puzzle": EASY, "seed": 0}], *SAMPLED)
     assert moved == [second, first]
 
 
@@ -77,8 +67,8 @@ def test_samples_that_would_be_the_same_are_refused(
 
 @pytest.mark.parametrize("decoder", ["prob,tokens_per_step=7", "random,temperature=1,steps=9,remask=p2"])
 def test_a_trace_leads_from_the_prompt_to_the_answer(exact_run: Path, tmp_path: Path, decoder: str) -> None:
-    plain = decoded(exact_run, tmp_path, puzzles(3), "--decoder", decoder)
-    traced = decoded(exact_run, tmp_path, puzzles(3), "--decoder", decoder, "--trace")
+    plain = decode_prompts(exact_run, tmp_path, puzzles(3), "--decoder", decoder)
+    traced = decode_prompts(exact_run, tmp_path, puzzles(3), "--decoder", decoder, "--trace")
     for record, without in zip(traced, plain, strict=True):
         steps = record.pop("trace")
         assert record == without
@@ -94,10 +84,10 @@ def test_a_trace_leads_from_the_prompt_to_the_answer(exact_run: Path, tmp_path: 
 
 
 def test_what_is_forbidden_is_never_written(run: Path, tmp_path: Path) -> None:
-    (free,) = decoded(run, tmp_path, [EASY])
+    (free,) = decode_prompts(run, tmp_path, [EASY])
     written = {token for token, given in zip(free["tokens"], EASY, strict=True) if given == "0"}
     forbidden = max(written)
-    (record,) = decoded(run, tmp_path, [EASY], "--forbid", forbidden)
+    (record,) = decode_prompts(run, tmp_path, [EASY], "--forbid", forbidden)
     assert forbidden not in {token for token, given in zip(record["tokens"], EASY, strict=True) if given == "0"}
 
 
@@ -170,6 +160,6 @@ def test_a_list_may_stand_in_a_decoder(run: Path, capsys: pytest.CaptureFixture[
 
 
 def test_tokens_are_the_whole_canvas(run: Path, tmp_path: Path) -> None:
-    (record,) = decoded(run, tmp_path, [EASY])
+    (record,) = decode_prompts(run, tmp_path, [EASY])
     assert "".join(map(str, record["tokens"])) == record["answer"]
     assert torch.tensor(record["tokens"]).shape == (81,)

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.text import rows, save_tokenizer, write_lines
 from tests.helpers import run_cli
+from tests.helpers.text import rows, save_tokenizer, write_lines
 from unmask.data.store import RowStore
 
 

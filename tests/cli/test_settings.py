@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import run_cli
-from tests.lab.report.test_runs import run
+from tests.helpers.runs import write_run
 from unmask.cli.settings import explain
 from unmask.config import recipes
 from unmask.config.registry import COMPONENTS, resolve
@@ -44,7 +44,7 @@ def test_what_is_chosen_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_is_listed_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = run(tmp_path / "debug", "train.seed=7")
+    folder = write_run(tmp_path / "debug", "train.seed=7")
     assert run_cli("settings", folder, "train.seed", "--json") == 0
     assert json.loads(capsys.readouterr().out)["train.seed"]["value"] == 7
     assert run_cli("settings", folder, "train.seed=8") == 2

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.text import byte_level, rows, save_tokenizer, settings, write_lines
+from tests.helpers.text import byte_level, rows, save_tokenizer, settings, write_lines
 from unmask.config import recipes
 from unmask.data.infill import encode_prompt
 from unmask.data.prepare import prepare, run, workers, writing

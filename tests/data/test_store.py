@@ -1,28 +1,13 @@
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
+from tests.helpers.stores import random_rows, write_store
 from unmask.data.store import RowStore
 from unmask.errors import UserError
-
-
-def write_store(folder: Path, labels: NDArray[Any], prompt_mask: NDArray[np.bool_], **meta: object) -> Path:
-    """A store (N, L) written by hand; `meta` over what `meta.json` should say."""
-    folder.mkdir(exist_ok=True)
-    labels.astype("<u4").tofile(folder / "labels.bin")
-    np.packbits(prompt_mask, axis=-1, bitorder="little").tofile(folder / "prompt_mask.bin")
-    (folder / "meta.json").write_text(json.dumps({"num_examples": len(labels), "max_len": labels.shape[1]} | meta))
-    return folder
-
-
-def random_rows(num_rows: int, length: int, high: int = 2**32, seed: int = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, high, (num_rows, length)), rng.random((num_rows, length)) < 0.5
 
 
 @pytest.mark.parametrize(("num_rows", "length"), [(1, 8), (7, 16), (50, 24), (20, 512)])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.text import byte_level, rows, save_tokenizer, word_piece
+from tests.helpers.text import byte_level, rows, save_tokenizer, word_piece
 from unmask.data.infill import encode_prompt, encode_prompts
 from unmask.data.vocabulary import Vocabulary, load_tokenizer
 from unmask.errors import UserError

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from tests.data.text import byte_level, word_piece
+from tests.helpers.text import byte_level, word_piece
 from unmask.data.words import PATTERNS, WordEncoder, ascii_pattern, byte_symbols
 
 ASCII = st.text(st.characters(max_codepoint=127))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.decoding.test_decoder import prompts
+from tests.helpers.decoding import partly_given
 from unmask.decoding.build import build_decoder, in_any_order
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
@@ -27,7 +27,7 @@ def model():  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("size", [1, 4, 7, 14, 20])
 @pytest.mark.parametrize("rule", [Fixed(2), NumSteps(5), CosineSteps(6), Threshold(0.4)])
 def test_a_block_is_done_before_the_next_begins(model, size: int, rule) -> None:  # type: ignore[no-untyped-def]
-    xt = prompts(15)
+    xt = partly_given(15)
     decoded = Decoder(model.predict, 7, rule=rule, block_size=size).decode(xt)
     assert (decoded.tokens != 7).all()
     for row in range(15):
@@ -40,14 +40,14 @@ def test_a_block_is_done_before_the_next_begins(model, size: int, rule) -> None:
 
 
 def test_one_block_is_no_blocks(model) -> None:  # type: ignore[no-untyped-def]
-    whole, block = (Decoder(model.predict, 7, block_size=size).decode(prompts(9)) for size in (None, 14))
+    whole, block = (Decoder(model.predict, 7, block_size=size).decode(partly_given(9)) for size in (None, 14))
     for name in vars(whole):
         assert torch.equal(getattr(whole, name), getattr(block, name))
 
 
 def test_blocks_of_one_are_left_to_right(model) -> None:  # type: ignore[no-untyped-def]
-    ordered = Decoder(model.predict, 7, order="left_to_right").decode(prompts(9))
-    block = Decoder(model.predict, 7, block_size=1).decode(prompts(9))
+    ordered = Decoder(model.predict, 7, order="left_to_right").decode(partly_given(9))
+    block = Decoder(model.predict, 7, block_size=1).decode(partly_given(9))
     assert torch.equal(ordered.tokens, block.tokens)
 
 

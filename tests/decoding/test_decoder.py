@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers import exact, toy
-from tests.test_noise import chi_square
+from tests.helpers import chi_square, exact, toy
+from tests.helpers.decoding import partly_given
 from unmask.decoding.build import in_any_order
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, predictor_from_logits
@@ -29,18 +29,10 @@ def model():  # type: ignore[no-untyped-def]
     return model
 
 
-def prompts(count: int, seed: int = 0) -> torch.Tensor:
-    """Rows with different numbers of given tokens; the first has nothing to decode."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(7, (count, 14), generator=generator)
-    num_given = 14 - torch.arange(count) % 15
-    return torch.where(torch.rand(count, 14, generator=generator).argsort(1) < num_given[:, None], tokens, 7)
-
-
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("rule", [Fixed(1), Fixed(3), NumSteps(5)])
 def test_every_position_is_revealed_once_and_the_given_are_kept(model, order: str, rule) -> None:  # type: ignore[no-untyped-def]
-    xt = prompts(16)
+    xt = partly_given(16)
     num_masked = (xt == 7).sum(1)
     decoded = Decoder(model.predict, 7, order=order, rule=rule).decode(xt)
     assert (decoded.tokens != 7).all()
@@ -97,7 +89,7 @@ def test_a_row_does_not_depend_on_its_batch(sampler: dict, seed: int, rows: list
     sampling = Sampling(temperature=sampler.get("temperature", 0.0), seed=seed)
     settings = {key: value for key, value in sampler.items() if key != "temperature"}
     decoder = Decoder(model.predict, 7, sampling=sampling, **settings)
-    xt = prompts(9, seed)
+    xt = partly_given(9, seed)
     together = decoder.decode(xt)
     shuffled = decoder.decode(xt[rows], torch.tensor(rows))
     assert torch.equal(shuffled.tokens, together.tokens[rows])
@@ -175,7 +167,7 @@ def test_confidence_noise_knows_ties_and_certainty(order: str, sure: float) -> N
 def test_any_callable_from_tokens_to_logits_can_be_decoded() -> None:
     embedding = torch.nn.Embedding(8, 8)
     decoder = Decoder(predictor_from_logits(embedding, mask_id=7), 7)
-    decoded = decoder.decode(prompts(5))
+    decoded = decoder.decode(partly_given(5))
     assert (decoded.tokens != 7).all()
 
 

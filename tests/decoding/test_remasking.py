@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.test_noise import chi_square
+from tests.helpers import chi_square
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.remasking import P2, REMASKINGS, Remasking, RemdmCap, RemdmConfidence, RemdmRescale, Revealed
 from unmask.decoding.sampling import Sampling

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.test_noise import chi_square
+from tests.helpers import chi_square
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.sampling import Sampling, truncated
 from unmask.models.head import prediction

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.decoding.test_cached import MASK, TOKENS, decode, prompts, same
-from tests.decoding.test_cached import denoiser as plain
+from tests.helpers.decoding import MASK, TOKENS, decode, prompts, same
+from tests.helpers.decoding import denoiser as plain
 from unmask.decoding.build import build_decoder, in_any_order
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launching import ROOT, Launched, launch
-from tests.helpers import lines, run_cli
-from tests.training.test_checkpoint import assert_same
+from tests.helpers import assert_same, lines, run_cli
 from unmask.training import checkpoint
 
 TINY = ["train.dtype=float64", "train.batch_size=4", "data.puzzles=64", "log.tensorboard=false", "log.every=1"]

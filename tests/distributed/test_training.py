@@ -20,7 +20,7 @@ from tests.distributed.train_cases import (
     train_in_halves,
     train_second_half,
 )
-from tests.training.test_checkpoint import assert_same
+from tests.helpers import assert_same
 
 # Dropout draws for each process's rows, so it alone depends on how many there are.
 SAME = [case for case in CASES if case != "dropout"]

@@ -4,12 +4,13 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-from tests.data.text import byte_level
+from tests.helpers.text import byte_level
 
 CONTEXT = 48
 
@@ -60,3 +61,25 @@ def _pieces(content: bytes) -> list[bytes]:
         found.append(content[at + 8 : at + 8 + size])
         at += 8 + size
     return found
+
+
+class Uniform:
+    """A causal model that finds all of 8 tokens equally likely, but for the first `known`, which it is sure of."""
+
+    config = SimpleNamespace(max_position_embeddings=None, bos_token_id=None, eos_token_id=None)
+    device = torch.device("cpu")
+
+    def __call__(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
+
+    def get_input_embeddings(self) -> SimpleNamespace:
+        return SimpleNamespace(weight=torch.zeros(8, 1))
+
+
+class Letters:
+    """A tokenizer of a, b, .. h; what it does not know is h."""
+
+    bos_token_id, eos_token_id, unk_token_id = 0, None, 7
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return ["abcdefg".find(letter) % 8 for letter in text]

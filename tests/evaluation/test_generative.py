@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.text import save_tokenizer, word_piece, write_lines
-from tests.evaluation.judges import random_llama
-from tests.evaluation.test_scorer import Letters, Uniform
+from tests.evaluation.judges import Letters, Uniform, random_llama
+from tests.helpers.text import save_tokenizer, word_piece, write_lines
 from unmask.data.prepare import PrepareSettings, prepare
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError

@@ -5,13 +5,12 @@ import math
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.data.text import QUESTIONS, byte_level
-from tests.evaluation.judges import CONTEXT, random_llama, trained_llama, with_tokenizer
+from tests.evaluation.judges import CONTEXT, Letters, Uniform, random_llama, trained_llama, with_tokenizer
+from tests.helpers.text import QUESTIONS, byte_level
 from unmask.errors import UserError
 from unmask.evaluation import judge as module
 from unmask.evaluation.judge import Passage, Scored, Scorer
@@ -29,28 +28,6 @@ def own_loss(scorer: Scorer, ids: list[int]) -> float:
     """transformers' mean NLL of the second token and all after it."""
     tokens = torch.tensor([ids])
     return scorer.model(input_ids=tokens, labels=tokens).loss.item()
-
-
-class Uniform:
-    """A causal model that finds all of 8 tokens equally likely, but for the first `known`, which it is sure of."""
-
-    config = SimpleNamespace(max_position_embeddings=None, bos_token_id=None, eos_token_id=None)
-    device = CPU
-
-    def __call__(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
-        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
-
-    def get_input_embeddings(self) -> SimpleNamespace:
-        return SimpleNamespace(weight=torch.zeros(8, 1))
-
-
-class Letters:
-    """A tokenizer of a, b, .. h; what it does not know is h."""
-
-    bos_token_id, eos_token_id, unk_token_id = 0, None, 7
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return ["abcdefg".find(letter) % 8 for letter in text]
 
 
 def test_it_is_the_models_own_loss(scorer: Scorer) -> None:

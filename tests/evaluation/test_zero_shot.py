@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.text import save_tokenizer, word_piece, write_lines
 from tests.helpers import SHORT, lines, run_cli
+from tests.helpers.text import save_tokenizer, word_piece, write_lines
 from unmask.data.prepare import PrepareSettings, prepare
 from unmask.errors import UserError
 from unmask.evaluation.nelbo import nelbo

@@ -1,8 +1,8 @@
 """The first steps of every recipe, beside the tests of truths: a change of these numbers is a change of results.
 
 A row is written by `python -m tests.golden.test_golden RECIPE`; these were made with torch 2.13.0 on an x86 CPU. Small
-batches in fp32: generated puzzles, or a small model with random tokens or a few lines of text. There is one row for each
-process on each kind of task; the other recipes differ from these in sizes and schedules, and are built.
+batches in fp32: generated puzzles, or a small model with random tokens or a few lines of text. There is one row for
+each process on each kind of task; the other recipes differ from these in sizes and schedules, and are built.
 """
 
 import json

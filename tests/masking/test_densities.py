@@ -7,8 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from tests.helpers import RandomStream, random_stats, tabular, toy
-from tests.test_noise import chi_square
+from tests.helpers import RandomStream, chi_square, random_stats, tabular, toy
 from unmask.config import recipes
 from unmask.errors import UserError
 from unmask.masking import time

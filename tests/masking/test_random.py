@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from tests.helpers import RandomStream, random_stats
-from tests.test_noise import chi_square
+from tests.helpers import RandomStream, chi_square, random_stats
 from unmask.errors import UserError
 from unmask.masking.process import RowShard
 from unmask.masking.time import UNIFORM, masked_count, stratified

@@ -5,8 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from tests.helpers import RandomStream, random_stats
-from tests.training.test_checkpoint import assert_same
+from tests.helpers import RandomStream, assert_same, random_stats
 from unmask.data.stream import Prefetcher
 from unmask.masking.process import RowShard
 from unmask.masking.uniform import RandomMasking

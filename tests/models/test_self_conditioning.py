@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.training.test_trainer import make
+from tests.helpers.runs import toy_trainer
 from unmask.evaluation.nelbo import nelbo
 from unmask.masking.process import make_batch, masked_batch
 from unmask.models import denoiser as denoiser_module
@@ -148,7 +148,7 @@ def test_half_of_the_steps_are_told_and_no_one_knows_which() -> None:
 @pytest.mark.parametrize("process", ["{name: uniform}", "{name: puma, num_stages: 3, threshold: 0.9}"])
 def test_it_trains_and_does_not_depend_on_how_a_batch_is_split(process: str) -> None:
     settings = [f"process={process}", "model.self_conditioning=true"]
-    whole, parts = make(*settings), make(*settings, "train.accumulate=4")
+    whole, parts = toy_trainer(*settings), toy_trainer(*settings, "train.accumulate=4")
     for _ in range(6):
         assert parts.step().loss.item() == pytest.approx(whole.step().loss.item(), rel=1e-9)
     assert whole.model.backbone.conditioning.weight.abs().max() > 1e-4
@@ -164,7 +164,7 @@ def test_it_trains_and_does_not_depend_on_how_a_batch_is_split(process: str) -> 
 )
 def test_a_pool_tells_its_rows_what_the_last_step_said_of_them(process: str) -> None:
     """As decoding does: in one pass a step, and of rows that are new, nothing."""
-    trainer = make(f"process={process}", "model.self_conditioning=true", "train.dtype=float64")
+    trainer = toy_trainer(f"process={process}", "model.self_conditioning=true", "train.dtype=float64")
     model, passes, seen = trainer.model, [], []
     torch.nn.init.normal_(model.backbone.conditioning.weight, generator=torch.Generator().manual_seed(1))
     run = "forward" if model.block_size is None else "two_streams"
@@ -220,7 +220,7 @@ def steps(trainer: Trainer, count: int) -> list[float]:
 def test_what_is_drawn_follows_the_step_of_the_run() -> None:
     """A trainer that takes over at step 3 draws as the one that goes on."""
     settings = ["model.self_conditioning=true", "process.name=uniform"]
-    first, second = make(*settings), make(*settings)
+    first, second = toy_trainer(*settings), toy_trainer(*settings)
     steps(first, 3)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert steps(first, 5) == steps(second, 5)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import metrics_of, run_cli
-from tests.training.test_checkpoint import assert_same
+from tests.helpers import assert_same, metrics_of, run_cli
 from unmask.models.denoiser import Denoiser
 from unmask.training import checkpoint
 from unmask.training.logging import lines_that_count

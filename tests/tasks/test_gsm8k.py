@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.data.text import byte_level, rows, save_tokenizer, settings, write_lines
 from tests.helpers import SHORT, lines, run_cli
+from tests.helpers.text import byte_level, rows, save_tokenizer, settings, write_lines
 from unmask.data.prepare import prepare
 from unmask.errors import UserError
 from unmask.tasks.gsm8k import Gsm8k, Gsm8kData

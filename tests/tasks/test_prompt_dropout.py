@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.test_store import write_store
 from tests.helpers import random_stats
-from tests.tasks.test_tokens import EOS, LENGTH, MASK, VOCAB, make_task, rows_with_prompts
+from tests.helpers.stores import EOS, LENGTH, MASK, VOCAB, make_task, rows_with_prompts, write_store
 from unmask.config import recipes
 from unmask.config.registry import resolve
 from unmask.decoding.config import DecodeConfig, check_guidance

@@ -5,31 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.data.test_store import random_rows, write_store
 from tests.helpers import lines, run_cli
+from tests.helpers.stores import EOS, LENGTH, MASK, ROWS, VOCAB, make_task, rows_with_prompts, write_store
 from unmask.config.settings import WrongSettings, check_section
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
 from unmask.tasks.task import Task
-from unmask.tasks.tokens import Tokens, TokensData
+from unmask.tasks.tokens import TokensData
 from unmask.types import CleanBatch
-
-ROWS, LENGTH, VOCAB, MASK, EOS = 64, 16, 20, 19, 18
-
-
-def make_task(**settings: Any) -> Tokens:
-    defaults = {"length": LENGTH, "vocab_size": VOCAB, "mask_id": MASK, "eos_id": EOS, "prompt_length": 4}
-    return Tokens.from_config(TokensData(**(defaults | settings)))
-
-
-def rows_with_prompts() -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Rows (N, L) whose first two ids tell them apart, with prompts of 2 to 9."""
-    labels, _ = random_rows(ROWS, LENGTH, high=MASK)
-    labels[:, 0], labels[:, 1] = np.divmod(np.arange(ROWS), EOS)
-    return labels, np.arange(LENGTH) < np.random.default_rng(1).integers(2, 10, (ROWS, 1))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 import torch
 
-from tests.helpers import all_canvases, toy
-from tests.test_noise import chi_square
+from tests.helpers import all_canvases, chi_square, toy
 
 
 def test_posterior_is_bayes() -> None:

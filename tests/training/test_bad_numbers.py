@@ -7,9 +7,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.helpers import lines, metrics_of, run_cli
-from tests.training.test_checkpoint import assert_same
-from tests.training.test_faults import make
+from tests.helpers import assert_same, lines, metrics_of, run_cli
+from tests.helpers.runs import tiny_run
 from unmask.errors import RunFailed
 from unmask.training import checkpoint
 from unmask.training.trainer import Trainer
@@ -38,13 +37,13 @@ def test_a_run_stops_before_the_update_and_keeps_the_batch(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, 4, where=where)
-    run = make(tmp_path / "run", *TEN, "log.every=100")
+    run = tiny_run(tmp_path / "run", *TEN, "log.every=100")
     with pytest.raises(RunFailed, match=r"step 4: the loss is .*on_bad_numbers=skip.*train.init="):
         run.train()
     assert run.trainer.step_number == 4
     reached = {name: tensor.clone() for name, tensor in run.trainer.model.state_dict().items()}
     monkeypatch.undo()
-    make(tmp_path / "plain", *TEN, "train.checkpoint_every=3").train()
+    tiny_run(tmp_path / "plain", *TEN, "train.checkpoint_every=3").train()
     assert_same(checkpoint.load(tmp_path / "plain/checkpoints/step_00000003")["model"], reached)
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2]
     kept = load_file(tmp_path / "run" / "bad_batches" / "step_00000004.safetensors")
@@ -68,7 +67,7 @@ def test_a_step_that_is_skipped_changes_no_weight_and_no_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, 4)
-    make(tmp_path / "run", *TEN, "train.checkpoint_every=1", "train.on_bad_numbers=skip").train()
+    tiny_run(tmp_path / "run", *TEN, "train.checkpoint_every=1", "train.on_bad_numbers=skip").train()
     third, fourth, last = (checkpoint.load(tmp_path / f"run/checkpoints/step_{step:08d}") for step in (3, 4, 10))
     assert_same(fourth["model"], third["model"])
     assert_same(fourth["optimizer"], third["optimizer"])
@@ -83,10 +82,10 @@ def test_skips_are_counted_over_a_resume(tmp_path: Path, monkeypatch: pytest.Mon
     skip = ["train.on_bad_numbers=skip", "train.max_skips=2"]
     spoil(monkeypatch, 3, 4, 7)
     with pytest.raises(RunFailed, match=r"step 7.*train.max_skips=2"):
-        make(tmp_path / "run", *TEN, *skip).train()
+        tiny_run(tmp_path / "run", *TEN, *skip).train()
     with pytest.raises(RunFailed, match=r"step 7.*train.max_skips=2"):
-        make(tmp_path / "run", *TEN, *skip).train(resume=True)
-    make(tmp_path / "run", *TEN, *skip, "train.max_skips=3").train(resume=True)
+        tiny_run(tmp_path / "run", *TEN, *skip).train(resume=True)
+    tiny_run(tmp_path / "run", *TEN, *skip, "train.max_skips=3").train(resume=True)
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 10
 
 
@@ -94,12 +93,12 @@ def test_skips_are_counted_over_a_resume(tmp_path: Path, monkeypatch: pytest.Mon
 def test_on_a_gpu_it_is_known_when_the_next_step_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, 4)
     settings = ["train.device=cuda", "train.checkpoint_every=99", "log.every=99"]
-    run = make(tmp_path / "run", *TEN, *settings)
+    run = tiny_run(tmp_path / "run", *TEN, *settings)
     with pytest.raises(RunFailed, match="step 4"):
         run.train()
     assert run.trainer.step_number == 5
     assert all(tensor.isfinite().all() for tensor in run.trainer.model.state_dict().values())
     assert (tmp_path / "run" / "bad_batches" / "step_00000004.safetensors").exists()
-    skipping = make(tmp_path / "skipping", *TEN, *settings, "train.on_bad_numbers=skip")
+    skipping = tiny_run(tmp_path / "skipping", *TEN, *settings, "train.on_bad_numbers=skip")
     skipping.train()
     assert skipping.progress.skips == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers import assert_same
 from unmask import files
 from unmask.errors import UserError
 from unmask.training import checkpoint
@@ -16,20 +17,6 @@ STATE = {
     "process": {"step": 3, "pool": {"is_masked": torch.tensor([True, False]), "stage": torch.arange(2)}},
     "progress": {"step": 7, "best_step": None, "scores": [0.1, 0.2]},
 }
-
-
-def assert_same(one: object, other: object) -> None:
-    if isinstance(one, dict):
-        assert isinstance(other, dict)
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, torch.Tensor):
-        assert isinstance(other, torch.Tensor)
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
-    else:
-        assert one == other
 
 
 def test_state_comes_back_as_it_was(tmp_path: Path) -> None:

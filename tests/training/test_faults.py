@@ -9,22 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import metrics_of
-from tests.training.test_checkpoint import assert_same
+from tests.helpers import assert_same, metrics_of
+from tests.helpers.runs import tiny_run
 from unmask import files
-from unmask.config import recipes
 from unmask.errors import RunFailed
 from unmask.peers import Peers
 from unmask.training import checkpoint, folder
-from unmask.training.folder import RunFolder
 from unmask.training.run import Run
 from unmask.training.saving import Background
 
-SMALL = [
-    *("task.name=toy", "model.dim=8", "model.num_layers=1", "model.num_heads=1", "process.num_stages=2"),
-    *("train.batch_size=4", "train.steps=2", "train.checkpoint_every=1", "train.keep_last=1", "eval.every=99"),
-    *("eval.examples=1", "log.every=1", "log.tensorboard=false"),
-]
 OPERATIONS = ("put", "put_tensors", "append", "sync", "rename", "make_folder", "remove")
 LAST = 2
 
@@ -119,10 +112,6 @@ def _fast() -> Iterator[None]:
         yield
 
 
-def make(out: Path, *settings: str) -> Run:
-    return Run(recipes.load("debug", [*SMALL, *settings]), RunFolder(out))
-
-
 def state(out: Path) -> dict:
     found = checkpoint.load(out / "checkpoints" / f"step_{LAST:08d}")
     for key in ("seconds", "metrics_position"):
@@ -141,7 +130,7 @@ def train_on(disk: Disk, run: Run) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    make(out).train()
+    tiny_run(out).train()
     return out
 
 
@@ -149,7 +138,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def operations(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What a run does to the disk, in order."""
     disk = Disk("none", fail_at=0)
-    train_on(disk, make(tmp_path_factory.mktemp("counted") / "run"))
+    train_on(disk, tiny_run(tmp_path_factory.mktemp("counted") / "run"))
     return disk.done
 
 
@@ -168,7 +157,7 @@ def test_a_fault_at_any_operation_loses_nothing(
 ) -> None:
     for fail_at in range(1, len(operations) + 1):
         out = tmp_path / str(fail_at)
-        run = make(out)
+        run = tiny_run(out)
         with pytest.raises(Killed if fault in ("killed", "power cut") else RunFailed):
             train_on(Disk(fault, fail_at), run)
         newest = checkpoint.newest(out / "checkpoints", lambda message: None)
@@ -177,7 +166,7 @@ def test_a_fault_at_any_operation_loses_nothing(
         assert (0 if newest is None else checkpoint.step_of(newest)) >= (told or 0)
         written = [path for path in out.glob("checkpoints/.writing_step_*") if checkpoint.damage(path) is None]
         capsys.readouterr()
-        make(out).train(resume=True)
+        tiny_run(out).train(resume=True)
         said = capsys.readouterr().err
         assert ("from step" in said) == (newest is not None or bool(written))  # whole, if not renamed yet
         assert_same(state(out), state(whole))
@@ -197,7 +186,7 @@ def test_a_full_disk_stops_the_run_and_says_what_is_left(tmp_path: Path, monkeyp
     out = tmp_path / "run"
     monkeypatch.setattr(files, "put_tensors", full_at_the_second)
     with pytest.raises(RunFailed, match=r"No space left.*newest checkpoint is of step 1.*continue with --resume"):
-        make(out).train()
+        tiny_run(out).train()
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_00000001"]  # no half one takes the room
 
 
@@ -205,7 +194,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     """The state that is written is that of its step, whatever the next ones have changed."""
     real, run = (
         checkpoint.save,
-        make(tmp_path / "run", "train.keep_last=9", "train.steps=4", "train.checkpoint_every=2"),
+        tiny_run(tmp_path / "run", "train.keep_last=9", "train.steps=4", "train.checkpoint_every=2"),
     )
     seen: list[int] = []
 
@@ -219,7 +208,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     run.train()
     assert seen[0] >= 3
     monkeypatch.setattr(checkpoint, "save", real)
-    plain = make(tmp_path / "plain", "train.keep_last=9", "train.steps=4", "train.checkpoint_every=2")
+    plain = tiny_run(tmp_path / "plain", "train.keep_last=9", "train.steps=4", "train.checkpoint_every=2")
     monkeypatch.setattr(Background, "start", do_now)
     plain.train()
     for step in (2, 4):

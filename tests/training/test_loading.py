@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import unmask
-from tests.training.test_run import make
+from tests.helpers.runs import debug_run
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.training import loading
@@ -16,7 +16,7 @@ from unmask.training.trainer import resolve_device
 
 def test_the_averages_of_a_model_of_ones_own_are_all_of_its_weights(tmp_path: Path) -> None:
     """With a tied matrix, one name of which was raw among averaged weights, and a first tensor that is a buffer."""
-    run = make(tmp_path / "run", "model={name: 'tests.models.ones_own:Tied'}", "ema.decay=0.9", "optim.lr=0.1")
+    run = debug_run(tmp_path / "run", "model={name: 'tests.models.ones_own:Tied'}", "ema.decay=0.9", "optim.lr=0.1")
     run.train()
     with run.trainer.weights("ema"):
         expected = {name: value.clone() for name, value in run.trainer.model.state_dict().items()}
@@ -35,7 +35,7 @@ def test_unknown_weights_are_named(tmp_path: Path) -> None:
 
 
 def test_a_run_and_its_export_open_alike(tmp_path: Path) -> None:
-    make(tmp_path / "run", "ema.decay=0.9").train()
+    debug_run(tmp_path / "run", "ema.decay=0.9").train()
     loading.export(tmp_path / "run", tmp_path / "export", weights="raw")
     run = LoadedRun.open(tmp_path / "run", weights="raw")
     exported = LoadedRun.open(tmp_path / "export")
@@ -52,7 +52,7 @@ def test_a_run_and_its_export_open_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("process", ["uniform", "puma"])
 def test_its_trainer_goes_on_where_the_checkpoint_ended(process: str, tmp_path: Path) -> None:
-    trained = make(tmp_path / "run", f"process.name={process}", "ema.decay=0.9")
+    trained = debug_run(tmp_path / "run", f"process.name={process}", "ema.decay=0.9")
     trained.train()
     run = LoadedRun.open(tmp_path / "run")
     trainer = run.trainer()
@@ -67,7 +67,7 @@ def test_its_trainer_goes_on_where_the_checkpoint_ended(process: str, tmp_path: 
 
 
 def test_a_run_of_another_machine_opens_on_this_one(tmp_path: Path) -> None:
-    make(tmp_path / "run", "train.device=cpu").train()
+    debug_run(tmp_path / "run", "train.device=cpu").train()
     assert LoadedRun.open(tmp_path / "run").device == torch.device("cpu")
     file = tmp_path / "run" / "config.yaml"
     file.write_text(file.read_text().replace("device: cpu", "device: cuda:99"))
@@ -77,7 +77,7 @@ def test_a_run_of_another_machine_opens_on_this_one(tmp_path: Path) -> None:
 
 
 def test_a_decoder_that_is_refused_changes_nothing(tmp_path: Path) -> None:
-    make(tmp_path / "run").train()
+    debug_run(tmp_path / "run").train()
     run = LoadedRun.open(tmp_path / "run")
     with pytest.raises(UserError, match="needs a model that has also seen hidden prompts"):
         run.decoder(DecodeConfig(guidance=1.0, dtype="float64"))

@@ -8,24 +8,19 @@ import pytest
 import torch
 
 from tests.helpers import SHORT, lines, metrics_of, run_cli
+from tests.helpers.runs import TWELVE_STEPS, debug_run
 from unmask.config import recipes
 from unmask.errors import RunFailed, UserError
 from unmask.training import checkpoint, evaluating
 from unmask.training.folder import RunFolder
 from unmask.training.run import Interrupted, Run
 
-TWELVE = ["train.steps=12", "train.checkpoint_every=6", "eval.every=4", "eval.examples=4", "log.every=1"]
-
-
-def make(out: Path, *settings: str) -> Run:
-    return Run(recipes.load("debug", [*TWELVE, "log.tensorboard=false", *settings]), RunFolder(out))
-
 
 def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(tmp_path / "whole").train()
-    stopped = make(tmp_path / "stopped")
+    debug_run(tmp_path / "whole").train()
+    stopped = debug_run(tmp_path / "stopped")
     real, num_calls = evaluating.evaluate, [0]
 
     def evaluate(*arguments: object, **options: object) -> object:
@@ -39,12 +34,12 @@ def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(
     assert checkpoint.steps(tmp_path / "stopped" / "checkpoints")[-1] == 8
     evaluated = [row["step"] for row in lines(tmp_path / "stopped" / "metrics.jsonl") if "eval/nelbo" in row]
     assert set(evaluated) == {4}
-    make(tmp_path / "stopped").train(resume=True)
+    debug_run(tmp_path / "stopped").train(resume=True)
     assert metrics_of(tmp_path / "stopped") == metrics_of(tmp_path / "whole")
 
 
 def test_a_stop_that_comes_after_the_last_look_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped = make(tmp_path / "run", "train.checkpoint_every=99")
+    stopped = debug_run(tmp_path / "run", "train.checkpoint_every=99")
     real = stopped._is_due
 
     def is_due(every: int) -> bool:
@@ -59,7 +54,7 @@ def test_a_stop_that_comes_after_the_last_look_is_saved(tmp_path: Path, monkeypa
 
 
 def test_a_stop_during_the_last_evaluation_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped = make(tmp_path / "run", "train.steps=3", "eval.every=99")
+    stopped = debug_run(tmp_path / "run", "train.steps=3", "eval.every=99")
     real = evaluating.evaluate
 
     def evaluate(*arguments: object, **options: object) -> object:
@@ -70,19 +65,19 @@ def test_a_stop_during_the_last_evaluation_is_an_interruption(tmp_path: Path, mo
         patch.setattr(evaluating, "evaluate", evaluate)
         with pytest.raises(Interrupted, match="after step 3"):
             stopped.train()
-    make(tmp_path / "run", "train.steps=3", "eval.every=99").train(resume=True)
+    debug_run(tmp_path / "run", "train.steps=3", "eval.every=99").train(resume=True)
     metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert "eval/nelbo" in lines(tmp_path / "run" / "metrics.jsonl")[-1]
     newest = checkpoint.newest(tmp_path / "run" / "checkpoints", pytest.fail)
     assert newest is not None
     assert checkpoint.load(newest)["progress"]["best_step"] == 3  # the checkpoint knows of it
-    make(tmp_path / "run", "train.steps=3", "eval.every=99").train(resume=True)
+    debug_run(tmp_path / "run", "train.steps=3", "eval.every=99").train(resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics  # and it is not made again
 
 
 @pytest.mark.parametrize("budget", ["train.max_examples=40", "train.max_seconds=1e-6"])
 def test_a_budget_ends_a_run_with_an_evaluation_and_a_checkpoint(budget: str, tmp_path: Path) -> None:
-    make(tmp_path / "run", budget, "eval.every=99").train()
+    debug_run(tmp_path / "run", budget, "eval.every=99").train()
     rows = lines(tmp_path / "run" / "metrics.jsonl")
     assert "eval/nelbo" in rows[-1]
     step = rows[-1]["step"]
@@ -91,12 +86,12 @@ def test_a_budget_ends_a_run_with_an_evaluation_and_a_checkpoint(budget: str, tm
         assert rows[-3]["examples_seen"] < 40 <= rows[-1]["examples_seen"]
     else:
         assert step == 1
-    make(tmp_path / "run", "train.steps=12").train(resume=True)  # a budget may change
+    debug_run(tmp_path / "run", "train.steps=12").train(resume=True)  # a budget may change
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 12
 
 
 def test_a_failing_write_leaves_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path / "run", "train.steps=2").train()
+    debug_run(tmp_path / "run", "train.steps=2").train()
     before = (tmp_path / "run" / "config.yaml").read_bytes()
 
     def full(descriptor: int) -> None:
@@ -105,17 +100,17 @@ def test_a_failing_write_leaves_the_configuration(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(RunFailed, match=r"No space left.*no checkpoint yet"):
-            make(tmp_path / "run", "train.steps=4").train(resume=True)
+            debug_run(tmp_path / "run", "train.steps=4").train(resume=True)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
-    make(tmp_path / "run", "train.steps=4").train(resume=True)
+    debug_run(tmp_path / "run", "train.steps=4").train(resume=True)
     assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] == 4
 
 
 def test_a_run_that_came_and_went_meanwhile_is_not_touched(tmp_path: Path) -> None:
     late = RunFolder(tmp_path / "run")
-    config = recipes.load("debug", [*TWELVE, "train.seed=7"])
+    config = recipes.load("debug", [*TWELVE_STEPS, "train.seed=7"])
     late.check(config, resume=False)
-    make(tmp_path / "run", "train.steps=2").train()
+    debug_run(tmp_path / "run", "train.steps=2").train()
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(UserError, match="already holds a run"):
         late.open(config, {}, pytest.fail, resume=False)
@@ -123,7 +118,7 @@ def test_a_run_that_came_and_went_meanwhile_is_not_touched(tmp_path: Path) -> No
 
 
 def test_a_wrong_start_leaves_no_folder(tmp_path: Path) -> None:
-    make(tmp_path / "other", "train.steps=2", "model.dim=16").train()
+    debug_run(tmp_path / "other", "train.steps=2", "model.dim=16").train()
     assert run_cli("train", "debug", *SHORT, f"train.init={tmp_path / 'other'}", "--out", tmp_path / "run") == 2
     assert not (tmp_path / "run").exists()
 
@@ -153,19 +148,19 @@ def test_damaged_checkpoints_do_not_count_as_the_newest(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    make(tmp_path / "run").train()
-    make(tmp_path / "other", "model.dim=16").train()
+    debug_run(tmp_path / "run").train()
+    debug_run(tmp_path / "other", "model.dim=16").train()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "other" / "checkpoints").rename(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match=r"of another model: backbone.* is \(.*, 16\), here \(.*is it this run's"):
-        make(tmp_path / "run").train(resume=True)
+        debug_run(tmp_path / "run").train(resume=True)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_extending_a_run_says_what_becomes_of_its_learning_rate(
     schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make(tmp_path / "run", "train.steps=4", f"optim.schedule={schedule}").train()
-    make(tmp_path / "run", "train.steps=6", f"optim.schedule={schedule}").train(resume=True)
+    debug_run(tmp_path / "run", "train.steps=4", f"optim.schedule={schedule}").train()
+    debug_run(tmp_path / "run", "train.steps=6", f"optim.schedule={schedule}").train(resume=True)
     said = " ".join(capsys.readouterr().err.split())
     assert ("optim.schedule=cosine was of 4 steps, is of 6 steps" in said) == (schedule == "cosine")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from tests.training.test_checkpoint import assert_same
+from tests.helpers import assert_same
 from unmask import files
 from unmask.peers import Peers
 from unmask.training import checkpoint, shares

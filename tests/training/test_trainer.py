@@ -4,22 +4,14 @@ import math
 import pytest
 import torch
 
+from tests.helpers.runs import toy_trainer
 from unmask.config import recipes
 from unmask.config.registry import resolve
 from unmask.config.run import OptimConfig
 from unmask.models.attention import Attention
-from unmask.tasks.toy import Toy
 from unmask.training import trainer as trainer_module
 from unmask.training.optim import build_optimizer, learning_rate
 from unmask.training.trainer import Trainer
-
-TOY = ["task.name=toy", "data={values: 3, length: 6}", "train.batch_size=12", "train.dtype=float64"]
-
-
-def make(*overrides: str) -> Trainer:
-    config = recipes.load("debug", [*TOY, *overrides])
-    task = Toy.from_config(config.data)
-    return Trainer(config, task.tokens, task.train_stream(config.train.seed))
 
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -32,14 +24,14 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("parts", [2, 3, 12])
 def test_accumulation_gives_the_gradients_of_the_whole_batch(process: str, parts: int) -> None:
     """Raw gradients: Adam would hide a wrong factor."""
-    whole = gradients(make(f"process={process}"))
-    accumulated = gradients(make(f"process={process}", f"train.accumulate={parts}"))
+    whole = gradients(toy_trainer(f"process={process}"))
+    accumulated = gradients(toy_trainer(f"process={process}", f"train.accumulate={parts}"))
     for name, gradient in whole.items():
         assert torch.allclose(accumulated[name], gradient, rtol=1e-9, atol=1e-12), name
 
 
 def test_the_loss_is_the_mean_over_rows_of_the_mean_over_masked_tokens() -> None:
-    trainer = make("process.name=uniform")
+    trainer = toy_trainer("process.name=uniform")
     batch = trainer.process.next_batch(trainer.stream)
     loss, _ = trainer._forward_backward(batch)
     is_masked = batch.xt == 3
@@ -51,7 +43,7 @@ def test_the_loss_is_the_mean_over_rows_of_the_mean_over_masked_tokens() -> None
 
 def test_accumulated_statistics_move_the_pool_as_the_whole_batch_does() -> None:
     settings = ["process={name: puma, num_stages: 3, threshold: 0.5}"]
-    whole, parts = make(*settings), make(*settings, "train.accumulate=4")
+    whole, parts = toy_trainer(*settings), toy_trainer(*settings, "train.accumulate=4")
     for _ in range(8):
         whole.step()
         parts.step()
@@ -60,7 +52,7 @@ def test_accumulated_statistics_move_the_pool_as_the_whole_batch_does() -> None:
 
 @pytest.mark.parametrize("process", ["{name: uniform}", "{name: puma, num_stages: 3, threshold: 0.9}"])
 def test_training_learns(process: str) -> None:
-    trainer = make(f"process={process}", "train.steps=200", "train.batch_size=64", "data.sharpness=4.0")
+    trainer = toy_trainer(f"process={process}", "train.steps=200", "train.batch_size=64", "data.sharpness=4.0")
     first = trainer.step().loss.item()
     for _ in range(199):
         report = trainer.step()
@@ -68,7 +60,7 @@ def test_training_learns(process: str) -> None:
 
 
 def test_gradients_are_clipped_and_reported_before_clipping() -> None:
-    trainer = make("optim.grad_clip=1e-3")
+    trainer = toy_trainer("optim.grad_clip=1e-3")
     clipped: list[float] = []
 
     def remember(*_: object) -> None:
@@ -78,11 +70,11 @@ def test_gradients_are_clipped_and_reported_before_clipping() -> None:
     report = trainer.step()
     assert report.grad_norm > 0.1
     assert clipped == [pytest.approx(1e-3, rel=1e-2)]  # clip_grad_norm_ adds 1e-6 to the norm
-    assert make("optim.grad_clip=null").step().grad_norm.item() == pytest.approx(report.grad_norm.item())
+    assert toy_trainer("optim.grad_clip=null").step().grad_norm.item() == pytest.approx(report.grad_norm.item())
 
 
 def test_dropout_draws_from_a_state_that_is_saved() -> None:
-    trainer, other = (make("model.dropout=0.2") for _ in range(2))
+    trainer, other = (toy_trainer("model.dropout=0.2") for _ in range(2))
     for _ in range(3):
         trainer.step()
     state = copy.deepcopy(trainer.state_dict())
@@ -93,7 +85,7 @@ def test_dropout_draws_from_a_state_that_is_saved() -> None:
 
 def test_epochs_count_the_data_set() -> None:
     # 3^6 = 729 examples, batches of 12
-    assert make("train.steps=null", "train.epochs=2").num_steps == math.ceil(2 * 729 / 12)
+    assert toy_trainer("train.steps=null", "train.epochs=2").num_steps == math.ceil(2 * 729 / 12)
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
@@ -137,7 +129,7 @@ def test_attention_is_measured_once_and_then_known(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_batch_without_masks_is_legal() -> None:
-    trainer = make("process={name: uniform, masking: independent}", "train.batch_size=1", "data={length: 1}")
+    trainer = toy_trainer("process={name: uniform, masking: independent}", "train.batch_size=1", "data={length: 1}")
     reports = [trainer.step() for _ in range(12)]
     empty = [report for report in reports if not (report.batch.weight > 0).any()]
     assert empty

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.report.test_runs import run
+from tests.helpers.runs import write_run
 from unmask.cli import compare
 from unmask.lab.compare import Comparison
 from unmask.lab.report.page import _measure
@@ -21,7 +21,7 @@ def evaluated(tmp_path: Path):  # type: ignore[no-untyped-def]
     def make(*seeds: list[int]) -> RunsByMethod:
         runs = []
         for seed, steps in enumerate(seeds):
-            folder = run(tmp_path / "puma" / f"seed_{seed}", f"train.seed={seed}")
+            folder = write_run(tmp_path / "puma" / f"seed_{seed}", f"train.seed={seed}")
             (folder / "metrics.jsonl").unlink()
             metrics = MetricsFile(folder / "metrics.jsonl", 0, {})
             for step in steps:

@@ -5,21 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.runs import ACCURACY, write_run
 from unmask.config import recipes
 from unmask.errors import UserError
 from unmask.lab.report.curves import read_metrics
 from unmask.lab.report.runs import common_measures, differences, group, read_run
-from unmask.training.folder import RunFolder, to_yaml
-
-ACCURACY = {"eval/accuracy": 0.5, "eval/accuracy/ema/prob/3": 0.5, "eval/nelbo": 1.0, "eval/nelbo_stderr": 0.1}
-
-
-def run(folder: Path, *settings: str, evaluation: dict | None = None) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(recipes.load("debug", settings)))
-    row = {"step": 5, "seconds": 1.5, "examples_seen": 80} | (ACCURACY if evaluation is None else evaluation)
-    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    return folder
+from unmask.training.folder import RunFolder
 
 
 def read(*folders: Path):  # type: ignore[no-untyped-def]
@@ -28,39 +19,40 @@ def read(*folders: Path):  # type: ignore[no-untyped-def]
 
 def test_seeds_of_one_method_go_together(tmp_path: Path) -> None:
     runs = [
-        run(tmp_path / "puma" / f"seed_{seed}", f"train.seed={seed}", f"train.threads={seed + 1}") for seed in (0, 1)
+        write_run(tmp_path / "puma" / f"seed_{seed}", f"train.seed={seed}", f"train.threads={seed + 1}")
+        for seed in (0, 1)
     ]
-    runs.append(run(tmp_path / "mine", "process.num_stages=9"))
+    runs.append(write_run(tmp_path / "mine", "process.num_stages=9"))
     methods = group(read(*runs))
     assert {name: [own.seed for own in same] for name, same in methods.items()} == {"puma": [0, 1], "mine": [0]}
     assert differences(methods) == {"process.num_stages": [4, 9]}
 
 
 def test_a_setting_that_only_one_method_has(tmp_path: Path) -> None:
-    methods = group(read(run(tmp_path / "a"), run(tmp_path / "b", "process.name=uniform")))
+    methods = group(read(write_run(tmp_path / "a"), write_run(tmp_path / "b", "process.name=uniform")))
     assert differences(methods)["process.threshold"] == [0.9, None]
     assert differences(methods)["process.name"] == ["puma", "uniform"]
 
 
 def test_equal_folder_names_are_told_apart(tmp_path: Path) -> None:
-    folders = [run(tmp_path / "a" / "run"), run(tmp_path / "b" / "run", "optim.lr=1")]
+    folders = [write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run", "optim.lr=1")]
     assert list(group(read(*folders))) == [str(folder) for folder in folders]
 
 
 def test_measures_that_all_have(tmp_path: Path) -> None:
     more = {**ACCURACY, "eval/accuracy/ema/prob/1": 0.7}
-    methods = group(read(run(tmp_path / "a", evaluation=more), run(tmp_path / "b", "optim.lr=1")))
+    methods = group(read(write_run(tmp_path / "a", evaluation=more), write_run(tmp_path / "b", "optim.lr=1")))
     assert common_measures(methods) == ["eval/accuracy/ema/prob/3", "eval/nelbo"]
 
 
 def test_a_measure_that_one_run_only_ever_failed_at_is_not_common(tmp_path: Path) -> None:
     diverged = {**ACCURACY, "eval/accuracy/ema/prob/3": None}
-    methods = group(read(run(tmp_path / "a"), run(tmp_path / "b", "optim.lr=1", evaluation=diverged)))
+    methods = group(read(write_run(tmp_path / "a"), write_run(tmp_path / "b", "optim.lr=1", evaluation=diverged)))
     assert common_measures(methods) == ["eval/nelbo"]
 
 
 def test_a_run_that_is_still_training_is_named(tmp_path: Path) -> None:
-    folder = run(tmp_path / "run")
+    folder = write_run(tmp_path / "run")
     with (folder / "metrics.jsonl").open("a") as metrics:
         metrics.write("broken\n")
         metrics.write('{"step": 10, "sec')  # as far as it has been written
@@ -118,8 +110,8 @@ def test_any_broken_line_is_named(line: str, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_reported(tmp_path: Path) -> None:
-    good, toy = run(tmp_path / "good"), run(tmp_path / "toy", "task.name=toy")
-    bare = run(tmp_path / "bare", "optim.lr=1", evaluation={"train/loss": 2.0})
+    good, toy = write_run(tmp_path / "good"), write_run(tmp_path / "toy", "task.name=toy")
+    bare = write_run(tmp_path / "bare", "optim.lr=1", evaluation={"train/loss": 2.0})
     with pytest.raises(UserError, match=r"of the task sudoku, .*toy of toy"):
         group(read(good, toy))
     with pytest.raises(UserError, match=r"no evaluation in common.*good: eval/accuracy.*bare: no evaluation yet"):

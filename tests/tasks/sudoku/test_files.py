@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, EASY_SOLUTION, EMPTY, NO_SOLUTION, boards
+from tests.helpers.sudoku import CONTRADICTORY, EASY, EASY_SOLUTION, EMPTY, NO_SOLUTION, boards, save, shah_rows
 from unmask.errors import UserError
 from unmask.tasks.sudoku import formats
 from unmask.tasks.sudoku.generator import generate
@@ -14,24 +14,6 @@ from unmask.tasks.sudoku.generator import generate
 @pytest.fixture(scope="module")
 def puzzles() -> tuple[np.ndarray, np.ndarray]:
     return generate(30, givens=(30, 40), difficulty="singles", seed=0)
-
-
-def shah_rows(puzzles: np.ndarray, solutions: np.ndarray, order: str = "rcvs", base: int = 0) -> np.ndarray:
-    """[k, 81 x quadruple], givens first, written by hand."""
-    rows = []
-    for puzzle, solution in zip(puzzles, solutions, strict=True):
-        given, open_ = np.flatnonzero(puzzle), np.flatnonzero(puzzle == 0)
-        quads = []
-        for cell in [*given, *np.random.default_rng(0).permutation(open_)]:
-            fields = {"r": cell // 9 + base, "c": cell % 9 + base, "v": solution[cell], "s": 0 if puzzle[cell] else 2}
-            quads += [fields[letter] for letter in order]
-        rows.append([len(given), *quads])
-    return np.array(rows)
-
-
-def save(path: Path, array: np.ndarray) -> Path:
-    np.save(path, array)
-    return path
 
 
 @pytest.mark.parametrize("order", ["rcvs", "vrcs", "srcv", "rvcs"])

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import SHORT, lines, run_cli
-from tests.tasks.sudoku.test_files import save, shah_rows
-from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, EASY_SOLUTION, HARD, boards
+from tests.helpers.sudoku import CONTRADICTORY, EASY, EASY_SOLUTION, HARD, boards, save, shah_rows
 from unmask.errors import UserError
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.board import Symmetry

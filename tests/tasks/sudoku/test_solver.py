@@ -5,23 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.sudoku import CONTRADICTORY, EASY, EASY_SOLUTION, EMPTY, HARD, NO_SOLUTION, boards
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.board import UNITS, is_solution, keeps_givens
 from unmask.tasks.sudoku.generator import random_grids
 from unmask.tasks.sudoku.solver import is_singles_solvable, propagate, solve, to_boards, to_candidates
-
-EASY = "530070000600195000098000060800060003400803001700020006060000280000419005000080079"
-EASY_SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
-# Inkala's "hardest": needs much search.
-HARD = "800000000003600000070090200050007000000045700000100030001000068008500010090000400"
-# Two rectangles of the easy solution's digits emptied until several solutions remain.
-EMPTY = "0" * 81
-CONTRADICTORY = "55" + "0" * 79
-NO_SOLUTION = "123456780000000009" + "0" * 63  # the last cell of row 1 has no digit left
-
-
-def boards(*texts: str) -> np.ndarray:
-    return np.stack([board.parse(text, "test") for text in texts])
 
 
 def backtrack(cells: list[int], limit: int) -> int:

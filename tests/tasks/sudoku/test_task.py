@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tasks.sudoku.test_solver import CONTRADICTORY, EASY, EASY_SOLUTION, HARD, NO_SOLUTION, boards
+from tests.helpers.sudoku import CONTRADICTORY, EASY, EASY_SOLUTION, HARD, NO_SOLUTION, boards
 from unmask.errors import UserError
 from unmask.tasks.sudoku import board, grading
 from unmask.tasks.sudoku.board import PuzzleSet, augment

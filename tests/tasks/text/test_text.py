@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.text import byte_level, save_tokenizer, word_piece, write_lines
 from tests.helpers import SHORT, lines, run_cli
+from tests.helpers.text import byte_level, save_tokenizer, word_piece, write_lines
 from unmask.config import recipes
 from unmask.data.prepare import PrepareSettings, prepare
 from unmask.data.prepare.documents import standard_library
