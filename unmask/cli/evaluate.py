@@ -27,25 +27,23 @@ from unmask.types import CleanBatch
 def evaluate(
     run: options.Run,
     data: Annotated[
-        Path | None, typer.Option(help="Examples from a file; the run's held-out ones unless given.")
+        Path | None, typer.Option(help="File of examples to evaluate on (default: the run's held-out examples).")
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="What the examples are, if not what the run was trained on: gsm8k.")
-    ] = None,
+    task: Annotated[str | None, typer.Option(help="Task of the examples, such as gsm8k (default: the run's).")] = None,
     decoder: Annotated[list[str] | None, typer.Option(help=options.DECODER_HELP + " May be repeated.")] = None,
     examples: Annotated[
-        int | None, typer.Option(min=1, help="How many; all of a file, or eval.examples, unless given.")
+        int | None, typer.Option(min=1, help="Number of examples (default: all of a file, or eval.examples).")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A new file of JSON lines: each example, its answer, what is right about it; or each sample."
+            help="New file of JSON lines: each example, its answer and its grades; or each sample (default: none)."
         ),
     ] = None,
     corpus: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Of text: another corpus, a file, a folder or a store, for zero-shot perplexity; --examples or "
+            help="For text: another corpus (file, folder or store) for zero-shot perplexity, on --examples or "
             "eval.examples rows of it. May be repeated."
         ),
     ] = None,
@@ -53,22 +51,23 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Of text: draw samples (as --decoder says), and score them under the Hugging Face model in FOLDER.",
+            help="For text: draw samples with --decoder, and score them under the Hugging Face model in FOLDER.",
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="How many: 64 unless given; of each prompt, 1 unless given.")
+        int | None, typer.Option(min=1, help="Samples to draw (default: 64; with --prompts, 1 for each prompt).")
     ] = None,
     prompt_file: Annotated[
-        str | None, typer.Option("--prompts", metavar="FILE", help="What samples continue, as for `unmask decode`.")
+        str | None,
+        typer.Option("--prompts", metavar="FILE", help="Prompts that samples fill in, as in `unmask decode`."),
     ] = None,
     weights: options.Weights = None,
     step: options.Step = "last",
     device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Evaluate a run: NELBO under uniform masks (a causal model: NLL), and accuracy for each decoder; of running text,
-    perplexity and bits per byte.
+    """Evaluate a run: NELBO under uniform masks (for a causal model the exact NLL), and accuracy for each decoder; for
+    running text also perplexity and bits per byte.
 
     Examples:
 

@@ -40,16 +40,16 @@ def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder
     if text is None:
         return base
     where = f"{option} {text}"
-    asked: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for number, part in enumerate(re.split(r",(?![^\[]*\])", text)):  # not at commas within a list
         key, equals, value = part.partition("=")
         if not equals and number == 0:
             key, value = "order", part
         elif not equals:
             raise UserError(f"{where}: {part!r} is not key=value")
-        asked[key.removeprefix("decode.")] = _parse_value(value, where)
+        given[key.removeprefix("decode.")] = _parse_value(value, where)
     settings = base.model_dump()
-    recipes.merge(settings, recipes.rename_keys(asked), DecodeConfig)
+    recipes.merge(settings, recipes.rename_keys(given), DecodeConfig)
     try:
         return check_section(DecodeConfig, settings, "decode")
     except UserError as error:

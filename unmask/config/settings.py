@@ -63,7 +63,7 @@ class Section(BaseModel):
 
 
 def name_of(section: Section) -> str:
-    """What a `data`, `model` or `process` section says its component is."""
+    """Returns the name of the component of a `data`, `model` or `process` section."""
     return str(section.model_dump()["name"])
 
 
@@ -100,7 +100,7 @@ def as_section(section: type[SectionT], config: SectionT | None, settings: dict[
 
 
 def check_into(section: type[Section], value: Any, prefix: str, problems: list[str]) -> Section | None:
-    """As `check_section`, but adds to `problems` what is wrong, and returns None."""
+    """Checks one section. If it is wrong, adds the error to `problems` and returns None."""
     try:
         return check_section(section, value, prefix)
     except UserError as error:
@@ -122,7 +122,7 @@ def _explain(section: type[Section], detail: Any, prefix: str) -> str:
 
 
 def unknown(key: str, valid: list[str]) -> str:
-    """What to say of an unknown key."""
+    """Words the error for an unknown key, with the nearest valid one."""
     close = [name for name in valid if name.startswith(key)] or difflib.get_close_matches(key, valid, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(valid)}"
     return f"unknown key {key}; {hint}"

@@ -117,16 +117,16 @@ def _draw_uniform(
 
 def find_decoding_masks(decoder: Decoder, examples: CleanBatch, trainer: Trainer) -> Canvases:
     """Records the masks of every decoding step; for a block model, those of the block that is being decoded."""
-    witness, device = RecordingDecoder(decoder), trainer.device
+    recorder, device = RecordingDecoder(decoder), trainer.device
     with torch.no_grad(), autocast(trainer.dtype, device):
-        witness.decode(examples.masked(decoder.mask_id).repeat(DECODINGS, 1).to(device))
+        recorder.decode(examples.masked(decoder.mask_id).repeat(DECODINGS, 1).to(device))
     steps = []
-    for said in witness.said:
-        is_masked = said.xt == decoder.mask_id
-        is_asked = torch.zeros(is_masked.numel(), dtype=torch.bool).index_fill(0, said.at, True).view(is_masked.shape)
+    for step in recorder.said:
+        is_masked = step.xt == decoder.mask_id
+        is_asked = torch.zeros(is_masked.numel(), dtype=torch.bool).index_fill(0, step.at, True).view(is_masked.shape)
         num_blocks = count_blocks(is_masked.shape[1], trainer.model.block_size)
         is_open = in_blocks(is_masked & is_asked, num_blocks).any(dim=-1, keepdim=True)
-        steps.append((said.rows, (in_blocks(is_masked, num_blocks) & is_open).flatten(1)))
+        steps.append((step.rows, (in_blocks(is_masked, num_blocks) & is_open).flatten(1)))
     return group_by_canvas(steps, len(examples), trainer.model.block_size)
 
 

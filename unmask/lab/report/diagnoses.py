@@ -94,11 +94,13 @@ def overfitting(diagnoses: Diagnoses) -> TextTable | None:
     return TextTable("Known by heart?", (*columns, "held out minus that"), rows) if rows else None
 
 
-_Drawn = tuple[str, Sequence[tuple[float, float, float]], bool]
+_LabelledPoints = tuple[str, Sequence[tuple[float, float, float]], bool]
 """What is added to the method's name, (x, y, standard error), and True for a reference line."""
 
 
-def _lines(methods: RunsByMethod, diagnoses: Diagnoses, curves: Callable[[Diagnosis], Iterator[_Drawn]]) -> list[Line]:
+def _lines(
+    methods: RunsByMethod, diagnoses: Diagnoses, curves: Callable[[Diagnosis], Iterator[_LabelledPoints]]
+) -> list[Line]:
     lines = []
     for number, name in enumerate(methods):
         for what, points, is_reference in curves(diagnoses.found[name]) if name in diagnoses.found else ():
@@ -109,12 +111,12 @@ def _lines(methods: RunsByMethod, diagnoses: Diagnoses, curves: Callable[[Diagno
     return lines
 
 
-def _by_rate(found: Diagnosis) -> Iterator[_Drawn]:
+def _by_rate(found: Diagnosis) -> Iterator[_LabelledPoints]:
     if found.nll:
         yield "", _binned(found.nll.rate), False
 
 
-def _by_distance(found: Diagnosis) -> Iterator[_Drawn]:
+def _by_distance(found: Diagnosis) -> Iterator[_LabelledPoints]:
     if found.nll:
         yield "", _binned(found.nll.distance), False
         yield ", 40 % to 60 % masked", _binned(found.nll.distance_middle), True
@@ -124,13 +126,13 @@ def _binned(bins: Sequence[Bin]) -> list[tuple[float, float, float]]:
     return [(own.at, own.value, own.stderr) for own in bins if own.tokens >= LEAST_TOKENS and own.high < NOWHERE]
 
 
-def _by_mismatch(found: Diagnosis) -> Iterator[_Drawn]:
+def _by_mismatch(found: Diagnosis) -> Iterator[_LabelledPoints]:
     if found.mismatch:
         yield ", training", _at_shares(found.mismatch.trained.by_share), False
         yield ", uniform masks", _at_shares(found.mismatch.uniform.by_share), True
 
 
-def _by_noise(found: Diagnosis) -> Iterator[_Drawn]:
+def _by_noise(found: Diagnosis) -> Iterator[_LabelledPoints]:
     if found.noise:
         middle = [((own.low + own.high) / 2, own) for own in found.noise.bins]
         yield "", _at_shares([(share, own.scale) for share, own in middle if own.is_measured]), False

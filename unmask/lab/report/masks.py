@@ -66,13 +66,13 @@ def measure_decoding_masks(
     decoder: Decoder, examples: CleanBatch, *, block_size: int | None, dtype: str, device: torch.device
 ) -> MaskStatistics:
     """Measures the canvases of every decoding step of `examples`; for a block model, the block being decoded."""
-    witness = RecordingDecoder(decoder)
+    recorder = RecordingDecoder(decoder)
     with autocast(dtype, device):
-        witness.decode(examples.masked(decoder.mask_id).to(device))
+        recorder.decode(examples.masked(decoder.mask_id).to(device))
     seen = []
-    for said in witness.said:
-        top1 = said.top1.new_zeros(said.xt.numel()).scatter(0, said.at, said.top1).view(said.xt.shape)
-        seen.append(_canvas_statistics(said.xt == decoder.mask_id, top1, block_size))
+    for step in recorder.said:
+        top1 = step.top1.new_zeros(step.xt.numel()).scatter(0, step.at, step.top1).view(step.xt.shape)
+        seen.append(_canvas_statistics(step.xt == decoder.mask_id, top1, block_size))
     return _concatenate(seen)
 
 
