@@ -2,7 +2,6 @@
 
 from unmask.config.run import RunConfig
 from unmask.decoding.build import build_decoder
-from unmask.decoding.causal import CausalDecoder
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, predictor_from_logits
 from unmask.decoding.sampling import Sampling
@@ -23,7 +22,6 @@ Steps = NumSteps
 
 __all__ = [
     "Ask",
-    "CausalDecoder",
     "CleanBatch",
     "CosineSteps",
     "DecodeConfig",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.decoding import LENGTH, MASK, TOKENS, decode, denoiser, prompts, same
-from unmask.decoding.build import in_any_order
+from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.windows import Blocks, BlockWindow, DualWindow, PrefixWindow
 from unmask.errors import UserError
@@ -144,14 +144,14 @@ def test_a_cache_that_a_model_cannot_have_is_refused(
     model_settings: dict[str, object], settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        in_any_order(DecodeConfig(**settings), denoiser(**model_settings), TOKENS)
+        build_decoder(DecodeConfig(**settings), denoiser(**model_settings), TOKENS)
 
 
 @pytest.mark.parametrize("model_settings", [{}, {"block_size": 4}])
 def test_guidance_is_that_of_the_logits(model_settings: dict[str, object]) -> None:
     """One step: `(1 + w) log p(. | prompt) - w log p(.)` at every masked position, of whatever prompt."""
     model, xt, scale = denoiser(**model_settings), prompts()[:4], 1.5
-    decoder = in_any_order(DecodeConfig(guidance=scale, steps=1, stop_early=False), model, TOKENS)
+    decoder = build_decoder(DecodeConfig(guidance=scale, steps=1, stop_early=False), model, TOKENS)
     first = next(state for number, state in enumerate(decoder.steps(xt)) if number == 1)
     at = ((xt == MASK) & (first.reveal_step == 0)).flatten().nonzero().squeeze(1)
     with torch.no_grad():

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from unmask.decoding.build import build_decoder
-from unmask.decoding.causal import CausalDecoder
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.sampling import Sampling
@@ -34,6 +33,10 @@ def causal(**settings: object) -> Denoiser:
     return Denoiser(backbone, mask_id=MASK, alignment="next").double().eval()
 
 
+def decoder(model: Denoiser, *, stop_early: bool = False, **settings: object) -> Decoder:
+    return build_decoder(DecodeConfig(order="left_to_right", stop_early=stop_early, **settings), model, TOKENS)
+
+
 def prompts(lengths: tuple[int, ...] = (3, 7, 1, 12, 15, 9)) -> Tensor:
     x0 = torch.randint(0, EOS, (len(lengths), TOKENS.length), generator=torch.Generator().manual_seed(0))
     return torch.where(torch.arange(TOKENS.length) < torch.tensor(lengths).unsqueeze(1), x0, MASK)
@@ -44,7 +47,7 @@ def prompts(lengths: tuple[int, ...] = (3, 7, 1, 12, 15, 9)) -> Tensor:
 def test_the_cache_changes_nothing(kind: str, temperature: float) -> None:
     """The decoder without a cache reads the whole canvas again for every token."""
     model, xt = causal(**SETTINGS[kind]), prompts()
-    cached = CausalDecoder(model, MASK, sampling=Sampling(temperature)).decode(xt)
+    cached = decoder(model, temperature=temperature).decode(xt)
     plain = Decoder(model.predict, MASK, order="left_to_right", sampling=Sampling(temperature)).decode(xt)
     for name in vars(plain):
         assert torch.equal(getattr(cached, name), getattr(plain, name)), name
@@ -52,17 +55,18 @@ def test_the_cache_changes_nothing(kind: str, temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_does_not_depend_on_its_batch(temperature: float) -> None:
-    decoder, xt = CausalDecoder(causal(), MASK, eos_id=EOS, sampling=Sampling(temperature)), prompts()
-    together = decoder.decode(xt)
+    own, xt = decoder(causal(), stop_early=True, temperature=temperature), prompts()
+    together = own.decode(xt)
     for row in range(len(xt)):
-        alone = decoder.decode(xt[row : row + 1], torch.tensor([row]))
-        assert torch.equal(alone.tokens[0], together.tokens[row])
+        alone = own.decode(xt[row : row + 1], torch.tensor([row]))
+        for name in vars(alone):
+            assert torch.equal(getattr(alone, name)[0], getattr(together, name)[row]), name
 
 
 def test_a_row_ends_where_it_says_so_and_costs_no_more() -> None:
     xt = prompts()
-    free = CausalDecoder(causal(), MASK, sampling=Sampling(1.5)).decode(xt)
-    ended = CausalDecoder(causal(), MASK, eos_id=EOS, sampling=Sampling(1.5)).decode(xt)
+    free = decoder(causal(), temperature=1.5).decode(xt)
+    ended = decoder(causal(), temperature=1.5, stop_early=True).decode(xt)
     has_ended = 0
     for row, given in enumerate((xt != MASK).sum(-1).tolist()):
         said = free.tokens[row, given:].tolist()
@@ -77,8 +81,7 @@ def test_a_row_ends_where_it_says_so_and_costs_no_more() -> None:
 def test_states_are_the_canvases_in_between() -> None:
     xt = prompts((2, 14))
     states: list[Decoded] = [
-        Decoded(**{name: value.clone() for name, value in vars(state).items()})
-        for state in CausalDecoder(causal(), MASK).steps(xt)
+        Decoded(**{name: value.clone() for name, value in vars(state).items()}) for state in decoder(causal()).steps(xt)
     ]
     assert torch.equal(states[0].tokens, xt)
     assert len(states) == 15
@@ -88,15 +91,22 @@ def test_states_are_the_canvases_in_between() -> None:
 
 def test_nothing_to_do_is_done() -> None:
     xt = prompts((16, 16))
-    decoded = CausalDecoder(causal(), MASK, eos_id=EOS).decode(xt)
+    decoded = decoder(causal(), stop_early=True).decode(xt)
     assert torch.equal(decoded.tokens, xt)
     assert decoded.nfe.tolist() == [0, 0]
+
+
+def test_every_token_is_read_once() -> None:
+    model, read = causal(), []
+    model.backbone.embedding.register_forward_hook(lambda _, inputs, __: read.append(tuple(inputs[0].shape)))
+    decoder(model).decode(prompts((3, 14)))
+    assert read == [(2, 14), (2, 1), *[(1, 1)] * 11]  # the prompts, padded to the longest; then the rows that are open
 
 
 @pytest.mark.parametrize("canvas", [[MASK] * 16, [1, MASK, 2] + [MASK] * 13])
 def test_other_canvases_are_refused(canvas: list[int]) -> None:
     with pytest.raises(UserError, match="follows a prompt"):
-        CausalDecoder(causal(), MASK).decode(torch.tensor([canvas]))
+        decoder(causal()).decode(torch.tensor([canvas]))
 
 
 def test_what_is_sampled_follows_the_model() -> None:
@@ -104,7 +114,7 @@ def test_what_is_sampled_follows_the_model() -> None:
     model = causal()
     xt = torch.full((4000, 16), 1)
     xt[:, 14:] = MASK
-    tokens = CausalDecoder(model, MASK, sampling=Sampling(1.0)).decode(xt).tokens[:, 14:]
+    tokens = decoder(model, temperature=1.0).decode(xt).tokens[:, 14:]
     pairs = torch.tensor(list(product(range(9), repeat=2)))
     canvas = torch.full((81, 16), 1)
     canvas[:, 14:] = pairs
@@ -119,7 +129,7 @@ def test_what_is_sampled_follows_the_model() -> None:
 
 
 WRONG = [
-    {"confidence": "prob"},
+    {"order": "prob"},
     {"tokens_per_step": 2},
     {"steps": 5},
     {"threshold": 0.9},
@@ -134,20 +144,19 @@ WRONG = [
 
 @pytest.mark.parametrize("setting", WRONG)
 def test_a_causal_model_has_one_order(setting: dict[str, object]) -> None:
-    config = DecodeConfig(**{"confidence": "left_to_right"} | setting)
+    config = DecodeConfig(**{"order": "left_to_right"} | setting)
     with pytest.raises(UserError, match=f"decode.{next(iter(setting))}="):
         build_decoder(config, causal(), TOKENS)
 
 
 def test_the_decoder_is_the_models() -> None:
-    config = DecodeConfig(confidence="left_to_right", temperature=0.5, seed=3, top_k=2, top_p=0.9, forbid=[4, 1])
+    config = DecodeConfig(order="left_to_right", temperature=0.5, seed=3, top_k=2, top_p=0.9, forbid=[4, 1])
     built = build_decoder(config, causal(), TOKENS)
-    assert isinstance(built, CausalDecoder)
     assert built.eos_id == EOS
+    assert built.block_size == 1
     assert built.sampling == Sampling(temperature=0.5, seed=3, top_k=2, top_p=0.9, forbidden=(1, 4))
-    assert isinstance(build_decoder(config, causal(causal=False), TOKENS), Decoder)
+    assert build_decoder(config, causal(causal=False), TOKENS).block_size is None
     endless = build_decoder(config.model_copy(update={"stop_early": False}), causal(), TOKENS)
-    assert isinstance(endless, CausalDecoder)
     assert endless.eos_id is None
 
 
@@ -155,4 +164,4 @@ def test_the_decoder_is_the_models() -> None:
 def test_tokens_that_cannot_be_forbidden(forbid: list[int], why: str) -> None:
     for model in (causal(), causal(causal=False)):
         with pytest.raises(UserError, match=why):
-            build_decoder(DecodeConfig(confidence="left_to_right", forbid=forbid), model, TOKENS)
+            build_decoder(DecodeConfig(order="left_to_right", forbid=forbid), model, TOKENS)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tests.helpers import chi_square, exact, toy
 from tests.helpers.decoding import partly_given
-from unmask.decoding.build import in_any_order
+from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, predictor_from_logits
 from unmask.decoding.remasking import P2, RemdmRescale
@@ -178,11 +178,11 @@ def test_nothing_to_decode_costs_nothing(model) -> None:  # type: ignore[no-unty
 
 def test_the_settings_reach_the_decoder(model) -> None:  # type: ignore[no-untyped-def]
     config = DecodeConfig(confidence="margin", steps=5, temperature=0.3, confidence_noise=0.5, seed=9, block_size=7)
-    decoder = in_any_order(config, model, TOKENS)
+    decoder = build_decoder(config, model, TOKENS)
     assert (decoder.order, decoder.rule, decoder.sampling) == ("margin", NumSteps(5), Sampling(0.3, seed=9))
     assert (decoder.confidence_noise, decoder.block_size, decoder.remasking) == (0.5, 7, None)
-    assert in_any_order(DecodeConfig(tokens_per_step=3), model, TOKENS).rule == Fixed(3)
-    assert in_any_order(DecodeConfig(steps=4, remask="p2", remask_eta=0.5), model, TOKENS).remasking == P2(0.5)
+    assert build_decoder(DecodeConfig(tokens_per_step=3), model, TOKENS).rule == Fixed(3)
+    assert build_decoder(DecodeConfig(steps=4, remask="p2", remask_eta=0.5), model, TOKENS).remasking == P2(0.5)
 
 
 def test_tokens_of_32_bits_are_decoded_as_those_of_64() -> None:

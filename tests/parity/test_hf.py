@@ -11,7 +11,8 @@ from torch import Tensor
 
 import unmask
 from tests.helpers import SHORT, run_cli
-from unmask.decoding.causal import CausalDecoder
+from unmask.decoding.build import build_decoder
+from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
@@ -130,7 +131,9 @@ def test_a_trained_llama_goes_on_as_its_reference_does(tiny_llama: Path) -> None
     model = ours(tiny_llama / "hf", **CAUSAL)
     assert torch.equal(next_logits(model, ids).argmax(-1), ids[:, 1:])
     prompt = torch.where(torch.arange(ids.shape[1]) < 3, ids, model.mask_id)
-    assert torch.equal(CausalDecoder(model, model.mask_id).decode(prompt).tokens, ids)
+    tokens = TokenSpec(vocab_size=model.mask_id + 1, length=ids.shape[1], mask_id=model.mask_id)
+    decoder = build_decoder(DecodeConfig(order="left_to_right"), model, tokens)
+    assert torch.equal(decoder.decode(prompt).tokens, ids)
 
 
 # --- the vocabulary --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.cli import options
-from unmask.decoding.build import AnyDecoder
+from unmask.decoding.decoder import Decoder
 from unmask.errors import UserError
 from unmask.files import parse_object
 from unmask.progress import console
@@ -40,7 +40,7 @@ class Prompts:
             number, sample = row // num_samples, row % num_samples
             yield PromptBatch(self.canvases[number], self.keys[number] + sample * _SEEDS, sample)
 
-    def check(self, decoder: AnyDecoder) -> None:
+    def check(self, decoder: Decoder) -> None:
         """Checks, before any work, that the decoder can finish every prompt.
 
         Raises:

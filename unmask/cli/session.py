@@ -13,7 +13,6 @@ from jaxtyping import Int
 from rich.live import Live
 from torch import Tensor
 
-from unmask.decoding.build import in_any_order
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.trace import trace
 from unmask.models.precision import autocast
@@ -67,9 +66,8 @@ class DecodeSession:
     ) -> list[Answer]:
         """Fills in the canvases as `decode` does, and keeps every step."""
         device = self.run.device
-        decoder = in_any_order(self.settings, self.run.model, self.run.tokens)
         with autocast(self.dtype, device):
-            tokens, steps = trace(decoder, canvases.to(device), keys.to(device))
+            tokens, steps = trace(self.decoder, canvases.to(device), keys.to(device))
         update(int((canvases == self.decoder.mask_id).sum()))
         return [Answer(own, len(each), each) for own, each in zip(tokens, steps, strict=True)]
 

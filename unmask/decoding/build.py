@@ -1,13 +1,11 @@
 """The decoder that a model and a configuration call for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.decoding.causal import CausalDecoder
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.remasking import REMASKINGS
@@ -15,6 +13,7 @@ from unmask.decoding.sampling import Sampling
 from unmask.decoding.windows import (
     BlockWindow,
     Cached,
+    CausalWindow,
     DualWindow,
     FullCanvas,
     Guided,
@@ -27,45 +26,23 @@ from unmask.decoding.windows import (
 )
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
-from unmask.types import Decoded, TokenSpec
+from unmask.types import TokenSpec
 
 
-@runtime_checkable
-class AnyDecoder(Protocol):
-    """What `unmask` asks of a decoder; see `Decoder`."""
-
-    @property
-    def mask_id(self) -> int: ...
-
-    def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded: ...
-
-    def steps(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Iterator[Decoded]: ...
-
-
-def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> AnyDecoder:
-    """Left to right and with a cache for a causal model; in any order for the others.
+def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> Decoder:
+    """Builds the decoder of `config` for `model`; a causal model's reads each token once.
 
     Raises:
-        UserError: the model cannot do what is asked.
+        UserError: an order, blocks, a cache or guidance that the model cannot have, or forbidden tokens that are not
+            there.
     """
-    if not model.is_causal:
-        return in_any_order(config, model, tokens)
-    _check_causal(config)
-    _check_forbidden(config.forbid, tokens)
-    eos_id = tokens.eos_id if config.stop_early else None
-    return CausalDecoder(model, tokens.mask_id, eos_id=eos_id, sampling=Sampling.from_config(config))
-
-
-def in_any_order(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> Decoder:
-    """A decoder that can do all but remember what a causal model has read.
-
-    Raises:
-        UserError: blocks, a cache or guidance that the model cannot have, or forbidden tokens that are not there.
-    """
+    if model.is_causal:
+        _check_causal(config)
     _check_blocks(config, model, tokens)
     _check_guidance(config, model)
     _check_forbidden(config.forbid, tokens)
-    can_end = config.stop_early and config.remask == "none" and tokens.pad_id == tokens.eos_id
+    pads_with_eos = model.is_causal or tokens.pad_id == tokens.eos_id
+    can_end = config.stop_early and config.remask == "none" and pads_with_eos
     return Decoder(
         model.predict,
         tokens.mask_id,
@@ -73,18 +50,11 @@ def in_any_order(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> De
         rule=config.rule(),
         sampling=Sampling.from_config(config),
         confidence_noise=config.confidence_noise,
-        block_size=model.block_size or config.block_size,
+        block_size=1 if model.is_causal else model.block_size or config.block_size,
         eos_id=tokens.eos_id if can_end else None,
         remasking=REMASKINGS[config.remask](config.remask_eta) if config.remask != "none" else None,
         reading=_reading(config, model),
     )
-
-
-_WINDOWS: dict[str, Callable[[Int[Tensor, "B L"], int | None], Window]] = {
-    "block": lambda xt, every: BlockWindow(xt),
-    "prefix": PrefixWindow,
-    "dual": DualWindow,
-}
 
 
 def _reading(config: DecodeConfig, model: Denoiser) -> Reading | None:
@@ -92,15 +62,24 @@ def _reading(config: DecodeConfig, model: Denoiser) -> Reading | None:
         return partial(Guided, model, config.guidance)
     if model.is_self_conditioned:
         return lambda xt: SelfConditioned(_states(config, model, xt), xt)
-    if config.cache != "none" or model.block_size is not None:
+    if config.cache != "none" or model.block_size is not None or model.is_causal:
         return lambda xt: _states(config, model, xt)
     return None
 
 
 def _states(config: DecodeConfig, model: Denoiser, xt: Int[Tensor, "B L"]) -> InHiddenStates:
+    if model.is_causal:
+        return Cached(model, CausalWindow(xt, model.mask_id), xt)
     if config.cache != "none":
         return Cached(model, _WINDOWS[config.cache](xt, config.refresh_every), xt)
     return FullCanvas(model) if model.block_size is None else UpToBlock(model)
+
+
+_WINDOWS: dict[str, Callable[[Int[Tensor, "B L"], int | None], Window]] = {
+    "block": lambda xt, every: BlockWindow(xt),
+    "prefix": PrefixWindow,
+    "dual": DualWindow,
+}
 
 
 def _check_blocks(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> None:

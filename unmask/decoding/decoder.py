@@ -39,39 +39,61 @@ def predictor_from_logits(model: Callable[[Tensor], Tensor], mask_id: int) -> Pr
 
 @dataclass
 class _Rows:
-    """What is known of rows while they are decoded; `keep` leaves those that are still open."""
+    """The state of the rows that are being decoded; `keep` drops those that are finished."""
 
     number: Int[Tensor, "b"]
     """Which of the B rows these are."""
     prompt: Int[Tensor, "b"]
     xt: Int[Tensor, "b L"]
     step: Int[Tensor, "b"]
+    num_masked: Int[Tensor, "b"]
     num_masked_at_start: Int[Tensor, "b"]
     last_given: Int[Tensor, "b"]
     """The last position that was given; -1 where none was."""
     is_given: Bool[Tensor, "b L"]
+    reveal_step: Int[Tensor, "b L"]
     confidence: Float[Tensor, "b L"]
-    """Of each revealed position, when it was revealed."""
+    """The largest probability at each revealed position, when it was revealed; kept for remasking alone."""
 
     @staticmethod
     def of(xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None, mask_id: int) -> "_Rows":
         number = torch.arange(len(xt), device=xt.device)
         is_given = xt != mask_id
         position = torch.arange(xt.shape[1], device=xt.device)
+        num_masked = (~is_given).sum(dim=-1)
         return _Rows(
             number=number,
             prompt=number if prompt is None else prompt,
             xt=xt.clone(),
             step=torch.zeros_like(number),
-            num_masked_at_start=(~is_given).sum(dim=-1),
+            num_masked=num_masked,
+            num_masked_at_start=num_masked,
             last_given=torch.where(is_given, position, -1).amax(dim=-1),
             is_given=is_given,
+            reveal_step=torch.full_like(xt, -1),
             confidence=torch.zeros(xt.shape, dtype=torch.float64, device=xt.device),
         )
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
         for name, value in vars(self).items():
             setattr(self, name, value[rows])
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The W positions of each row that a step looks at: its block, or all where any may be masked again."""
+
+    blocks: Blocks
+    position: Int[Tensor, "b W"]
+    tokens: Int[Tensor, "b W"]
+    eligible: Bool[Tensor, "b W"]
+    """Masked, and in the row's block."""
+    is_asked: Bool[Tensor, "b W"]
+    is_revealed: Bool[Tensor, "b W"]
+
+    def to_dense(self, values: Float[Tensor, "M"]) -> Float[Tensor, "b W"]:
+        """`values` where the model was asked, `-inf` elsewhere."""
+        return values.new_full(self.is_asked.shape, -torch.inf).masked_scatter(self.is_asked, values)
 
 
 @dataclass(frozen=True)
@@ -122,12 +144,12 @@ class Decoder:
         """
         xt = xt.long()
         rows = _Rows.of(xt, prompt, self.mask_id)
-        done = Decoded(tokens=rows.xt.clone(), nfe=rows.step.clone(), reveal_step=torch.full_like(xt, -1))
+        done = Decoded(tokens=rows.xt.clone(), nfe=rows.step.clone(), reveal_step=rows.reveal_step.clone())
         reader = NoCache(self.predict) if self.reading is None else self.reading(xt)
         yield done
         before = torch.full_like(rows.number, xt.shape[1] + 1)
         while True:
-            left = (rows.xt == self.mask_id).sum(dim=-1)
+            left = rows.num_masked
             are_open, is_stuck = torch.stack([(left > 0).all(), (left >= before).any()]).tolist()
             if is_stuck and self.remasking is None:
                 raise UserError("a step filled in nothing: the rule revealed no position, or the mask was written")
@@ -135,108 +157,116 @@ class Decoder:
                 still = (left > 0).nonzero().squeeze(1)
                 rows.keep(still)
                 reader.keep(still)
-                left = left[still]
             if not len(rows.number):
                 return
-            before = left
-            is_new = self._step(rows, reader)
-            step = done.reveal_step[rows.number].masked_fill(rows.xt == self.mask_id, -1)
-            done.reveal_step[rows.number] = torch.where(is_new, rows.step.unsqueeze(1), step)
-            rows.step += 1
+            before = rows.num_masked
+            self._step(rows, reader)
             done.tokens[rows.number] = rows.xt
             done.nfe[rows.number] = rows.step
+            done.reveal_step[rows.number] = rows.reveal_step
             yield done
 
-    def _step(self, rows: _Rows, reader: Reader) -> Bool[Tensor, "b L"]:
-        """One forward pass for rows that all have something masked; returns what it revealed."""
-        is_masked = rows.xt == self.mask_id
-        blocks = self._blocks(is_masked)
-        position = torch.arange(rows.xt.shape[1], device=rows.xt.device)
-        is_in_block = (position >= blocks.start.unsqueeze(1)) & (position < blocks.stop.unsqueeze(1))
-        eligible = is_masked & is_in_block
-        is_asked = eligible
-        if self.remasking is not None and self.remasking.reads_revealed:
-            is_asked = ~rows.is_given & is_in_block
-        answer = self._ask(rows, reader, is_asked, blocks)
-        state = self._state(rows, answer, is_asked, eligible)
+    def _step(self, rows: _Rows, reader: Reader) -> None:
+        """Takes rows that all have something masked one forward pass further."""
+        span = self._span(rows)
+        answer = self._query(rows, span, reader)
+        state = self._state(rows, span, answer)
         if self.remasking is None:
-            is_new, is_again = self.rule(state), torch.zeros_like(is_masked)
+            is_new, is_again = self.rule(state), None
         else:
-            is_new, is_again = self.remasking(state, self._revealed(rows, answer, is_asked, is_masked), self.rule)
-        values = rows.xt.masked_scatter(is_asked, answer.values)
-        rows.xt = torch.where(is_new, values, rows.xt).masked_fill(is_again, self.mask_id)
-        rows.confidence = torch.where(is_new, state.top1.double(), rows.confidence)
-        return is_new | self._finish(rows)
+            is_new, is_again = self.remasking(state, self._revealed(rows, span, answer), self.rule)
+        tokens = torch.where(is_new, span.tokens.masked_scatter(span.is_asked, answer.values), span.tokens)
+        reveal_step = torch.where(is_new, rows.step.unsqueeze(1), rows.reveal_step.gather(1, span.position))
+        if is_again is not None:
+            tokens, reveal_step = tokens.masked_fill(is_again, self.mask_id), reveal_step.masked_fill(is_again, -1)
+            rows.confidence = torch.where(is_new, state.top1.double(), rows.confidence)
+        rows.xt = rows.xt.scatter(1, span.position, tokens)
+        rows.reveal_step = rows.reveal_step.scatter(1, span.position, reveal_step)
+        if self.eos_id is not None:
+            self._pad(rows, self.eos_id)
+        rows.num_masked = (rows.xt == self.mask_id).sum(dim=-1)
+        rows.step += 1
+
+    def _span(self, rows: _Rows) -> _Span:
+        length = rows.xt.shape[1]
+        blocks = self._blocks(rows.xt == self.mask_id)
+        width = length if self.remasking is not None else min(self.block_size or length, length)
+        first = blocks.start.clamp(max=length - width)  # the last block may be shorter
+        position = first.unsqueeze(1) + torch.arange(width, device=first.device)
+        tokens = rows.xt.gather(1, position)
+        is_masked = tokens == self.mask_id
+        is_in_block = (position >= blocks.start.unsqueeze(1)) & (position < blocks.stop.unsqueeze(1))
+        is_given = rows.is_given.gather(1, position)
+        eligible = is_masked & is_in_block
+        reads_revealed = self.remasking is not None and self.remasking.reads_revealed
+        return _Span(
+            blocks=blocks,
+            position=position,
+            tokens=tokens,
+            eligible=eligible,
+            is_asked=~is_given & is_in_block if reads_revealed else eligible,
+            is_revealed=~is_masked & ~is_given,
+        )
 
     def _blocks(self, is_masked: Bool[Tensor, "b L"]) -> Blocks:
         """The first block of each row that has something masked."""
         length = is_masked.shape[1]
         size = self.block_size or length
-        start = is_masked.long().argmax(dim=-1) // size * size
-        return Blocks(start, (start + size).clamp(max=length))
+        start = is_masked.byte().argmax(dim=-1) // size * size
+        return Blocks(start, (start + size).clamp(max=length), size if length % size == 0 else None)
 
-    def _ask(self, rows: _Rows, reader: Reader, is_asked: Bool[Tensor, "b L"], blocks: Blocks) -> Prediction:
-        at = is_asked.flatten().nonzero().squeeze(1)
-        row, position = at // rows.xt.shape[1], at % rows.xt.shape[1]
-        ask = self.sampling.ask(
+    def _query(self, rows: _Rows, span: _Span, reader: Reader) -> Prediction:
+        width = span.position.shape[1]
+        if width == 1:  # nothing else can be asked for: the device need not be waited for
+            place = torch.arange(len(rows.xt), device=rows.xt.device)
+        else:
+            place = span.is_asked.flatten().nonzero().squeeze(1)
+        row, position = place // width, span.position.flatten()[place]
+        query = self.sampling.ask(
             rows.prompt[row],
             rows.step[row],
             position,
             confidence=ORDERS[self.order].confidence,
             has_entropy=getattr(self.rule, "needs_entropy", False),
-            given=rows.xt.flatten()[at] if self.remasking is not None else None,
+            given=span.tokens.flatten()[place] if self.remasking is not None else None,
         )
-        return reader(rows.xt, at, ask, blocks)
+        return reader(rows.xt, row * rows.xt.shape[1] + position, query, span.blocks)
 
-    def _state(
-        self, rows: _Rows, answer: Prediction, is_asked: Bool[Tensor, "b L"], eligible: Bool[Tensor, "b L"]
-    ) -> RevealState:
+    def _state(self, rows: _Rows, span: _Span, answer: Prediction) -> RevealState:
         return RevealState(
-            score=self._scores(rows, _dense(answer.confidence, is_asked)),
-            eligible=eligible,
-            top1=_dense(answer.top1, is_asked),
-            entropy=None if answer.entropy is None else _dense(answer.entropy, is_asked),
+            score=self._scores(rows, span, span.to_dense(answer.confidence)),
+            eligible=span.eligible,
+            top1=span.to_dense(answer.top1),
+            entropy=None if answer.entropy is None else span.to_dense(answer.entropy),
             step=rows.step,
-            num_masked=(rows.xt == self.mask_id).sum(dim=-1),
+            num_masked=rows.num_masked,
             num_masked_at_start=rows.num_masked_at_start,
         )
 
-    def _scores(self, rows: _Rows, confidence: Float[Tensor, "b L"]) -> Float[Tensor, "b L"]:
-        keys = self._keys(rows)
+    def _scores(self, rows: _Rows, span: _Span, confidence: Float[Tensor, "b W"]) -> Float[Tensor, "b W"]:
+        keys = (rows.prompt.unsqueeze(1), rows.step.unsqueeze(1), span.position)
         order = ORDERS[self.order]
         score = order.score(confidence, lambda: noise.uniform(self.sampling.seed, Purpose.ORDER, *keys))
         if not self.confidence_noise:
             return score
-        share = (rows.xt == self.mask_id).sum(dim=-1) / rows.num_masked_at_start.double()
+        share = rows.num_masked / rows.num_masked_at_start.double()
         gumbel = noise.gumbel(self.sampling.seed, Purpose.CONFIDENCE, *keys)
         return order.noisy(score, gumbel, self.confidence_noise * share.unsqueeze(1))
 
-    def _keys(self, rows: _Rows) -> tuple[Int[Tensor, "..."], ...]:
-        position = torch.arange(rows.xt.shape[1], device=rows.xt.device)
-        return rows.prompt.unsqueeze(1), rows.step.unsqueeze(1), position
-
-    def _revealed(
-        self, rows: _Rows, answer: Prediction, is_asked: Bool[Tensor, "b L"], is_masked: Bool[Tensor, "b L"]
-    ) -> Revealed:
+    def _revealed(self, rows: _Rows, span: _Span, answer: Prediction) -> Revealed:
+        keys = (rows.prompt.unsqueeze(1), rows.step.unsqueeze(1), span.position)
         return Revealed(
-            is_revealed=~is_masked & ~rows.is_given,
+            is_revealed=span.is_revealed,
             confidence=rows.confidence,
-            log_prob=_dense(answer.log_prob, is_asked),
-            uniform=lambda: noise.uniform(self.sampling.seed, Purpose.REMASK, *self._keys(rows)),
+            log_prob=span.to_dense(answer.log_prob),
+            uniform=lambda: noise.uniform(self.sampling.seed, Purpose.REMASK, *keys),
         )
 
-    def _finish(self, rows: _Rows) -> Bool[Tensor, "b L"]:
-        """Fills in what follows the first end token of each row; returns where."""
-        if self.eos_id is None:
-            return torch.zeros_like(rows.is_given)
+    def _pad(self, rows: _Rows, eos_id: int) -> None:
+        """Fills in what follows the first end token of each row's answer."""
         position = torch.arange(rows.xt.shape[1], device=rows.xt.device)
-        is_end = (rows.xt == self.eos_id) & (position > rows.last_given.unsqueeze(1))
-        is_after = is_end.cumsum(dim=-1) > 0
-        is_left = is_after & (rows.xt == self.mask_id)
-        rows.xt = rows.xt.masked_fill(is_left, self.eos_id)
-        return is_left
-
-
-def _dense(values: Float[Tensor, "M"], is_asked: Bool[Tensor, "b L"]) -> Float[Tensor, "b L"]:
-    """`values` where they were asked for, `-inf` elsewhere."""
-    return values.new_full(is_asked.shape, -torch.inf).masked_scatter(is_asked, values)
+        is_end = (rows.xt == eos_id) & (position > rows.last_given.unsqueeze(1))
+        end = torch.where(is_end, position, rows.xt.shape[1]).amin(dim=-1)
+        is_left = (rows.xt == self.mask_id) & (position > end.unsqueeze(1))
+        rows.xt = rows.xt.masked_fill(is_left, eos_id)
+        rows.reveal_step = torch.where(is_left, rows.step.unsqueeze(1), rows.reveal_step)

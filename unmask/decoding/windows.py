@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.errors import UserError
 from unmask.models.attention import KeyValueCache
 from unmask.models.denoiser import Denoiser, scatter_to_canvas
 from unmask.types import Prediction, Query
@@ -38,6 +39,8 @@ class Blocks:
 
     start: Int[Tensor, "b"]
     stop: Int[Tensor, "b"]
+    width: int | None = None
+    """`stop - start`, if that is known to be the same in all rows."""
 
 
 @runtime_checkable
@@ -167,6 +170,36 @@ class BlockWindow:
         self.known = self.known[rows]
 
 
+class CausalWindow:
+    """Causal models: all prompts in the first step, padded to the longest; then one position a step. Exact.
+
+    A causal model predicts position i from what is before it, so that a window `start .. stop` is read at
+    `start - 1 .. stop - 2`. What the first pass reads behind a shorter prompt is seen by nobody before it is replaced.
+
+    Raises:
+        UserError: a canvas without a prompt, or with something given after what is masked.
+    """
+
+    def __init__(self, xt: Int[Tensor, "B L"], mask_id: int) -> None:
+        is_given = xt != mask_id
+        if (~is_given[:, :1]).any() or (is_given[:, 1:] & ~is_given[:, :-1]).any():
+            raise UserError(
+                "a causal model fills in what follows a prompt: at least one token must be given, and none after the "
+                "first that is masked; use a model without model.causal for other canvases"
+            )
+        self.has_read_prompts = False
+
+    def __call__(self, blocks: Blocks) -> Blocks:
+        if self.has_read_prompts:
+            return blocks
+        self.has_read_prompts = True
+        longest = int(blocks.stop.max()) - 1
+        return Blocks(torch.ones_like(blocks.start), torch.full_like(blocks.stop, longest + 1), width=longest)
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        pass
+
+
 class _Refreshed:
     """The whole canvas at the start of every block and, with `every`, after so many steps; else part of it."""
 
@@ -223,7 +256,7 @@ class Cached(InHiddenStates):
         estimate: Float[Tensor, "b L D"] | None = None,
     ) -> Float[Tensor, "M D"]:
         width = read.stop - read.start
-        widths = width.unique().tolist()
+        widths = width.unique().tolist() if read.width is None else [read.width]
         if len(widths) == 1:
             return self.model.hidden_within(
                 xt, at, start=read.start, width=widths[0], cache=self.cache, estimate=estimate

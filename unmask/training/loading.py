@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from unmask import progress
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section
-from unmask.decoding.build import AnyDecoder, build_decoder
+from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
+from unmask.decoding.decoder import Decoder
 from unmask.errors import UserError
 from unmask.models import hf
 from unmask.models.build import build_denoiser
@@ -114,7 +115,7 @@ class LoadedRun:
             self.model.compile_decoding()
         return self.model
 
-    def decoder(self, settings: DecodeConfig, model: Denoiser | None = None) -> AnyDecoder:
+    def decoder(self, settings: DecodeConfig, model: Denoiser | None = None) -> Decoder:
         """Builds the decoder that `settings` describe, and prepares the model for it.
 
         Args:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import count_blocks, in_blocks
-from unmask.decoding.build import in_any_order
+from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.trace import RecordingDecoder
@@ -86,7 +86,7 @@ def measure_mismatch(
         raise NotApplicable("the held-out answers are not known as tokens, so training cannot be rehearsed on them")
     size = model.block_size
     with trainer.weights(run.weights):
-        decoded = find_decoding_masks(in_any_order(decoder, model, run.tokens), examples, trainer)
+        decoded = find_decoding_masks(build_decoder(decoder, model, run.tokens), examples, trainer)
         on_progress(0.4)
         batches = simulate_masking(
             run, examples, copies=COPIES, least=STEPS, on_progress=lambda share: on_progress(0.4 + 0.5 * share)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from unmask.decoding.build import in_any_order
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.trace import traces
 from unmask.errors import UserError
@@ -75,8 +74,7 @@ def _decode(
     on_example: Callable[[int], None],
 ) -> None:
     examples = run.task.validation(max(num_examples, _NUM_DECODED))
-    run.decoder(decoder)
-    engine, dtype = in_any_order(decoder, run.model, run.tokens), run.dtype_of(decoder.dtype)
+    engine, dtype = run.decoder(decoder), run.dtype_of(decoder.dtype)
     result.decoding_masks[name] = measure_decoding_masks(
         engine, examples[:_NUM_DECODED], block_size=run.model.block_size, dtype=dtype, device=run.device
     )
