@@ -8,9 +8,9 @@ import torch
 
 from unmask.errors import UserError
 from unmask.models import measuring
-from unmask.models.attention import Attention, train_with
+from unmask.models.attention import Attention, set_training_backend
 from unmask.models.backends import BACKENDS, fastest
-from unmask.models.measuring import fastest_here
+from unmask.models.measuring import measure_fastest
 from unmask.models.visibility import EVERYTHING, AttentionPattern
 
 SEEN = {False: EVERYTHING, True: AttentionPattern(size=1)}
@@ -112,17 +112,17 @@ def test_it_is_measured_at_the_sizes_of_the_model_in_another_process(monkeypatch
         return SimpleNamespace(stdout="some notice\nmatmul\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert fastest_here(layer(), **CASE) == "matmul"
+    assert measure_fastest(layer(), **CASE) == "matmul"
     assert asked == [measuring.Case(3, 2, 7, 8, "bfloat16", torch.get_num_threads())]
-    assert fastest_here(layer("sdpa"), **CASE) is None
-    assert fastest_here(torch.nn.Linear(2, 2), **CASE) is None
-    assert fastest_here(layer(), **{**CASE, "length": 5000}) is None
+    assert measure_fastest(layer("sdpa"), **CASE) is None
+    assert measure_fastest(torch.nn.Linear(2, 2), **CASE) is None
+    assert measure_fastest(layer(), **{**CASE, "length": 5000}) is None
     assert len(asked) == 1
 
 
 def test_a_measurement_that_fails_leaves_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert fastest_here(layer(), **CASE) is None
+    assert measure_fastest(layer(), **CASE) is None
 
 
 def test_what_was_measured_is_for_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_what_was_measured_is_for_training_alone(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setitem(BACKENDS, name, lambda q, k, v, dropout, seen, name=name: used.append(name) or v)
     free, told = layer(), layer("sdpa")
     for module in (free, told):
-        train_with(module, "matmul")
+        set_training_backend(module, "matmul")
         module(torch.randn(1, 4, 16), None)
         with torch.no_grad():
             module(torch.randn(1, 4, 16), None)

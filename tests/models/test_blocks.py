@@ -16,7 +16,7 @@ from unmask.models.attention import Attention, KeyValueCache
 from unmask.models.backends import BACKENDS, fastest_by_block
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.measuring import fastest_here
+from unmask.models.measuring import measure_fastest
 from unmask.models.transformer import TransformerConfig
 from unmask.models.visibility import AttentionPattern, num_clean
 from unmask.types import Prediction, Query, TokenSpec
@@ -300,7 +300,7 @@ def test_few_blocks_are_measured_as_they_are_trained(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(measuring.subprocess, "run", run)
     for size in (3, 2):
-        assert fastest_here(denoiser(size), rows=2, length=LENGTH, dtype=torch.float32) is None
+        assert measure_fastest(denoiser(size), rows=2, length=LENGTH, dtype=torch.float32) is None
     threads = torch.get_num_threads()
     assert cases == [measuring.Case(2, 4, LENGTH + 9, 4, "float32", threads, block_size=3, noisy=LENGTH)]
 

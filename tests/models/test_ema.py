@@ -21,7 +21,7 @@ def test_applied_gives_the_models_own_weights_back() -> None:
     ema = Ema(model, 0.9)
     with torch.no_grad():
         model.weight.fill_(7.0)
-    with ema.applied():
+    with ema.apply():
         assert torch.equal(model.weight, ema.shadow["weight"])
     assert (model.weight == 7.0).all()
 
@@ -52,5 +52,5 @@ def test_tied_weights_are_averaged_under_each_of_their_names() -> None:
     assert set(ema.state_dict()["shadow"]) == set(model.state_dict())
     loaded = make()
     loaded.load_state_dict(model.state_dict() | ema.state_dict()["shadow"])
-    with ema.applied():
+    with ema.apply():
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())

@@ -112,7 +112,7 @@ def test_attention_is_measured_once_and_then_known(monkeypatch: pytest.MonkeyPat
     task = resolve("task", config.task.name).from_config(config.data)
     made = Trainer(config, task.tokens, task.synthetic_stream(0))
     asked = []
-    monkeypatch.setattr(trainer_module, "fastest_here", lambda model, **case: asked.append(case) or "matmul")
+    monkeypatch.setattr(trainer_module, "measure_fastest", lambda model, **case: asked.append(case) or "matmul")
 
     def chosen() -> set[str | None]:
         return {module.training_backend for module in made.model.modules() if isinstance(module, Attention)}

@@ -1,14 +1,7 @@
-"""Multi-head self-attention with rotary positions: among all positions, causal, or block by block.
+"""Multi-head self-attention with rotary positions (full, causal or block by block), its key-value cache and its norm.
 
-Dimensions: B rows, L positions, M positions asked for, D width, H heads, G key-value heads, J = H + 2 G, E width of a
-head, P = E / 2 pairs of channels; n positions that are read beside those of a cache.
-
-The norm of transformers.
-
-What a transformer remembers of the positions that it has read.
-
-Dimensions: B rows, b of them that are read, G key-value heads, L positions of a canvas, E width of a head, n positions
-written, W known.
+Dimensions: B rows, L positions, M selected positions, D width, H heads, G key-value heads, J = H + 2 G, E width of a
+head, P = E / 2 pairs of channels. With a cache: b of B rows are read, n positions of each, beside W cached ones.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,8 +17,9 @@ from unmask.types import at_least_fp32
 
 
 class RmsNorm(nn.RMSNorm):
-    """`x / rms(x) * weight`, in the precision of x, whatever the weights have travelled in (`training/parallel.py`)."""
+    """`x / rms(x) * weight`, in the precision of x."""
 
+    # FSDP2 gathers the weights in bfloat16 (`training/parallel.py`), while the residual stream is fp32.
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
@@ -34,7 +28,10 @@ class RmsNorm(nn.RMSNorm):
 class KeyValueCache:
     """Keys and values of every layer, for canvases of `length` positions.
 
-    The first `width` may be seen: all that any row has read lies there. `num_rows`: as many as are read first, if None.
+    Args:
+        length: positions of a canvas.
+        width: positions, from the first one on, that may be attended to; everything that any row has read is in there.
+        num_rows: rows of the cache; default: as many as are read first.
     """
 
     length: int
@@ -43,10 +40,11 @@ class KeyValueCache:
     layers: dict[int, "LayerCache"] = field(default_factory=dict)
 
     def layer(self, number: int) -> "LayerCache":
+        """Returns the cache of one layer, made at the first call."""
         return self.layers.setdefault(number, LayerCache(self))
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
-        """Forgets all rows but these."""
+        """Keeps these rows and drops all others."""
         self.num_rows = len(rows)
         for layer in self.layers.values():
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
@@ -54,7 +52,7 @@ class KeyValueCache:
 
 @dataclass
 class LayerCache:
-    """Of one layer. What a row has not read yet holds anything: nobody attends to it before it is written."""
+    """Keys and values of one layer. Positions that a row has not read yet are undefined, and never attended to."""
 
     whole: KeyValueCache
     keys: Float[Tensor, "B G L E"] = field(default_factory=lambda: torch.empty(0))
@@ -67,7 +65,7 @@ class LayerCache:
         position: Int[Tensor, "b n"],
         rows: Int[Tensor, "b"] | None = None,
     ) -> tuple[Float[Tensor, "b G W E"], Float[Tensor, "b G W E"]]:
-        """Takes in what was read at `position` of these rows (None: of all); returns all that is known of them."""
+        """Writes keys and values at `position` of `rows` (None: all rows); returns all cached ones of these rows."""
         if self.keys.numel() == 0:
             shape = (self.whole.num_rows or len(k), k.shape[1], self.whole.length, k.shape[3])
             self.keys, self.values = k.new_zeros(shape), v.new_zeros(shape)
@@ -76,14 +74,15 @@ class LayerCache:
             index = (rows.unsqueeze(1), slice(None), position)
             self.keys[index], self.values[index] = k.transpose(1, 2), v.transpose(1, 2)
             return self.keys[rows, :, :width], self.values[rows, :, :width]
+        # With all rows the visible part is a view; indexing by rows, as above, would copy it in every layer.
         index_of_all = position[:, None, :, None].expand_as(k)
         self.keys.scatter_(2, index_of_all, k)
         self.values.scatter_(2, index_of_all, v)
         return self.keys[:, :, :width], self.values[:, :, :width]
 
 
-def train_with(model: nn.Module, backend: str | None) -> None:
-    """Has every attention of `model` that may choose use `backend` where there are gradients."""
+def set_training_backend(model: nn.Module, backend: str | None) -> None:
+    """Sets the backend that every attention of `model` with `backend="auto"` uses when there are gradients."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.training_backend = backend
@@ -100,19 +99,21 @@ def rotate(x: Heads, cos: Float[Tensor, "*rows L P"], sin: Float[Tensor, "*rows 
 
 
 def rotary_angles(length: int, head_dim: int, theta: float) -> tuple[Float[Tensor, "L P"], Float[Tensor, "L P"]]:
-    """cos and sin of `position * theta^(-2 e / E)`, for e in 0 .. E/2 - 1."""
+    """Computes cos and sin of `position * theta^(-2 e / E)`, for e in 0 .. E/2 - 1."""
+    # In fp64: the error of a rounded frequency grows with the position.
     frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
     return angle.cos().float(), angle.sin().float()
 
 
 class Attention(nn.Module):
-    """Attention to what is `seen` in one stream, or in two.
+    """Attention to the positions that the pattern `seen` allows, in one stream or in two.
 
-    `num_kv_heads` < `num_heads` shares keys and values among groups of heads.
-
-    `backend` is a key of `BACKENDS`, or `auto`: with gradients `training_backend` if that was set (`train_with`), else
-    what `fastest` says. `qk_norm_eps`: every query and key is an RMSNorm's output, over the head's width (Qwen3).
+    Args:
+        num_kv_heads: below `num_heads`, groups of heads share keys and values.
+        backend: a key of `BACKENDS`, or `auto`: with gradients `training_backend`, if `set_training_backend` has set
+            it, else the choice of `fastest`.
+        qk_norm_eps: applies an RMSNorm, over the head's width, to every query and key (Qwen3); default: no norm.
     """
 
     def __init__(
@@ -150,7 +151,14 @@ class Attention(nn.Module):
         at: Int[Tensor, "M"] | None = None,
         noisy: int = 0,
     ) -> Float[Tensor, "B L D"] | Float[Tensor, "M D"]:
-        """`at`: only these flat positions are asked for. `noisy`: that many of L are noisy (`AttentionPattern`)."""
+        """Computes attention over `x`.
+
+        Args:
+            x: the vectors of one stream, or of two.
+            angles: cos and sin of the rotary positions, if there are any.
+            at: flat positions to return the result at; default: all, as (B, L, D).
+            noisy: number of positions of the noisy stream (`AttentionPattern`).
+        """
         q, k, v = self._project(x)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
@@ -159,7 +167,7 @@ class Attention(nn.Module):
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         seen = replace(self.seen, noisy=noisy)
         mixed = BACKENDS[self._backend_for(q, seen)](q, k, v, self.dropout if self.training else 0.0, seen)
-        return self.out(rows_at(mixed.transpose(1, 2).flatten(2), at))
+        return self.out(select_positions(mixed.transpose(1, 2).flatten(2), at))
 
     def extend(
         self,
@@ -169,7 +177,7 @@ class Attention(nn.Module):
         known: LayerCache,
         rows: Int[Tensor, "B"] | None = None,
     ) -> Float[Tensor, "B n D"]:
-        """Attention of the vectors at `position` to what is `known` of these rows, which takes them in first."""
+        """Writes the vectors at `position` into the cache `known` of `rows`, then attends to all cached positions."""
         q, k, v = self._project(x)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
@@ -183,12 +191,13 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _project(self, x: Float[Tensor, "B L D"]) -> tuple[Heads, Float[Tensor, "B G L E"], Float[Tensor, "B G L E"]]:
-        """Queries, keys and values from one product: it is faster than three narrow ones, and so is its backward."""
+        """Computes queries, keys and values."""
+        # One product is faster than three narrow ones, and so is its backward pass.
         weight = torch.cat([self.q.weight, self.k.weight, self.v.weight])
         bias = None if self.q.bias is None else torch.cat([self.q.bias, self.k.bias, self.v.bias])
         heads: Float[Tensor, "B J L E"] = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        return _normalised(self.q_norm, q), _normalised(self.k_norm, k), v
+        return _normalise(self.q_norm, q), _normalise(self.k_norm, k), v
 
     def _backend_for(self, q: Heads, seen: AttentionPattern) -> str:
         if self.backend != "auto":
@@ -208,11 +217,14 @@ class Attention(nn.Module):
         )
 
 
-def _normalised(norm: nn.Module, x: Float[Tensor, "B H L E"]) -> Float[Tensor, "B H L E"]:
-    """`norm(x)`, computed in fp32 at least: under autocast x is rounded, and the norm's weights are not."""
+def _normalise(norm: nn.Module, x: Float[Tensor, "B H L E"]) -> Float[Tensor, "B H L E"]:
+    """Applies `norm` in fp32 at least."""
+    # Under autocast x comes rounded from a product, while the norm's weights are fp32.
     return x if isinstance(norm, nn.Identity) else norm(at_least_fp32(x)).to(x.dtype)
 
 
-def rows_at(x: Float[Tensor, "B L D"], at: Int[Tensor, "M"] | None) -> Float[Tensor, "B L D"] | Float[Tensor, "M D"]:
-    """The vectors at the flat positions `at`; all of them where that is None."""
+def select_positions(
+    x: Float[Tensor, "B L D"], at: Int[Tensor, "M"] | None
+) -> Float[Tensor, "B L D"] | Float[Tensor, "M D"]:
+    """Selects the vectors at the flat positions `at`; None: returns `x`."""
     return x if at is None else x.flatten(0, 1).index_select(0, at)

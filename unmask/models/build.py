@@ -1,4 +1,4 @@
-"""From a configuration to a denoiser, and to weights on disk and back."""
+"""Builds a denoiser from its configuration."""
 
 from typing import Any
 
@@ -23,14 +23,15 @@ def build_denoiser(
     dtype: str = "float32",
     device: torch.device | None = None,
 ) -> Denoiser:
-    """A freshly initialised denoiser for `tokens`, of the network that `config.name` stands for.
+    """Builds a denoiser for `tokens` around the network `config.name`, with initial weights drawn from `seed`.
 
-    Weights that the network's own `init_weights(seed)` does not set, or one without it, start as PyTorch's layers do.
+    Weights that the network has no `init_weights(seed)` for start as those of PyTorch's layers do.
 
     Raises:
         UserError: it cannot be trained by a process of these `requirements`, or has blocks that do not fill a row.
     """
     component: Any = resolve("model", name_of(config))
+    # PyTorch's layers draw from the global generator; the fork leaves the caller's as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = component.from_config(config, tokens)

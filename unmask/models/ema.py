@@ -10,10 +10,7 @@ from torch.distributed.tensor import DTensor
 
 
 class Ema:
-    """`shadow <- d shadow + (1 - d) parameter` with `d = min(decay, (1 + n) / (10 + n))` at the n-th update.
-
-    The warm-up lets an average with a long memory forget the random start.
-    """
+    """Averaged weights: `shadow <- d shadow + (1 - d) parameter`, `d = min(decay, (1 + n) / (10 + n))` at update n."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -23,19 +20,22 @@ class Ema:
         self._names = {
             name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)
         }
-        """Of each parameter, the name that it is kept under: tied ones have several."""
+        """Each parameter name to the name it is kept under; tied parameters have several names, kept once."""
         self.shadow: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
+        """Moves the average towards the model's present weights."""
         self.num_updates += 1
+        # A plain average of long memory would keep the random start for 1 / (1 - decay) updates; the smaller decay of
+        # the first ones forgets it.
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         torch._foreach_lerp_(_local(self.shadow), _local(self._parameters), 1 - decay)
 
     @contextmanager
     @torch.no_grad()
-    def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside, and its own again afterwards."""
+    def apply(self) -> Iterator[None]:
+        """Gives the model the averaged weights inside the context, and its own back afterwards."""
         raw = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._write(self.shadow)
         try:
@@ -48,7 +48,7 @@ class Ema:
             parameter.data.copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """As a model's, with tied parameters under each of their names."""
+        """Returns the number of updates and the average, with tied parameters under each of their names."""
         return {
             "num_updates": self.num_updates,
             "shadow": {name: self.shadow[own] for name, own in self._names.items()},
@@ -62,5 +62,5 @@ class Ema:
 
 
 def _local(tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """Of tensors that processes share (FSDP2), what is here."""
+    """Returns this process's part of each tensor: with FSDP2 the average, as the weights, is kept in shards."""
     return [value.to_local() if isinstance(value, DTensor) else value for value in tensors.values()]

@@ -1,8 +1,9 @@
-"""The output head for large vocabularies: what is asked of a prediction, without all of its logits at once.
+"""The output head for large vocabularies: statistics, predictions and gradients without all logits in memory.
 
-The vocabulary is cut into chunks c, and a chunk is a distribution of its own: `p(v) = w_c p_c(v)`, with `w_c` the
-chunk's probability. Statistics of every `p_c` and their log-sum-exp are enough to tell those of p. A chunk's logits lie
-with a row for each value, so that both products of the backward pass take the errors as they are.
+The vocabulary is cut into chunks c, and each chunk is a distribution of its own: `p(v) = w_c p_c(v)`, with `w_c` the
+chunk's probability. The statistics of every `p_c`, with its log-sum-exp, are enough to compute those of p. A chunk's
+logits are stored with a row for each value, as both products of the backward pass need the errors.
+
 Dimensions: M positions, D width, V vocabulary, C values in a chunk, N chunks.
 """
 
@@ -20,18 +21,18 @@ from unmask.models.tied import TiedGradient
 from unmask.types import Prediction, Query, TokenStats, at_least_fp32
 
 CHUNK = 1024
-"""Values at a time. Fewer add to the gradient of the hidden states more often, more leave a CPU's caches."""
+"""Vocabulary entries per chunk. Smaller: more accumulations into d_hidden. Larger: spills out of CPU cache."""
 
-# --- confidences: a chunk's share, and what the shares say together --------------------------------------------------
+# --- confidences: the share of each chunk, and how the shares are joined ---------------------------------------------
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """A confidence of `reveal.CONFIDENCES`, chunk by chunk.
+    """A confidence of `reveal.CONFIDENCES`, computed chunk by chunk.
 
     `share(shifted, exps, total)` takes the chunk's logits minus the largest of them, and `exps = exp(shifted)`, whose
     sums over the chunk are `total`. `join(weights, best, shares)` takes the chunks' probabilities `w_c`, their largest
-    probabilities `max_v p_c(v)` and what `share` returned.
+    probabilities `max_v p_c(v)`, and the results of `share`.
     """
 
     share: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,19 +40,19 @@ class Streamed:
 
 
 def _best(shifted: Float[Tensor, "C M"], exps: Float[Tensor, "C M"], total: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
-    """`max_v p_c(v)`: the largest logit was shifted to 0."""
+    """Computes `max_v p_c(v)`: the largest logit is shifted to 0, so its exponential is 1."""
     return total.reciprocal()
 
 
 def _join_best(
     weights: Float[Tensor, "N M"], best: Float[Tensor, "N M"], shares: Float[Tensor, "N M"]
 ) -> Float[Tensor, "M"]:
-    """`max_c w_c max_v p_c(v)`."""
+    """Computes `max_c w_c max_v p_c(v)`."""
     return (weights * best).amax(dim=0)
 
 
 def _second(shifted: Float[Tensor, "C M"], exps: Float[Tensor, "C M"], total: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
-    """The second largest `p_c(v)`; 0 in a chunk of one value."""
+    """Computes the second largest `p_c(v)`; 0 in a chunk of one value."""
     largest = exps.max(dim=0).indices
     value = torch.arange(len(exps), device=exps.device).unsqueeze(1)
     return torch.where(value == largest, 0.0, exps).amax(dim=0) / total
@@ -60,7 +61,7 @@ def _second(shifted: Float[Tensor, "C M"], exps: Float[Tensor, "C M"], total: Fl
 def _join_second(
     weights: Float[Tensor, "N M"], best: Float[Tensor, "N M"], shares: Float[Tensor, "N M"]
 ) -> Float[Tensor, "M"]:
-    """The lead of the largest `w_c p_c(v)` over the second largest, which are among the two largest of each chunk."""
+    """Computes the largest `w_c p_c(v)` minus the second largest; both are among the two largest of each chunk."""
     first, second = torch.cat([weights * best, weights * shares]).topk(2, dim=0).values
     return first - second
 
@@ -68,14 +69,14 @@ def _join_second(
 def _neg_entropy(
     shifted: Float[Tensor, "C M"], exps: Float[Tensor, "C M"], total: Float[Tensor, "M"]
 ) -> Float[Tensor, "M"]:
-    """`sum_v p_c(v) log p_c(v)`."""
+    """Computes `sum_v p_c(v) log p_c(v)`."""
     return (shifted * exps).sum(dim=0) / total - total.log()
 
 
 def _join_neg_entropy(
     weights: Float[Tensor, "N M"], best: Float[Tensor, "N M"], shares: Float[Tensor, "N M"]
 ) -> Float[Tensor, "M"]:
-    """The chain rule: `sum_c w_c (log w_c + sum_v p_c(v) log p_c(v))`."""
+    """Applies the chain rule: `sum_c w_c (log w_c + sum_v p_c(v) log p_c(v))`."""
     return (weights * shares - torch.special.entr(weights)).sum(dim=0)
 
 
@@ -85,11 +86,12 @@ STREAMED: dict[str, Streamed] = {
     "neg_entropy": Streamed(share=_neg_entropy, join=_join_neg_entropy),
 }
 
-# --- what is computed of a chunk: one pass each over its logits, where they are compiled -----------------------------
+# --- functions of a chunk's logits: one pass over them each, if compiled ---------------------------------------------
 
 
 def _summarise(logits: Float[Tensor, "C M"], *confidences: str) -> Float[Tensor, "K M"]:
-    """Log-sum-exp, largest probability, and each confidence's share."""
+    """Computes the log-sum-exp, the largest probability, and each confidence's share."""
+    # In bfloat16 a sum of a thousand exponentials would stop growing: it keeps 8 bits.
     x = at_least_fp32(logits)
     largest = x.amax(dim=0)
     shifted = x - largest
@@ -102,13 +104,14 @@ def _summarise(logits: Float[Tensor, "C M"], *confidences: str) -> Float[Tensor,
 def _summarise_with_target(
     logits: Float[Tensor, "C M"], target: Int[Tensor, "M"], confidence: str
 ) -> Float[Tensor, "4 M"]:
-    """`_summarise`, and the logit of the value `target`, or 0 where that is elsewhere."""
+    """Computes `_summarise`, and the logit of the value `target`, or 0 if that is in another chunk."""
     of_target = torch.where(_is_target(logits, target), at_least_fp32(logits), 0.0).sum(dim=0)
     return torch.cat([_summarise(logits, confidence), of_target.unsqueeze(0)])
 
 
 def _largest(scores: Float[Tensor, "C M"]) -> tuple[Float[Tensor, "M"], Int[Tensor, "M"]]:
-    """The largest score and its value, the lowest among equals. (`max` with indices takes a CPU twice as long.)"""
+    """Finds the largest score and its value, the lowest among equals."""
+    # `max` with indices takes a CPU twice as long.
     best = scores.amax(dim=0)
     value = torch.arange(len(scores), device=scores.device).unsqueeze(1)
     return best, torch.where(scores == best, value, len(scores) - 1).amin(dim=0)
@@ -117,7 +120,8 @@ def _largest(scores: Float[Tensor, "C M"]) -> tuple[Float[Tensor, "M"], Int[Tens
 def _errors(
     logits: Float[Tensor, "C M"], target: Int[Tensor, "M"], log_total: Float[Tensor, "M"]
 ) -> Float[Tensor, "C M"]:
-    """`p - onehot(target)`, subtracted before it is rounded: p may be close to 1."""
+    """Computes `p - onehot(target)`."""
+    # Subtracted before it is rounded: where p is close to 1, rounding first would leave nothing of 1 - p.
     p = (at_least_fp32(logits) - log_total).exp()
     return torch.where(_is_target(logits, target), p - 1, p).to(logits.dtype)
 
@@ -128,7 +132,8 @@ def _is_target(logits: Float[Tensor, "C M"], target: Int[Tensor, "M"]) -> Tensor
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For any number of positions and values: these change with every step, and in the last chunk."""
+    """Compiles `function` once, for any number of positions and values."""
+    # The number of positions changes with every step, that of values in the last chunk.
     return torch.compile(function, dynamic=True)
 
 
@@ -146,9 +151,9 @@ def token_stats(
     is_compiled: bool = False,
     tied: TiedGradient | None = None,
 ) -> TokenStats:
-    """`TokenStats.from_logits` of `hidden @ weight.T`, the mask token's logit being -inf, in M x `chunk` of memory.
+    """Computes `TokenStats.from_logits(hidden @ weight.T, x0)`, with a mask logit of -inf, in M x `chunk` of memory.
 
-    The gradient of `weight` is also left in `tied`.
+    The backward pass also leaves the gradient of `weight` in `tied`.
     """
     head = _Head(
         dtype=_product_dtype(hidden),
@@ -158,8 +163,8 @@ def token_stats(
         is_compiled=is_compiled,
         tied=tied,
     )
-    nll, surety, top1 = _statistics(hidden, weight, x0, head)
-    return TokenStats(nll=nll, confidence=surety, top1=top1, statistic=confidence)
+    nll, scores, top1 = _statistics(hidden, weight, x0, head)
+    return TokenStats(nll=nll, confidence=scores, top1=top1, statistic=confidence)
 
 
 @torch.no_grad()
@@ -172,7 +177,7 @@ def prediction(
     chunk: int = CHUNK,
     is_compiled: bool = False,
 ) -> Prediction:
-    """`Prediction.from_logits` of `hidden @ weight.T`, the mask token's logit being -inf, in M x `chunk` of memory."""
+    """Computes `Prediction.from_logits(hidden @ weight.T)`, with a mask logit of -inf, in M x `chunk` of memory."""
     head = _Head(
         dtype=_product_dtype(hidden),
         mask_id=mask_id,
@@ -191,7 +196,7 @@ def prediction(
         of_given.append(part.logits_of(given))
         if ask.perturb is not None and not ask.is_truncated:
             choices.append(part.pick(_largest(ask.perturb(at_least_fp32(part.logits).T, row, part.tokens).T)))
-    (confidence, *entropy), top1, log_total = _joined(torch.stack(summaries, dim=1), *confidences)
+    (confidence, *entropy), top1, log_total = _join_chunks(torch.stack(summaries, dim=1), *confidences)
     likeliest, logit = _first_of_largest(guesses)
     values = likeliest
     if ask.perturb is not None:
@@ -217,12 +222,11 @@ def expected_value(
     forbidden: Int[Tensor, "F"] | None = None,
     chunk: int = CHUNK,
 ) -> Float[Tensor, "M D"]:
-    """`softmax(hidden @ weight.T) @ embedding`, the mask token's logit being -inf, in M x `chunk` of memory.
-
-    Sums are kept relative to the largest logit so far (Milakov and Gimelshein 2018, 1805.02867).
-    """
+    """Computes `softmax(hidden @ weight.T) @ embedding`, with a mask logit of -inf, in M x `chunk` of memory."""
     head = _Head(dtype=_product_dtype(hidden), mask_id=mask_id, forbidden=forbidden, chunk=chunk, confidence="prob")
     total = at_least_fp32(hidden.new_zeros(len(hidden)))
+    # An online softmax: sums are relative to the largest logit so far (Milakov and Gimelshein 2018, 1805.02867), and
+    # shrink by `kept` when a larger one comes.
     largest, summed = torch.full_like(total, -torch.inf), at_least_fp32(torch.zeros_like(hidden))
     for part in head.chunks(hidden.to(head.dtype), weight):
         logits = at_least_fp32(part.logits)
@@ -235,7 +239,7 @@ def expected_value(
 
 
 def _first_of_largest(found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Int[Tensor, "M"], Float[Tensor, "M"]]:
-    """The value and the logit of the largest of the chunks' largest scores, the first among equals."""
+    """Returns the value and the logit of the largest of the chunks' largest scores, the first among equals."""
     scores, values, logits = (torch.stack(part) for part in zip(*found, strict=True))
     first = _largest(scores)[1].unsqueeze(0)
     return values.gather(0, first).squeeze(0), logits.gather(0, first).squeeze(0)
@@ -244,11 +248,11 @@ def _first_of_largest(found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Int[T
 def _from_whole_rows(
     hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], ask: Query, head: "_Head"
 ) -> tuple[Int[Tensor, "M"], Float[Tensor, "M"]]:
-    """The chosen values and their logits, of as many positions at a time as fill M x chunk with all of their logits."""
+    """Chooses values from all logits of a position at once; returns the values and their logits."""
     assert ask.perturb is not None
     found = []
     tokens = torch.arange(len(weight), device=hidden.device)
-    size = max(1, len(hidden) * head.chunk // len(weight))
+    size = max(1, len(hidden) * head.chunk // len(weight))  # positions whose V logits take M x `chunk` of memory
     for row in torch.arange(len(hidden), device=hidden.device).split(size):
         logits = hidden.new_empty(len(row), len(weight), dtype=head.dtype)
         for part in head.chunks(hidden[row].to(head.dtype), weight):
@@ -261,7 +265,8 @@ def _from_whole_rows(
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
-    """The format that `F.linear` would compute in. Autocast spares fp64."""
+    """Returns the format that `F.linear` would compute in."""
+    # `torch.mm(out=)` is not autocast, so the head casts for itself; autocast leaves fp64 alone.
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -270,7 +275,7 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True, kw_only=True)
 class _Chunk:
-    """The values `start` to `start + C`."""
+    """The logits and head weights of the vocabulary entries from `start` to `start + C`."""
 
     start: int
     weight: Float[Tensor, "C D"]
@@ -281,12 +286,12 @@ class _Chunk:
         return torch.arange(self.start, self.start + len(self.logits), device=self.logits.device)
 
     def pick(self, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """A score, the value that a row of this chunk stands for, and its logit."""
+        """Turns a score and its row in this chunk, from `_largest`, into the score, its value and its logit."""
         value = found[1] + self.start
         return found[0], value, self.logits_of(value)
 
     def logits_of(self, value: Int[Tensor, "M"]) -> Float[Tensor, "M"]:
-        """Each position's logit of `value`; 0 where that is elsewhere, and -inf where nothing is to be it."""
+        """Returns each position's logit of `value`; 0 if that is in another chunk, -inf if it is forbidden."""
         row = value - self.start
         is_here = (row >= 0) & (row < len(self.logits))
         logit = self.logits.gather(0, row.clamp(0, len(self.logits) - 1).unsqueeze(0)).squeeze(0)
@@ -296,7 +301,7 @@ class _Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class _Head:
-    """What the forward and the backward pass have in common."""
+    """Settings and chunks that the forward and the backward pass share."""
 
     dtype: torch.dtype
     mask_id: int
@@ -307,14 +312,15 @@ class _Head:
     tied: TiedGradient | None = None
 
     def chunks(self, hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"]) -> Iterator[_Chunk]:
-        """Each in turn, in the same memory: a fresh piece for each would be handed to us by the system page by page."""
+        """Yields each chunk with its logits; the next one overwrites them."""
+        # One piece of memory for all: the system would map a fresh one for each chunk page by page.
         memory = hidden.new_empty(min(self.chunk, len(weight)) * len(hidden))
         for start in range(0, len(weight), self.chunk):
             part = weight[start : start + self.chunk].to(self.dtype)
             logits = memory[: len(part) * len(hidden)].view(len(part), len(hidden))
             torch.mm(part, hidden.T, out=logits)
             if start <= self.mask_id < start + len(part):
-                # -inf would make a chunk of the mask token alone NaN
+                # Not -inf: a chunk that holds the mask token alone would become NaN (-inf minus -inf).
                 logits[self.mask_id - start] = torch.finfo(logits.dtype).min
             chunk = _Chunk(start=start, weight=part, logits=logits)
             if self.forbidden is not None:
@@ -326,8 +332,8 @@ class _Head:
         return (_compiled(function) if self.is_compiled else function)(*arguments)
 
 
-def _joined(summaries: Float[Tensor, "K N M"], *confidences: str) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Confidences, largest probability and log-sum-exp, each (M,), of the chunks together."""
+def _join_chunks(summaries: Float[Tensor, "K N M"], *confidences: str) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Computes confidences, largest probability and log-sum-exp, each (M,), from those of the chunks."""
     log_totals, best, *shares = summaries
     log_total = log_totals.logsumexp(dim=0)
     weights = (log_totals - log_total).exp()
@@ -336,12 +342,12 @@ def _joined(summaries: Float[Tensor, "K N M"], *confidences: str) -> tuple[list[
 
 
 class _Statistics(torch.autograd.Function):
-    """`(hidden, weight, x0) -> (nll, confidence, top1)`, the latter two without gradient.
+    """`(hidden, weight, x0) -> (nll, confidence, top1)`; only `nll` has a gradient.
 
     With `p = softmax(hidden @ weight.T)`, `error = p - onehot(x0)`, and g the gradient of the loss by `nll`:
     `d_hidden = g * (error @ weight)` and `d_weight = error.T @ (g * hidden)`. The backward pass computes the logits
-    again. Chunks are taken from the vocabulary, not from the positions, so that each writes its own rows of `d_weight`
-    once; what they all add to, `d_hidden`, is smaller.
+    again. Chunks are cut from the vocabulary, not from the positions, so that each writes its own rows of `d_weight`
+    once; all of them add to `d_hidden`, which is smaller.
     """
 
     @staticmethod
@@ -353,7 +359,7 @@ class _Statistics(torch.autograd.Function):
             for part in head.chunks(hidden.to(head.dtype), weight)
         ]
         *shares, targets = torch.stack(summaries, dim=1)
-        (confidence,), top1, log_total = _joined(torch.stack(shares), head.confidence)
+        (confidence,), top1, log_total = _join_chunks(torch.stack(shares), head.confidence)
         ctx.head = head
         ctx.save_for_backward(hidden, weight, x0, log_total)
         ctx.mark_non_differentiable(confidence, top1)
@@ -366,7 +372,8 @@ class _Statistics(torch.autograd.Function):
     ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "V D"] | None, None, None]:
         hidden, weight, x0, log_total = ctx.saved_tensors
         head, g = ctx.head, grad.unsqueeze(-1)
-        scaled = (hidden * g).to(head.dtype)  # M x D to multiply, where the errors are V x M
+        scaled = (hidden * g).to(head.dtype)  # M x D products; scaling the errors instead would take V x M
+        # Accumulated in fp32: every chunk adds to it.
         d_hidden = at_least_fp32(torch.zeros_like(hidden.T))
         d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for part in head.chunks(hidden.to(head.dtype), weight):
@@ -380,5 +387,5 @@ class _Statistics(torch.autograd.Function):
         return (d_hidden.T * g).to(hidden.dtype), d_weight, None, None
 
 
-# A compiler would unroll the chunks: thousands of operations at 150 000 values. Compiled callers pause here instead.
+# A compiler would unroll the chunks: thousands of operations for a vocabulary of 150 000. It breaks the graph here.
 _statistics: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.compiler.disable(_Statistics.apply, recursive=False)

@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face's Llama and Qwen models: their settings and their weights, under our names.
+"""Reads checkpoints of Hugging Face's Llama and Qwen models: their settings and weights, under our names.
 
 A folder holds `config.json` and `model.safetensors`, or several files that `model.safetensors.index.json` lists.
 Dimensions: R rows of a checkpoint's vocabulary, V of ours, D width.
@@ -27,23 +27,23 @@ from unmask.types import TokenSpec
 
 @dataclass(frozen=True)
 class _Family:
-    """How a `model_type` differs from Llama."""
+    """The differences of a `model_type` from Llama."""
 
     qkv_bias: bool = False
     qk_norm: bool = False
-    absent: dict[str, int] = field(default_factory=dict)
-    """What transformers takes where `config.json` does not say."""
+    defaults: dict[str, int] = field(default_factory=dict)
+    """Values that transformers takes for fields missing in `config.json`."""
 
 
 _FAMILIES = {
     "llama": _Family(),
-    "qwen2": _Family(qkv_bias=True, absent={"num_key_value_heads": 32}),
-    "qwen3": _Family(qk_norm=True, absent={"num_key_value_heads": 32, "head_dim": 128}),
+    "qwen2": _Family(qkv_bias=True, defaults={"num_key_value_heads": 32}),
+    "qwen3": _Family(qk_norm=True, defaults={"num_key_value_heads": 32, "head_dim": 128}),
 }
 
 
 class _HfConfig(BaseModel):
-    """What we read of `config.json`."""
+    """The fields of `config.json` that decide the model."""
 
     model_config = ConfigDict(strict=True, frozen=True, protected_namespaces=())
 
@@ -63,7 +63,7 @@ class _HfConfig(BaseModel):
     rope_theta: PositiveFloat = 10_000.0
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
-    """Of transformers 5; takes the place of both above."""
+    """Written by transformers 5 in place of both fields above."""
     partial_rotary_factor: float | None = None
     layer_types: list[str] | None = None
     use_sliding_window: bool = False
@@ -79,8 +79,8 @@ class _HfConfig(BaseModel):
     def theta(self) -> Any:
         return (self.rope_scaling or self.rope_parameters or {}).get("rope_theta", self.rope_theta)
 
-    def refused(self) -> Iterator[tuple[str, str]]:
-        """Fields that ask for what our transformer does not have, and what can be done."""
+    def unsupported(self) -> Iterator[tuple[str, str]]:
+        """Yields the fields that need something our transformer does not have, each with a fix."""
         if self.hidden_act != "silu":
             yield "hidden_act", "use a checkpoint with silu"
         if self.attention_bias and not self.family.qkv_bias:
@@ -97,19 +97,15 @@ class _HfConfig(BaseModel):
             yield "partial_rotary_factor", "use a checkpoint that rotates whole heads"
         if any(kind != "full_attention" for kind in self.layer_types or []):
             yield "layer_types", "use a checkpoint with full attention in every layer"
-        if self.layer_types is None and self._has_windows:
+        has_windows = self.use_sliding_window and self.sliding_window is not None
+        if self.layer_types is None and has_windows and self.max_window_layers < self.num_hidden_layers:
             yield "use_sliding_window", "set it to false there if no row is longer than sliding_window"
         if self.quantization_config is not None:
             yield "quantization_config", "use the checkpoint that was not quantised"
 
-    @property
-    def _has_windows(self) -> bool:
-        is_wanted = self.use_sliding_window and self.sliding_window is not None
-        return is_wanted and self.max_window_layers < self.num_hidden_layers
-
 
 def _is_scaled(rope: dict[str, Any]) -> bool:
-    """Whether positions turn by other angles than `position * theta^(-2 e / E)`."""
+    """True if positions turn by other angles than `position * theta^(-2 e / E)`."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     is_plain = kind == "default" or (kind == "linear" and rope.get("factor") == 1)
     is_nested = any(isinstance(value, dict) for value in rope.values())  # angles of their own for kinds of layers
@@ -117,9 +113,9 @@ def _is_scaled(rope: dict[str, Any]) -> bool:
 
 
 def is_checkpoint(folder: str | Path) -> bool:
-    """Whether `folder` is one of Hugging Face's: `config.json` names a `model_type`, which an export of ours does not.
+    """True if `folder` is Hugging Face's: its `config.json` names a `model_type`, and is no export of this package.
 
-    Also where its weights are missing or not safetensors: `read_weights` says so.
+    The weights are not looked at: `read_weights` reports missing ones.
     """
     try:
         config = _read_json(Path(folder) / "config.json")
@@ -129,7 +125,7 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The `model.*` settings (fields of `TransformerConfig`) that a checkpoint needs.
+    """Reads the `model.*` settings (fields of `TransformerConfig`) that a checkpoint needs.
 
     Raises:
         UserError: no `config.json`, a model that is neither Llama nor Qwen2 (2.5) nor Qwen3, or one with what our
@@ -137,7 +133,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder) / "config.json"
     config = _parse(file)
-    for name, fix in config.refused():
+    for name, fix in config.unsupported():
         raise UserError(f"{file}: {name}={getattr(config, name)!r} is not supported; {fix}")
     settings = {
         "dim": config.hidden_size,
@@ -162,10 +158,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def check_settings(folder: str | Path, config: TransformerConfig) -> None:
-    """That `config` is the checkpoint's model, as far as the weights and what they compute depend on it.
+    """Checks that `config` is the checkpoint's model, in every setting that its weights or their results depend on.
 
     Raises:
-        UserError: as `read_config`, or with every setting that differs.
+        UserError: as `read_config`, or naming every setting that differs.
     """
     own = config.model_dump() | {
         "num_kv_heads": config.num_kv_heads or config.num_heads,
@@ -186,7 +182,7 @@ def _parse(file: Path) -> _HfConfig:
     if not isinstance(kind, str) or kind not in _FAMILIES:
         raise UserError(f"{file}: model_type={kind!r} is unknown; use a checkpoint of {', '.join(_FAMILIES)}")
     try:
-        return _HfConfig.model_validate(_FAMILIES[kind].absent | given)
+        return _HfConfig.model_validate(_FAMILIES[kind].defaults | given)
     except ValidationError as error:
         detail = error.errors()[0]
         name = ".".join(str(part) for part in detail["loc"])
@@ -228,38 +224,43 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 def read_weights(
     folder: str | Path, *, original_ids: Sequence[int | None] | None, vocab_size: int
 ) -> dict[str, Float[Tensor, "..."]]:
-    """A checkpoint's weights in fp32, by their names in `Denoiser.state_dict()`.
+    """Reads a checkpoint's weights in fp32, by their names in `Denoiser.state_dict()`.
+
+    A new token's row, in embedding and head, is the mean of the checkpoint's R rows.
 
     Args:
         folder: the checkpoint.
-        original_ids: for each of our tokens its id in the checkpoint, None for a new one, such as the mask. Unless
-            given, ids are the checkpoint's: rows beyond `vocab_size` are dropped, and one more token than there are
-            rows is the new mask.
-        vocab_size: V, the mask token counted.
-
-    A new token's row, of embedding and head, is the mean of the checkpoint's R rows.
+        original_ids: the checkpoint's id of each of our tokens, None for a new one, such as the mask. Default: ids are
+            the checkpoint's; rows beyond `vocab_size` are dropped, and one token more than there are rows is the mask.
+        vocab_size: V, including the mask token.
 
     Raises:
         UserError: as `read_config`; a file that is missing or damaged; tensors that are missing, unknown or of other
             shapes than `config.json` says; tokens that the checkpoint does not have.
     """
     folder = Path(folder)
-    tensors = _all_tensors(folder)
+    tensors = _load_tensors(folder)
     rows = _rows(_list_of_weights(folder), len(tensors["embedding.weight"]), original_ids, vocab_size)
     for name in {"embedding.weight", "head.weight"} & tensors.keys():
         tensors[name] = _select(tensors[name], rows)
     return {f"backbone.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _all_tensors(folder: Path) -> dict[str, Tensor]:
-    """By the names of `Transformer`, in fp32: all that it has, and nothing else."""
+def _load_tensors(folder: Path) -> dict[str, Tensor]:
+    """Loads exactly the tensors of `Transformer`, by its names, in fp32."""
     expected, found = _expected(folder), {}
     for file in _files(folder):
         for theirs, tensor in _tensors(file).items():
             if theirs in expected:
                 ours, shape = expected[theirs]
-                found[ours] = _checked(tensor, shape, f"{file}: {theirs}").float()
-            elif not _is_redundant(theirs, expected):
+                if tensor.shape != shape:
+                    raise UserError(
+                        f"{file}: {theirs} has shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}; "
+                        "download both again"
+                    )
+                found[ours] = tensor.float()
+            # Ignored, as transformers does: the angles that old checkpoints hold, and the copy of a tied head.
+            elif not theirs.endswith("rotary_emb.inv_freq") and theirs != "lm_head.weight":
                 raise UserError(f"{file}: {theirs} is not part of the model in config.json; download both again")
     for theirs, (ours, _) in expected.items():
         if ours not in found:
@@ -268,7 +269,7 @@ def _all_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _expected(folder: Path) -> dict[str, tuple[str, torch.Size]]:
-    """A checkpoint's tensors: their names, our names and shapes."""
+    """Maps the checkpoint's names of its tensors to our names and shapes."""
     settings, num_rows = read_config(folder), _parse(folder / "config.json").vocab_size
     with torch.device("meta"):
         model = Transformer(TransformerConfig(**settings), TokenSpec(vocab_size=num_rows, length=1, mask_id=0))
@@ -283,13 +284,8 @@ def _their_name(ours: str) -> str:
     return f"model.layers.{layer}.{_IN_BLOCK[part]}.{kind}"
 
 
-def _is_redundant(theirs: str, expected: dict[str, Any]) -> bool:
-    """The angles that old checkpoints hold; the copy of a tied head, which transformers does not read either."""
-    return theirs.endswith("rotary_emb.inv_freq") or (theirs == "lm_head.weight" and theirs not in expected)
-
-
 def _list_of_weights(folder: Path) -> Path:
-    """The one file, unless there are several: then their index. In this order, as transformers does."""
+    """Returns the file of weights, or, if only that exists, the index of several; in this order, as transformers."""
     single, index = folder / _SINGLE, folder / _INDEX
     return single if single.exists() or not index.exists() else index
 
@@ -313,18 +309,10 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: damaged: {error}; download it again") from error
 
 
-def _checked(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
-    if tensor.shape != shape:
-        raise UserError(
-            f"{name} has shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}; download both again"
-        )
-    return tensor
-
-
 def _rows(
     file: Path, num_rows: int, original_ids: Sequence[int | None] | None, vocab_size: int
 ) -> Sequence[int | None]:
-    """For each of V tokens a row of R, or None."""
+    """Returns the checkpoint's row of each of V tokens, None for a new one."""
     if original_ids is None:
         if vocab_size > num_rows + 1:
             raise UserError(
@@ -344,6 +332,6 @@ def _rows(
 
 
 def _select(matrix: Float[Tensor, "R D"], rows: Sequence[int | None]) -> Float[Tensor, "V D"]:
-    """These rows; None: their mean."""
+    """Selects rows of `matrix`; None: the mean of all."""
     index = torch.tensor([len(matrix) if row is None else row for row in rows])
     return torch.cat([matrix, matrix.mean(dim=0, keepdim=True)])[index]

@@ -1,7 +1,7 @@
-"""Which attention trains fastest on this CPU: a measurement, in a process of its own.
+"""Measures which attention backend trains fastest on this CPU.
 
-What compiling leaves in memory would otherwise count towards the run's. As a program (`python -m
-unmask.models.measuring`), it takes a `Case` as JSON and prints the name of the fastest.
+It does so in another process, because the memory that compiling leaves behind would otherwise stay with the run. As a
+program (`python -m unmask.models.measuring`) it takes a `Case` as JSON and prints the name of the fastest backend.
 """
 
 import json
@@ -26,7 +26,7 @@ _TIMEOUT = 300.0  # seconds; a compiler may take one of these minutes
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of queries, keys and values, and how they are computed."""
+    """Sizes of queries, keys and values, number format and threads of a measurement."""
 
     rows: int
     heads: int
@@ -35,15 +35,15 @@ class Case:
     dtype: str
     threads: int
     block_size: int | None = None
-    """S of `AttentionPattern`; `length` counts both streams."""
+    """S of `AttentionPattern`. With two streams `length` counts both."""
     noisy: int = 0
 
 
-def fastest_here(model: nn.Module, *, rows: int, length: int, dtype: torch.dtype) -> str | None:
-    """The backend whose compiled forward and backward pass takes the least time, at the sizes of `model`.
+def measure_fastest(model: nn.Module, *, rows: int, length: int, dtype: torch.dtype) -> str | None:
+    """Returns the backend whose compiled forward and backward pass takes the least time, at the sizes of `model`.
 
-    None where there is nothing to choose (no attention of ours, one that was told which, rows too long for `matmul` or
-    of too many blocks for `sdpa`), or where the measurement failed.
+    None if there is nothing to choose (no `Attention`, one whose backend is set, rows too long for `matmul` or with too
+    many blocks for `sdpa`), or if the measurement failed.
     """
     own = [module for module in model.modules() if isinstance(module, Attention)]
     if not own or own[0].backend != "auto" or length > _LONGEST:
@@ -64,19 +64,19 @@ def fastest_here(model: nn.Module, *, rows: int, length: int, dtype: torch.dtype
 
 
 def measure(case: Case) -> str:
-    """The name of the fastest backend."""
+    """Returns the name of the fastest backend."""
     torch.set_num_threads(case.threads)
     seconds = {name: _seconds(torch.compile(BACKENDS[name], dynamic=False), case) for name in _CANDIDATES}
     return min(seconds, key=lambda name: seconds[name])
 
 
 def _seconds(run: Callable[[Tensor, Tensor, Tensor, float, AttentionPattern], Tensor], case: Case) -> float:
-    """The least of a few forward and backward passes."""
+    """Returns the time of the fastest of a few forward and backward passes."""
     shape, dtype = (case.rows, case.heads, case.length, case.width), getattr(torch, case.dtype)
     x = torch.zeros(3, *shape, dtype=dtype, requires_grad=True)
     gradient = torch.zeros(shape, dtype=dtype)
     seen = AttentionPattern(case.block_size, case.noisy)
-    best = math.inf
+    best = math.inf  # the first pass compiles, and others may be disturbed: the minimum is the stable number
     for _ in range(5):
         started = time.perf_counter()
         run(x[0], x[1], x[2], 0.0, seen).backward(gradient)

@@ -1,7 +1,4 @@
-"""Which number formats a model computes in.
-
-Whether `torch.compile` works here.
-"""
+"""Number formats of a model, and a check that `torch.compile` works on this machine."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,34 +8,30 @@ from unmask.progress import warn
 
 
 def resolve_dtype(name: str, device: torch.device) -> str:
-    """`auto` becomes bfloat16 where the hardware multiplies it, else float32; other names stay.
-
-    A CPU without such instructions runs bfloat16 too, several times slower than float32.
-    """
+    """Resolves `auto` to bfloat16 if the hardware multiplies it, else to float32; other names stay."""
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if device.type == "cpu" and _cpu_has_bf16() else "float32"
-
-
-def _cpu_has_bf16() -> bool:
+    # A CPU without these instructions runs bfloat16 too, several times slower than float32.
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check() for check in checks if check is not None)
+    has_bf16 = device.type == "cpu" and any(check() for check in checks if check is not None)
+    return "bfloat16" if has_bf16 else "float32"
 
 
 def parameter_dtype(name: str) -> torch.dtype:
-    """Parameters stay in fp32 under bfloat16: only the matrix products are rounded."""
+    """Returns the format of the parameters: fp64 in fp64, else fp32."""
+    # Under bfloat16 only the matrix products are rounded: small updates would vanish in rounded parameters.
     return torch.float64 if name == "float64" else torch.float32
 
 
 def autocast(name: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which the model is called."""
+    """Returns the context in which to call the model."""
     return torch.autocast(device.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
 
 
 def should_compile(setting: str | bool, device: torch.device) -> bool:
-    """`auto` becomes True where a compiler works, else False with one line that says so; True and False stay."""
+    """Resolves `auto` to True if a compiler works, else to False with a warning; True and False stay."""
     if setting != "auto":
         return bool(setting)
     try:

@@ -1,4 +1,4 @@
-"""Named sizes of the transformer. Keys given beside `model.preset` win over the preset's."""
+"""Named sizes of the transformer. Settings given beside `model.preset` override the preset's."""
 
 from typing import Any
 

@@ -1,11 +1,12 @@
-"""Attention by blocks in plain products, as one operation: a compiler takes it whole, however many blocks there are.
+"""Block attention in plain products, as one custom operation, which compiles in constant time for any number of blocks.
 
-Noisy block b sees [clean blocks < b ; itself], clean block b the same with itself: both are computed together, as rows
-of one batch, and what they see is a slice of one tensor. For that the keys of the noisy rows start as the noisy ones,
-and turn into the clean ones block by block. The backward pass computes the weights again, from the log-sum-exp.
+Noisy block b sees [clean blocks < b ; noisy block b], clean block b sees [clean blocks < b ; clean block b]. Both are
+computed together, as rows of one batch, and what they see is a slice of one tensor: the keys of the noisy rows start as
+the noisy ones, and are overwritten by the clean ones block by block. The backward pass computes the weights again, from
+the log-sum-exp.
 
-Dimensions: B rows, R = 2 B or, where there is one stream, B; H heads, E width of a head; W positions of all streams, L
-of one; S of a block that r of R rows have, T seen from there.
+Dimensions: B rows, R = 2 B rows (B with one stream), H heads, E width of a head; W positions of all streams, L of one;
+S positions of a block, which r of R rows have, and T positions that it sees.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ Weights = Float[Tensor, "r H S T"]
 
 
 def block_attention(q: Heads, k: Heads, v: Heads, dropout: float, seen: AttentionPattern) -> Heads:
-    """`softmax(q k^T / sqrt(E)) v` over what each position sees; exponents and sums in fp32 at least."""
+    """Computes `softmax(q k^T / sqrt(E)) v` over what each position sees; exponents and sums in fp32 at least."""
+    # A seed, not a mask, goes to the backward pass, which draws the same dropout again.
     seed = torch.randint(2**62, (1,), device=q.device) if dropout else None
     mixed, _ = _attend(q, k, v, seen.size, seen.noisy, dropout, seed)
     return mixed
@@ -32,7 +34,7 @@ def block_attention(q: Heads, k: Heads, v: Heads, dropout: float, seen: Attentio
 
 @dataclass(frozen=True)
 class _Streams:
-    """How the W positions of B rows become R rows of L: the noisy stream above the clean one."""
+    """The layout of W positions of B rows as R rows of L positions: the noisy stream above the clean one."""
 
     rows: int
     width: int
@@ -44,7 +46,7 @@ class _Streams:
         return self.noisy or self.width
 
     def stack(self, x: Heads) -> Stacked:
-        """Its own memory where there are two streams. What the clean stream leaves out is 0."""
+        """Stacks the streams, in new memory if there are two. The last clean block, which `x` lacks, is 0."""
         if not self.noisy:
             return x.contiguous()
         stacked = x.new_zeros(2 * self.rows, x.shape[1], self.length, x.shape[3])
@@ -53,21 +55,24 @@ class _Streams:
         return stacked
 
     def unstack(self, x: Stacked) -> Heads:
+        """Undoes `stack`."""
         return torch.cat([x[: self.rows], x[self.rows :, :, : self.width - self.noisy]], dim=2) if self.noisy else x
 
     def blocks(self) -> Iterator[tuple[slice, int, int]]:
-        """Which of R rows have the block, and its bounds: of the last one there is no clean one."""
+        """Yields the rows that have each block, and its bounds. The last block has no clean rows: no one sees it."""
         for start in range(0, self.length, self.size):
             end = min(start + self.size, self.length)
             yield slice(0, self.rows if end == self.length else None), start, end
 
-    def finish(self, x: Stacked, start: int, end: int) -> None:
-        """The block has passed: from now on the noisy rows see the clean one."""
+    def show_clean(self, x: Stacked, start: int, end: int) -> None:
+        """Overwrites a block of the noisy rows with the clean one, which is what all later noisy blocks see."""
         if self.noisy:
             x[: self.rows, :, start:end] = x[self.rows :, :, start:end]
 
     def add(self, total: Stacked, part: Float[Tensor, "r H T E"], start: int, end: int) -> None:
-        """Gradients of a block's keys or values: all are of the clean stream's, but the noisy rows' own block."""
+        """Adds a block's gradients of keys or values to `total`."""
+        # All that a noisy row sees is clean, except its own block: only that part belongs to the noisy stream, and no
+        # other block sees it, so it is assigned.
         if not self.noisy:
             total[:, :, :end] += part
             return
@@ -77,8 +82,9 @@ class _Streams:
             total[self.rows :, :, :end] += part[self.rows :]
 
 
-def _dropping(share: float, seed: Int[Tensor, "1"] | None) -> Callable[[Weights], Weights]:
-    """The backward pass drops the same weights: what is drawn depends on the seed and the order alone."""
+def _make_dropout(share: float, seed: Int[Tensor, "1"] | None) -> Callable[[Weights], Weights]:
+    """Returns the dropout function of one pass; None: no dropout."""
+    # Draws depend on the seed and the order of the blocks alone, so the backward pass drops the same weights.
     if seed is None:
         return lambda weights: weights
     generator = torch.Generator(seed.device).manual_seed(int(seed))
@@ -97,8 +103,8 @@ def _scores(q: Float[Tensor, "r H S E"], k: Float[Tensor, "r H T E"]) -> Weights
 def _attend(
     q: Heads, k: Heads, v: Heads, size: int, noisy: int, dropout: float, seed: Int[Tensor, "1"] | None
 ) -> tuple[Heads, Float[Tensor, "R H L"]]:
-    """The mixed values, and the log-sum-exp of every query's scores."""
-    streams, drop = _Streams(len(q), q.shape[2], size, noisy), _dropping(dropout, seed)
+    """Returns the mixed values, and the log-sum-exp of every query's scores."""
+    streams, drop = _Streams(len(q), q.shape[2], size, noisy), _make_dropout(dropout, seed)
     queries, keys, values = (streams.stack(x) for x in (q, k, v))
     mixed = torch.empty_like(queries)
     log_total = at_least_fp32(mixed.new_zeros(mixed.shape[:3]))
@@ -109,8 +115,8 @@ def _attend(
         total = exps.sum(dim=-1, keepdim=True)
         mixed[rows, :, start:end] = drop(exps).to(v.dtype) @ values[rows, :, :end] / total
         log_total[rows, :, start:end] = (largest + total.log()).squeeze(-1)
-        streams.finish(keys, start, end)
-        streams.finish(values, start, end)
+        streams.show_clean(keys, start, end)
+        streams.show_clean(values, start, end)
     return streams.unstack(mixed), log_total
 
 
@@ -132,8 +138,8 @@ def _attend_backward(
     dropout: float,
     seed: Int[Tensor, "1"] | None,
 ) -> tuple[Heads, Heads, Heads]:
-    """With p the weights: `d_v = p^T grad`, `d_score = p (grad v^T - sum(grad mixed))`, and the products of that."""
-    streams, drop = _Streams(len(q), q.shape[2], size, noisy), _dropping(dropout, seed)
+    """Computes the gradients: with weights p, `d_v = p^T grad` and `d_score = p (grad v^T - sum(grad mixed))`."""
+    streams, drop = _Streams(len(q), q.shape[2], size, noisy), _make_dropout(dropout, seed)
     queries, keys, values, grads = (streams.stack(x) for x in (q, k, v, grad))
     shift = streams.stack((at_least_fp32(grad) * mixed).sum(dim=-1, keepdim=True))
     d_q, d_k, d_v = (torch.zeros_like(x) for x in (queries, keys, values))
@@ -148,8 +154,8 @@ def _attend_backward(
         d_scores = d_scores.addcmul_(weights, shift[rows, :, start:end], value=-1).to(q.dtype)
         d_q[rows, :, start:end] = d_scores @ k_seen * scale
         streams.add(d_k, d_scores.mT @ (q_own * scale), start, end)
-        streams.finish(keys, start, end)
-        streams.finish(values, start, end)
+        streams.show_clean(keys, start, end)
+        streams.show_clean(values, start, end)
     return streams.unstack(d_q), streams.unstack(d_k), streams.unstack(d_v)
 
 
@@ -167,7 +173,7 @@ def _shapes_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> 
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, *ctx.settings, seed = inputs
     ctx.save_for_backward(q, k, v, *output, seed)
     ctx.mark_non_differentiable(output[1])
@@ -178,4 +184,4 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
     return (*_attend_backward(grad, *tensors, *ctx.settings, seed), None, None, None, None)
 
 
-_attend.register_autograd(_differentiate, setup_context=_remember)
+_attend.register_autograd(_differentiate, setup_context=_save_context)

@@ -1,8 +1,9 @@
 """The native backbone: a pre-norm transformer, bidirectional, causal or block-causal, without a time embedding.
 
-(What is masked says all about t that the optimal prediction needs: Ou et al. 2024, 2406.03736.)
-Dimensions: B rows, L positions in blocks of S, M positions asked for, n that are read beside those of a cache, D width;
-W positions of one stream or two.
+(The masked positions tell the optimal prediction all it needs to know of t: Ou et al. 2024, 2406.03736.)
+
+Dimensions: B rows, L positions in blocks of S, M selected positions, n positions read beside a cache, D width; W
+positions of one stream or two.
 """
 
 import difflib
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unmask import noise
 from unmask.config.settings import Section
-from unmask.models.attention import Attention, KeyValueCache, LayerCache, RmsNorm, rotary_angles, rows_at
+from unmask.models.attention import Attention, KeyValueCache, LayerCache, RmsNorm, rotary_angles, select_positions
 from unmask.models.backends import BACKENDS
 from unmask.models.presets import PRESETS
 from unmask.models.tied import TiedGradient, lookup
@@ -119,7 +120,7 @@ class TransformerConfig(Section):
 
     @property
     def seen(self) -> AttentionPattern:
-        """What a position sees in one stream."""
+        """Returns the attention pattern of one stream."""
         return AttentionPattern(1 if self.causal else self.block_size)
 
     @property
@@ -128,16 +129,16 @@ class TransformerConfig(Section):
 
 
 class Transformer(nn.Module):
-    """Tokens (B, L) -> hidden states (M, D) of the positions asked for, normalised; `head_weight` makes them logits."""
+    """A network from tokens (B, L) to normalised hidden states (M, D); their products with `head_weight` are logits."""
 
     Config = TransformerConfig
     EMBEDDINGS = ("embedding.weight", "positions.weight")
     STARTS_AT_ZERO = ("conditioning.weight",)
-    """Optional weights with which a network is at first the same as without them."""
+    """Optional weights that start at 0, so that the network is at first the one without them."""
     cos: Tensor
     sin: Tensor
     tied: TiedGradient | None = None
-    """Where the gradient of a head that `is_tied` will be; set before every forward pass by who computes the head."""
+    """Slot for the gradient of a tied head; whoever computes the head sets a new one before every forward pass."""
 
     def __init__(self, config: TransformerConfig, tokens: TokenSpec) -> None:
         super().__init__()
@@ -181,7 +182,10 @@ class Transformer(nn.Module):
     def forward(
         self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], estimate: Float[Tensor, "B L D"] | None = None
     ) -> Float[Tensor, "M D"]:
-        """`estimate`: of a self-conditioned network, what is expected of each position; None: nothing of any."""
+        """Computes hidden states at the flat positions `at`.
+
+        `estimate` is the expected embedding of each position, for a self-conditioned network; None: no estimate.
+        """
         return self._read(xt, at, estimate=estimate)
 
     def two_streams(
@@ -191,10 +195,11 @@ class Transformer(nn.Module):
         at: Int[Tensor, "M"],
         estimate: Float[Tensor, "B L D"] | None = None,
     ) -> Float[Tensor, "M D"]:
-        """One pass over `[xt ; x0]`: a block of `xt` sees itself and the blocks of `x0` before it, which see no `xt`.
+        """Reads `[xt ; x0]` in one pass: a block of `xt` sees itself and the blocks of `x0` before it.
 
-        Nobody sees the last block of `x0`, so it is left out: `at` are flat positions of (B, 2 L - S). With one block
-        this is `forward(xt, at)`. (Arriola et al. 2025, 2503.09573.) `estimate` is of `xt`.
+        `x0` sees no `xt`. No position sees the last block of `x0`, so it is left out: `at` are flat positions of
+        (B, 2 L - S). With one block this is `forward(xt, at)`. (Arriola et al. 2025, 2503.09573.) `estimate` is for
+        the positions of `xt`.
         """
         assert self.block_size is not None, "two streams are for block models"
         length = xt.shape[1]
@@ -210,20 +215,22 @@ class Transformer(nn.Module):
         noisy: int = 0,
         estimate: Float[Tensor, "B W D"] | None = None,
     ) -> Float[Tensor, "M D"]:
-        """Both streams start at place 0."""
+        """Computes hidden states of one stream, or of two of which the first has `noisy` positions."""
         clean = tokens.shape[1] - noisy
 
         def by_place(table: Tensor) -> Tensor:
+            """Selects the entries of all positions; both streams start at place 0."""
             return torch.cat([table[:noisy], table[:clean]]) if noisy else table[:clean]
 
-        x = self._told(self._embed(tokens), estimate)
+        x = self._add_estimate(self._embed(tokens), estimate)
         if self.positions is not None:
             x = x + by_place(self.positions.weight)
         x = self.dropout(x)
         angles = (by_place(self.cos), by_place(self.sin)) if self.config.rotary else None
         for block in self.blocks[:-1]:
             x = self._run(block, x, angles, None, noisy)
-        return self.norm(self._run(self.blocks[-1], x, angles, at, noisy))  # what it would add elsewhere, nobody reads
+        # No later block reads the last one's other positions, so it computes `at` alone.
+        return self.norm(self._run(self.blocks[-1], x, angles, at, noisy))
 
     def extend(
         self,
@@ -233,17 +240,17 @@ class Transformer(nn.Module):
         rows: Int[Tensor, "B"] | None = None,
         estimate: Float[Tensor, "B n D"] | None = None,
     ) -> Float[Tensor, "B n D"]:
-        """Hidden states of `tokens` at `position`, beside what is in `cache`, which they join.
+        """Computes hidden states of `tokens` at `position`, beside the cached positions, and adds them to the cache.
 
         Args:
-            tokens: of B canvases.
-            position: where they stand; what the cache had there is replaced.
-            cache: of all that the tokens see and that is not among them.
-            rows: which of the cache's rows these canvases are; None: all.
-            estimate: as in `forward`, of `tokens`.
+            tokens: tokens of B canvases.
+            position: their positions; cached entries there are replaced.
+            cache: keys and values of everything else that the tokens see.
+            rows: rows of the cache that these canvases are; None: all.
+            estimate: as in `forward`, for `tokens`.
         """
         cache.width = max(cache.width, self._num_seen(position, cache.length))
-        x = self._told(self._embed(tokens), estimate)
+        x = self._add_estimate(self._embed(tokens), estimate)
         if self.positions is not None:
             x = x + self.positions.weight[position]
         angles = (self.cos[position].unsqueeze(1), self.sin[position].unsqueeze(1)) if self.config.rotary else None
@@ -253,7 +260,7 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def _num_seen(self, position: Int[Tensor, "B n"], length: int) -> int:
-        """Positions of a canvas up to the last one that is seen from `position`. Waits for the device."""
+        """Returns the number of positions up to the last one seen from any `position`. Waits for the device."""
         seen = self.config.seen
         return length if seen.size is None else min(length, int(seen.visible_until(position).max()))
 
@@ -265,26 +272,29 @@ class Transformer(nn.Module):
     def _embed(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         return self.embedding(xt) if self.head is not None else self._embed_tied(xt)
 
-    def _told(self, x: Float[Tensor, "B L D"], estimate: Float[Tensor, "B L D"] | None) -> Float[Tensor, "B L D"]:
-        """`x + W estimate`: nothing where that is 0."""
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _embed_tied(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        # Not compiled: the slot `tied` is another object in every step.
+        return lookup(xt, self.embedding.weight, self.tied)
+
+    def _add_estimate(
+        self, x: Float[Tensor, "B L D"], estimate: Float[Tensor, "B L D"] | None
+    ) -> Float[Tensor, "B L D"]:
+        """Adds `W estimate`, which is 0 where the estimate is."""
         if estimate is None:
             return x
         assert self.conditioning is not None, "an estimate is for a self-conditioned network"
         return x + self.conditioning(estimate)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _embed_tied(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        return lookup(xt, self.embedding.weight, self.tied)
-
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Every matrix is normal with standard deviation `1 / sqrt(inputs)` (an embedding: `embedding_std`).
+        """Draws every matrix from a normal distribution with standard deviation `1 / sqrt(inputs)`.
 
-        What is added to the residual stream is divided by `sqrt(2 layers)`, as in GPT-2. A fixed 0.02 is far too small
-        for narrow models, which then stay for hundreds of steps at the loss of a blind guess. Every parameter has a
-        generator of its own, keyed by its name, so that its start does not depend on what else the model has.
-        Self-conditioning starts at 0: the network is then the one without it.
+        That of embeddings is `embedding_std`, if set; that of projections onto the residual stream is divided by
+        `sqrt(2 layers)`, as in GPT-2. A fixed 0.02 is far too small for narrow models, which then stay for hundreds of
+        steps at the loss of a blind guess. The weights `STARTS_AT_ZERO` start at 0.
         """
+        # A generator for each parameter, keyed by its name: its start does not depend on what else the model has.
         for name, parameter in self.named_parameters():
             if name.endswith("bias") or name in self.STARTS_AT_ZERO:
                 parameter.zero_()
@@ -301,7 +311,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+    """A pre-norm block: `x + attention(norm(x))`, then `x + mlp(norm(x))`."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -328,8 +338,8 @@ class Block(nn.Module):
         at: Int[Tensor, "M"] | None = None,
         noisy: int = 0,
     ) -> Float[Tensor, "B W D"] | Float[Tensor, "M D"]:
-        """With `at`, of these flat positions alone: what they attend to, and nothing else, is computed for all."""
-        x = rows_at(x, at) + self.dropout(self.attention(self.attention_norm(x), angles, at, noisy))
+        """Computes the block; with `at`, at these flat positions alone, for which all others give keys and values."""
+        x = select_positions(x, at) + self.dropout(self.attention(self.attention_norm(x), angles, at, noisy))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
     def extend(
@@ -340,13 +350,13 @@ class Block(nn.Module):
         known: LayerCache,
         rows: Int[Tensor, "B"] | None,
     ) -> Float[Tensor, "B n D"]:
-        """As `forward`, of positions that are read beside what is `known`."""
+        """Computes the block for positions that are read beside the cached ones, `known`."""
         x = x + self.attention.extend(self.attention_norm(x), angles, position, known, rows)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class SwiGlu(nn.Module):
-    """`down(silu(gate(x)) * up(x))` (Shazeer 2020, 2002.05202)."""
+    """A SwiGLU layer: `down(silu(gate(x)) * up(x))` (Shazeer 2020, 2002.05202)."""
 
     def __init__(self, dim: int, ff_dim: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Who sees whom: everyone everyone, causally, or block by block (block diffusion: Arriola et al. 2025, 2503.09573).
+"""Attention patterns: full, causal, or block by block (block diffusion: Arriola et al. 2025, 2503.09573).
 
-Dimensions: B rows, H heads, E width of a head; L places of a row in blocks of S; W positions, of one stream or of two.
+Dimensions: B rows, H heads, E width of a head; L places of a row in blocks of S; W positions of one stream or of two.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,16 @@ Heads = Float[Tensor, "B H W E"]
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """Of W positions the first `noisy` are the noisy stream `xt`, the others the clean one `x0`, both from place 0 on.
+    """A rule for which positions see which, in one stream or in two.
 
-    A noisy block sees itself and the clean blocks before it; a clean block the clean blocks up to itself. So `noisy=0`
-    is one stream in which a position sees its own block and all before, and with `size=1` that is causal attention.
+    With two streams, the first `noisy` of W positions are the noisy stream `xt` and the others the clean stream `x0`;
+    both start at place 0. A noisy block sees itself and the clean blocks before it; a clean block sees the clean blocks
+    up to itself. `noisy=0` is one stream, in which a position sees its own block and all before it; with `size=1` this
+    is causal attention.
 
     Args:
-        size: S; None: there is one stream, and every position sees every other.
-        noisy: positions of the noisy stream, L or none.
+        size: S; None: one stream in which every position sees every other.
+        noisy: positions of the noisy stream: L, or 0 for one stream.
     """
 
     size: int | None = None
@@ -33,20 +35,20 @@ class AttentionPattern:
         return self.size == 1 and self.noisy == 0
 
     def is_full(self, width: int) -> bool:
-        """Whether every one of `width` positions sees every other: there is one block."""
+        """True if every one of `width` positions sees every other: there is only one block."""
         return self.size is None or self.size >= width
 
     def num_blocks(self, width: int) -> int:
-        """Of a row, whose `width` positions are of one stream or of two."""
+        """Counts the blocks of a row, whose `width` positions are of one stream or of two."""
         return 1 if self.size is None else -(-(self.noisy or width) // self.size)
 
     def visible_until(self, place: Int[Tensor, "*rows n"]) -> Int[Tensor, "*rows n"]:
-        """The first place that a clean one at `place` does not see. Not for `size=None`."""
-        assert self.size is not None, "without blocks there is no horizon"
+        """Returns the first place that a clean position at `place` does not see. Not for `size=None`."""
+        assert self.size is not None, "without blocks everything is visible"
         return (place // self.size + 1) * self.size
 
     def rule(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Whether the position `query` sees the position `key`, both of 0 .. W - 1. Not for `size=None`."""
+        """Returns a function `(query, key) -> sees`, of positions in 0 .. W - 1. Not for `size=None`."""
         size, noisy = self.size, self.noisy
         assert size is not None, "without blocks there is no rule"
         return lambda query, key: torch.where(
@@ -56,9 +58,9 @@ class AttentionPattern:
         )
 
     def by_block(self, attend: Callable[[Heads, Heads, Heads], Heads], q: Heads, k: Heads, v: Heads) -> Heads:
-        """Attention without a mask: `attend` gets the queries of a block and what they see, block after block.
+        """Calls `attend` for each block, with its queries and the keys and values they see.
 
-        So nothing is computed that is not seen.
+        It needs no mask, and computes no score that a mask would throw away.
         """
         if self.size is None or self.is_full(q.shape[2]):
             return attend(q, k, v)
@@ -80,5 +82,5 @@ EVERYTHING = AttentionPattern()
 
 
 def num_clean(length: int, size: int) -> int:
-    """Positions of the clean stream of a row: all but those of the last block, which nobody sees."""
+    """Counts the positions of a row's clean stream: all but those of the last block, which no position sees."""
     return (length - 1) // size * size

@@ -20,10 +20,10 @@ from unmask.config.settings import name_of
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess, ProcessContext, masked_batch
-from unmask.models.attention import train_with
+from unmask.models.attention import set_training_backend
 from unmask.models.build import build_denoiser
 from unmask.models.ema import Ema
-from unmask.models.measuring import fastest_here
+from unmask.models.measuring import measure_fastest
 from unmask.models.precision import autocast, parameter_dtype, resolve_dtype, should_compile
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
@@ -144,9 +144,9 @@ class Trainer:
         if known is None and self.is_compiled and self.device.type == "cpu" and self.peers.is_main:
             rows = self.shard.size // self.config.train.accumulate
             dtype = torch.bfloat16 if self.dtype == "bfloat16" else parameter_dtype(self.dtype)
-            known = fastest_here(self.model, rows=rows, length=self.tokens.length, dtype=dtype)
+            known = measure_fastest(self.model, rows=rows, length=self.tokens.length, dtype=dtype)
         self.attention = known = self.peers.exchange(known)[0]
-        train_with(self.model, known)
+        set_training_backend(self.model, known)
 
     def warm_up(self) -> None:
         """Compiles what a step runs, where it is to be compiled, and leaves no trace in the state."""
@@ -210,7 +210,7 @@ class Trainer:
     @contextmanager
     def weights(self, name: str) -> Iterator[None]:
         """The context in which the model has the weights `ema` or `raw`, all of them on every process."""
-        averaged = self.ema.applied() if name == "ema" and self.ema is not None else nullcontext()
+        averaged = self.ema.apply() if name == "ema" and self.ema is not None else nullcontext()
         with averaged, parallel.unsharded(self.model):
             yield
 
