@@ -26,7 +26,7 @@ from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.head import token_stats
 from unmask.models.transformer import TransformerConfig
-from unmask.training.parallel import synchronised
+from unmask.training.parallel import sync_gradients
 from unmask.types import MaskedBatch, TokenSpec
 
 WORLD = 2
@@ -94,7 +94,7 @@ def results(wrapper: str, rank: int, tied: bool, parts: int) -> dict[str, Tensor
         wrapped.zero_grad()
         stats = []
         for i, micro in enumerate(batch(rank * mine, (rank + 1) * mine).split(parts), start=1):
-            with synchronised(wrapped, i == parts):
+            with sync_gradients(wrapped, i == parts):
                 stats.append(backward(wrapped, micro, WORLD))
         gradients = {name: parameter.grad for name, parameter in bare.named_parameters()}
         whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}

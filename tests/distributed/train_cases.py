@@ -51,7 +51,7 @@ def first_gradients(trainer: Trainer) -> dict[str, Tensor]:
 
     def remember(*_: object) -> None:
         for name, parameter in trainer.model.named_parameters():
-            found.setdefault(name, parallel.full(parameter.grad).clone())
+            found.setdefault(name, parallel.gather_tensor(parameter.grad).clone())
 
     trainer.optimizer.register_step_pre_hook(remember)
     return found
@@ -87,7 +87,7 @@ def train_in_halves(case: str, folder: Path, peers: Peers = ALONE) -> None:
 
 def train_second_half(case: str, source: Path, folder: Path, peers: Peers = ALONE) -> None:
     trainer = make(case, peers)
-    trainer.load_state_dict(kept(source, HALF, Trainer.SHARED if trainer.is_sharded else ()))
+    trainer.load_state_dict(kept(source, HALF, Trainer.PER_PARAMETER if trainer.is_sharded else ()))
     keep(trainer, folder, [])
     keep(trainer, folder, train(trainer, STEPS - HALF))
 

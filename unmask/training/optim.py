@@ -1,4 +1,4 @@
-"""AdamW, its learning rate as a function of the step, and its state by parameter name."""
+"""AdamW, its learning rate schedule, and its state by parameter name."""
 
 import math
 from typing import Any
@@ -10,7 +10,8 @@ from unmask.config.run import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only (not on norms and biases)."""
+    """Builds AdamW, with weight decay on matrices only (not on norms and biases)."""
+    # Fused: one kernel for all parameters, and the one that reads `found_inf` (`Trainer._update`).
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -18,7 +19,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
-    """The rate of step `step` (from 0) of `num_steps`: linear warm-up, then constant or a half cosine to 0."""
+    """Returns the rate of `step` (from 0) out of `num_steps`: linear warm-up, then constant or a half cosine to 0."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -33,18 +34,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
-    """Parameter names in the order in which the optimizer numbers them."""
+    """Returns parameter names in the order in which the optimizer numbers them."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
-    """`{parameter name: {"exp_avg": .., "exp_avg_sq": .., "step": ..}}`; the rest is the configuration's."""
+    """Returns `{parameter name: {"exp_avg": .., "exp_avg_sq": .., "step": ..}}`."""
+    # By name, not number: numbers change with the order of the groups. Learning rate and betas are the configuration's.
     names = _names_in_order(optimizer, model)
     return {names[number]: dict(values) for number, values in optimizer.state_dict()["state"].items()}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, Any]) -> None:
+    """Restores what `optimizer_state` returned."""
     names = _names_in_order(optimizer, model)
     numbered = {number: state[name] for number, name in enumerate(names) if name in state}
     optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,7 +1,7 @@
-"""A model on several processes: with all weights on each (DDP), or a share of them (FSDP2).
+"""A model on several processes: with all weights on each (DDP), or a shard of them (FSDP2).
 
-The average of the processes' gradients reaches the optimizer either way, so a loss that is a sum over this process's
-rows is multiplied by the number of processes and divided by the global count: never a mean of means.
+Both average gradients over the processes, so the loss (a sum over this process's rows) is multiplied by the number of
+processes and divided by the global count: never a mean of means.
 """
 
 import warnings
@@ -29,15 +29,16 @@ from unmask.models.denoiser import Denoiser
 from unmask.peers import Peers
 from unmask.training.shares import LazyTensor, TensorShard
 
-_ASKED_OF_A_MODEL = ("hidden", "hidden_within", "answer", "logits")
-"""What touches weights outside `forward`, and calls none of the others: the end of an inner one would cut the weights
-of the outer one into shares again."""
+_FORWARD_METHODS = ("hidden", "hidden_within", "answer", "logits")
+"""Methods other than `forward` that read weights. None calls another: at the end of the inner call FSDP2 would reshard
+the weights that the outer one still needs."""
 
 
 def check_parallel(train: TrainConfig, peers: Peers) -> None:
-    """
+    """Checks `train.parallel` and `train.cpu_offload`.
+
     Raises:
-        UserError: shards are asked of one process, or an offload of no shards.
+        UserError: `fsdp` with one process, or an offload without `fsdp`.
     """
     if train.parallel == "fsdp" and peers.size == 1:
         raise UserError(
@@ -49,11 +50,12 @@ def check_parallel(train: TrainConfig, peers: Peers) -> None:
 
 
 def wrap(model: Denoiser, train: TrainConfig, peers: Peers, *, dtype: str, device: torch.device) -> nn.Module:
-    """What the training step calls in place of `model`, which has the same parameters; itself, with one process."""
+    """Returns the module that the training step calls, with the parameters of `model`; one process: `model`."""
     if peers.size == 1:
         return model
     if train.parallel == "ddp":
         ids = [device.index] if device.type == "cuda" else None
+        # No broadcast: the only buffers, rotary angles, are constants. Gradients as views of the buckets spare a copy.
         with warnings.catch_warnings():  # newer versions of torch call broadcast_buffers by another name
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -61,9 +63,10 @@ def wrap(model: Denoiser, train: TrainConfig, peers: Peers, *, dtype: str, devic
 
 
 def shard(model: Denoiser, size: int, *, dtype: str, device: torch.device, cpu_offload: bool = False) -> nn.Module:
-    """FSDP2, block by block. Weights of a block travel in bfloat16 where its products are taken in that.
+    """Shards `model` with FSDP2, block by block.
 
-    The residual stream, embeddings and the head's weights stay in fp32, as under autocast in one process.
+    Under bfloat16 the weights of a block are gathered in bfloat16, and gradients are reduced in fp32. The residual
+    stream, embeddings and the head's weights stay in fp32, as under autocast in one process.
     """
     mesh = init_device_mesh(device.type, (size,))
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
@@ -77,13 +80,13 @@ def shard(model: Denoiser, size: int, *, dtype: str, device: torch.device, cpu_o
         if hasattr(block, "extend"):
             register_fsdp_forward_method(block, "extend")
     fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(), offload_policy=offload)
-    for name in _ASKED_OF_A_MODEL:
+    for name in _FORWARD_METHODS:
         register_fsdp_forward_method(model, name)
     return model
 
 
-def synchronised(wrapped: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Processes exchange gradients after the last micro-batch alone."""
+def sync_gradients(wrapped: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Returns a context whose backward pass exchanges gradients only if the micro-batch `is_last`."""
     if isinstance(wrapped, FSDPModule):
         wrapped.set_requires_gradient_sync(is_last)
     if isinstance(wrapped, DistributedDataParallel) and not is_last:
@@ -92,8 +95,9 @@ def synchronised(wrapped: nn.Module, is_last: bool) -> AbstractContextManager[No
 
 
 @contextmanager
-def unsharded(model: nn.Module) -> Iterator[None]:
-    """All weights on every process, so that each can ask the model what and as often as it likes."""
+def gather_weights(model: nn.Module) -> Iterator[None]:
+    """Keeps all weights on every process inside the context."""
+    # Each process may then call the model as often as it likes: no call exchanges anything.
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in shards:
         module.set_reshard_after_forward(False, recurse=False)
@@ -106,17 +110,17 @@ def unsharded(model: nn.Module) -> Iterator[None]:
             module.set_reshard_after_forward(module is not model, recurse=False)
 
 
-def full(value: Tensor) -> Tensor:
-    """All of a tensor of which every process has a share; all processes ask together."""
+def gather_tensor(value: Tensor) -> Tensor:
+    """Gathers a sharded tensor; returns any other as it is. Collective."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def shares(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tree` with this process's share in place of every tensor that processes share."""
+def to_shards(tree: dict[str, Any]) -> dict[str, Any]:
+    """Replaces every sharded tensor in `tree` by this process's shard of it."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            found[key] = shares(value)
+            found[key] = to_shards(value)
         elif isinstance(value, DTensor):
             found[key] = TensorShard(value.to_local(), _start(value)) if value.ndim else value.to_local()
         else:
@@ -125,7 +129,10 @@ def shares(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def local_shard(value: Any, like: Tensor) -> Any:
-    """Of whole tensors of the shape of `like`, in memory or in files, in a dict perhaps, this process's share."""
+    """Returns this process's shard of `value`, sharded as `like`.
+
+    `value` is a tensor of the same shape, a `LazyTensor`, or a dict of them. Other values are returned whole.
+    """
     if isinstance(value, dict):
         return {key: local_shard(inner, like) for key, inner in value.items()}
     if not isinstance(like, DTensor) or tuple(value.shape) != tuple(like.shape):
@@ -138,6 +145,6 @@ def local_shard(value: Any, like: Tensor) -> Any:
 
 
 def _start(value: DTensor) -> int:
-    """The first row that is here: FSDP2 cuts the first dimension as `chunk` does."""
+    """Returns the first row of this process's shard: FSDP2 cuts the first dimension as `torch.chunk` does."""
     mesh, length = value.device_mesh, value.shape[0]
     return min(length, mesh.get_local_rank() * -(-length // mesh.size()))

@@ -154,7 +154,7 @@ class Run:
 
     def _load(self, step: int, restart_pool: bool) -> dict[str, Any]:
         try:
-            unread = Trainer.SHARED if self.trainer.is_sharded else ()
+            unread = Trainer.PER_PARAMETER if self.trainer.is_sharded else ()
             state = checkpoint.load(self.folder.checkpoints / f"step_{step:08d}", unread=unread)
         except FileNotFoundError as error:
             raise UserError(

@@ -41,20 +41,20 @@ from unmask.types import MaskedBatch, TokenSpec, TokenStats
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step has to say; the tensors are on the device, to be read only when they are logged."""
+    """The results of a step. Its tensors stay on the device until they are logged."""
 
     loss: Tensor
-    """Of the global batch, as is the norm; batch and statistics are this process's."""
+    """Loss of the global batch. Norm and `is_bad` are global too; batch and statistics are this process's."""
     grad_norm: Tensor
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     is_bad: Tensor
-    """Whether one of the two is not finite: the step has left weights and moments as they were."""
+    """True if one of the two is not finite; the step has then left weights and moments as they were."""
     lr: float
     batch: MaskedBatch
     stats: TokenStats
 
     def metrics(self, peers: Peers = ALONE) -> dict[str, float]:
-        """Named values. Waits for the device; all processes ask together."""
+        """Returns the values to log, by name. Waits for the device. Collective."""
         is_real = self.batch.weight > 0
         own = torch.stack([is_real.sum().double(), self.stats.top1[is_real].double().sum()])
         scored, top1 = peers.sum(own).tolist()
@@ -68,10 +68,10 @@ class StepReport:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one, else cpu.
+    """Returns the device called `name`; `auto` is cuda if this machine has it, else cpu.
 
     Raises:
-        UserError: `name` is no device, or not one of this machine.
+        UserError: this machine has no such device.
     """
     cudas = torch.cuda.device_count()
     valid = ["cpu", *(["cuda", *(f"cuda:{number}" for number in range(cudas))] if cudas else [])]
@@ -81,7 +81,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def num_steps(config: RunConfig, stream: EpochStream) -> int:
-    """`train.steps`, or what `train.epochs` comes to when every step takes new examples."""
+    """Returns `train.steps`, or else epochs x examples / batch size, rounded up."""
     if config.train.steps is not None:
         return config.train.steps
     assert config.train.epochs is not None, "RunConfig has one of them"
@@ -89,10 +89,10 @@ def num_steps(config: RunConfig, stream: EpochStream) -> int:
 
 
 class Trainer:
-    """Model, optimizer, average and masking process, and the step that moves them, whichever the method."""
+    """Model, optimizer, average and masking process, and the step that moves them, the same for every method."""
 
-    SHARED = ("model", "optimizer", "ema")
-    """What of the state is one tensor or several for each parameter."""
+    PER_PARAMETER = ("model", "optimizer", "ema")
+    """Sections of the state that hold tensors for each parameter, which FSDP2 shards."""
 
     def __init__(self, config: RunConfig, tokens: TokenSpec, stream: EpochStream, peers: Peers = ALONE) -> None:
         train = config.train
@@ -114,10 +114,10 @@ class Trainer:
         self.trained.train()
         self.has_dropout = any(isinstance(module, nn.Dropout) and module.p for module in self.model.modules())
         if self.has_dropout:
-            self._set_dropout_rng(None)  # nothing else draws from global state
+            self._set_dropout_rng(None)  # dropout alone draws from global state: all other noise is keyed
 
     def _build(self) -> None:
-        """What this process knows for itself: its device, rows, masking process and model."""
+        """Builds this process's own parts, without communication: device, rows, masking process and model."""
         train = self.config.train
         self.device = resolve_device(device_of(self.peers, train.device))
         self.dtype = resolve_dtype(train.dtype, self.device)
@@ -137,10 +137,8 @@ class Trainer:
         )
 
     def choose_attention(self, known: str | None = None) -> None:
-        """Measures which attention trains fastest on this CPU, unless it is `known`: runs go on with what they had.
-
-        The main process measures for all, which otherwise might choose differently.
-        """
+        """Chooses the attention that trains fastest on this CPU, by measurement unless it is `known`. Collective."""
+        # A resumed run keeps its choice, and rank 0 measures for all: other choices would give other bits.
         if known is None and self.is_compiled and self.device.type == "cpu" and self.peers.is_main:
             rows = self.shard.size // self.config.train.accumulate
             dtype = torch.bfloat16 if self.dtype == "bfloat16" else parameter_dtype(self.dtype)
@@ -149,7 +147,7 @@ class Trainer:
         set_training_backend(self.model, known)
 
     def warm_up(self) -> None:
-        """Compiles what a step runs, where it is to be compiled, and leaves no trace in the state."""
+        """Runs one forward and backward pass, so that the model is compiled; leaves the state as it was."""
         shape = (self.shard.size // self.config.train.accumulate, self.tokens.length)
         x0 = torch.full(shape, 1 - min(1, self.tokens.mask_id), device=self.device)  # any token but the mask
         xt = torch.full_like(x0, self.tokens.mask_id)
@@ -164,18 +162,22 @@ class Trainer:
         batch = replace(self.process.next_batch(self.stream), step=self.step_number)
         loss, stats = self._forward_backward(batch)
         grad_norm = self._clip()
-        is_bad = ~(loss + grad_norm).isfinite()  # of all processes, so that all know
+        # Loss and norm are sums over all processes, so all of them agree. The flag stays on the device: reading it
+        # here would wait for the whole step.
+        is_bad = ~(loss + grad_norm).isfinite()
         lr = self._update(is_bad)
+        # Statistics are those of the weights before the update; the process reveals by them after it.
         self.process.observe(batch, stats)
         self.step_number += 1
         return StepReport(loss=loss, grad_norm=grad_norm, is_bad=is_bad, lr=lr, batch=batch, stats=stats)
 
     def _forward_backward(self, batch: MaskedBatch) -> tuple[Tensor, TokenStats]:
-        """Gradients of the weighted sum of NLLs over the global number of rows, in micro-batches."""
+        """Accumulates gradients of (weighted sum of NLLs) / (rows of the global batch), in micro-batches."""
         losses, parts = [], []
         micros = batch.split(self.config.train.accumulate)
         for number, micro in enumerate(micros, start=1):
-            with parallel.synchronised(self.trained, number == len(micros)):
+            # Gradients of the earlier micro-batches stay local: one exchange per step, not one per micro-batch.
+            with parallel.sync_gradients(self.trained, number == len(micros)):
                 loss, stats = self._backward(micro)
             losses.append(loss)
             parts.append(stats)
@@ -183,48 +185,54 @@ class Trainer:
         return loss, TokenStats.concatenate(parts)
 
     def _backward(self, micro: MaskedBatch) -> tuple[Tensor, TokenStats]:
+        """Adds the gradients of one micro-batch; returns its loss and statistics."""
         with autocast(self.dtype, self.device):
             stats = self.trained(micro)
-        # The average of the processes' gradients is to be that of the sum over all rows, divided by their number.
+        # DDP and FSDP2 average gradients over processes. Times their number, the average is the sum over all rows
+        # divided by the global number of rows, whatever number of positions each process scores.
         loss = (stats.nll * micro.weight.to(stats.nll.dtype)).sum() * self.peers.size / self.shard.total
         loss.backward()
         return loss.detach(), stats
 
     def _clip(self) -> Tensor:
-        """Returns the gradient norm before clipping."""
+        """Clips the gradient; returns its norm before clipping."""
         limit = self.config.optim.grad_clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
-        return parallel.full(norm)
+        return parallel.gather_tensor(norm)
 
     def _update(self, is_bad: Bool[Tensor, ""]) -> float:
-        """Step, unless `is_bad`, and average; returns the learning rate."""
+        """Updates the weights, unless `is_bad`, and the average; returns the learning rate."""
         lr = learning_rate(self.step_number, self.num_steps, self.config.optim)
         set_learning_rate(self.optimizer, lr)
-        self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]  # read on the device by fused kernels
+        # The interface of GradScaler: fused AdamW reads the flag on the device, and where it is 1 leaves weights,
+        # moments and its step count as they were. No other process or host needs to know before the next step.
+        self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
+        # After a bad step the average moves towards unchanged, finite weights.
         if self.ema is not None:
             self.ema.update()
         return lr
 
     @contextmanager
     def weights(self, name: str) -> Iterator[None]:
-        """The context in which the model has the weights `ema` or `raw`, all of them on every process."""
+        """Gives the model the weights `ema` or `raw` inside the context, all of them on every process."""
         averaged = self.ema.apply() if name == "ema" and self.ema is not None else nullcontext()
-        with averaged, parallel.unsharded(self.model):
+        # The average is sharded as the weights are, so it is copied in before they are gathered.
+        with averaged, parallel.gather_weights(self.model):
             yield
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Starts from `weights`, the average too."""
-        self.model.load_state_dict(self._dealt(weights))
+        """Sets the model's weights, and starts the average from them."""
+        self.model.load_state_dict(self._local_shards(weights))
         if self.ema is not None:
             self.ema = Ema(self.model, self.ema.decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that survives a step: what is not in here must be a function of the configuration.
+        """Returns everything that survives a step; all else must be a function of the configuration. Collective.
 
-        Of all processes, which ask together; the main one has all but the others' shares of the model. It does not say
-        how many there were.
+        It is the state of all processes, whatever their number. Rank 0's result is complete but for the other ranks'
+        shards of the model.
         """
         state = {
             "model": self.model.state_dict(),
@@ -236,10 +244,10 @@ class Trainer:
                 "dropout_rng": self._dropout_rng() if self.has_dropout else None,
             },
         }
-        return parallel.shares(state)
+        return parallel.to_shards(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes in what any number of processes saved; what is `SHARED` may still be in its files.
+        """Restores a state, saved by any number of processes; sections `PER_PARAMETER` may be `LazyTensor`s.
 
         Raises:
             UserError: the state is of another model.
@@ -247,27 +255,27 @@ class Trainer:
         if different := checkpoint.differences(self.model.state_dict(), state["model"]):
             raise UserError(f"the checkpoint is of another model: {different}; is it this run's?")
         self.step_number = state["trainer"]["step_number"]
-        self.model.load_state_dict(self._dealt(state["model"]))
-        load_optimizer_state(self.optimizer, self.model, self._dealt(state["optimizer"]))
+        self.model.load_state_dict(self._local_shards(state["model"]))
+        load_optimizer_state(self.optimizer, self.model, self._local_shards(state["optimizer"]))
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"] | {"shadow": self._dealt(state["ema"]["shadow"])})
+            self.ema.load_state_dict(state["ema"] | {"shadow": self._local_shards(state["ema"]["shadow"])})
         self.process.load_state_dict(state["process"])
         if self.has_dropout:
             self._set_dropout_rng(state["trainer"]["dropout_rng"])
 
-    def _dealt(self, values: dict[str, Any]) -> dict[str, Any]:
-        """By parameter, what this process has of `values`."""
+    def _local_shards(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Returns this process's part of `values`, by parameter name."""
         own = self.model.state_dict()
         return {name: parallel.local_shard(value, own[name]) for name, value in values.items()}
 
     def _dropout_rng(self) -> Tensor:
-        """Of all processes, (processes, bytes): each draws for its own rows."""
+        """Returns the generator states of all processes, (processes, bytes): each draws for its own rows."""
         is_cuda = self.device.type == "cuda"
         own = torch.cuda.get_rng_state(self.device) if is_cuda else torch.get_rng_state()
         return self.peers.gather(own.unsqueeze(0))
 
     def _set_dropout_rng(self, saved: Tensor | None) -> None:
-        """As saved; drawn anew at the start, and where there are more or fewer processes than then."""
+        """Restores the generator state `saved`; seeds it anew if there is none for this number of processes."""
         if saved is None or len(saved) != self.peers.size:
             keys = (self.peers.rank, self.step_number) if self.peers.rank or self.step_number else ()
             torch.manual_seed(noise.integer(self.config.train.seed, Purpose.DROPOUT, *keys))
