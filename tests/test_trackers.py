@@ -9,7 +9,7 @@ from tests.helpers import lines, run_cli
 from tests.helpers.runs import tiny_run
 from unmask.errors import UserError
 from unmask.training import trackers
-from unmask.training.trackers import About, Tracker
+from unmask.training.trackers import RunInfo, Tracker
 
 PACKAGE = """
 import json, os, pathlib
@@ -81,7 +81,7 @@ def test_wandb_without_a_key_works_offline(
     install(tmp_path, monkeypatch, "wandb")
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    Tracker("wandb", About("p", "n", "i", tmp_path, {})).close()
+    Tracker("wandb", RunInfo("p", "n", "i", tmp_path, {})).close()
     assert lines(seen)[0]["init_mode"] == mode
 
 
@@ -110,12 +110,12 @@ def test_a_server_that_never_answers_is_not_waited_for(
     hang = PACKAGE.replace("def init(**options):", "def init(**options):\n    import time; time.sleep(3600)")
     install(tmp_path, monkeypatch, "trackio", hang)
     monkeypatch.setattr(trackers, "_QUEUE_LENGTH", 3)
-    tracker = Tracker("trackio", About("p", "n", "i", tmp_path, {}), patience=0.05)
+    tracker = Tracker("trackio", RunInfo("p", "n", "i", tmp_path, {}), patience=0.05)
     for step in range(2):
         tracker.write(step, {"a": 1.0})
     tracker.close()
     assert "not all was sent within 0.05 seconds" in capsys.readouterr().err
-    full = Tracker("trackio", About("p", "n", "i", tmp_path, {}), patience=60.0)
+    full = Tracker("trackio", RunInfo("p", "n", "i", tmp_path, {}), patience=60.0)
     for step in range(10):
         full.write(step, {"a": 1.0})
     assert "3 lines wait" in capsys.readouterr().err

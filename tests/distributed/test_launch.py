@@ -8,7 +8,7 @@ from tests.helpers import SHORT, run_cli
 from unmask.config.run import TrainConfig
 from unmask.errors import UserError
 from unmask.peers import Peers
-from unmask.training.distributed import Launch, _is_of_a_group, device_of, read_launch, shard_of
+from unmask.training.distributed import Launch, _is_group_error, device_of, read_launch, shard_of
 from unmask.training.parallel import check_parallel
 
 WHERE = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -52,7 +52,7 @@ def test_a_half_set_environment_is_refused(environment: dict[str, str], said: st
 )
 def test_an_error_that_a_lost_process_causes_is_known_by_its_words(said: str, is_lost: bool) -> None:
     """The first two as gloo said them under torch 2.13; the first names no library."""
-    assert _is_of_a_group(RuntimeError(said)) is is_lost
+    assert _is_group_error(RuntimeError(said)) is is_lost
 
 
 def test_rows_are_dealt_out_once_each() -> None:

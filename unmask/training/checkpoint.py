@@ -1,10 +1,8 @@
-"""Checkpoints: safetensors and JSON in a folder that is either whole or ignored. There is no pickle in them.
+"""Checkpoints: safetensors and JSON, without pickle, in a folder that is either complete or ignored.
 
 `checkpoints/step_00000500/` is written aside, synced and renamed; `COMPLETE`, written last, holds a SHA-256 of every
-other file. A folder without it, or that fails it, is skipped and named. Files that it does not list are not looked at.
-Where each of several processes has a share of the model, each writes its own, and the main one all the rest.
-
-Whether weights are of a model.
+other file. A folder without it, or that fails it, is skipped with a warning. Files that it does not list are ignored.
+If the model is sharded, each process writes its own shards, and rank 0 everything else.
 """
 
 import copy
@@ -33,41 +31,45 @@ _TENSORS = ".safetensors"
 _SEPARATOR = "/"
 _NAME = re.compile(r"step_\d{8,}")
 _PATIENCE = 30.0
-_LEFT_BEHIND = (".writing_", ".removing_")  # by a process that died meanwhile
+_UNFINISHED = (".writing_", ".removing_")  # what a process that died was writing or deleting
 
 
 def save(folder: Path, step: int, state: dict[str, Any], peers: Peers = ALONE) -> Path:
     """Writes `state`, a nested dict of tensors and JSON values, as the checkpoint of `step`; returns its folder.
 
-    Of `peers`, each of which has `TensorShard`s in its state, all call this, on one file system.
+    With `TensorShard`s in the state it is collective, and all `peers` need the same file system.
 
     Raises:
-        OSError: it cannot be written, by one of them. All that was there before is still there.
+        OSError: one of the processes could not write. The checkpoints from before are still there.
     """
     target = folder / f"step_{step:08d}"
     aside = folder / f".writing_{target.name}"
     unique_key = f"{peers.unique_key()}: {target.name}"
     if not peers.is_main:
-        _add_shares(aside, state, peers, unique_key)
+        _write_shards(aside, state, peers, unique_key)
         return target
+    # Runs in a thread beside training, so processes talk through the key-value store: a collective would mix with
+    # those of the training step.
     try:
         files.remove(aside)
         files.make_folder(aside)
         peers.kv_set(f"{unique_key}, is there")
-        checksums = _write_tensors(aside, state, peers) | _added_shares(aside, peers, unique_key)
+        checksums = _write_tensors(aside, state, peers) | _wait_for_shards(aside, peers, unique_key)
         _finish(aside, target, state, checksums)
     except OSError as error:
         with suppress(OSError):
-            files.remove(aside)  # a full disk needs the room
+            files.remove(aside)  # frees the room on a full disk
         peers.kv_set(f"{unique_key}, end", str(error))
-        peers.kv_set(f"{unique_key}, is there")  # or it would be waited for
+        peers.kv_set(f"{unique_key}, is there")  # if making it failed, the others still wait for this key
         raise
     peers.kv_set(f"{unique_key}, end")
     return target
 
 
 def _finish(aside: Path, target: Path, state: dict[str, Any], checksums: dict[str, str]) -> None:
-    """What makes the files of `aside`, which are synced, a checkpoint."""
+    """Turns the folder `aside`, whose tensor files are synced, into the checkpoint `target`."""
+    # The order matters. Every file is on the disk before COMPLETE names it, and COMPLETE before the rename gives the
+    # folder its name: whenever the power goes, a folder with the final name is complete.
     _, rest = _split(state)
     files.put(aside / _STATE, json.dumps(rest, indent=1))
     files.sync(aside / _STATE)
@@ -76,7 +78,9 @@ def _finish(aside: Path, target: Path, state: dict[str, Any], checksums: dict[st
     files.sync(aside / _COMPLETE)
     files.sync(aside)
     old = target.with_name(f".removing_{target.name}")
-    if target.exists():  # a run that ended in an evaluation is saved again when it has made up for it
+    # A run that was stopped in its last evaluation saves this step again once it has evaluated. A folder that is not
+    # empty cannot be replaced by a rename, so the old one is renamed, and deleted when the new one is in its place.
+    if target.exists():
         files.remove(old)
         files.rename(target, old)
     files.rename(aside, target)
@@ -86,7 +90,7 @@ def _finish(aside: Path, target: Path, state: dict[str, Any], checksums: dict[st
 
 
 def _write_tensors(aside: Path, state: dict[str, Any], peers: Peers) -> dict[str, str]:
-    """One file a section, and one for the shares of it; returns the checksums of the files, which are synced."""
+    """Writes and syncs a file for each section, and one for its shards; returns the files' checksums."""
     tensors, _ = _split(state)
     written = []
     for section in sorted({name.split(_SEPARATOR)[0] for name in tensors}):
@@ -103,8 +107,8 @@ def _write_tensors(aside: Path, state: dict[str, Any], peers: Peers) -> dict[str
     return {path.name: _checksum(path) for path in written}
 
 
-def _add_shares(aside: Path, state: dict[str, Any], peers: Peers, unique_key: str) -> None:
-    """This process's files of a checkpoint that the main one makes, and waits until that has ended."""
+def _write_shards(aside: Path, state: dict[str, Any], peers: Peers, unique_key: str) -> None:
+    """Writes this process's shards into the folder that rank 0 makes, and waits until the checkpoint is complete."""
     peers.kv_get(f"{unique_key}, is there")
     problem, checksums = "", {}
     try:
@@ -116,11 +120,11 @@ def _add_shares(aside: Path, state: dict[str, Any], peers: Peers, unique_key: st
         raise OSError(ended)
 
 
-def _added_shares(aside: Path, peers: Peers, unique_key: str) -> dict[str, str]:
-    """The checksums of the others' files.
+def _wait_for_shards(aside: Path, peers: Peers, unique_key: str) -> dict[str, str]:
+    """Waits until the other processes have written their shards; returns the files' checksums.
 
     Raises:
-        OSError: they could not write them, or they are not where this process sees them.
+        OSError: one could not write, or its files do not appear on this machine.
     """
     found: dict[str, str] = {}
     for rank in range(1, peers.size):
@@ -136,7 +140,8 @@ def _added_shares(aside: Path, peers: Peers, unique_key: str) -> dict[str, str]:
 
 
 def _appears(path: Path) -> bool:
-    """Whether a file that another machine has written is seen here: a network's file system may take seconds."""
+    """True if `path`, written by another machine, is seen here within half a minute."""
+    # A network file system may take seconds to show it.
     deadline = time.monotonic() + _PATIENCE
     while not path.exists():
         if time.monotonic() > deadline:
@@ -146,7 +151,7 @@ def _appears(path: Path) -> bool:
 
 
 def snapshot(state: Any) -> Any:
-    """`state` as it is now, on the CPU: it can be saved while training goes on."""
+    """Copies `state` to the CPU, so that it can be saved while training goes on."""
     if isinstance(state, Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, TensorShard):
@@ -157,13 +162,16 @@ def snapshot(state: Any) -> Any:
 
 
 def load(path: Path, *, unread: Collection[str] = ()) -> dict[str, Any]:
-    """Reads the checkpoint folder `path`, tensors on the CPU; those of the sections `unread` are `LazyTensor`."""
-    found = {name: _read(stored, name.split(_SEPARATOR)[0] in unread) for name, stored in _tensors(path).items()}
+    """Reads the checkpoint folder `path`, with tensors on the CPU, and `LazyTensor`s in the sections `unread`."""
+    found = {
+        name: stored if name.split(_SEPARATOR)[0] in unread else stored.whole()
+        for name, stored in _tensors(path).items()
+    }
     return _join(found, json.loads((path / _STATE).read_text()))
 
 
 def load_part(path: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of a dict within the state, `model` or `ema/shadow`; empty if it has none."""
+    """Reads the tensors of one dict of the state, such as `model` or `ema/shadow`; empty if there are none."""
     prefix = part + _SEPARATOR
     stored = _tensors(path)
     return {name.removeprefix(prefix): stored[name].whole() for name in stored if name.startswith(prefix)}
@@ -173,12 +181,8 @@ def _tensors(path: Path) -> dict[str, LazyTensor]:
     return shares.read(path / name for name in _listed(path) if name.endswith(_TENSORS))
 
 
-def _read(stored: LazyTensor, is_left: bool) -> Tensor | LazyTensor:
-    return stored if is_left else stored.whole()
-
-
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, ascending; whether they are whole is not looked at.
+    """Lists the steps of the checkpoints in `folder`, ascending, damaged ones included.
 
     Raises:
         UserError: the folder cannot be read.
@@ -192,7 +196,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint folder `path`, or None if it is whole."""
+    """Returns the damage of the checkpoint folder `path` in words, or None if it is complete."""
     try:
         return _first_damage(path)
     except FileNotFoundError as error:
@@ -214,7 +218,7 @@ def _first_damage(path: Path) -> str | None:
 
 
 def _not_tensors(path: Path) -> str | None:
-    """What is wrong with a file of tensors, as its head shows."""
+    """Returns the damage that the head of a file of tensors shows, or None."""
     try:
         shares.read([path])
     except SafetensorError as error:
@@ -223,7 +227,7 @@ def _not_tensors(path: Path) -> str | None:
 
 
 def _listed(path: Path) -> dict[str, str]:
-    """The files of a checkpoint, and their checksums.
+    """Reads the names of a checkpoint's files, with their checksums.
 
     Raises:
         ValueError: `COMPLETE` does not list them.
@@ -235,7 +239,7 @@ def _listed(path: Path) -> dict[str, str]:
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint; `warn` is told of every newer one that is not."""
+    """Returns the newest complete checkpoint, or None; calls `warn` for every damaged one that is newer."""
     for step in reversed(steps(folder)):
         path = folder / f"step_{step:08d}"
         problem = damage(path)
@@ -246,7 +250,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def find(run: Path, which: str, warn: Callable[[str], None]) -> Path:
-    """The checkpoint of `run` that `which` asks for: `last`, `best`, or a step.
+    """Finds the checkpoint `which` of `run`: `last`, `best`, or a step.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -269,12 +273,12 @@ def find(run: Path, which: str, warn: Callable[[str], None]) -> Path:
 
 
 def step_of(path: Path) -> int:
-    """The step that the checkpoint folder `path` is named after."""
+    """Returns the step in the name of the checkpoint folder `path`."""
     return int(path.name.removeprefix("step_"))
 
 
 def best_step(path: Path) -> int:
-    """The best step so far, as the checkpoint `path` knows it; its own if nothing was evaluated."""
+    """Returns the best step so far that the checkpoint `path` records; its own step if nothing was evaluated."""
     state = json.loads((path / _STATE).read_text())
     best = state["progress"]["best_step"]
     return best if best is not None else state["progress"]["step"]
@@ -288,7 +292,7 @@ def _as_step(which: str, run: Path) -> int:
 
 
 def put_in_place(folder: Path) -> None:
-    """What a process that died had written as a whole, but not renamed yet, becomes a checkpoint."""
+    """Renames checkpoints that a process had completed, but not renamed, when it died."""
     for aside in sorted(folder.glob(".writing_step_*")):
         target = folder / aside.name.removeprefix(".writing_")
         if not target.exists() and damage(aside) is None:
@@ -296,9 +300,9 @@ def put_in_place(folder: Path) -> None:
 
 
 def set_aside(folder: Path, after: int) -> None:
-    """Renames the checkpoints of steps above `after`, which are damaged, so that they do not count as the newest.
+    """Renames the checkpoints of steps above `after`, which are damaged, so that none counts as the newest.
 
-    What a process that died was writing or deleting is deleted.
+    Also deletes what a process that died was writing or deleting.
     """
     for step in steps(folder):
         if step > after:
@@ -306,7 +310,7 @@ def set_aside(folder: Path, after: int) -> None:
             files.remove(target)
             files.rename(folder / f"step_{step:08d}", target)
     for path in folder.iterdir() if folder.exists() else ():
-        if path.name.startswith(_LEFT_BEHIND):
+        if path.name.startswith(_UNFINISHED):
             files.remove(path)
 
 
@@ -321,7 +325,7 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int
 
 
 def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor | TensorShard], dict[str, Any]]:
-    """Tensors by path, and the tree of all that is not a tensor."""
+    """Splits a state into its tensors, by path, and the tree of everything else."""
     tensors: dict[str, Tensor | TensorShard] = {}
     rest: dict[str, Any] = {}
     for key, value in state.items():
@@ -338,6 +342,7 @@ def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor | 
 
 
 def _join(tensors: Mapping[str, Tensor | LazyTensor], rest: dict[str, Any]) -> dict[str, Any]:
+    """Undoes `_split`, in place of `rest`."""
     for name, tensor in tensors.items():
         *path, last = name.split(_SEPARATOR)
         place = rest
@@ -353,7 +358,7 @@ def _checksum(path: Path) -> str:
 
 
 def differences(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
-    """The first tensors of `other` whose shapes are not those of `own`, in words; empty where all are."""
+    """Describes the first three tensors whose shapes in `own` and `other` differ; empty if none do."""
     wrong = [name for name in sorted({*own, *other}) if _shape(own, name) != _shape(other, name)]
     return "; ".join(f"{name} is {_shape(other, name)}, here {_shape(own, name)}" for name in wrong[:3])
 

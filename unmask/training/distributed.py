@@ -1,7 +1,7 @@
-"""Several processes: who they are, and how they talk. Nobody else knows of ranks and of `torch.distributed`'s groups.
+"""Training on several processes: reading the launcher's environment, and communication over `torch.distributed`.
 
-A launcher (`torchrun`, `accelerate launch`, a line of shell under SLURM) starts the processes and tells each in its
-environment which one it is. Without a launcher there is one process, and no group.
+A launcher (`torchrun`, `accelerate launch`, a line of shell under SLURM) starts the processes, and sets rank and size
+in the environment of each. Without a launcher there is one process, and no group.
 
 Dimensions: b rows of this process, B of all.
 """
@@ -27,11 +27,11 @@ from unmask.masking.process import RowShard
 from unmask.peers import ALONE, Peers, Votes
 from unmask.progress import console
 
-_WHO = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_WHERE = ("MASTER_ADDR", "MASTER_PORT")
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 _FIRST_PAUSE, _LONGEST_PAUSE, _LAST_PAUSE = 0.01, 0.5, 0.2
-_WORDS_OF_A_GROUP = ("gloo", "NCCL", "pair closure")
-_LEFT: list[Any] = []
+_GROUP_ERRORS = ("gloo", "NCCL", "pair closure")
+_KEPT_GROUPS: list[Any] = []  # see `_leave`
 
 
 class PeerLost(Exception):
@@ -40,51 +40,51 @@ class PeerLost(Exception):
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher says of this process."""
+    """This process's place among those that a launcher started."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Its number on this machine."""
+    """Number of this process on its machine."""
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
-    """Which process this is. One alone, where the environment says nothing of it.
+    """Reads this process's place from the environment; without any of its variables it is the only process.
 
     Raises:
-        UserError: it says some of it, or what cannot be.
+        UserError: some variables are missing, or their values are impossible.
     """
-    if not any(environment.get(name) for name in _WHO):
+    if not any(environment.get(name) for name in _RANKS):
         return Launch()
-    missing = [name for name in (*_WHO, *_WHERE) if not environment.get(name)]
+    missing = [name for name in (*_RANKS, *_ADDRESS) if not environment.get(name)]
     if missing:
-        given = ", ".join(f"{name}={environment[name]}" for name in _WHO if environment.get(name))
+        given = ", ".join(f"{name}={environment[name]}" for name in _RANKS if environment.get(name))
         raise UserError(
             f"{given} in the environment says that a launcher started this process, but {' and '.join(missing)} is not "
             "set; start with torchrun, which sets all five, or unset them to train in one process"
         )
     try:
-        launch = Launch(*(int(environment[name]) for name in _WHO))
+        launch = Launch(*(int(environment[name]) for name in _RANKS))
     except ValueError:
         launch = Launch(-1)
     if not (0 <= launch.rank < launch.size and launch.local_rank >= 0):
-        given = ", ".join(f"{name}={environment[name]}" for name in _WHO)
+        given = ", ".join(f"{name}={environment[name]}" for name in _RANKS)
         raise UserError(f"{given} in the environment: ranks are numbers from 0 to WORLD_SIZE - 1; start with torchrun")
     return launch
 
 
 class Group(Peers):
-    """The processes that a launcher started. Tensors on the CPU go over gloo, those on a GPU over NCCL."""
+    """The processes that a launcher started, connected by gloo for tensors on the CPU and NCCL for those on a GPU."""
 
     def __init__(self, launch: Launch, store: Store, timeout: timedelta) -> None:
         self.rank, self.size, self.local_rank = launch.rank, launch.size, launch.local_rank
         self._timeout = timeout.total_seconds()
-        self._has_given_up = Event()
-        self._topics = 0
+        self._is_aborted = Event()
+        self._num_keys = 0
         self.has_agreed = False
-        """Whether all have found that something is wrong with one of them."""
+        """True if the last `raise_together` has raised in all processes."""
         self._store = store
-        self._vote: list[distributed.Work] = []
+        self._pending: list[distributed.Work] = []
 
     def sum(self, value: Tensor) -> Tensor:
         total = value.detach().clone()
@@ -99,6 +99,7 @@ class Group(Peers):
         return own if parts is None else torch.cat(parts).view(own.dtype)
 
     def exchange(self, value: Any) -> list[Any]:
+        # all_gather takes tensors of one size: first the lengths of the JSON texts, then the texts, padded.
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = self._everyones(torch.tensor([len(own)]))
         width = int(max(lengths))
@@ -113,7 +114,7 @@ class Group(Peers):
     def async_all_reduce(self, votes: Votes) -> Votes:
         self.finish()
         total = torch.tensor(votes(), dtype=torch.float64)
-        self._vote = [distributed.all_reduce(total, async_op=True)]
+        self._pending = [distributed.all_reduce(total, async_op=True)]
 
         def answers() -> list[float]:
             self.finish()
@@ -122,9 +123,9 @@ class Group(Peers):
         return answers
 
     def finish(self) -> None:
-        """Waits for the vote that is on its way: a group that ends before hangs."""
-        while self._vote:
-            self._vote.pop().wait()
+        """Waits for the reduction that is under way: a group that ends before it hangs."""
+        while self._pending:
+            self._pending.pop().wait()
 
     @contextmanager
     def raise_together(self, kind: type[Exception] = UserError) -> Iterator[None]:
@@ -134,12 +135,12 @@ class Group(Peers):
         except kind as error:
             problem = str(error)
         problems = self.exchange(problem)
-        self.has_agreed = any(said is not None for said in problems)
-        if self.has_agreed and all(said == problems[0] for said in problems):
+        self.has_agreed = any(each is not None for each in problems)
+        if self.has_agreed and all(each == problems[0] for each in problems):
             raise kind(problems[0])
         if self.has_agreed:
-            told = [f"rank {rank}: {said}" for rank, said in enumerate(problems) if said is not None]
-            raise kind("\n".join(told[:4]))
+            lines = [f"rank {rank}: {each}" for rank, each in enumerate(problems) if each is not None]
+            raise kind("\n".join(lines[:4]))
 
     def kv_set(self, key: str, words: str = "") -> None:
         self._store.set(f"unmask/{key}", words)
@@ -148,29 +149,29 @@ class Group(Peers):
         return self._store.check([f"unmask/{key}"])
 
     def kv_get(self, key: str) -> str:
-        """Asks again and again: who waits in the store keeps other threads from it."""
+        # Polls: a thread that waits inside the store keeps other threads from it.
         deadline, pause = time.monotonic() + self._timeout, _FIRST_PAUSE
         while not self.kv_has(key):
             pause = min(2 * pause, _LONGEST_PAUSE)
-            if time.monotonic() > deadline or self._has_given_up.wait(pause):
-                raise TimeoutError(f"rank {self.rank} of {self.size} was told nothing of {key} in {self._timeout:g} s")
+            if time.monotonic() > deadline or self._is_aborted.wait(pause):
+                raise TimeoutError(f"rank {self.rank} of {self.size} waited for {key}, which none has set, for {self._timeout:g} s")
         return self._store.get(f"unmask/{key}").decode()
 
     def unique_key(self) -> str:
-        self._topics += 1
-        return f"topic {self._topics}"
+        self._num_keys += 1
+        return f"key {self._num_keys}"
 
     def abort(self) -> None:
-        self._has_given_up.set()
+        self._is_aborted.set()
 
 
 @contextmanager
 def joined(launch: Launch, timeout: float) -> Iterator[Peers]:
-    """The processes of this training, from when all are there. Those that are not the main one say nothing meanwhile.
+    """Connects the processes of this training inside the context, in which only rank 0 prints.
 
     Args:
-        launch: which process this is.
-        timeout: seconds to wait for the others, at the start and whenever they are waited for.
+        launch: this process's place.
+        timeout: seconds to wait for the other processes, at the start and in every exchange.
 
     Raises:
         PeerLost: one did not come, ended, or did not answer in time.
@@ -185,11 +186,12 @@ def joined(launch: Launch, timeout: float) -> Iterator[Peers]:
         yield peers
         distributed.barrier()  # nobody leaves while another still needs it
     except UserError:
-        console.quiet = console.quiet and peers is not None and peers.has_agreed  # else nobody else would say it
+        # If the error is this process's alone, no other one prints it.
+        console.quiet = console.quiet and peers is not None and peers.has_agreed
         _leave(peers)
         raise
     except RuntimeError as error:
-        if not _is_of_a_group(error):
+        if not _is_group_error(error):
             raise
         console.quiet = False
         reason = str(error).strip().partition("\n")[0].partition(" This is typically")[0]
@@ -220,29 +222,29 @@ def _group(launch: Launch, timeout: timedelta) -> Group:
 
 
 def _leave(group: Group | None) -> None:
-    """The group's memory stays: freed with DDP's, it would wait for a thread that waits for Python (torch 2.13).
-
-    Gloo's thread lets the last tensors go, for which it needs Python: a process that ends before that aborts.
-    """
+    """Ends the group's communication."""
+    # The group object is kept: freed with DDP's, it would wait for a thread that waits for Python (torch 2.13). Gloo's
+    # thread frees the last tensors, for which it needs Python too: a process that ends before that aborts. So it waits.
     if group is not None:
-        with suppress(RuntimeError):  # the others have gone before the vote came back
+        with suppress(RuntimeError):  # the others may have gone already
             group.finish()
-        _LEFT.append(distributed.group.WORLD)
+        _KEPT_GROUPS.append(distributed.group.WORLD)
         distributed.destroy_process_group()
         time.sleep(_LAST_PAUSE)
 
 
-def _is_of_a_group(error: RuntimeError) -> bool:
-    """Gloo's errors have no type of their own, and not all name it."""
+def _is_group_error(error: RuntimeError) -> bool:
+    """True if communication failed."""
+    # Gloo's errors are plain RuntimeErrors, and not all name gloo.
     text = str(error)
-    return isinstance(error, distributed.DistError) or any(words in text for words in _WORDS_OF_A_GROUP)
+    return isinstance(error, distributed.DistError) or any(words in text for words in _GROUP_ERRORS)
 
 
 def device_of(peers: Peers, asked: str) -> str:
-    """`train.device` for this process: of several on one machine, every one has a GPU of its own.
+    """Returns the device of this process: each of several on one machine has its own GPU.
 
     Raises:
-        UserError: a single GPU is asked for, or there are more processes than GPUs.
+        UserError: `asked` names a single GPU for several processes, or there are more processes than GPUs.
     """
     count = torch.cuda.device_count()
     if peers.size == 1 or asked == "cpu" or (asked == "auto" and not count):
@@ -258,10 +260,10 @@ def device_of(peers: Peers, asked: str) -> str:
 
 
 def shard_of(peers: Peers, batch_size: int, accumulate: int) -> RowShard:
-    """The rows of the global batch that this process trains.
+    """Returns the rows of the global batch that this process trains.
 
     Raises:
-        UserError: processes and micro-batches do not divide them.
+        UserError: the batch does not divide into processes and micro-batches.
     """
     if batch_size % (peers.size * accumulate):
         near = max(1, round(batch_size / (peers.size * accumulate))) * peers.size * accumulate
@@ -274,10 +276,10 @@ def shard_of(peers: Peers, batch_size: int, accumulate: int) -> RowShard:
 
 
 def check_alike(peers: Peers, settings: dict[str, Any]) -> None:
-    """Whether all processes have the same settings.
+    """Checks that all processes have the same settings. Collective.
 
     Raises:
-        UserError: names those that differ, with their values.
+        UserError: some differ; names them, with their values.
     """
     own = {key: json.dumps(value) for key, value in settings.items()}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, environment, metrics and checkpoints, held by one process at a time."""
+"""The folder of a run: its configuration, environment, metrics and checkpoints, locked by the process that trains."""
 
 import json
 import os
@@ -48,11 +48,11 @@ class RunFolder:
         return (self.path / "config.yaml").exists()
 
     def check(self, config: RunConfig, *, resume: bool) -> None:
-        """Whether a run of `config` may go here; looks only, so that nothing is left behind if its data turn out wrong.
+        """Checks that a run of `config` may start or resume here. Writes nothing, as its data may still turn out wrong.
 
         Raises:
-            UserError: the path is no folder, it holds something else than a run, or a run and `resume` is not set or
-                settings differ that may not.
+            UserError: the path is no folder, or holds something else than a run; or it holds a run, and `resume` is not
+                set, or settings that may not change differ.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is not a folder; name another one with --out")
@@ -68,10 +68,10 @@ class RunFolder:
     def open(
         self, config: RunConfig, environment: dict[str, Any], warn: Callable[[str], None], *, resume: bool
     ) -> None:
-        """Takes hold of the folder and writes what the run is.
+        """Locks the folder and writes configuration and environment.
 
         Raises:
-            UserError: another process holds it, it cannot be made or written, or `check` fails by now.
+            UserError: another process has the lock, the folder cannot be made or written, or `check` fails by now.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -86,14 +86,14 @@ class RunFolder:
         self._compare_environment(environment, warn)
         self._compare_schedule(config, warn)
         files.write(self.path / "config.yaml", to_yaml(config))
-        self.note(environment)
+        self.write_environment(environment)
 
-    def note(self, environment: dict[str, Any]) -> None:
-        """Writes what a run says of where it is made."""
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Writes `environment.json`."""
         files.write(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
 
     def is_held(self) -> bool:
-        """Whether a process is training here now."""
+        """True if a process is training here now."""
         return files.FileLock.is_held(self.path / _LOCK)  # no such file: never trained here, or copied from elsewhere
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The settings of the run in the folder `path`, with the defaults of keys that are newer than it.
+    """Reads the settings of the run in the folder `path`; keys that are newer than it have their defaults.
 
     Raises:
         UserError: it is no run folder, or holds wrong settings.
@@ -169,7 +169,7 @@ def resolve_config(tree: dict[str, Any], file: Path) -> RunConfig:
 
 
 def schedule_length(config: RunConfig) -> str | None:
-    """What the learning rate's schedule is spread over, in words; None where it is constant."""
+    """Returns the length of the learning rate's schedule in words, or None if the rate is constant."""
     train = config.train
     if config.optim.schedule == "constant":
         return None
@@ -177,7 +177,7 @@ def schedule_length(config: RunConfig) -> str | None:
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """What a run folder says of where it was made; empty where that cannot be read."""
+    """Reads `environment.json` of a run folder; empty if that fails."""
     try:
         environment = json.loads((path / "environment.json").read_text())
     except (OSError, ValueError):
@@ -186,7 +186,7 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 
 def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool, processes: int = 1) -> dict[str, Any]:
-    """Versions, hardware and revision: what someone who repeats the run needs to know."""
+    """Collects versions, hardware and revision, which someone who repeats the run needs to know."""
     return {
         "unmask": metadata.version("unmask"),
         "python": platform.python_version(),
@@ -206,7 +206,7 @@ def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool,
 
 
 def command_line() -> str:
-    """What was typed to start this process, as one would type it again."""
+    """Returns the command that started this process, as one would type it again."""
     program, *arguments = sys.argv
     name = "unmask" if Path(program).name in ("unmask", "__main__.py") else program
     return shlex.join([name, *arguments])
@@ -221,7 +221,7 @@ def _cpu_name() -> str:
 
 
 def _git_revision() -> str | None:
-    """Of the checkout that this package is imported from, `-dirty` where it has changes; None if it is installed."""
+    """Returns the revision of this package's checkout, with `-dirty` if it has changes; None if it is installed."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

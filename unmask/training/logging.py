@@ -1,11 +1,7 @@
-"""`metrics.jsonl`: JSON lines to which a run only ever adds, and which of them count.
+"""A run's numbers: `metrics.jsonl`, TensorBoard, the terminal, and steps whose loss or gradient is not finite.
 
-A run that is resumed goes on from its checkpoint. What it had written since lies behind `position`, the file's length
-when the checkpoint was made: a line with the key `resumed_at_byte` takes back all from there up to itself.
-
-Where a run's numbers go beside metrics.jsonl: TensorBoard and the terminal.
-
-Steps whose loss or gradient is not finite: noticed without waiting for the device, and kept for a look at them.
+A run only ever adds lines to `metrics.jsonl`. A resumed run goes on from its checkpoint, and the lines written since
+the checkpoint no longer count: a line with the key `resumed_at_byte` cancels all lines from that byte up to itself.
 """
 
 import json
@@ -27,29 +23,31 @@ from unmask.progress import console, warn
 from unmask.training.trainer import StepReport
 
 RESUMED = "resumed_at_byte"
-"""Its line takes back what is behind that byte."""
+"""Key of a line that cancels all lines from that byte up to itself."""
+
+_PLAIN_INTERVAL = 30.0  # seconds between lines where stderr is not a terminal
 
 
 class MetricsFile:
-    """Where a run writes its lines."""
+    """The file `metrics.jsonl` of a run, open for writing at its end."""
 
     def __init__(self, path: Path, position: int, head: dict[str, Any]) -> None:
-        """Goes on from `position`, where the step and what else is in `head` had been reached."""
+        """Cancels the lines after byte `position`, in a line that begins with `head`, the state of the run there."""
         self.path = path
         size = path.stat().st_size if path.exists() else 0
         if size < position:
             warn(f"{path}: shorter than when the checkpoint was made; lines are lost")
         is_cut_short = size > 0 and not _ends_a_line(path)
         self._file = path.open("ab", buffering=0)
-        files.sync(path.parent)  # its name there
-        if is_cut_short:
+        files.sync(path.parent)  # a new file's name is on the disk only after this
+        if is_cut_short:  # a process died within a line; what follows must not join it
             files.append(self._file, b"\n")
         if size > position:
             self.write(head | {RESUMED: position})
 
     @property
     def position(self) -> int:
-        """Where the next line goes."""
+        """Returns the byte at which the next line starts."""
         return self._file.tell()
 
     def sync(self) -> None:
@@ -57,7 +55,7 @@ class MetricsFile:
         files.sync(self.path)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Numbers that are not finite become null: JSON has no other name for them."""
+        """Adds a line. Numbers that are not finite become null: JSON has none."""
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
         files.append(self._file, json.dumps(finite, allow_nan=False).encode() + b"\n")
 
@@ -66,7 +64,7 @@ class MetricsFile:
 
 
 def lines_that_count(content: bytes) -> Iterator[tuple[int, str]]:
-    """Number (from 1) and text of each line of a `metrics.jsonl` that no resumed run has taken back."""
+    """Yields number (from 1) and text of each line of a `metrics.jsonl` that no resumed run has cancelled."""
     kept: list[tuple[int, int, bytes]] = []
     start = 0
     for number, line in enumerate(content.split(b"\n"), start=1):
@@ -81,7 +79,7 @@ def lines_that_count(content: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _resumed_at(line: bytes) -> int | None:
-    """None if the line does not say, or says no position."""
+    """Returns the byte from which the line cancels others, or None."""
     if RESUMED.encode() not in line:
         return None
     try:
@@ -97,14 +95,11 @@ def _ends_a_line(path: Path) -> bool:
         return file.read() == b"\n"
 
 
-_PLAIN_INTERVAL = 30.0  # seconds between lines where stderr is not a terminal
-
-
 class TensorBoardWriter:
-    """TensorBoard, where it is asked for. Imported late: it takes a second."""
+    """A writer of TensorBoard's event files."""
 
     def __init__(self, folder: Path, last_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self._writer = SummaryWriter(folder, purge_step=last_step + 1)
 
@@ -155,13 +150,13 @@ class StepDisplay:
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step that left weights and moments as they were."""
+    """A step with a loss or gradient that is not finite; it has left weights and moments as they were."""
 
     step: int
     report: StepReport
 
     def ranks(self, peers: Peers) -> list[int]:
-        """The processes whose own numbers are bad; all, if only the gradient is. All ask together."""
+        """Returns the ranks whose own losses are not finite; all ranks if only the gradient is not. Collective."""
         weighted = self.report.stats.nll.detach() * self.report.batch.weight
         is_own = not bool(weighted.isfinite().all())
         found = [rank for rank, is_bad in enumerate(peers.exchange(is_own)) if is_bad]
@@ -172,7 +167,7 @@ class BadStep:
         return run / "bad_batches" / f"step_{self.step:08d}{suffix}.safetensors"
 
     def keep(self, run: Path, peers: Peers) -> None:
-        """Writes this process's batch, and what the model said of it, to `RUN/bad_batches/`."""
+        """Writes this process's batch and its statistics to `RUN/bad_batches/`."""
         path = self.path(run, peers.rank, peers)
         files.make_folder(path.parent)
         batch, stats = self.report.batch, self.report.stats
@@ -188,24 +183,25 @@ class BadStep:
 
 
 class NonFiniteMonitor:
-    """Tells which steps were bad: at once on a CPU, else once the next step is under way: none is waited for."""
+    """A watch for bad steps: on a CPU it reports each at once, on a GPU once the next step is under way."""
 
     def __init__(self) -> None:
         self._open: tuple[BadStep, Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, step: int, report: StepReport) -> list[BadStep]:
-        """Takes in a step; returns those that are now known to be bad."""
-        known = self.settle()
+        """Adds a step; returns the steps that are now known to be bad."""
+        known = self.collect()
+        # The flag is copied while the device works on; its event tells when the copy is there to be read.
         event = None
         flag = report.is_bad.to("cpu", non_blocking=True)
         if report.is_bad.is_cuda:
             event = torch.cuda.Event()
             event.record()
         self._open = BadStep(step, report), flag, event
-        return known if event is not None else [*known, *self.settle()]
+        return known if event is not None else [*known, *self.collect()]
 
-    def settle(self) -> list[BadStep]:
-        """The step that was not known of yet, if it was bad. Waits for it."""
+    def collect(self) -> list[BadStep]:
+        """Waits for the step that is still open; returns it if it was bad."""
         if self._open is None:
             return []
         step, flag, event = self._open

@@ -1,4 +1,4 @@
-"""A run: training steps with everything around them, from a configuration to a folder."""
+"""A run: training steps with logging, evaluation, checkpoints and signals, from a configuration to a folder."""
 
 import signal
 import time
@@ -26,7 +26,7 @@ from unmask.training.saving import Progress, Saver
 from unmask.training.trainer import StepReport, Trainer
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_STOP = "stop"  # what a process that has got one tells the others
+_STOP = "stop"  # the key by which a process that has received a signal tells the others
 
 
 class Interrupted(Exception):
@@ -34,7 +34,7 @@ class Interrupted(Exception):
 
 
 class Run:
-    """Trains as `config` says, into `folder`, which the main one of several processes alone writes."""
+    """A training of `config` into `folder`, which rank 0 alone writes."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, *, title: str = "train", peers: Peers = ALONE) -> None:
         self.config = config
@@ -85,7 +85,7 @@ class Run:
         ) | {"attention": known}
         with self.peers.raise_together():
             self.evaluator = Evaluator(self.config, self.task, self.examples, self.trainer)
-        if not self._from_main(resume and bool(checkpoint.steps(self.folder.checkpoints))):
+        if not self._broadcast(resume and bool(checkpoint.steps(self.folder.checkpoints))):
             self._start_warm()
         try:
             with self.peers.raise_together():
@@ -93,15 +93,15 @@ class Run:
             self.progress = self._restore(resume, restart_pool)
             self._compile(known)
             if self.peers.is_main:
-                self.folder.note(environment | {"attention": self.trainer.attention})
+                self.folder.write_environment(environment | {"attention": self.trainer.attention})
             self._loop()
         except OSError as error:
             raise RunFailed(f"{error}. The run stops; {self._what_is_left()}") from error
         finally:
             self.folder.close()
 
-    def _from_main(self, value: Any) -> Any:
-        """What the main process says, whose folder counts. JSON can hold it."""
+    def _broadcast(self, value: Any) -> Any:
+        """Returns rank 0's `value`, which must be JSON. Collective."""
         return self.peers.exchange(value)[0]
 
     def _check_alike(self, epoch_size: int, **options: bool) -> None:
@@ -120,7 +120,7 @@ class Run:
         return f"its newest checkpoint is of step {self.saver.whole_step}. When this is mended, continue with --resume"
 
     def _compile(self, attention: str | None) -> None:
-        """Before the first step, so that no step's time holds it. `attention`: what the run had chosen."""
+        """Compiles before the first step, so that no step's time includes it; `attention` is a resumed run's choice."""
         if self.trainer.is_compiled:
             started = time.perf_counter()
             with console.status(f"{self.title}  compiling the training step .."):
@@ -129,8 +129,8 @@ class Run:
             console.print(f"{self.title}  compiled in {time.perf_counter() - started:.0f} s")
 
     def _restore(self, resume: bool, restart_pool: bool) -> Progress:
-        """From the newest whole checkpoint if there is one; else from the start."""
-        step = self._from_main(self._newest_step() if resume and self.peers.is_main else None)
+        """Restores the newest complete checkpoint, or starts at step 0 if there is none."""
+        step = self._broadcast(self._newest_step() if resume and self.peers.is_main else None)
         if step is not None:
             with self.peers.raise_together():
                 state = self._load(step, restart_pool)
@@ -145,7 +145,7 @@ class Run:
         return Progress()
 
     def _newest_step(self) -> int | None:
-        """That of the newest whole checkpoint; those that are not whole are set aside."""
+        """Returns the step of the newest complete checkpoint, or None; sets damaged newer ones aside."""
         checkpoint.put_in_place(self.folder.checkpoints)
         path = checkpoint.newest(self.folder.checkpoints, warn)
         step = None if path is None else checkpoint.step_of(path)
@@ -178,32 +178,34 @@ class Run:
 
     def _loop(self) -> None:
         progress, config = self.progress, self.config
-        with self._opened(), StepDisplay(self.title, progress.step, self.trainer.num_steps) as display:
-            self._heard = self.peers.async_all_reduce(self._votes)
-            self._make_up_for_evaluation()
+        with self._open_outputs(), StepDisplay(self.title, progress.step, self.trainer.num_steps) as display:
+            self._sum_votes = self.peers.async_all_reduce(self._votes)
+            self._evaluate_after_resume()
             while not (self._is_over() or self._must_stop):
-                asked = self.peers.async_all_reduce(self._votes)
-                report = self._timed_step(display)
-                self._heard = asked
-                self._refuse(self.watch.add(progress.step, report))
+                # The votes of before the step are summed while it runs, and read after it: no step waits for them, and
+                # all processes stop at the same one.
+                pending = self.peers.async_all_reduce(self._votes)
+                report = self._run_step(display)
+                self._sum_votes = pending
+                self._handle(self.monitor.add(progress.step, report))
                 if self._is_due(config.log.every):
                     self._log_step(report, display)
                 is_best = self._evaluate_if_owed()
                 if is_best or self._must_stop or self._is_due(config.train.checkpoint_every):
                     self._save()
-            if self.saved_step != progress.step:  # the signal came after the last look
+            if self.saved_step != progress.step:  # the signal came after `_must_stop` was read
                 self._save()
         if not self._is_over() or self._owes_evaluation():
             raise Interrupted(f"stopped after step {progress.step}; continue with --resume")
 
     @contextmanager
-    def _opened(self) -> Iterator[None]:
-        """All that steps write to; at the end, what is still being saved is waited for."""
+    def _open_outputs(self) -> Iterator[None]:
+        """Opens everything that steps write to; at the end, waits for the checkpoint that is being saved."""
         head = self._head()
         if self.peers.is_main:
             self.metrics = MetricsFile(self.folder.metrics, self.progress.metrics_position, head)
-        self.boards = [*self._boards()] if self.peers.is_main else []
-        self.watch = NonFiniteMonitor()
+        self.loggers = [*self._open_loggers()] if self.peers.is_main else []
+        self.monitor = NonFiniteMonitor()
         self.is_stepping = True
         try:
             yield
@@ -216,43 +218,43 @@ class Run:
             self.saver.join()
             if self.peers.is_main:
                 self.metrics.close()
-            for board in self.boards:
-                board.close()
+            for logger in self.loggers:
+                logger.close()
 
-    def _boards(self) -> Iterator[TensorBoardWriter | trackers.Tracker]:
+    def _open_loggers(self) -> Iterator[TensorBoardWriter | trackers.Tracker]:
         log, path = self.config.log, self.folder.path
         if log.tensorboard:
             yield TensorBoardWriter(path / "tensorboard", self.progress.step)
         if log.to:
-            own = trackers.identity(path)
+            own = trackers.tracker_id(path)
             config = self.config.model_dump(mode="json")
-            about = trackers.About(project=log.project, name=path.name, id=own, folder=path, config=config)
+            about = trackers.RunInfo(project=log.project, name=path.name, id=own, folder=path, config=config)
             yield from (trackers.Tracker(name, about) for name in log.to)
 
     def _votes(self) -> list[float]:
-        """What this process alone knows, and all must act on at one step: a signal came; the main one's time is up."""
+        """Returns 1 or 0 for: this process got a signal to stop; rank 0's time is up."""
         limit = self.config.train.max_seconds
         is_late = self.peers.is_main and limit is not None and self.progress.seconds >= limit
         return [float(self.stop_requested), float(is_late)]
 
     @property
     def _must_stop(self) -> bool:
-        return self._heard()[0] > 0
+        return self._sum_votes()[0] > 0
 
     def _is_over(self) -> bool:
-        """Whether all steps are done, or one of the budgets is spent."""
+        """True if all steps are done, or one of the budgets is spent."""
         limit = self.config.train.max_examples
         return (
             self.progress.step >= self.trainer.num_steps
-            or self._heard()[1] > 0
+            or self._sum_votes()[1] > 0
             or (limit is not None and self.trainer.process.examples_seen >= limit)
         )
 
     def _is_due(self, every: int) -> bool:
-        """What is due every so many steps, and at the end."""
+        """True at every multiple of `every` steps, and at the end."""
         return self.progress.step % every == 0 or self._is_over()
 
-    def _timed_step(self, display: StepDisplay) -> StepReport:
+    def _run_step(self, display: StepDisplay) -> StepReport:
         self.saver.check()
         started = time.perf_counter()
         report = self.trainer.step()
@@ -262,15 +264,15 @@ class Run:
         return report
 
     def _log_step(self, report: StepReport, display: StepDisplay) -> None:
-        self._refuse(self.watch.settle())
+        self._handle(self.monitor.collect())
         values = {**report.metrics(self.peers), **self.trainer.process.metrics()}
         if self.config.train.on_bad_numbers == "skip":
             values["train/skips"] = self.progress.skips
         self._log(values)
         display.loss(self.progress.step, values["train/loss"])
 
-    def _refuse(self, bad_steps: Iterable[BadStep]) -> None:
-        """Steps with bad numbers have changed nothing; goes on after them if that is asked for."""
+    def _handle(self, bad_steps: Iterable[BadStep]) -> None:
+        """Writes the batches of bad steps, which have changed no weights; then warns, or ends the run."""
         train, progress = self.config.train, self.progress
         for bad in bad_steps:
             ranks = bad.ranks(self.peers)
@@ -289,7 +291,7 @@ class Run:
         return f"Go on without such steps with --resume train.on_bad_numbers=skip, or start a new run with {start}"
 
     def _head(self) -> dict[str, Any]:
-        """How far the run has come: the first keys of every line of `metrics.jsonl`."""
+        """Returns the first keys of every line of `metrics.jsonl`: how far the run has come."""
         progress = self.progress
         return {
             "step": progress.step,
@@ -301,20 +303,20 @@ class Run:
         head = self._head()
         if self.peers.is_main:
             self.metrics.write(head | values)
-        for board in self.boards:
-            board.write(self.progress.step, values)
+        for logger in self.loggers:
+            logger.write(self.progress.step, values)
 
     def _owes_evaluation(self) -> bool:
-        """Whether one is due after this step, and has not been made."""
+        """True if an evaluation is due after this step and has not been made."""
         step = self.progress.step
         is_new = step not in (0, self.progress.evaluated_step)
         return is_new and self._is_due(self.config.eval.every)
 
     def _evaluate_if_owed(self) -> bool:
-        """Returns whether this is the best so far. A stop that is requested meanwhile leaves it to the resumed run."""
+        """Evaluates if that is due; True if the result is the best so far. A signal leaves it to the resumed run."""
         if not self._owes_evaluation():
             return False
-        self._refuse(self.watch.settle())
+        self._handle(self.monitor.collect())
 
         def leave_if_stopped(*_: object) -> None:
             if self.stop_requested:
@@ -322,6 +324,7 @@ class Run:
             if self.stop_requested or self.peers.kv_has(_STOP):
                 raise EvaluationLeft
 
+        # An evaluation takes minutes: every forward pass looks for a signal, here or in another process.
         hook = self.trainer.model.backbone.register_forward_pre_hook(leave_if_stopped)
         try:
             return self._evaluate()
@@ -329,17 +332,19 @@ class Run:
             return False
         finally:
             hook.remove()
-            self._heard = self.peers.async_all_reduce(self._votes)  # if this was left, then at this step
+            # New votes: if a signal ended the evaluation, the run stops at this step.
+            self._sum_votes = self.peers.async_all_reduce(self._votes)
 
-    def _make_up_for_evaluation(self) -> None:
-        """Of a run that was stopped in one; after the last step, no later checkpoint would tell of it."""
+    def _evaluate_after_resume(self) -> None:
+        """Makes the evaluation that a stopped run has left."""
         evaluated = self.progress.evaluated_step
         self._evaluate_if_owed()
+        # After the last step no later checkpoint would record it.
         if self._is_over() and self.progress.evaluated_step != evaluated:
             self._save()
 
     def _evaluate(self) -> bool:
-        """Logs an evaluation; returns whether this is the best so far."""
+        """Evaluates and logs the result; True if it is the best so far."""
         found = self.evaluator()
         self._log(found.values)
         console.print(f"{self.title}  step {self.progress.step}: {found.words}")
@@ -351,8 +356,8 @@ class Run:
         return True
 
     def _save(self) -> None:
-        """Takes a copy of all that matters, which is written while training goes on."""
-        self._refuse(self.watch.settle())
+        """Copies the state, which is written while training goes on."""
+        self._handle(self.monitor.collect())
         self.saved_step = self.progress.step
         state = self.trainer.state_dict()
         if self.peers.is_main or self.trainer.is_sharded:
@@ -360,7 +365,7 @@ class Run:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM and SIGUSR1 end the run after the step, or before the first one; a second Ctrl-C at once."""
+        """Makes Ctrl-C, SIGTERM and SIGUSR1 end the run after the present step; a second Ctrl-C ends it at once."""
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGINT and (self.stop_requested or not self.is_stepping):

@@ -1,9 +1,4 @@
-"""Checkpoints that are written while the run goes on.
-
-What a run remembers of its way.
-
-Work that is done while training goes on.
-"""
+"""Saves a run's state in a thread, while training goes on."""
 
 import math
 import threading
@@ -21,52 +16,52 @@ from unmask.training.logging import MetricsFile
 
 @dataclass
 class Progress:
-    """What a run knows of itself beside the trainer's state; saved with it."""
+    """A run's counters and best evaluation, saved beside the trainer's state."""
 
     step: int = 0
     seconds: float = 0.0
-    """Of training: evaluation and saving apart."""
+    """Seconds spent in training steps, without evaluation and saving."""
     metrics_position: int = 0
-    """How long `metrics.jsonl` was."""
+    """Length of `metrics.jsonl` in bytes."""
     skips: int = 0
-    """Steps whose update was left out, because their numbers were bad."""
+    """Number of steps whose update was skipped, because loss or gradient was not finite."""
     evaluated_step: int = 0
-    """The last one; a run that was stopped when an evaluation was due owes it."""
+    """Last step that was evaluated; if an evaluation was due since, the resumed run makes it first."""
     best_step: int | None = None
     best_score: float = -math.inf
     best_nelbo: float = math.inf
 
     def is_better(self, score: float, nelbo: float) -> bool:
-        """By accuracy; where that is equal (0, early on or always), by NELBO."""
+        """True if this evaluation is the best so far: by accuracy, and at equal accuracy (0, early on) by NELBO."""
         return (score, -nelbo) > (self.best_score, -self.best_nelbo)
 
 
 class Background:
-    """Does one piece of work at a time in a thread. Its error is raised by the next call of a method but `join`."""
+    """A thread for one piece of work at a time. The next call of `start`, `check` or `wait` raises its error."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def start(self, work: Callable[[], object]) -> None:
-        """Begins `work` as soon as what came before is done."""
+        """Starts `work` once the work before it is done."""
         self.wait()
         self._thread = threading.Thread(target=self._do, args=(work,), daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Costs nothing: for every step."""
+        """Raises the error of the work, if there is one. Does not wait: cheap enough for every step."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def wait(self) -> None:
-        """Until all is done."""
+        """Waits until the work is done, and raises its error."""
         self.join()
         self.check()
 
     def join(self) -> None:
-        """As `wait`, and raises nothing: for when something else has gone wrong."""
+        """Waits until the work is done, and raises nothing: for cleaning up after another error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -74,27 +69,27 @@ class Background:
     def _do(self, work: Callable[[], object]) -> None:
         try:
             work()
-        except BaseException as error:
+        except BaseException as error:  # raised in the training thread instead, by `check`
             self._error = error
 
 
 class Saver(Background):
-    """Takes a copy of a run's state, and writes it in a thread.
+    """A background thread that writes copies of a run's state.
 
     Args:
-        folder: of all checkpoints.
-        train: which of them are kept.
-        writers: the processes that write each checkpoint together; all of them save at the same steps.
+        folder: the folder of all checkpoints.
+        train: settings that say which of them to keep.
+        writers: the processes that write each checkpoint together, at the same steps.
     """
 
     def __init__(self, folder: Path, train: TrainConfig, writers: Peers) -> None:
         super().__init__()
         self.folder, self.train, self.writers = folder, train, writers
         self.whole_step: int | None = None
-        """Of the newest checkpoint that is known to be on the disk."""
+        """Step of the newest checkpoint that is known to be complete on the disk."""
 
     def save(self, state: dict[str, Any], progress: Progress, metrics: MetricsFile | None) -> None:
-        """All that matters, at this step; the main process tells `progress` how far `metrics` has come."""
+        """Copies `state` and `progress` as they are now, and starts to write them; records the length of `metrics`."""
         self.wait()  # at most one copy at a time
         if metrics is not None:
             progress.metrics_position = metrics.position
@@ -102,6 +97,7 @@ class Saver(Background):
         self.start(partial(self._write, progress.step, copied, progress.best_step, metrics))
 
     def _write(self, step: int, state: dict[str, Any], best_step: int | None, metrics: MetricsFile | None) -> None:
+        # First the lines before this checkpoint: it records their number, and must not outlive them.
         if metrics is not None:
             metrics.sync()
         checkpoint.save(self.folder, step, state, self.writers)

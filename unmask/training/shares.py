@@ -1,8 +1,8 @@
-"""Tensors of which every process has a share, in files of its own, and reading no more of them than is needed.
+"""Files of tensor shards: each process writes its own, and a reader reads only the rows it needs.
 
-The layout is the one of `torch.distributed.checkpoint`'s `HuggingFaceStorageWriter`: safetensors files, whose head says
-at which offset of the whole each tensor begins. PyTorch's reader reads them. There is no pickle in it, and writing it
-takes no exchange between processes, so that a thread can do it while they train.
+The layout is that of `torch.distributed.checkpoint`'s `HuggingFaceStorageWriter`, and PyTorch's reader can read it:
+safetensors files, whose head holds the offset of each tensor in the whole. It needs no pickle, and no exchange between
+processes, so that a thread can write it while they train.
 """
 
 import json
@@ -23,18 +23,18 @@ _OFFSET = "saved_offsets"
 
 @dataclass(frozen=True)
 class TensorShard:
-    """Rows from `start` on of a tensor whose other rows are elsewhere."""
+    """The rows of a tensor, from `start` on, that one process holds."""
 
     own: Tensor
     start: int
 
 
 class LazyTensor:
-    """A tensor in files, each with some of its rows: read when, and as far as, it is asked for."""
+    """A tensor in one or several files, each with some of its rows, read when it is indexed."""
 
     def __init__(self) -> None:
         self._parts: dict[int, tuple[Any, str]] = {}
-        """By the first row: an open file, and the name in it."""
+        """Open file and name in it, by the first row there."""
 
     def add(self, start: int, file: Any, name: str) -> None:
         self._parts[start] = file, name
@@ -50,7 +50,8 @@ class LazyTensor:
         return tuple(file.get_slice(name).get_shape())
 
     def __getitem__(self, rows: slice) -> Tensor:
-        """
+        """Reads these rows.
+
         Raises:
             ValueError: not all of them are in the files.
         """
@@ -75,7 +76,7 @@ class LazyTensor:
 
 
 def write(path: Path, shares: dict[str, TensorShard]) -> None:
-    """The shares of one process, by the names of their tensors; those without rows are left out."""
+    """Writes the shards of one process, by tensor name; leaves out shards without rows."""
     held = {name: share for name, share in shares.items() if len(share.own)}
     offsets = {name: {_OFFSET: [share.start] + [0] * (share.own.ndim - 1)} for name, share in held.items()}
     metadata = {"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(offsets)}
@@ -83,11 +84,11 @@ def write(path: Path, shares: dict[str, TensorShard]) -> None:
 
 
 def read(paths: Iterable[Path]) -> dict[str, LazyTensor]:
-    """The tensors in some files, whole ones and shares, by name.
+    """Returns the tensors in these files, whole or sharded, by name.
 
     Raises:
         SafetensorError: not such a file.
-        ValueError: offsets that are none.
+        ValueError: the offsets in a file are malformed.
     """
     found: dict[str, LazyTensor] = {}
     for path in paths:

@@ -1,6 +1,6 @@
-"""Trackers that are sent a run's numbers. A run neither waits for one nor fails with it: metrics.jsonl has all.
+"""Experiment trackers (wandb, trackio). A run neither waits for one nor fails with it: metrics.jsonl has all numbers.
 
-Each works in a thread of its own, from a queue; what its package raises is told once, and the tracker is left alone.
+Each works in its own thread, from a queue; an error of its package is a warning, and ends the tracker.
 """
 
 import importlib
@@ -24,13 +24,13 @@ _PATIENCE = 30.0  # seconds that the end of a run waits for a tracker
 
 
 @dataclass(frozen=True)
-class About:
-    """What a tracker is told of a run at its start."""
+class RunInfo:
+    """Name, folder and configuration of a run, for a tracker."""
 
     project: str
     name: str
     id: str
-    """The same after a resume."""
+    """Identity of the run; a resumed run keeps it."""
     folder: Path
     config: dict[str, Any]
 
@@ -42,8 +42,8 @@ class _Client(Protocol):
     def finish(self) -> object: ...
 
 
-def _wandb(wandb: ModuleType, about: About) -> _Client:
-    """Offline without a key (`wandb sync` sends it later), unless WANDB_MODE says otherwise."""
+def _wandb(wandb: ModuleType, about: RunInfo) -> _Client:
+    """Starts a run in wandb: offline without a key (`wandb sync` sends it later), unless WANDB_MODE is set."""
     has_key = "WANDB_API_KEY" in os.environ or "wandb" in _netrc()
     return wandb.init(
         project=about.project,
@@ -57,21 +57,21 @@ def _wandb(wandb: ModuleType, about: About) -> _Client:
     )
 
 
-def _trackio(trackio: ModuleType, about: About) -> _Client:
-    """To a Space only where TRACKIO_SPACE_ID says so. It knows a run by its name."""
+def _trackio(trackio: ModuleType, about: RunInfo) -> _Client:
+    """Starts a run in trackio, which knows runs by name; TRACKIO_SPACE_ID sends it to a Space."""
     name = f"{about.name}-{about.id}"
     return trackio.init(project=about.project, name=name, config=about.config, resume="allow")
 
 
-TRACKERS: dict[str, Callable[[ModuleType, About], _Client]] = {"wandb": _wandb, "trackio": _trackio}
-"""By the name of the package, which is also that of the extra; each starts a run."""
+TRACKERS: dict[str, Callable[[ModuleType, RunInfo], _Client]] = {"wandb": _wandb, "trackio": _trackio}
+"""Functions that start a run, by the name of the package, which is also that of the extra."""
 
 
 def check(names: Sequence[str]) -> None:
-    """Before any work is done.
+    """Checks that the packages are installed, before any work is done.
 
     Raises:
-        UserError: a package is not there.
+        UserError: one is not.
     """
     for name in names:
         spec = importlib.util.find_spec(name)
@@ -79,8 +79,8 @@ def check(names: Sequence[str]) -> None:
             raise UserError(f"log.to={name}: the package is not installed; pip install 'unmask[{name}]', or log.to=[]")
 
 
-def identity(folder: Path) -> str:
-    """What trackers know the run in `folder` by: made once, and kept there."""
+def tracker_id(folder: Path) -> str:
+    """Returns the id of the run in `folder` for trackers; makes it once and keeps it there."""
     path = folder / "tracker_id"
     if not path.exists():
         files.write(path, uuid.uuid4().hex[:8])
@@ -88,9 +88,9 @@ def identity(folder: Path) -> str:
 
 
 class Tracker:
-    """One of `TRACKERS`, with a thread and a queue between it and the run."""
+    """A client of one of `TRACKERS`, with a thread and a queue between it and the run."""
 
-    def __init__(self, name: str, about: About, *, patience: float = _PATIENCE) -> None:
+    def __init__(self, name: str, about: RunInfo, *, patience: float = _PATIENCE) -> None:
         self._name, self._patience = name, patience
         self._is_lost = False
         self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(_QUEUE_LENGTH)
@@ -101,7 +101,7 @@ class Tracker:
         self._put((step, values))
 
     def close(self) -> None:
-        """Waits until all is sent, but not for ever."""
+        """Waits until all is sent, for `patience` seconds at most."""
         self._put(None)
         if not self._is_lost:
             self._thread.join(self._patience)
@@ -116,7 +116,7 @@ class Tracker:
         except queue.Full:
             self._lose(f"{self._queue.maxsize} lines wait to be sent")
 
-    def _work(self, about: About) -> None:
+    def _work(self, about: RunInfo) -> None:
         try:
             client = TRACKERS[self._name](importlib.import_module(self._name), about)
             for step, values in iter(self._queue.get, None):
