@@ -154,7 +154,7 @@ class Group(Peers):
         while not self.kv_has(key):
             pause = min(2 * pause, _LONGEST_PAUSE)
             if time.monotonic() > deadline or self._is_aborted.wait(pause):
-                raise TimeoutError(f"rank {self.rank} of {self.size} waited for {key}, which none has set, for {self._timeout:g} s")
+                raise TimeoutError(f"rank {self.rank} of {self.size}: no process set {key} within {self._timeout:g} s")
         return self._store.get(f"unmask/{key}").decode()
 
     def unique_key(self) -> str:
