@@ -13,10 +13,13 @@ def resolve_dtype(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if device.type == "cpu" and _cpu_has_bf16() else "float32"
+
+
+def _cpu_has_bf16() -> bool:
     # A CPU without these instructions runs bfloat16 too, several times slower than float32.
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    has_bf16 = device.type == "cpu" and any(check() for check in checks if check is not None)
-    return "bfloat16" if has_bf16 else "float32"
+    return any(check() for check in checks if check is not None)
 
 
 def parameter_dtype(name: str) -> torch.dtype:
