@@ -5,8 +5,8 @@ Exit codes: 0 done, 1 failed, 2 the user's input is wrong, 130 interrupted (a tr
 
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,7 +61,8 @@ app.add_typer(bench.app, name="bench")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     try:
-        app(arguments, prog_name="unmask")
+        # A context of its own, so that what one call trusts is not trusted by the next.
+        copy_context().run(app, arguments, prog_name="unmask")
     except SystemExit as stop:  # typer always ends so, also after a message about a wrong option
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except UserError as error:
@@ -78,5 +79,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Runs the console script `unmask`."""
-    sys.path.append(str(Path.cwd()))  # for `process.name=mine:Mine` with mine.py in this folder, as `python -m` does
     sys.exit(main())

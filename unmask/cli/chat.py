@@ -28,6 +28,7 @@ def chat(
     weights: options.Weights = None,
     step: options.Step = "last",
     device: options.Device = None,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Type prompts, and watch them being filled in.
 

@@ -50,6 +50,7 @@ def compare(
         "comparison"
     ),
     as_json: options.AsJson = False,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Train recipes on the same budget, several seeds each, and measure how much sooner each is there than the first.
 

@@ -50,6 +50,7 @@ def decode(
     weights: options.Weights = None,
     step: options.Step = "last",
     device: options.Device = None,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Fill in prompts, and write one JSON object for each; each batch is written as soon as it is done.
 

@@ -36,6 +36,7 @@ def diagnose(
     step: options.Step = "last",
     device: options.Device = None,
     is_json: options.AsJson = False,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Explain a training, from its checkpoint:
 

@@ -65,6 +65,7 @@ def evaluate(
     step: options.Step = "last",
     device: options.Device = None,
     as_json: options.AsJson = False,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Evaluate a run: NELBO under uniform masks (for a causal model the exact NLL), and accuracy for each decoder; for
     running text also perplexity and bits per byte.

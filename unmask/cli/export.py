@@ -15,6 +15,7 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.", show_default=False)],
     weights: options.Weights = None,
     step: options.Step = "last",
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Export a run: its weights as DIR/model.safetensors, its configuration as DIR/config.json.
 

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from unmask import files
-from unmask.config import recipes
+from unmask.config import recipes, registry
 from unmask.config.settings import check_section
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
@@ -25,6 +25,22 @@ Weights = Annotated[
 ]
 Step = Annotated[str, typer.Option(help="Checkpoint to use: last, best, or a step.")]
 Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda or auto (default: the one of the training).")]
+
+
+def _trust(is_trusted: bool) -> bool:
+    if is_trusted:
+        registry.trust_code()
+    return is_trusted
+
+
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        callback=_trust,
+        help="Import code that a saved run names by import path (module:Class). Only for runs whose origin you trust.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DECODER_HELP = (
     "Settings of the decoder, such as `margin`, `margin,tokens_per_step=3` or `order=prob,steps=50`; the keys are "

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from unmask.cli import options
 from unmask.config import recipes
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
@@ -33,6 +34,7 @@ def train(
     restart_pool: Annotated[
         bool, typer.Option("--restart-pool", help="With --resume: replace PUMA's pool by one of new examples.")
     ] = False,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Train a model.
 

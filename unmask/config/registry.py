@@ -1,10 +1,22 @@
-"""From a name in a configuration to the class it stands for. Nothing is imported before it is asked for."""
+"""The components that settings name: from a name to its class, and whose code may be imported.
+
+Nothing is imported before it is asked for.
+"""
 
 import difflib
 import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from unmask.errors import UserError
+from unmask.progress import warn
 
 COMPONENTS = {
     "task": {
@@ -39,23 +51,101 @@ _PARTS = {"time": ("model_fields", "density")}
 """What makes a class a component, where that is not `Config` and `from_config`."""
 
 
+_trusts_code: ContextVar[bool] = ContextVar("trusts_code", default=False)
+_file: ContextVar[Path | None] = ContextVar("file", default=None)
+_typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
+
+
+def trust_code() -> None:
+    """From now on, imports what saved runs name, in this context (one call of the command line, say)."""
+    _trusts_code.set(True)
+
+
+@contextmanager
+def found_in(file: Path) -> Iterator[None]:
+    """Resolves names that the user did not type, but that a run, export or checkpoint holds in `file`.
+
+    Looking at a stranger's run must not run the stranger's code. So inside, only those names are resolved that unmask
+    ships, that an installed package registers, or that the user has typed; any other needs `trust_code`.
+    """
+    token = _file.set(file)
+    try:
+        yield
+    finally:
+        _file.reset(token)
+
+
 def resolve(kind: str, name: str) -> Any:
-    """The class behind `name`: a shipped one, or an import path `package.module:Class` of the user's own.
+    """Returns the class behind `name`: a shipped one, one that an installed package registers, or an import path.
+
+    A package registers a class as an entry point `KIND.NAME` of the group `unmask`. An import path is written
+    `package.module:Class`; its module is also looked for in the current folder.
 
     Raises:
-        UserError: nothing of that name, or the import fails.
+        UserError: nothing of that name, the import fails, or a saved file names code that is not trusted.
     """
-    known = COMPONENTS[kind]
-    path = known.get(name, name)
-    if ":" not in path:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        raise UserError(f"{kind}.name={name}: no such {kind}; {hint} (or an import path, package.module:Class)")
-    module, _, attribute = path.partition(":")
+    path = COMPONENTS[kind].get(name) or _registered(kind).get(name)
+    if path is None:
+        _check_import_path(kind, name)
+    module, _, attribute = (path or name).partition(":")
     try:
-        component = getattr(importlib.import_module(module), attribute)
+        component = getattr(_import(module, from_folder=path is None), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{kind}.name={name}: cannot import it: {error}") from error
     if missing := [part for part in _PARTS.get(kind, ("Config", "from_config")) if not hasattr(component, part)]:
         raise UserError(f"{kind}.name={name}: is not a {kind}: it has no {' and no '.join(missing)}")
     return component
+
+
+def _registered(kind: str) -> dict[str, str]:
+    """Returns the names that installed packages register, with their import paths."""
+    points = metadata.entry_points(group="unmask")
+    return {point.name.removeprefix(f"{kind}."): point.value for point in points if point.name.startswith(f"{kind}.")}
+
+
+def _check_import_path(kind: str, name: str) -> None:
+    """Refuses a name that is no import path, or one that a saved file holds and nobody trusts."""
+    if ":" not in name:
+        known = [*COMPONENTS[kind], *_registered(kind)]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        raise UserError(f"{kind}.name={name}: no such {kind}; {hint} (or an import path, package.module:Class)")
+    file = _file.get()
+    if file is None:
+        _typed.set(_typed.get() | {name})
+    elif name not in _typed.get():
+        if not _trusts_code.get():
+            raise UserError(
+                f"{kind}.name={name}: that is code which does not come with unmask, and to look at this run would run "
+                "it; if you trust whoever made the run, add --trust-code (in Python: trust_code=True)"
+            )
+        module = name.partition(":")[0]
+        warn(f"{file} names {name}: imported from {_origin(module)}")
+
+
+def _origin(module: str) -> str:
+    """Returns the file of a module that is about to be imported, as far as that is known before."""
+    with _current_folder_searched(), suppress(ImportError, ValueError):
+        found = importlib.util.find_spec(module.partition(".")[0])
+        if found is not None:
+            return str(found.origin or found.name)
+    return "a place that is not found"
+
+
+def _import(module: str, *, from_folder: bool) -> ModuleType:
+    with _current_folder_searched() if from_folder else nullcontext():
+        return importlib.import_module(module)
+
+
+@contextmanager
+def _current_folder_searched() -> Iterator[None]:
+    """Searches the current folder last, and only meanwhile: what lies beside a run must not be imported by chance."""
+    folder = str(Path.cwd())
+    if folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from unmask import files
+from unmask.config.registry import found_in
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
 from unmask.errors import UserError
@@ -157,13 +158,15 @@ def read_config(path: Path) -> RunConfig:
 def resolve_config(tree: dict[str, Any], file: Path) -> RunConfig:
     """Checks the settings that a run or an export saved in `file`, and imports the components that they name.
 
-    The one place where what a run names becomes code; a check of names from strangers belongs here.
+    The one place where what a run names becomes code: names that are not unmask's are refused unless they are trusted
+    (`registry.found_in`).
 
     Raises:
-        UserError: settings are wrong, or name components that are not there.
+        UserError: settings are wrong, or name components that are not there or not trusted.
     """
     try:
-        return RunConfig.from_tree(tree)
+        with found_in(file):
+            return RunConfig.from_tree(tree)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmask import progress
+from unmask.config import registry
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section
 from unmask.decoding.build import build_decoder
@@ -158,20 +160,28 @@ class LoadedRun:
         return trainer
 
 
-def load(source: str | Path, *, weights: str | None = None, step: str = "last") -> Denoiser:
+def load(source: str | Path, *, weights: str | None = None, step: str = "last", trust_code: bool = False) -> Denoiser:
     """Returns the denoiser of a run or of an export, in eval mode, on the CPU.
 
     Args:
         source: a folder that `unmask train` or `unmask export` wrote.
         weights: a run's `ema` or `raw`; default: `ema` where there is an average.
         step: a run's checkpoint: `last`, `best` or a number, as a string.
+        trust_code: import what the run names by import path, `module:Class`; only for runs whose origin you trust.
 
     Beside the NLL it returns the confidence `prob`, unless the denoiser's `confidence` is set.
 
     Raises:
-        UserError: it is neither a run with a complete checkpoint nor an export, or lacks these weights.
+        UserError: it is neither a run with a complete checkpoint nor an export, lacks these weights, or names code that
+            is not trusted.
     """
-    return LoadedRun.open(source, weights=weights, step=step, device="cpu").model
+
+    def open_and_build() -> Denoiser:
+        if trust_code:
+            registry.trust_code()
+        return LoadedRun.open(source, weights=weights, step=step, device="cpu").model
+
+    return copy_context().run(open_and_build)  # trust ends with this call
 
 
 def export(run: str | Path, target: str | Path, *, weights: str | None = None, step: str = "last") -> LoadedRun:
