@@ -2,7 +2,7 @@
 
     unmask train debug task.name=examples.sorting:Sorting 'data={length: 5}' train.steps=300 --out runs/sorting
     echo 31415 > digits.txt
-    unmask decode runs/sorting digits.txt
+    unmask decode runs/sorting digits.txt --trust-code
 
 The protocol is `unmask.tasks.task.GradedTask`.
 """
