@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from tests.helpers import assert_same
 from unmask import files
 from unmask.peers import Peers
-from unmask.training import checkpoint, shares
-from unmask.training.shares import TensorShard
+from unmask.training import checkpoint, parallel
+from unmask.training.parallel import TensorShard
 
 SIZE = 3
 WHOLE: dict[str, Any] = {
@@ -124,8 +124,8 @@ def test_pytorch_reads_it(saved: Path) -> None:
 
 def test_rows_that_are_nowhere_are_missed(tmp_path: Path) -> None:
     for start in (0, 4):
-        shares.write(tmp_path / f"{start}.safetensors", {"a": TensorShard(torch.ones(2, 3), start)})
-    stored = shares.read(sorted(tmp_path.iterdir()))["a"]
+        parallel.write(tmp_path / f"{start}.safetensors", {"a": TensorShard(torch.ones(2, 3), start)})
+    stored = parallel.read(sorted(tmp_path.iterdir()))["a"]
     assert torch.equal(stored[0:2], torch.ones(2, 3))
     with pytest.raises(ValueError, match="a: rows 0 to 6 are not all there"):
         stored.whole()

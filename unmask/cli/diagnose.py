@@ -10,9 +10,8 @@ from rich.table import Table
 
 from unmask.cli import options
 from unmask.errors import UserError
-from unmask.lab.diagnostics.diagnose import PARTS, Diagnosis, to_json
+from unmask.lab.diagnostics.diagnose import PARTS, Diagnosis, tables, to_json
 from unmask.lab.diagnostics.diagnose import diagnose as diagnose_run
-from unmask.lab.diagnostics.tables import tables
 from unmask.progress import progress
 from unmask.training.loading import LoadedRun
 

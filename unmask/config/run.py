@@ -11,16 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from unmask.config.registry import resolve
-from unmask.config.settings import (
-    Beta,
-    DTypeName,
-    Section,
-    WeightsName,
-    check_into,
-    check_section,
-    known,
-    unknown,
-)
+from unmask.config.settings import Beta, DTypeName, Section, WeightsName, check_into, check_section, known, unknown
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
 from unmask.reveal import OrderName

@@ -25,7 +25,7 @@ from unmask import files, noise
 from unmask.data.infill import encode_spans, is_infilling, pad_with_ends, record_spans
 from unmask.data.prepare import PrepareSettings, prepare
 from unmask.data.prepare.documents import find_source, find_sources, make_shard
-from unmask.data.prepare.packing import LAYOUTS, Documents, Labels
+from unmask.data.prepare.rows import LAYOUTS, Documents, Labels
 from unmask.data.prepare.settings import DATASETS
 from unmask.data.prepare.writing import describe_counts
 from unmask.data.store import RowStore

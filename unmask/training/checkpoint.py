@@ -22,8 +22,8 @@ from torch import Tensor
 from unmask import files
 from unmask.errors import UserError
 from unmask.peers import ALONE, Peers
-from unmask.training import shares
-from unmask.training.shares import LazyTensor, TensorShard
+from unmask.training import parallel
+from unmask.training.parallel import LazyTensor, TensorShard
 
 _COMPLETE = "COMPLETE"
 _STATE = "state.json"
@@ -101,7 +101,7 @@ def _write_tensors(aside: Path, state: dict[str, Any], peers: Peers) -> dict[str
             files.put_tensors(written[-1], whole)
         if shared := {name: value for name, value in own.items() if isinstance(value, TensorShard)}:
             written.append(aside / f"{section}-{peers.rank + 1:05d}-of-{peers.size:05d}{_TENSORS}")
-            shares.write(written[-1], shared)
+            parallel.write(written[-1], shared)
     for path in written:
         files.sync(path)
     return {path.name: _checksum(path) for path in written}
@@ -178,7 +178,7 @@ def load_part(path: Path, part: str) -> dict[str, Tensor]:
 
 
 def _tensors(path: Path) -> dict[str, LazyTensor]:
-    return shares.read(path / name for name in _listed(path) if name.endswith(_TENSORS))
+    return parallel.read(path / name for name in _listed(path) if name.endswith(_TENSORS))
 
 
 def steps(folder: Path) -> list[int]:
@@ -220,7 +220,7 @@ def _first_damage(path: Path) -> str | None:
 def _not_tensors(path: Path) -> str | None:
     """Returns the damage that the head of a file of tensors shows, or None."""
     try:
-        shares.read([path])
+        parallel.read([path])
     except SafetensorError as error:
         return str(error)
     return None

@@ -7,7 +7,7 @@ from unmask.config import recipes
 from unmask.config.registry import resolve
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.trace import traces
-from unmask.lab.report.masks import MaskStatistics, measure_decoding_masks, measure_training_masks
+from unmask.lab.report.curves import MaskStatistics, measure_decoding_masks, measure_training_masks
 from unmask.reveal import NumSteps
 from unmask.tasks.toy import Toy, ToyData
 from unmask.training.trainer import Trainer

@@ -7,9 +7,8 @@ from math import isnan, nan
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.evaluation.nelbo import Estimate
-from unmask.lab.diagnostics.diagnose import Diagnosis, diagnose
+from unmask.lab.diagnostics.diagnose import Diagnosis, TextTable, diagnose, overfitting_row
 from unmask.lab.diagnostics.measures import NOWHERE, Bin
-from unmask.lab.diagnostics.tables import TextTable, overfitting_row
 from unmask.lab.report.chart import Chart, Line
 from unmask.lab.report.runs import RunsByMethod
 from unmask.training.loading import LoadedRun

@@ -10,7 +10,7 @@ import torch
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.trace import traces
 from unmask.errors import UserError
-from unmask.lab.report.masks import MaskStatistics, measure_decoding_masks, measure_training_masks
+from unmask.lab.report.curves import MaskStatistics, measure_decoding_masks, measure_training_masks
 from unmask.lab.report.runs import RunsByMethod
 from unmask.tasks.task import Task
 from unmask.training.loading import LoadedRun
