@@ -4,9 +4,9 @@ Both average gradients over the processes, so the loss (a sum over this process'
 processes and divided by the global count: never a mean of means.
 
 Checkpoints of sharded models are files of tensor shards: each process writes its own, and a reader reads only the rows
-that it needs. The layout is that of `torch.distributed.checkpoint`'s `HuggingFaceStorageWriter`, and PyTorch's reader can read it:
-safetensors files, whose head holds the offset of each tensor in the whole. It needs no pickle, and no exchange between
-processes, so that a thread can write it while they train.
+that it needs. The layout is that of `torch.distributed.checkpoint`'s `HuggingFaceStorageWriter`, and PyTorch's reader
+can read it: safetensors files, whose head holds the offset of each tensor in the whole. It needs no pickle, and no
+exchange between processes, so a thread can write it while they train.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Turns prompts with answers into rows of tokens, and packs documents into rows.
 
-Every packed row starts with the end token, which is given: a model that predicts a token from those before it has one to start
-from.
+Every packed row starts with the end token, which is given: a model that predicts a token from those before it then
+has one to start from.
 
 Dimensions: n documents or rows, L tokens of a row.
 """
