@@ -199,12 +199,12 @@ def asked_only(module: Any, mask_id: int) -> Callable[..., Any]:
     """A predictor that applies the module's head at the positions asked for, as `Denoiser.predict` does."""
     from unmask.models.head import prediction
 
-    def predict(xt: Tensor, at: Tensor, ask: Any) -> Any:
+    def predict(xt: Tensor, at: Tensor, query: Any) -> Any:
         hidden = module.emb(xt)
         for layer in module.layers:
             hidden = layer(hidden)
         hidden = module.final_norm(hidden.flatten(0, 1)[at])
-        return prediction(hidden, module.lm_head.weight, ask, mask_id=mask_id)
+        return prediction(hidden, module.lm_head.weight, query, mask_id=mask_id)
 
     return predict
 

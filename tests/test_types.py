@@ -5,7 +5,7 @@ import torch
 
 from unmask.errors import UserError
 from unmask.masking.process import PAD_MULTIPLE, make_batch, masked_batch
-from unmask.types import CleanBatch, TokenStats, without
+from unmask.types import CleanBatch, TokenStats, forbid_tokens
 
 
 def batch_of(rows: int = 6, length: int = 11, seed: int = 0):  # type: ignore[no-untyped-def]
@@ -72,7 +72,7 @@ def test_padding_is_finite_where_the_last_prompt_is_hidden() -> None:
     batch = make_batch(x0, xt, is_masked, torch.ones(2, 3))
     assert (batch.weight == 0).any()
     logits = torch.randn(2, 3, 10, requires_grad=True)
-    stats = TokenStats.from_logits(without(batch.gather(logits), 9), batch.gather(x0))
+    stats = TokenStats.from_logits(forbid_tokens(batch.gather(logits), 9), batch.gather(x0))
     loss = (stats.nll * batch.weight).sum()
     assert loss.isfinite()
     assert torch.equal(batch.scatter(batch.gather(x0.float()), -1.0), torch.where(is_masked, x0.float(), -1.0))

@@ -192,7 +192,7 @@ class TokenStats:
         )
 
 
-def without(
+def forbid_tokens(
     logits: Float[Tensor, "M V"], mask_id: int, forbidden: Int[Tensor, "F"] | None = None
 ) -> Float[Tensor, "M V"]:
     """Sets the logits of the mask token, and of the tokens in `forbidden`, to -inf."""
@@ -252,25 +252,25 @@ class Prediction:
     """In nats, where it was asked for."""
 
     @staticmethod
-    def from_logits(logits: Float[Tensor, "M V"], ask: Query, *, mask_id: int) -> "Prediction":
+    def from_logits(logits: Float[Tensor, "M V"], query: Query, *, mask_id: int) -> "Prediction":
         """Of `logits`, in which nothing is the mask; computed in fp32 at least."""
-        logits = without(at_least_fp32(logits), mask_id, ask.forbidden)
+        logits = forbid_tokens(at_least_fp32(logits), mask_id, query.forbidden)
         log_probs = logits.log_softmax(dim=-1)
         likeliest = logits.argmax(dim=-1)
         values = likeliest
-        if ask.perturb is not None:
+        if query.perturb is not None:
             rows, tokens = (torch.arange(size, device=logits.device) for size in logits.shape)
-            values = ask.perturb(logits, rows, tokens).argmax(dim=-1)
-        if ask.given is not None:
-            values = torch.where(ask.given == mask_id, values, ask.given)
+            values = query.perturb(logits, rows, tokens).argmax(dim=-1)
+        if query.given is not None:
+            values = torch.where(query.given == mask_id, values, query.given)
         top1 = CONFIDENCES["prob"](log_probs)
         return Prediction(
             likeliest=likeliest,
             values=values,
             log_prob=log_probs.gather(-1, values.unsqueeze(-1)).squeeze(-1),
-            confidence=top1 if ask.confidence == "prob" else CONFIDENCES[ask.confidence](log_probs),
+            confidence=top1 if query.confidence == "prob" else CONFIDENCES[query.confidence](log_probs),
             top1=top1,
-            entropy=-CONFIDENCES["neg_entropy"](log_probs) if ask.has_entropy else None,
+            entropy=-CONFIDENCES["neg_entropy"](log_probs) if query.has_entropy else None,
         )
 
 

@@ -67,7 +67,7 @@ def test_draws_follow_the_truncated_softmax(sampling: Sampling) -> None:
     hidden, weight = case(1)
     draws = 4000
     logits = F.linear(hidden, weight)[0]
-    values = Prediction.from_logits(logits.expand(draws, V), sampling.ask(*keys(draws)), mask_id=MASK).values
+    values = Prediction.from_logits(logits.expand(draws, V), sampling.query(*keys(draws)), mask_id=MASK).values
     never = [MASK, *sampling.forbidden]
     tempered = (logits / sampling.temperature).index_fill(0, torch.tensor(never), -torch.inf)
     kept = sorted(allowed(tempered.tolist(), sampling.top_k, sampling.top_p) - set(never))
@@ -83,9 +83,9 @@ def test_draws_follow_the_truncated_softmax(sampling: Sampling) -> None:
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_the_streamed_head_draws_the_same(sampling: Sampling, chunk: int) -> None:
     hidden, weight = case(40)
-    ask = sampling.ask(*keys(40), confidence="margin", has_entropy=True)
-    ours = prediction(hidden, weight, ask, mask_id=MASK, chunk=chunk)
-    plain = Prediction.from_logits(F.linear(hidden, weight), ask, mask_id=MASK)
+    query = sampling.query(*keys(40), confidence="margin", has_entropy=True)
+    ours = prediction(hidden, weight, query, mask_id=MASK, chunk=chunk)
+    plain = Prediction.from_logits(F.linear(hidden, weight), query, mask_id=MASK)
     assert torch.equal(ours.values, plain.values)
     assert torch.allclose(ours.log_prob, plain.log_prob, rtol=1e-13, atol=1e-13)
 
@@ -95,7 +95,7 @@ def test_what_orders_the_reveals_is_the_models(sampling: Sampling) -> None:
     """Only what is forbidden changes it: that has probability 0."""
     hidden, weight = case(40)
     logits = F.linear(hidden, weight)
-    answer = Prediction.from_logits(logits, sampling.ask(*keys(40), has_entropy=True), mask_id=MASK)
+    answer = Prediction.from_logits(logits, sampling.query(*keys(40), has_entropy=True), mask_id=MASK)
     assert answer.entropy is not None
     p = logits.index_fill(1, torch.tensor([MASK, *sampling.forbidden]), -torch.inf).softmax(-1)
     assert torch.allclose(answer.top1, p.amax(-1), rtol=1e-13)
@@ -103,7 +103,7 @@ def test_what_orders_the_reveals_is_the_models(sampling: Sampling) -> None:
     assert torch.allclose(answer.entropy, torch.special.entr(p).sum(-1), rtol=1e-13)
     assert torch.allclose(answer.log_prob.exp(), p.gather(1, answer.values[:, None])[:, 0], rtol=1e-13)
     given = torch.full((40,), sampling.forbidden[0] if sampling.forbidden else MASK)
-    of_given = Prediction.from_logits(logits, sampling.ask(*keys(40), given=given), mask_id=MASK)
+    of_given = Prediction.from_logits(logits, sampling.query(*keys(40), given=given), mask_id=MASK)
     assert (of_given.log_prob == -torch.inf).all() == bool(sampling.forbidden)
 
 
@@ -114,10 +114,10 @@ def test_a_draw_does_not_depend_on_its_batch(sampling: Sampling, is_streamed: bo
     logits = torch.stack([F.linear(row, weight) for row in hidden])  # the same bits alone and together
 
     def values(rows: Tensor) -> Tensor:
-        ask = sampling.ask(*(key[rows] for key in keys(40)))
+        query = sampling.query(*(key[rows] for key in keys(40)))
         if is_streamed:  # of logits, in fp64, that one product gives as they are
-            return prediction(logits[rows], torch.eye(V).double(), ask, mask_id=MASK, chunk=5).values
-        return Prediction.from_logits(logits[rows], ask, mask_id=MASK).values
+            return prediction(logits[rows], torch.eye(V).double(), query, mask_id=MASK, chunk=5).values
+        return Prediction.from_logits(logits[rows], query, mask_id=MASK).values
 
     together = values(torch.arange(40))
     for rows in (torch.tensor([7]), torch.tensor([30, 2, 7]), torch.arange(39, -1, -1)):

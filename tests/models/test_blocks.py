@@ -193,7 +193,7 @@ def agree(one: object, other: object) -> None:
 
 
 def within(model: Denoiser, xt: Tensor, at: Tensor, ask: Query | None = None, **window: Any) -> Prediction:
-    return model.answer(model.hidden_within(xt, at, **window), ask or Query())
+    return model.predict_from_hidden(model.hidden_within(xt, at, **window), ask or Query())
 
 
 @pytest.mark.parametrize("kind", SETTINGS)

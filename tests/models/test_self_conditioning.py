@@ -13,7 +13,7 @@ from unmask.evaluation.nelbo import nelbo
 from unmask.masking.process import make_batch, masked_batch
 from unmask.models import denoiser as denoiser_module
 from unmask.models.build import build_denoiser
-from unmask.models.denoiser import Denoiser, is_told
+from unmask.models.denoiser import Denoiser, has_first_pass
 from unmask.models.head import expected_value
 from unmask.models.transformer import TransformerConfig
 from unmask.training.trainer import Trainer
@@ -22,7 +22,7 @@ from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats
 MASK, LENGTH = 10, 12
 TOKENS = TokenSpec(vocab_size=11, length=LENGTH, mask_id=MASK)
 KINDS = [{}, {"alignment": "next"}, {"block_size": 4}, {"block_size": 4, "alignment": "next"}, {"tied_head": True}]
-TOLD, UNTOLD = next(s for s in range(2) if is_told(0, s)), next(s for s in range(2) if not is_told(0, s))
+TOLD, UNTOLD = next(s for s in range(2) if has_first_pass(0, s)), next(s for s in range(2) if not has_first_pass(0, s))
 
 
 def denoiser(*, is_trained: bool = True, **settings: object) -> Denoiser:
@@ -130,19 +130,19 @@ def test_visible_positions_are_told_nothing() -> None:
     """Also where a process scores them, and where padding stands for the last position."""
     model, given = denoiser(), batch(TOLD)
     everything = make_batch(given.x0, given.xt, torch.ones_like(given.xt, dtype=torch.bool), torch.ones(given.xt.shape))
-    told = model._told(everything)
+    told = model._self_condition(everything)
     assert told[given.xt == MASK].abs().amax(-1).gt(0).all()
     assert not told[given.xt != MASK].any()
-    assert torch.allclose(told, model._told(given), rtol=1e-10)
+    assert torch.allclose(told, model._self_condition(given), rtol=1e-10)
 
 
 def test_half_of_the_steps_are_told_and_no_one_knows_which() -> None:
-    told = torch.tensor([is_told(5, step) for step in range(4000)])
+    told = torch.tensor([has_first_pass(5, step) for step in range(4000)])
     assert (told[::2] ^ told[1::2]).all()  # one of each two
     assert abs(told[::2].double().mean() - 0.5) < 4 * 0.5 / 2000**0.5
     assert abs((told[:-2:2] == told[2::2]).double().mean() - 0.5) < 4 * 0.5 / 2000**0.5
-    assert is_told(5, None)
-    assert told.tolist() != [is_told(6, step) for step in range(4000)]
+    assert has_first_pass(5, None)
+    assert told.tolist() != [has_first_pass(6, step) for step in range(4000)]
 
 
 @pytest.mark.parametrize("process", ["{name: uniform}", "{name: puma, num_stages: 3, threshold: 0.9}"])
@@ -173,7 +173,7 @@ def test_a_pool_tells_its_rows_what_the_last_step_said_of_them(process: str) -> 
 
     def remember(_: object, arguments: tuple[MaskedBatch], __: TokenStats) -> None:
         (given,) = arguments
-        hidden = model._hidden(given, model._told(given)).detach()
+        hidden = model._hidden(given, model._self_condition(given)).detach()
         passes.pop()
         flat = torch.zeros(given.x0.numel() + 1, hidden.shape[1], dtype=torch.float64)
         flat[given.scored] = (model._head(hidden).softmax(-1) @ model.backbone.embedding.weight).detach()

@@ -1,4 +1,4 @@
-"""The decoder that a model and a configuration call for."""
+"""Builds the decoder for a model from the settings of a section `decode`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,9 +17,9 @@ from unmask.decoding.windows import (
     DualWindow,
     FullCanvas,
     Guided,
-    InHiddenStates,
+    HiddenStateReader,
+    OpenReader,
     PrefixWindow,
-    Reading,
     SelfConditioned,
     UpToBlock,
     Window,
@@ -53,21 +53,21 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> D
         block_size=1 if model.is_causal else model.block_size or config.block_size,
         eos_id=tokens.eos_id if can_end else None,
         remasking=REMASKINGS[config.remask](config.remask_eta) if config.remask != "none" else None,
-        reading=_reading(config, model),
+        open_reader=_open_reader(config, model),
     )
 
 
-def _reading(config: DecodeConfig, model: Denoiser) -> Reading | None:
+def _open_reader(config: DecodeConfig, model: Denoiser) -> OpenReader | None:
     if config.guidance:
         return partial(Guided, model, config.guidance)
     if model.is_self_conditioned:
-        return lambda xt: SelfConditioned(_states(config, model, xt), xt)
+        return lambda xt: SelfConditioned(_open_hidden_reader(config, model, xt), xt)
     if config.cache != "none" or model.block_size is not None or model.is_causal:
-        return lambda xt: _states(config, model, xt)
+        return lambda xt: _open_hidden_reader(config, model, xt)
     return None
 
 
-def _states(config: DecodeConfig, model: Denoiser, xt: Int[Tensor, "B L"]) -> InHiddenStates:
+def _open_hidden_reader(config: DecodeConfig, model: Denoiser, xt: Int[Tensor, "B L"]) -> HiddenStateReader:
     if model.is_causal:
         return Cached(model, CausalWindow(xt, model.mask_id), xt)
     if config.cache != "none":
@@ -100,8 +100,8 @@ def _check_blocks(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> N
 def _check_guidance(config: DecodeConfig, model: Denoiser) -> None:
     if config.guidance and model.is_self_conditioned:
         raise UserError(
-            f"decode.guidance={config.guidance}: what a self-conditioned model expects, given a prompt, would tell of "
-            "that prompt where it is hidden; set decode.guidance=0"
+            f"decode.guidance={config.guidance}: what a self-conditioned model predicted with the prompt would reveal "
+            "it where it is hidden; set decode.guidance=0"
         )
 
 
@@ -118,7 +118,7 @@ _OF_CAUSAL = {
     "remask": "none",
     "guidance": 0.0,
 }
-"""What these settings must be for a causal model."""
+"""The only values of these settings that a causal model can be decoded with."""
 
 
 def _check_causal(config: DecodeConfig) -> None:

@@ -1,4 +1,4 @@
-"""The settings of decoding, and the reveal rule that they stand for."""
+"""The settings of a section `decode`."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
@@ -50,11 +50,13 @@ class DecodeConfig(RevealSettings):
     seed: int = Field(0, ge=0, description="of random orders, noise and drawn values")
     dtype: DTypeName | None = Field(None, description="null = train.dtype, which evaluation during training also uses")
     batch_size: int = Field(256, ge=1, description="canvases at once; no answer depends on it")
-    compile: bool = Field(False, description="torch.compile, but in training: half a minute, for much to decode")
+    compile: bool = Field(
+        False, description="compile the model for decoding (not training); takes ~30 s, pays off on large jobs"
+    )
 
     @property
     def amount(self) -> tuple[str, Any]:
-        """Which of the alternatives says how much a step reveals, and its value."""
+        """The setting that is in force for how much a step reveals, and its value."""
         return next((key, value) for key in self.alternatives if (value := getattr(self, key)) is not None)
 
     def rule(self) -> RevealRule:
@@ -65,13 +67,13 @@ class DecodeConfig(RevealSettings):
 
     @property
     def is_random(self) -> bool:
-        """Whether two answers to one prompt may differ."""
+        """True if two answers to one prompt may differ."""
         draws_masks = self.remask not in ("none", "p2")
         return bool(self.temperature or self.confidence_noise or self.order == "random" or draws_masks)
 
     @property
     def label(self) -> str:
-        """Short, and unique for what decides the result: `prob/3`, `margin/steps5/T0.7/top_p0.9`.
+        """A short name, unique for what decides the result: `prob/3`, `margin/steps5/T0.7/top_p0.9`.
 
         A cache of finished blocks is exact: it decides nothing.
         """
@@ -87,7 +89,7 @@ class DecodeConfig(RevealSettings):
         return bool(getattr(self, key) != DecodeConfig.model_fields[key].default)
 
     def _needs(self) -> Iterator[tuple[str, bool, str]]:
-        """A setting, whether it is possible beside the others, and if not, why and what to do."""
+        """Yields settings, whether each is possible beside the others, and if not, why and what to do."""
         has_steps, draws, has_cache = self.steps is not None, self.temperature > 0, self.cache != "none"
         yield "schedule", has_steps, "spreads a number of steps; set decode.steps, or decode.schedule=linear"
         yield "remask", has_steps, "needs a number of steps; set decode.steps, or decode.remask=none"
@@ -131,7 +133,7 @@ _PART_LABELS = {
     "forbid": "forbid",
     "seed": "seed",
 }
-"""What the settings that a label names only where they are set are called in it."""
+"""Names in a label of the settings that appear only if they are set."""
 
 
 def _shown(value: object) -> str:
@@ -144,10 +146,10 @@ def _shown(value: object) -> str:
 
 
 def check_guidance(decode: DecodeConfig, data: Section) -> None:
-    """Guidance asks a model what it says without a prompt.
+    """Checks that a model which is to be guided has learned to predict without a prompt.
 
     Raises:
-        UserError: it was not trained on examples without one.
+        UserError: it was not trained on hidden prompts.
     """
     if not decode.guidance or getattr(data, "prompt_dropout", None):
         return

@@ -14,7 +14,7 @@ from torch import Tensor
 from unmask import noise
 from unmask.decoding.remasking import Remasking, Revealed
 from unmask.decoding.sampling import Sampling
-from unmask.decoding.windows import Blocks, NoCache, Predictor, Reader, Reading
+from unmask.decoding.windows import Blocks, NoCache, OpenReader, Predictor, Reader
 from unmask.errors import UserError, choose
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState
@@ -22,17 +22,17 @@ from unmask.types import Decoded, Prediction, Query
 
 
 def predictor_from_logits(model: Callable[[Tensor], Tensor], mask_id: int) -> Predictor:
-    """A predictor around any callable from tokens (B, L) to logits (B, L, V), such as a module of your own.
+    """Wraps any callable from tokens (B, L) to logits (B, L, V), such as a module of your own, as a predictor.
 
     A module with dropout must be in eval mode. One that gives more than logits: `lambda xt: model(xt).logits`.
     """
 
-    def predict(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Query) -> Prediction:
+    def predict(xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], query: Query) -> Prediction:
         logits = model(xt)
         if not isinstance(logits, Tensor) or logits.ndim != 3:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(f"the model gave {shape}; give logits, a tensor (B, L, V)")
-        return Prediction.from_logits(logits.flatten(0, 1).index_select(0, at), ask, mask_id=mask_id)
+        return Prediction.from_logits(logits.flatten(0, 1).index_select(0, at), query, mask_id=mask_id)
 
     return predict
 
@@ -111,11 +111,11 @@ class Decoder:
         sampling: how values are chosen, and the seed of all noise.
         confidence_noise: coefficient of Gumbel noise on the confidence in nats, times the share of the row's masked
             positions that still are (MaskGIT, 2202.04200; 0.5 in 2502.06768, appendix D.2).
-        block_size: S; rows are decoded block by block, from the first that has something masked; None: all at once.
+        block_size: S; rows are decoded block by block, from the first that has something masked; default: all at once.
         eos_id: for canvases that are padded with it: what follows the first end token of an answer is filled in at
             once. Not where something is given after it.
-        remasking: masks again what was revealed; None: what is revealed stays.
-        reading: how the model reads canvases that are being filled in; None: all of them in every step, by `predict`.
+        remasking: masks again what was revealed; default: what is revealed stays.
+        open_reader: makes what reads the canvases, step after step; default: `predict` reads all of them in every step.
     """
 
     predict: Predictor
@@ -127,25 +127,25 @@ class Decoder:
     block_size: int | None = None
     eos_id: int | None = None
     remasking: Remasking | None = None
-    reading: Reading | None = None
+    open_reader: OpenReader | None = None
 
     def __post_init__(self) -> None:
         choose(ORDERS, "order", self.order)
 
     def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
-        """Finishes the canvases `xt`. `prompt` numbers the rows for the noise; 0, 1, .. unless given."""
+        """Fills in the canvases `xt`. `prompt` numbers the rows for the noise; default: 0, 1, .."""
         return deque(self.steps(xt, prompt), maxlen=1).pop()
 
     @torch.no_grad()
     def steps(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Iterator[Decoded]:
-        """The canvases before the first step and after each one, what is masked still holding `mask_id`.
+        """Yields the canvases before the first step and after each one; what is masked still holds `mask_id`.
 
         The tensors are the decoder's own: the next step changes them.
         """
         xt = xt.long()
         rows = _Rows.of(xt, prompt, self.mask_id)
         done = Decoded(tokens=rows.xt.clone(), nfe=rows.step.clone(), reveal_step=rows.reveal_step.clone())
-        reader = NoCache(self.predict) if self.reading is None else self.reading(xt)
+        reader = NoCache(self.predict) if self.open_reader is None else self.open_reader(xt)
         yield done
         before = torch.full_like(rows.number, xt.shape[1] + 1)
         while True:
@@ -209,7 +209,7 @@ class Decoder:
         )
 
     def _blocks(self, is_masked: Bool[Tensor, "b L"]) -> Blocks:
-        """The first block of each row that has something masked."""
+        """Returns the first block of each row that has something masked."""
         length = is_masked.shape[1]
         size = self.block_size or length
         start = is_masked.byte().argmax(dim=-1) // size * size
@@ -222,7 +222,7 @@ class Decoder:
         else:
             place = span.is_asked.flatten().nonzero().squeeze(1)
         row, position = place // width, span.position.flatten()[place]
-        query = self.sampling.ask(
+        query = self.sampling.query(
             rows.prompt[row],
             rows.step[row],
             position,

@@ -1,4 +1,4 @@
-"""Values drawn from a model's distribution.
+"""Draws values from a model's distribution.
 
 Dimensions: M positions (m of them), C tokens, V vocabulary.
 """
@@ -41,7 +41,7 @@ class Sampling:
 
     @staticmethod
     def from_config(config: DecodeConfig) -> "Sampling":
-        """As the section `decode` says."""
+        """Reads the settings of a section `decode`."""
         return Sampling(
             temperature=config.temperature,
             seed=config.seed,
@@ -50,7 +50,7 @@ class Sampling:
             forbidden=tuple(config.forbid),
         )
 
-    def ask(
+    def query(
         self,
         prompt: Int[Tensor, "M"],
         step: Int[Tensor, "M"],
@@ -60,7 +60,7 @@ class Sampling:
         has_entropy: bool = False,
         given: Int[Tensor, "M"] | None = None,
     ) -> Query:
-        """What to ask of the model at `position` in `step` of the rows that are numbered `prompt`."""
+        """Builds the query for `position` in `step` of the rows that are numbered `prompt`."""
         return Query(
             confidence=confidence,
             perturb=self._perturb(prompt, step, position) if self.temperature else None,
@@ -77,7 +77,7 @@ class Sampling:
     def _perturb(
         self, *keys: Int[Tensor, "M"]
     ) -> Callable[[Float[Tensor, "m C"], Int[Tensor, "m"], Int[Tensor, "C"]], Float[Tensor, "m C"]]:
-        """`Query.perturb`: the token of the largest sum is a draw from softmax(logits / temperature), truncated."""
+        """Returns `Query.perturb`: its largest entry is a draw from softmax(logits / temperature), truncated."""
 
         def perturb(
             logits: Float[Tensor, "m C"], row: Int[Tensor, "m"], token: Int[Tensor, "C"]
@@ -91,9 +91,9 @@ class Sampling:
 
 
 def truncated(logits: Float[Tensor, "m V"], top_k: int | None, top_p: float | None) -> Float[Tensor, "m V"]:
-    """`logits`, -inf but for the k largest, and for the fewest of softmax(logits) whose mass is at least p.
+    """Keeps the k largest logits, and the fewest of softmax(logits) whose mass is at least p; the rest are -inf.
 
-    With both: what is in both sets. The lower one of equal tokens comes first.
+    With both, keeps what is in both sets. The lower one of equal tokens comes first.
     """
     ranked, token = logits.sort(dim=-1, descending=True, stable=True)
     is_kept = torch.ones_like(ranked, dtype=torch.bool)

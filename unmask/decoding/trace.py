@@ -1,10 +1,6 @@
-"""What a model says while a decoder asks it.
+"""Records decoding step by step: the model's answers, and what each step revealed.
 
 Dimensions: B rows, b rows that are still open, L positions, M positions asked for.
-
-Held-out examples being solved: what was believed at every step, and what was revealed.
-
-Dimensions: B rows, L positions.
 """
 
 from dataclasses import dataclass, field, replace
@@ -23,7 +19,7 @@ from unmask.types import CleanBatch, Decoded, Prediction, Query
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What a model says of the open rows of canvases: the likeliest tokens where asked, and their probabilities."""
+    """One step: the open rows, and the likeliest tokens at the positions `at`, with their probabilities."""
 
     rows: Int[Tensor, "b"]
     xt: Int[Tensor, "b L"]
@@ -34,30 +30,30 @@ class StepRecord:
 
 @dataclass
 class RecordingDecoder:
-    """Decodes, and keeps what the model said, step by step."""
+    """Decodes, and keeps a record of each step."""
 
     decoder: Decoder
     said: list[StepRecord] = field(default_factory=list)
 
     def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
-        return replace(self.decoder, reading=self._reading).decode(xt, prompt)
+        return replace(self.decoder, open_reader=self._open_reader).decode(xt, prompt)
 
-    def _reading(self, xt: Int[Tensor, "B L"]) -> Reader:
-        reading = self.decoder.reading
-        reader = NoCache(self.decoder.predict) if reading is None else reading(xt)
-        return _Overheard(reader, torch.arange(len(xt), device=xt.device), self.said)
+    def _open_reader(self, xt: Int[Tensor, "B L"]) -> Reader:
+        open_reader = self.decoder.open_reader
+        reader = NoCache(self.decoder.predict) if open_reader is None else open_reader(xt)
+        return _RecordingReader(reader, torch.arange(len(xt), device=xt.device), self.said)
 
 
 @dataclass
-class _Overheard:
-    """A reader whose answers are written down."""
+class _RecordingReader:
+    """A reader that records its answers."""
 
     reader: Reader
     rows: Int[Tensor, "b"]
     said: list[StepRecord]
 
-    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Query, blocks: Blocks) -> Prediction:
-        answer = self.reader(xt, at, ask, blocks)
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], query: Query, blocks: Blocks) -> Prediction:
+        answer = self.reader(xt, at, query, blocks)
         self.said.append(StepRecord(*(part.cpu() for part in (self.rows, xt, at, answer.likeliest, answer.top1))))
         return answer
 
@@ -69,7 +65,7 @@ class _Overheard:
 def traces(
     decoder: Decoder, task: Task, examples: CleanBatch, *, dtype: str, device: torch.device
 ) -> list[dict[str, Any]]:
-    """For each example: `tokens`, the finished canvas, whether it `is_solved` (None: no answer can be), its `steps`."""
+    """Decodes examples; each gets its finished `tokens`, `is_solved` (None: the task cannot grade) and its `steps`."""
     xt = examples.masked(task.tokens.mask_id)
     with autocast(dtype, device):
         tokens, steps = trace(decoder, xt.to(device))
@@ -85,17 +81,17 @@ def traces(
 def trace(
     decoder: Decoder, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None
 ) -> tuple[Int[Tensor, "B L"], list[list[dict[str, Any]]]]:
-    """Finished canvases, and the steps of each.
+    """Decodes canvases; returns them finished, and the steps of each.
 
     A step holds the masked positions that the model was asked about (`at`), the likeliest token of each (`guess`) with
     its probability in percent (`sure`), and what changed: `revealed` positions with their `values`, and those that were
     masked `again`.
     """
-    witness = RecordingDecoder(decoder)
-    tokens = witness.decode(xt, prompt).tokens.cpu()
+    recording = RecordingDecoder(decoder)
+    tokens = recording.decode(xt, prompt).tokens.cpu()
     canvases: list[list[Tensor]] = [[] for _ in tokens]
     steps: list[list[dict[str, Any]]] = [[] for _ in tokens]
-    for said in witness.said:
+    for said in recording.said:
         row = said.at // tokens.shape[1]
         for i, number in enumerate(said.rows.tolist()):
             canvases[number].append(said.xt[i])

@@ -1,14 +1,12 @@
-"""How a model reads canvases that are being filled in: anew in every step, or with what it remembers of them.
+"""Readers: which positions of a canvas the model reads in a decoding step, and what it keeps of the others.
 
-A cache of keys and values is exact for a model that sees only the blocks up to its own (`block`). For a model that sees
-all positions it is an approximation: what is remembered was read when other positions were still masked (`prefix` and
-`dual`, Fast-dLLM, 2505.22618; reading all again every few steps: dKV-Cache, 2505.15781).
+`NoCache` reads whole canvases with any predictor. `UpToBlock`, `FullCanvas` and `Guided` read a `Denoiser` without a
+cache; `Cached` reads a window of each row and keeps keys and values of the rest. The windows of a causal model and of a
+block model are exact. For a model that sees all positions a cache is an approximation, as its entries were computed
+when other positions were still masked: `PrefixWindow` and `DualWindow` (Fast-dLLM, 2505.22618), refreshed every few
+steps if asked (dKV-Cache, 2505.15781). `SelfConditioned` adds the prediction of the last step to what is read.
 
 Dimensions: B rows, b rows that are still open, L positions, M positions asked for, D width.
-
-Reading with a self-conditioned model: what it said in a step is told to it in the next (`models/conditioning.py`).
-
-Dimensions: B rows, b rows that are still open, L positions, M positions asked for, n that are read, D width.
 """
 
 from abc import ABC, abstractmethod
@@ -28,14 +26,14 @@ from unmask.types import Prediction, Query
 
 @runtime_checkable
 class Predictor(Protocol):
-    """What is asked of the flat positions `at` (M,) of `xt` (B, L). As `Denoiser.predict`."""
+    """Answers a query about the flat positions `at` (M,) of `xt` (B, L), as `Denoiser.predict` does."""
 
-    def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Query) -> Prediction: ...
+    def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], query: Query) -> Prediction: ...
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The block that each row is being decoded in: its positions are `start` up to `stop`."""
+    """A span of positions of each row, from `start` up to `stop` (exclusive)."""
 
     start: Int[Tensor, "b"]
     stop: Int[Tensor, "b"]
@@ -47,17 +45,17 @@ class Blocks:
 class Reader(Protocol):
     """Reads the open rows of canvases, step after step."""
 
-    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Query, blocks: Blocks) -> Prediction:
-        """What is asked of the flat positions `at` of `xt`, which lie in the rows' `blocks`."""
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], query: Query, blocks: Blocks) -> Prediction:
+        """Answers `query` about the flat positions `at` of `xt`, which lie in the rows' current `blocks`."""
         ...
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
-        """From now on only these of the rows come."""
+        """Drops all rows but these."""
         ...
 
 
-Reading = Callable[[Int[Tensor, "B L"]], Reader]
-"""Starts to read canvases, from what is given of them on."""
+OpenReader = Callable[[Int[Tensor, "B L"]], Reader]
+"""Makes the reader of these canvases, before their first step."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +64,24 @@ class NoCache:
 
     predict: Predictor
 
-    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Query, blocks: Blocks) -> Prediction:
-        return self.predict(xt, at, ask)
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], query: Query, blocks: Blocks) -> Prediction:
+        return self.predict(xt, at, query)
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
         pass
 
 
-class InHiddenStates(ABC):
-    """A reader in two parts: what it reads in a step, and the hidden states that it finds there."""
+class HiddenStateReader(ABC):
+    """A reader in two parts: which positions it reads in a step, and the hidden states that it computes there."""
 
     model: Denoiser
 
-    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Query, blocks: Blocks) -> Prediction:
-        return self.model.answer(self.hidden(xt, at, self.read(xt, blocks)), ask)
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], query: Query, blocks: Blocks) -> Prediction:
+        return self.model.predict_from_hidden(self.hidden(xt, at, self.read(xt, blocks)), query)
 
     @abstractmethod
     def read(self, xt: Int[Tensor, "b L"], blocks: Blocks) -> Blocks:
-        """Which positions of each row are read in this step; asked once in each."""
+        """Returns the positions of each row that are read in this step; called once a step."""
 
     @abstractmethod
     def hidden(
@@ -93,13 +91,13 @@ class InHiddenStates(ABC):
         read: Blocks,
         estimate: Float[Tensor, "b L D"] | None = None,
     ) -> Float[Tensor, "M D"]:
-        """Of the flat positions `at` of `xt`, which lie in what is `read`; `estimate` as in `Denoiser.hidden`."""
+        """Computes hidden states at the flat positions `at`, which lie in `read`; see `Denoiser.hidden`."""
 
-    def keep(self, rows: Int[Tensor, "b"]) -> None:  # noqa: B027  (most remember nothing of a row)
-        """As `Reader.keep`."""
+    def keep(self, rows: Int[Tensor, "b"]) -> None:  # noqa: B027  (most keep nothing of a row)
+        """Drops all rows but these."""
 
 
-class UpToBlock(InHiddenStates):
+class UpToBlock(HiddenStateReader):
     """Reads canvases up to the block that is being decoded: a block model sees nothing of what follows."""
 
     def __init__(self, model: Denoiser) -> None:
@@ -137,11 +135,11 @@ class Guided:
         self.model, self.scale = model, scale
         self.is_prompt = xt != model.mask_id
 
-    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Query, blocks: Blocks) -> Prediction:
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], query: Query, blocks: Blocks) -> Prediction:
         without_prompt = xt.masked_fill(self.is_prompt, self.model.mask_id)
         both = self.model.hidden(torch.cat([xt, without_prompt]), torch.cat([at, at + xt.numel()]))
         conditional, unconditional = both.chunk(2)
-        return self.model.answer((1 + self.scale) * conditional - self.scale * unconditional, ask)
+        return self.model.predict_from_hidden((1 + self.scale) * conditional - self.scale * unconditional, query)
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
         self.is_prompt = self.is_prompt[rows]
@@ -149,7 +147,7 @@ class Guided:
 
 @runtime_checkable
 class Window(Protocol):
-    """Which positions of each row are read in a step; what a cache knows of the others stays."""
+    """Chooses the positions of each row that are read in a step; cache entries of the others stay."""
 
     def __call__(self, blocks: Blocks) -> Blocks: ...
 
@@ -157,24 +155,24 @@ class Window(Protocol):
 
 
 class BlockWindow:
-    """Of a block model: the block that is being decoded, and once what was finished before it. Exact."""
+    """For block models: reads the current block, and each finished block once. Exact."""
 
     def __init__(self, xt: Int[Tensor, "B L"]) -> None:
-        self.known = torch.zeros(len(xt), dtype=torch.long, device=xt.device)
+        self.num_finished = torch.zeros(len(xt), dtype=torch.long, device=xt.device)
 
     def __call__(self, blocks: Blocks) -> Blocks:
-        start, self.known = self.known, blocks.start
+        start, self.num_finished = self.num_finished, blocks.start
         return Blocks(start, blocks.stop)
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
-        self.known = self.known[rows]
+        self.num_finished = self.num_finished[rows]
 
 
 class CausalWindow:
-    """Causal models: all prompts in the first step, padded to the longest; then one position a step. Exact.
+    """For causal models: reads all prompts in the first step, padded to the longest; then one token a step. Exact.
 
-    A causal model predicts position i from what is before it, so that a window `start .. stop` is read at
-    `start - 1 .. stop - 2`. What the first pass reads behind a shorter prompt is seen by nobody before it is replaced.
+    A causal model predicts position i at i - 1, so `Denoiser.hidden_within` reads a window one position to the left.
+    Cache entries that the first pass writes behind a shorter prompt are replaced before any position attends to them.
 
     Raises:
         UserError: a canvas without a prompt, or with something given after what is masked.
@@ -201,7 +199,7 @@ class CausalWindow:
 
 
 class _Refreshed:
-    """The whole canvas at the start of every block and, with `every`, after so many steps; else part of it."""
+    """Reads the whole canvas at the start of every block and, if set, every `every` steps; else part of it."""
 
     def __init__(self, xt: Int[Tensor, "B L"], every: int | None = None) -> None:
         self.length, self.every = xt.shape[1], every
@@ -225,21 +223,21 @@ class _Refreshed:
 
 
 class PrefixWindow(_Refreshed):
-    """Prefix cache: the block that is being decoded, and all that follows."""
+    """Prefix cache: reads the current block and all that follows it."""
 
     def _part(self, blocks: Blocks) -> Blocks:
         return Blocks(blocks.start, torch.full_like(blocks.stop, self.length))
 
 
 class DualWindow(_Refreshed):
-    """Dual cache: the block that is being decoded; what precedes and what follows it is remembered."""
+    """Dual cache: reads the current block alone."""
 
     def _part(self, blocks: Blocks) -> Blocks:
         return blocks
 
 
-class Cached(InHiddenStates):
-    """Reads a window of each row, and remembers keys and values of the rest."""
+class Cached(HiddenStateReader):
+    """Reads a window of each row, and keeps keys and values of the rest."""
 
     def __init__(self, model: Denoiser, window: Window, xt: Int[Tensor, "B L"]) -> None:
         self.model, self.window = model, window
@@ -287,32 +285,33 @@ class Cached(InHiddenStates):
 
 
 class SelfConditioned:
-    """Tells the model of `states` what it last expected of every masked position that it reads.
+    """Gives a self-conditioned model its estimate from the last step, at every masked position that is read.
 
-    In the first step that is nothing. Of a block model the positions are those of the block that is being decoded; with
-    a cache those of the window, and what was expected of the others stays. A pass serves the answer and the estimate,
-    so there are as many passes as without.
+    The first step starts from zero. One pass makes both the answer and the next estimate, so there are as many passes
+    as without. With a block model or a cache, estimates outside the positions that are read stay as they are.
     """
 
-    def __init__(self, states: InHiddenStates, xt: Int[Tensor, "B L"]) -> None:
-        self.states, self.model = states, states.model
-        self.estimate = self.model.nothing_expected(xt)
+    def __init__(self, inner: HiddenStateReader, xt: Int[Tensor, "B L"]) -> None:
+        self.inner, self.model = inner, inner.model
+        self.estimate = self.model.zero_estimate(xt)
 
-    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], ask: Query, blocks: Blocks) -> Prediction:
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], query: Query, blocks: Blocks) -> Prediction:
         is_masked = xt == self.model.mask_id
-        read = self.states.read(xt, blocks)
+        read = self.inner.read(xt, blocks)
         position = torch.arange(xt.shape[1], device=xt.device)
         is_guessed = is_masked & (position >= read.start.unsqueeze(1)) & (position < read.stop.unsqueeze(1))
         where = is_guessed.flatten().index_fill(0, at, True).nonzero().squeeze(1)
-        self._forget(~is_masked)  # has since been revealed
-        hidden = self.states.hidden(xt, where, read, self.estimate)
-        self._forget(is_guessed)
-        self.estimate = self.estimate + scatter_to_canvas(self.model.expected(hidden, ask.forbidden), where, is_guessed)
-        return self.model.answer(hidden.index_select(0, torch.searchsorted(where, at)), ask)
+        self._clear(~is_masked)  # revealed since the last step
+        hidden = self.inner.hidden(xt, where, read, self.estimate)
+        self._clear(is_guessed)
+        self.estimate = self.estimate + scatter_to_canvas(
+            self.model.expected_embedding(hidden, query.forbidden), where, is_guessed
+        )
+        return self.model.predict_from_hidden(hidden.index_select(0, torch.searchsorted(where, at)), query)
 
-    def _forget(self, where: Bool[Tensor, "b L"]) -> None:
+    def _clear(self, where: Bool[Tensor, "b L"]) -> None:
         self.estimate = self.estimate.masked_fill(where.unsqueeze(-1), 0.0)
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
         self.estimate = self.estimate[rows]
-        self.states.keep(rows)
+        self.inner.keep(rows)

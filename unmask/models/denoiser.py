@@ -1,15 +1,13 @@
-"""The denoiser: a backbone and its head, answering what the loss, the pool and the decoder ask.
+"""The denoiser: a backbone and its head, which answer the queries of the loss, the pool and the decoder.
 
-Everything that touches parameters happens in `forward` or `predict`, and only the rows asked for reach the head.
+All that touches parameters happens in `forward` or `predict`, and only the positions asked for reach the head.
+
+Self-conditioning (Chen et al. 2022, 2208.04202): with `p` the prediction of an earlier pass, E the embedding and W a
+matrix that starts at 0, the input at a masked position is `E[mask] + W sum_v p(v) E[v]`; the sum is the estimate.
+In every other training step the earlier pass reads the same `xt`, without gradient; in the others the estimate is 0. A
+decoder, and PUMA's pool, take the prediction of their last step, which costs nothing.
+
 Dimensions: B rows, L positions in blocks of S, M positions asked for, V vocabulary, D width; b of the rows of a cache.
-
-Self-conditioning: a masked position is also told what a pass before expected of it (Chen et al. 2022, 2208.04202).
-
-With `p` that pass's prediction, E the embedding and W a matrix that starts at 0, its input is
-`E[mask] + W sum_v p(v) E[v]`. In every other step of training the pass before reads the same `xt`, without gradient; in
-the others nothing is expected. A decoder has the prediction of its last step, at no cost, and so has PUMA's pool.
-
-Dimensions: B rows, L positions, M scored positions, D width.
 """
 
 from collections.abc import Callable
@@ -29,14 +27,14 @@ from unmask.models.tied import TiedGradient
 from unmask.models.visibility import num_clean
 from unmask.noise import Purpose
 from unmask.reveal import CONFIDENCES
-from unmask.types import MaskedBatch, Prediction, Query, TokenStats, at_least_fp32, without
+from unmask.types import MaskedBatch, Prediction, Query, TokenStats, at_least_fp32, forbid_tokens
 
 
-def is_told(seed: int, step: int | None) -> bool:
-    """Whether this step of training has an estimate: one of the steps 2 i and 2 i + 1, either with probability 1/2.
+def has_first_pass(seed: int, step: int | None) -> bool:
+    """True if this training step makes an estimate: one of the steps 2 i and 2 i + 1, either with probability 1/2.
 
-    A whole batch has one or not: half of the steps then have no first pass at all, shapes are the same in all of them,
-    and nothing waits for the device. `step=None`, which is no training, always has one.
+    It is drawn for the whole batch: half of the steps then have no first pass at all, shapes are the same in all of
+    them, and nothing waits for the device. Outside training (`step=None`) there always is one.
     """
     return step is None or noise.integer(seed, Purpose.SELF_CONDITION, step // 2) % 2 == step % 2
 
@@ -44,7 +42,7 @@ def is_told(seed: int, step: int | None) -> bool:
 def scatter_to_canvas(
     values: Float[Tensor, "M D"], scored: Int[Tensor, "M"], is_masked: Bool[Tensor, "B L"]
 ) -> Float[Tensor, "B L D"]:
-    """`values` at the flat positions `scored` that are masked, 0 elsewhere. One past the end, there may be padding."""
+    """Returns `values` at the flat positions `scored` that are masked, 0 elsewhere; padding points one past the end."""
     flat = values.new_zeros(is_masked.numel() + 1, values.shape[1])
     dense = flat.index_copy(0, scored, values)[:-1].unflatten(0, is_masked.shape)
     return torch.where(is_masked.unsqueeze(-1), dense, 0.0)
@@ -81,12 +79,12 @@ class Denoiser(nn.Module):
         mask_id: the mask token.
         confidence: which statistic `forward` returns beside the NLL: a key of `reveal.CONFIDENCES`.
         alignment: where the prediction of position i is read: `same`, at i, or `next`, at i - 1, as autoregressive
-            models (and what is made of them) learn it. Position 0 is then never predicted: it must be given. Nobody
-            else shifts: loss, pool and decoder ask for position i and get what is said of position i.
-        seed: of what a model draws in training.
+            models (and what is made of them) learn it. Position 0 is then never predicted: it must be given. Only the
+            denoiser shifts: loss, pool and decoder ask for position i and get the prediction of position i.
+        seed: keys the noise that a model draws in training.
     """
 
-    backbone: Any  # a `Backbone` that is an nn.Module: two types that cannot be written as one
+    backbone: Any  # Backbone and nn.Module; Python has no intersection type
 
     def __init__(
         self,
@@ -110,7 +108,7 @@ class Denoiser(nn.Module):
         self._compiled_prediction: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def compile_training(self, *, by_block: bool = False) -> None:
-        """Has `forward` run a compiled backbone while training; evaluation, whose shapes vary, stays as it is.
+        """Compiles the backbone for `forward` in training; evaluation, whose shapes vary, stays as it is.
 
         Args:
             by_block: compile each of its blocks, between which the weights of a sharded model come and go.
@@ -123,22 +121,22 @@ class Denoiser(nn.Module):
         self._compiled = torch.compile(self.backbone.forward if is_whole else self.backbone.two_streams)
 
     def compile_decoding(self) -> None:
-        """Has `predict` run a compiled backbone, for any shape: worth its half minute where much is to be decoded."""
+        """Compiles the backbone for `predict`, for any shape; takes about 30 s, which pays off on large jobs."""
         self._compiled_prediction = torch.compile(self.backbone.forward, dynamic=True)
 
     def forward(self, batch: MaskedBatch) -> TokenStats:
-        """NLL and confidence at the batch's scored positions; of a block model given the clean blocks before theirs.
+        """Returns NLL and confidence at the scored positions; a block model sees the clean blocks before theirs.
 
-        A self-conditioned model is told its own estimate: that of the last step where rows come back; else of a pass
-        over the same canvases, in every other step of training, and always outside it.
+        A self-conditioned model gets its estimate from the last step where rows come back; else from a first pass over
+        the same canvases, in every other step of training, and always outside it.
         """
         tied = None
         if self._is_large and getattr(self.backbone, "is_tied", False):
             tied = self.backbone.tied = TiedGradient()
-        hidden = self._hidden(batch, self._told(batch))
+        hidden = self._hidden(batch, self._self_condition(batch))
         stats = self._stats(hidden, batch.gather(batch.x0), tied)
         if self.is_self_conditioned and batch.is_carried:
-            return replace(stats, estimate=self._expected_of(batch, hidden))
+            return replace(stats, estimate=self._estimate_from(batch, hidden))
         return stats
 
     def _stats(self, hidden: Float[Tensor, "M D"], x0: Int[Tensor, "M"], tied: TiedGradient | None) -> TokenStats:
@@ -156,53 +154,55 @@ class Denoiser(nn.Module):
 
     @property
     def is_causal(self) -> bool:
-        """Whether a prediction depends on what precedes the position alone."""
+        """True if a prediction depends on earlier positions alone."""
         return getattr(self.backbone, "is_causal", False)
 
     @property
     def block_size(self) -> int | None:
-        """S, where a prediction depends on the position's block of S and those before it; None: on all positions."""
+        """S, if a prediction depends on the position's block of S and those before it; None: on all positions."""
         return getattr(self.backbone, "block_size", None)
 
     @property
     def is_self_conditioned(self) -> bool:
-        """Whether masked positions are also told what was expected of them (`expected`) before."""
+        """True if the input at masked positions includes the estimate of an earlier pass (`expected_embedding`)."""
         return getattr(self.backbone, "is_self_conditioned", False)
 
-    def nothing_expected(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        """The estimate of who has none."""
+    def zero_estimate(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """Returns the all-zero estimate, for rows without an earlier prediction."""
         weight = self.backbone.embedding.weight
         return weight.new_zeros(*xt.shape, weight.shape[1])
 
-    def expected(self, hidden: Float[Tensor, "M D"], forbidden: Int[Tensor, "F"] | None = None) -> Float[Tensor, "M D"]:
-        """The expected embedding `sum_v p(v) E[v]` of the tokens that these hidden states predict; no gradient."""
+    def expected_embedding(
+        self, hidden: Float[Tensor, "M D"], forbidden: Int[Tensor, "F"] | None = None
+    ) -> Float[Tensor, "M D"]:
+        """Computes `sum_v p(v) E[v]` over the tokens that these hidden states predict; no gradient."""
         embedding = self.backbone.embedding.weight
         found = expected_value(hidden, self.backbone.head_weight, embedding, mask_id=self.mask_id, forbidden=forbidden)
         return found.to(embedding.dtype)
 
-    def _told(self, batch: MaskedBatch) -> Float[Tensor, "B L D"] | None:
-        """What is known of the masked positions before this pass; None: this is another model.
+    def _self_condition(self, batch: MaskedBatch) -> Float[Tensor, "B L D"] | None:
+        """Returns the estimate that the batch's pass starts from; None without self-conditioning.
 
-        With nothing expected the weights of self-conditioning get a gradient of 0 all the same.
+        With the zero estimate the weights of self-conditioning get a gradient of 0 all the same.
         """
         if not self.is_self_conditioned:
             return None
         if batch.estimate is not None:
             return batch.estimate
-        nothing = self.nothing_expected(batch.xt)
+        zero = self.zero_estimate(batch.xt)
         is_first = batch.is_carried and batch.step is not None
-        if is_first or not is_told(self.seed, batch.step):
-            return nothing
+        if is_first or not has_first_pass(self.seed, batch.step):
+            return zero
         with torch.no_grad():
-            hidden = self._hidden(batch, nothing)
-        return self._expected_of(batch, hidden)
+            hidden = self._hidden(batch, zero)
+        return self._estimate_from(batch, hidden)
 
     @torch.no_grad()
-    def _expected_of(self, batch: MaskedBatch, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "B L D"]:
-        return scatter_to_canvas(self.expected(hidden.detach()), batch.scored, batch.xt == self.mask_id)
+    def _estimate_from(self, batch: MaskedBatch, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "B L D"]:
+        return scatter_to_canvas(self.expected_embedding(hidden.detach()), batch.scored, batch.xt == self.mask_id)
 
     def _aligned(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
-        """Where the predictions of the flat positions `at` are read."""
+        """Returns the flat positions that the predictions of `at` are read from."""
         if self.alignment == "same":
             return at
         has_before = (at % xt.shape[1] != 0).all()
@@ -226,7 +226,7 @@ class Denoiser(nn.Module):
         return run(*canvases, at, *_if_given(estimate))
 
     def _in_two_streams(self, batch: MaskedBatch, at: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
-        """Where `at`, the aligned `batch.at`, stands in `[xt ; x0]`: what is read in an earlier block is read clean."""
+        """Returns the flat positions of `at` (the aligned `batch.at`) in `[xt ; x0]`: earlier blocks are read clean."""
         assert self.block_size is not None, "a block model"
         length = batch.xt.shape[1]
         place = at % length
@@ -238,16 +238,16 @@ class Denoiser(nn.Module):
     def _is_large(self) -> bool:
         return len(self.backbone.head_weight) >= LARGE_VOCABULARY
 
-    def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], ask: Query | None = None) -> Prediction:
-        """Values and confidences at the flat positions `at` of `xt`: the likeliest ones, unless asked otherwise."""
-        return self.answer(self.hidden(xt, at), ask or Query())
+    def predict(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], query: Query | None = None) -> Prediction:
+        """Predicts values and confidences at the flat positions `at` of `xt`; default query: the likeliest values."""
+        return self.predict_from_hidden(self.hidden(xt, at), query or Query())
 
     def hidden(
         self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], estimate: Float[Tensor, "B L D"] | None = None
     ) -> Float[Tensor, "M D"]:
-        """What `answer` needs to know of the flat positions `at` of `xt`.
+        """Computes the hidden states at the flat positions `at` of `xt`, for `predict_from_hidden`.
 
-        A self-conditioned model may be told an `estimate`: what `expected` said of masked positions, 0 elsewhere.
+        `estimate`, for self-conditioned models: `expected_embedding` at masked positions, 0 elsewhere.
         """
         return (self._compiled_prediction or self.backbone)(xt, self._aligned(xt, at), *_if_given(estimate))
 
@@ -262,18 +262,18 @@ class Denoiser(nn.Module):
         rows: Int[Tensor, "b"] | None = None,
         estimate: Float[Tensor, "b L D"] | None = None,
     ) -> Float[Tensor, "M D"]:
-        """As `hidden`, where only the places `start .. start + width` of each canvas are read anew.
+        """Computes `hidden` by reading only the places `start .. start + width` of each canvas.
 
-        All that they see elsewhere is as the cache knows it; what it knew of them is replaced.
+        Elsewhere they see what is in the cache; what it holds for these places is replaced.
 
         Args:
             xt: the canvases.
             at: flat positions, all inside these windows.
             start: where each canvas's window begins.
-            width: of all windows.
-            cache: of the canvases. With `alignment=next` the place before `start` is read too; of a causal model, whose
-                last place then says nothing of the window, that one is not.
-            rows: which of the cache's rows these canvases are; None: all.
+            width: the width of all windows.
+            cache: keys and values of the canvases. With `alignment=next` the place before `start` is read too; a causal
+                model does not read the window's last place, which predicts nothing inside it.
+            rows: the cache's rows of these canvases; default: all.
             estimate: as in `hidden`.
         """
         shift = int(self.alignment == "next")
@@ -287,25 +287,25 @@ class Denoiser(nn.Module):
         index = row * len(offset) + aligned % xt.shape[1] - (start[row] - shift)
         return hidden.flatten(0, 1).index_select(0, index)
 
-    def answer(self, hidden: Float[Tensor, "M D"], ask: Query) -> Prediction:
-        """What is asked, of these hidden states. Logits are linear in them."""
+    def predict_from_hidden(self, hidden: Float[Tensor, "M D"], query: Query) -> Prediction:
+        """Answers `query` from the hidden states of the positions. Logits are linear in them."""
         is_compiled = self._compiled_prediction is not None
         if not self._is_large:
-            return Prediction.from_logits(self._head(hidden), ask, mask_id=self.mask_id)
-        return prediction(hidden, self.backbone.head_weight, ask, mask_id=self.mask_id, is_compiled=is_compiled)
+            return Prediction.from_logits(self._head(hidden), query, mask_id=self.mask_id)
+        return prediction(hidden, self.backbone.head_weight, query, mask_id=self.mask_id, is_compiled=is_compiled)
 
     def logits(
         self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], estimate: Float[Tensor, "B L D"] | None = None
     ) -> Float[Tensor, "M V"]:
-        """Logits, fp32 at least, at the flat positions `at` of `xt`; -inf for the mask token."""
+        """Computes logits, in fp32 at least, at the flat positions `at` of `xt`; -inf for the mask token."""
         return self._head(self.backbone(xt, self._aligned(xt, at), *_if_given(estimate)))
 
     def _head(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        return without(at_least_fp32(F.linear(hidden, self.backbone.head_weight)), self.mask_id)
+        return forbid_tokens(at_least_fp32(F.linear(hidden, self.backbone.head_weight)), self.mask_id)
 
 
 def _if_given(estimate: Float[Tensor, "B L D"] | None) -> list[Float[Tensor, "B L D"]]:
-    """Backbones without self-conditioning need not know of it."""
+    """Returns the estimate as an optional argument: backbones without self-conditioning need not take it."""
     return [] if estimate is None else [estimate]
 
 

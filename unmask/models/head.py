@@ -171,7 +171,7 @@ def token_stats(
 def prediction(
     hidden: Float[Tensor, "M D"],
     weight: Float[Tensor, "V D"],
-    ask: Query,
+    query: Query,
     *,
     mask_id: int,
     chunk: int = CHUNK,
@@ -181,26 +181,28 @@ def prediction(
     head = _Head(
         dtype=_product_dtype(hidden),
         mask_id=mask_id,
-        forbidden=ask.forbidden,
+        forbidden=query.forbidden,
         chunk=chunk,
-        confidence=ask.confidence,
+        confidence=query.confidence,
         is_compiled=is_compiled,
     )
-    confidences = (ask.confidence, "neg_entropy") if ask.has_entropy else (ask.confidence,)
-    given = torch.full((len(hidden),), mask_id, device=hidden.device) if ask.given is None else ask.given
+    confidences = (query.confidence, "neg_entropy") if query.has_entropy else (query.confidence,)
+    given = torch.full((len(hidden),), mask_id, device=hidden.device) if query.given is None else query.given
     row = torch.arange(len(hidden), device=hidden.device)
     summaries, guesses, choices, of_given = [], [], [], []
     for part in head.chunks(hidden.to(head.dtype), weight):
         summaries.append(head.run(_summarise, part.logits, *confidences))
         guesses.append(part.pick(head.run(_largest, part.logits)))
         of_given.append(part.logits_of(given))
-        if ask.perturb is not None and not ask.is_truncated:
-            choices.append(part.pick(_largest(ask.perturb(at_least_fp32(part.logits).T, row, part.tokens).T)))
+        if query.perturb is not None and not query.is_truncated:
+            choices.append(part.pick(_largest(query.perturb(at_least_fp32(part.logits).T, row, part.tokens).T)))
     (confidence, *entropy), top1, log_total = _join_chunks(torch.stack(summaries, dim=1), *confidences)
     likeliest, logit = _first_of_largest(guesses)
     values = likeliest
-    if ask.perturb is not None:
-        values, logit = _from_whole_rows(hidden, weight, ask, head) if ask.is_truncated else _first_of_largest(choices)
+    if query.perturb is not None:
+        values, logit = (
+            _from_whole_rows(hidden, weight, query, head) if query.is_truncated else _first_of_largest(choices)
+        )
     log_prob = torch.where(given == mask_id, logit, torch.stack(of_given).sum(dim=0)) - log_total
     return Prediction(
         likeliest=likeliest,
@@ -246,10 +248,10 @@ def _first_of_largest(found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Int[T
 
 
 def _from_whole_rows(
-    hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], ask: Query, head: "_Head"
+    hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], query: Query, head: "_Head"
 ) -> tuple[Int[Tensor, "M"], Float[Tensor, "M"]]:
     """Chooses values from all logits of a position at once; returns the values and their logits."""
-    assert ask.perturb is not None
+    assert query.perturb is not None
     found = []
     tokens = torch.arange(len(weight), device=hidden.device)
     size = max(1, len(hidden) * head.chunk // len(weight))  # positions whose V logits take M x `chunk` of memory
@@ -258,7 +260,7 @@ def _from_whole_rows(
         for part in head.chunks(hidden[row].to(head.dtype), weight):
             logits[:, part.start : part.start + len(part.logits)] = part.logits.T
         logits = at_least_fp32(logits)
-        value = ask.perturb(logits, row, tokens).argmax(dim=-1)
+        value = query.perturb(logits, row, tokens).argmax(dim=-1)
         found.append((value, logits.gather(-1, value.unsqueeze(-1)).squeeze(-1)))
     values, chosen = (torch.cat(part) for part in zip(*found, strict=True))
     return values, chosen
