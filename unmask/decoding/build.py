@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -105,13 +106,10 @@ def _check_guidance(config: DecodeConfig, model: Denoiser) -> None:
         )
 
 
-_OF_CAUSAL = {
+_OF_CAUSAL: dict[str, Any] = {
     "order": "left_to_right",
+    **dict.fromkeys(DecodeConfig.exclusive),
     "tokens_per_step": 1,
-    "steps": None,
-    "threshold": None,
-    "factor": None,
-    "entropy_bound": None,
     "confidence_noise": 0.0,
     "block_size": None,
     "cache": "none",
