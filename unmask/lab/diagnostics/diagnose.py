@@ -1,5 +1,4 @@
-"""Runs the diagnostics of a run, by name, and shows them as tables of text.
-"""
+"""Runs the diagnostics of a run, by name, and shows them as tables of text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
