@@ -43,7 +43,7 @@ def measure(peers: Peers, recipe: str, settings: list[str]) -> dict[str, object]
         "examples_per_second": config.train.batch_size / median,
         "vote_share": vote_seconds(peers) / median,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "dtype": trainer.dtype,
+        "dtype": trainer.model.compute_dtype,
         "compiled": trainer.is_compiled,
     }
 

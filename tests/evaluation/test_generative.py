@@ -146,10 +146,10 @@ def test_samples_are_the_same_in_any_batch(causal: bool) -> None:
     samples = Samples.from_nothing(blank, MASK, 3)
     assert (samples.canvases == torch.tensor([END] + [MASK] * (LENGTH - 1))).all()
     base = DecodeConfig(confidence="left_to_right") if causal else DecodeConfig(steps=4)
-    at_once = sample(model, own, samples, drawn(base, is_causal=causal), dtype="float32")
+    at_once = sample(model, own, samples, drawn(base, is_causal=causal))
     counted: list[int] = []
     in_two = drawn(base.model_copy(update={"batch_size": 2}), is_causal=causal)
-    assert torch.equal(sample(model, own, samples, in_two, dtype="float32", update=counted.append), at_once)
+    assert torch.equal(sample(model, own, samples, in_two, update=counted.append), at_once)
     assert counted == [2, 3]
     assert len(at_once.unique(dim=0)) == 3
     assert not (at_once == MASK).any()

@@ -90,7 +90,7 @@ def test_the_probabilities_of_all_answers_sum_to_one() -> None:
     total = 0.0
     for row in range(len(x0)):
         clean = CleanBatch(x0=x0[row : row + 1], prompt_mask=prompt_mask[row : row + 1])
-        total += math.exp(-4 * nll(model, clean, eos_id=None, dtype="float64").value)
+        total += math.exp(-4 * nll(model, clean, eos_id=None).value)
     assert total == pytest.approx(1, abs=1e-12)
 
 
@@ -103,7 +103,7 @@ def test_with_an_end_token_too() -> None:
     for answer in answers:
         x0 = torch.tensor([[1, *answer, *[0] * (4 - len(answer))]])
         clean = CleanBatch(x0=x0, prompt_mask=(torch.arange(5) < 1).unsqueeze(0))
-        total += math.exp(-4 * nll(model, clean, eos_id=0, dtype="float64").value)
+        total += math.exp(-4 * nll(model, clean, eos_id=0).value)
     assert total == pytest.approx(1, abs=1e-12)
 
 

@@ -97,23 +97,21 @@ def evaluate(
     )
     drawing = asked.decode_config(config, is_causal=loaded.model.is_causal)
     used = [drawing] if generative is not None else decoders
-    asked_dtype = _check_decoders(used)
-    dtype = loaded.dtype_of(asked_dtype)
-    model = loaded.prepare(dtype=asked_dtype, is_compiled=any(decoder.compile for decoder in used))
+    model = loaded.prepare(dtype=_check_decoders(used), is_compiled=any(decoder.compile for decoder in used))
     draws = config.eval.nelbo_draws
     limit, given = examples or config.eval.examples, None if data is None else chosen
     work = None if text is None else TextWork.of(asked, text, model, drawing, limit=limit, data=given)
     with nullcontext() if out is None else options.new_file(out) as answers:
         with progress(f"Evaluating {run}", len(chosen) * len(decoders)) as update:
-            result = evaluate_model(model, judge, chosen, decoders, nelbo_draws=draws, dtype=dtype, update=update)
-        found = None if work is None else work.do(model, nelbo_draws=draws, dtype=dtype)
+            result = evaluate_model(model, judge, chosen, decoders, nelbo_draws=draws, update=update)
+        found = None if work is None else work.do(model, nelbo_draws=draws)
         if answers is not None:
             _write(result, answers)
             if found is not None:
                 found.write(answers)
     protocol = _protocol(loaded, config, chosen, decoders, result) | {
         "run": str(run),
-        "dtype": dtype,
+        "dtype": model.compute_dtype,
         "data": "validation" if data is None else str(data),
     }
     if as_json:

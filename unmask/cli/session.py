@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.trace import trace
-from unmask.models.precision import autocast
+from unmask.models.precision import casts_kept
 from unmask.progress import console
 from unmask.training.loading import LoadedRun
 from unmask.types import Decoded
@@ -45,20 +45,19 @@ class DecodeSession:
         self.run = run
         self.settings = settings
         self.decoder = run.decoder(settings)
-        self.dtype = run.dtype_of(settings.dtype)
 
     def steps(self, canvases: Int[Tensor, "b L"], keys: Int[Tensor, "b"]) -> Iterator[Decoded]:
         """Yields the state of the canvases after each step; `keys` key each row's noise."""
         device = self.run.device
-        with autocast(self.dtype, device):
-            yield from self.decoder.steps(canvases.to(device), keys.to(device))
+        yield from self.decoder.steps(canvases.to(device), keys.to(device))
 
     def decode(
         self, canvases: Int[Tensor, "b L"], keys: Int[Tensor, "b"], update: Callable[[int], None]
     ) -> list[Answer]:
         """Fills in the canvases; calls `update` with the number of positions that are filled in so far."""
-        for state in self.steps(canvases, keys):
-            update(int((state.reveal_step >= 0).sum()))
+        with casts_kept():
+            for state in self.steps(canvases, keys):
+                update(int((state.reveal_step >= 0).sum()))
         return [Answer(*row) for row in zip(state.tokens.cpu(), state.nfe.tolist(), strict=True)]
 
     def trace(
@@ -66,8 +65,7 @@ class DecodeSession:
     ) -> list[Answer]:
         """Fills in the canvases as `decode` does, and keeps every step."""
         device = self.run.device
-        with autocast(self.dtype, device):
-            tokens, steps = trace(self.decoder, canvases.to(device), keys.to(device))
+        tokens, steps = trace(self.decoder, canvases.to(device), keys.to(device))
         update(int((canvases == self.decoder.mask_id).sum()))
         return [Answer(own, len(each), each) for own, each in zip(tokens, steps, strict=True)]
 

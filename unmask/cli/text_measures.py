@@ -110,12 +110,12 @@ class TextWork:
         found = reference(task, scorer, real[: len(samples.keys)])
         return TextWork(task, corpora, Generation(task, scorer, samples, decode, found), asked.prompts)
 
-    def do(self, model: Denoiser, *, nelbo_draws: int, dtype: str) -> "TextFound":
-        others = zero_shot(model, self.task, self.corpora, nelbo_draws=nelbo_draws, dtype=dtype)
+    def do(self, model: Denoiser, *, nelbo_draws: int) -> "TextFound":
+        others = zero_shot(model, self.task, self.corpora, nelbo_draws=nelbo_draws)
         if self.generation is None:
             return TextFound(self, others, None)
         with progress("Sampling", len(self.generation.samples.keys)) as update:
-            return TextFound(self, others, self.generation(model, dtype, update))
+            return TextFound(self, others, self.generation(model, update))
 
 
 @dataclass(frozen=True)

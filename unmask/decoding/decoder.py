@@ -16,6 +16,7 @@ from unmask.decoding.remasking import Remasking, Revealed
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.windows import Blocks, NoCache, OpenReader, Predictor, Reader
 from unmask.errors import UserError, choose
+from unmask.models.precision import casts_kept
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState
 from unmask.types import Decoded, Prediction, Query
@@ -134,7 +135,8 @@ class Decoder:
 
     def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
         """Fills in the canvases `xt`. `prompt` numbers the rows for the noise; default: 0, 1, .."""
-        return deque(self.steps(xt, prompt), maxlen=1).pop()
+        with casts_kept():
+            return deque(self.steps(xt, prompt), maxlen=1).pop()
 
     @torch.no_grad()
     def steps(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Iterator[Decoded]:

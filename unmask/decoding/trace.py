@@ -12,7 +12,6 @@ from torch import Tensor
 
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.windows import Blocks, NoCache, Reader
-from unmask.models.precision import autocast
 from unmask.tasks.task import GradedTask, Task
 from unmask.types import CleanBatch, Decoded, Prediction, Query
 
@@ -62,13 +61,10 @@ class _RecordingReader:
         self.reader.keep(rows)
 
 
-def traces(
-    decoder: Decoder, task: Task, examples: CleanBatch, *, dtype: str, device: torch.device
-) -> list[dict[str, Any]]:
+def traces(decoder: Decoder, task: Task, examples: CleanBatch, *, device: torch.device) -> list[dict[str, Any]]:
     """Decodes examples; each gets its finished `tokens`, `is_solved` (None: the task cannot grade) and its `steps`."""
     xt = examples.masked(task.tokens.mask_id)
-    with autocast(dtype, device):
-        tokens, steps = trace(decoder, xt.to(device))
+    tokens, steps = trace(decoder, xt.to(device))
     is_solved = [None] * len(tokens)
     if isinstance(task, GradedTask):
         is_solved = task.grade(examples, tokens).measures["accuracy"].tolist()

@@ -19,7 +19,6 @@ from unmask.decoding.config import DecodeConfig
 from unmask.evaluation.nelbo import Estimate, RowLikelihoods, batches_of, row_nelbos, row_nlls
 from unmask.evaluation.statistics import wilson
 from unmask.models.denoiser import Denoiser
-from unmask.models.precision import autocast
 from unmask.peers import ALONE, Peers
 from unmask.tasks.task import Extent, GradedTask, Grades, Task
 from unmask.types import CleanBatch, Decoded
@@ -101,7 +100,6 @@ def answers(
     config: DecodeConfig,
     *,
     share: slice = slice(None),
-    dtype: str = "float32",
     update: Callable[[int], None] | None = None,
 ) -> Answers:
     """Decodes the examples of `share` from their prompts and grades them; `update` is told how many are done."""
@@ -112,8 +110,7 @@ def answers(
     for rows in batches_of(len(examples), share, config.batch_size):
         part = examples.at(rows)
         canvases = part.masked(task.tokens.mask_id)
-        with autocast(dtype, device):
-            decoded = decoder.decode(canvases.to(device), rows.to(device))
+        decoded = decoder.decode(canvases.to(device), rows.to(device))
         grades = task.grade(part, decoded.tokens)
         for measure, is_right in grades.measures.items():
             right[measure] = right.get(measure, 0) + int(is_right.sum())
@@ -169,7 +166,6 @@ def evaluate(
     decoders: Sequence[DecodeConfig],
     *,
     nelbo_draws: int,
-    dtype: str,
     update: Callable[[int], None] | None = None,
     peers: Peers = ALONE,
 ) -> Evaluation:
@@ -187,13 +183,11 @@ def evaluate(
         with peers.raise_together(EvaluationLeft):  # each at its own pace
             likelihoods = None
             if examples.is_known(task.tokens.mask_id):
-                likelihoods = row_likelihoods(model, task, examples, draws=nelbo_draws, dtype=dtype, share=peers.share)
+                likelihoods = row_likelihoods(model, task, examples, draws=nelbo_draws, share=peers.share)
             graded = {}
             if isinstance(task, GradedTask):
                 graded = {
-                    config.label: answers(
-                        model, task, examples, config, share=peers.share, dtype=dtype, update=tell(number)
-                    )
+                    config.label: answers(model, task, examples, config, share=peers.share, update=tell(number))
                     for number, config in enumerate(decoders)
                 }
         estimate = None if likelihoods is None else likelihoods.over_corpus(peers)
@@ -204,12 +198,12 @@ def evaluate(
 
 
 def row_likelihoods(
-    model: Denoiser, task: Task, examples: CleanBatch, *, draws: int, dtype: str, share: slice = slice(None)
+    model: Denoiser, task: Task, examples: CleanBatch, *, draws: int, share: slice = slice(None)
 ) -> RowLikelihoods:
     """Exact of a causal model, else a bound; of examples whose answers are known as tokens."""
     if model.is_causal:
-        return row_nlls(model, examples, eos_id=task.tokens.eos_id, dtype=dtype, share=share)
-    return row_nelbos(model, examples, draws=draws, dtype=dtype, share=share)
+        return row_nlls(model, examples, eos_id=task.tokens.eos_id, share=share)
+    return row_nelbos(model, examples, draws=draws, share=share)
 
 
 def _of_text(estimate: Estimate | None, task: Task, examples: CleanBatch) -> TextLikelihood | None:

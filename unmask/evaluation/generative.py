@@ -22,7 +22,6 @@ from unmask.errors import UserError
 from unmask.evaluation.judge import Passage, Scored, Scorer
 from unmask.evaluation.nelbo import Estimate, RowLikelihoods
 from unmask.models.denoiser import Denoiser
-from unmask.models.precision import autocast
 from unmask.tasks.task import TextTask
 from unmask.types import CleanBatch
 
@@ -114,7 +113,6 @@ def sample(
     samples: Samples,
     config: DecodeConfig,
     *,
-    dtype: str,
     update: Callable[[int], None] | None = None,
 ) -> Int[Tensor, "N L"]:
     """Finished canvases, on the CPU; `update` is told how many there are. The model keeps the mode that it had."""
@@ -126,10 +124,8 @@ def sample(
     try:
         for start in range(0, len(samples.keys), config.batch_size):
             rows = slice(start, start + config.batch_size)
-            with torch.no_grad(), autocast(dtype, device):
-                finished += decoder.decode(
-                    samples.canvases[rows].to(device), samples.keys[rows].to(device)
-                ).tokens.cpu()
+            decoded = decoder.decode(samples.canvases[rows].to(device), samples.keys[rows].to(device))
+            finished += decoded.tokens.cpu()
             if update is not None:
                 update(len(finished))
     finally:

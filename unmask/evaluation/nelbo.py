@@ -19,7 +19,6 @@ from unmask.masking.process import make_batch
 from unmask.masking.time import UNIFORM, stratified
 from unmask.masking.uniform import mask_blocks
 from unmask.models.denoiser import Denoiser
-from unmask.models.precision import autocast
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
 from unmask.types import CleanBatch, MaskedBatch
@@ -80,7 +79,6 @@ def row_nelbos(
     draws: int = 2,
     seed: int = 0,
     batch_size: int = 256,
-    dtype: str = "float32",
 ) -> RowLikelihoods:
     """Upper bound on the NLL per maskable token, in nats.
 
@@ -93,7 +91,7 @@ def row_nelbos(
     """
     total = torch.zeros(len(examples), dtype=torch.float64)
     for rows, batch in uniform_masks(model, examples, share=share, draws=draws, seed=seed, batch_size=batch_size):
-        total[rows] += _weighted_nll(model, batch, dtype)
+        total[rows] += _weighted_nll(model, batch)
     return RowLikelihoods(total / draws, (~examples.prompt_mask).sum(dim=-1).double())
 
 
@@ -126,7 +124,6 @@ def row_nlls(
     eos_id: int | None,
     share: slice = slice(None),
     batch_size: int = 256,
-    dtype: str = "float32",
 ) -> RowLikelihoods:
     """The exact NLL of a causal model per maskable token, in nats: `sum(row NLL) / sum(L_eff)`, as `nelbo` counts.
 
@@ -137,13 +134,12 @@ def row_nlls(
     for rows in batches_of(len(examples), share, batch_size):
         clean = examples.at(rows).to(device)
         batch = make_batch(clean.x0, clean.x0, clean.answer_mask(eos_id), torch.ones(clean.x0.shape, device=device))
-        total[rows] = _weighted_nll(model, batch, dtype)
+        total[rows] = _weighted_nll(model, batch)
     length = (~examples.prompt_mask).sum(dim=-1).double()
     return RowLikelihoods(total / length.clamp(min=1), length)
 
 
-def _weighted_nll(model: Denoiser, batch: MaskedBatch, dtype: str) -> Float[Tensor, "B"]:
+def _weighted_nll(model: Denoiser, batch: MaskedBatch) -> Float[Tensor, "B"]:
     """The weighted sum over each row's scored positions, on the CPU."""
-    with autocast(dtype, batch.x0.device):
-        stats = model(batch)
+    stats = model(batch)
     return batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()

@@ -54,14 +54,9 @@ def read_corpora(task: TextTask, paths: Sequence[str | Path], *, limit: int | No
     return [_read(task, name, path, limit, option) for name, path in zip(names, found, strict=True)]
 
 
-def zero_shot(
-    model: Denoiser, task: TextTask, corpora: Sequence[Corpus], *, nelbo_draws: int, dtype: str
-) -> dict[str, Evaluation]:
+def zero_shot(model: Denoiser, task: TextTask, corpora: Sequence[Corpus], *, nelbo_draws: int) -> dict[str, Evaluation]:
     """By name. Each is evaluated as held-out rows are, with masks that depend on the row's number alone."""
-    return {
-        corpus.name: evaluate(model, task, corpus.examples, (), nelbo_draws=nelbo_draws, dtype=dtype)
-        for corpus in corpora
-    }
+    return {corpus.name: evaluate(model, task, corpus.examples, (), nelbo_draws=nelbo_draws) for corpus in corpora}
 
 
 def names_of(paths: Sequence[Path], option: str) -> list[str]:
@@ -113,8 +108,8 @@ class Generation:
     decode: DecodeConfig
     reference: Quality
 
-    def __call__(self, model: Denoiser, dtype: str, update: Callable[[int], None] | None = None) -> Quality:
-        tokens = sample(model, self.task, self.samples, self.decode, dtype=dtype, update=update)
+    def __call__(self, model: Denoiser, update: Callable[[int], None] | None = None) -> Quality:
+        tokens = sample(model, self.task, self.samples, self.decode, update=update)
         return of_samples(self.task, self.scorer, self.samples, tokens)
 
 
@@ -142,15 +137,15 @@ class TextMeasures:
         generation = None if asked.generative is None else _generation(config, asked.generative, text, model, device)
         return TextMeasures(text, corpora, generation, asked.nelbo_draws)
 
-    def __call__(self, model: Denoiser, dtype: str) -> dict[str, float]:
+    def __call__(self, model: Denoiser) -> dict[str, float]:
         """Values for `metrics.jsonl`, by name."""
         values: dict[str, float] = {}
         if self.task is not None:
-            found = zero_shot(model, self.task, self.corpora, nelbo_draws=self.nelbo_draws, dtype=dtype)
+            found = zero_shot(model, self.task, self.corpora, nelbo_draws=self.nelbo_draws)
             for name, result in found.items():
                 values |= {f"eval/zero_shot/{name}/{key}": value for key, value in result.likelihoods().items()}
         if self.generation is not None:
-            values |= {f"eval/{key}": value for key, value in self.generation(model, dtype).values().items()}
+            values |= {f"eval/{key}": value for key, value in self.generation(model).values().items()}
             values |= {f"eval/real/{key}": value for key, value in self.generation.reference.values().items()}
         return values
 

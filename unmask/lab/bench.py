@@ -19,7 +19,7 @@ from unmask.data.stream import ExampleStream
 from unmask.decoding.build import build_decoder
 from unmask.masking.process import MaskingProcess
 from unmask.models.build import build_denoiser
-from unmask.models.precision import autocast, resolve_dtype
+from unmask.models.precision import resolve_dtype
 from unmask.tasks.task import build_task
 from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import MaskedBatch, TokenStats
@@ -60,7 +60,7 @@ def step(config: RunConfig, *, count: int) -> Result:
         "process_share": statistics.median(shares),
         "compile_seconds": max(0.0, first_step - seconds),
         "steps": count,
-        "dtype": trainer.dtype,
+        "dtype": trainer.model.compute_dtype,
         "compiled": trainer.is_compiled,
         "attention": trainer.attention or "auto",
         "threads": torch.get_num_threads(),
@@ -80,11 +80,10 @@ def decode(config: RunConfig, *, rows: int) -> Result:
     xt = clean.masked(task.tokens.mask_id).to(device)
     if config.decode.compile:
         model.compile_decoding()
-    with autocast(dtype, device):
-        deque(islice(decoder.steps(xt), 3), maxlen=0)  # two steps warm up
-        started = time.perf_counter()
-        decoded = decoder.decode(xt)
-        _synchronize(device)
+    deque(islice(decoder.steps(xt), 3), maxlen=0)  # two steps warm up
+    started = time.perf_counter()
+    decoded = decoder.decode(xt)
+    _synchronize(device)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,

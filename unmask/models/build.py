@@ -10,7 +10,6 @@ from unmask.config.settings import Section, name_of
 from unmask.errors import UserError
 from unmask.masking.process import Requirements
 from unmask.models.denoiser import Denoiser
-from unmask.models.precision import parameter_dtype
 from unmask.types import TokenSpec
 
 
@@ -48,7 +47,7 @@ def build_denoiser(
         check_block_size(model.block_size, tokens.length, "model.block_size")
     if requirements is not None:
         _check(model, requirements)
-    return model.to(device=device, dtype=parameter_dtype(dtype))
+    return model.use_dtype(dtype).to(device)
 
 
 def _check(model: Denoiser, requirements: Requirements) -> None:

@@ -12,7 +12,8 @@ Dimensions: B rows, L positions in blocks of S, M positions asked for, V vocabul
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +24,7 @@ from unmask import noise
 from unmask.errors import UserError, choose
 from unmask.models.attention import KeyValueCache
 from unmask.models.head import expected_value, prediction, token_stats
+from unmask.models.precision import autocast, parameter_dtype
 from unmask.models.tied import TiedGradient
 from unmask.models.visibility import num_clean
 from unmask.noise import Purpose
@@ -71,6 +73,24 @@ class Backbone(Protocol):
     def __call__(self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"]) -> Float[Tensor, "M D"]: ...
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _in_compute_dtype(
+    method: Callable[Concatenate["Denoiser", Any, _P], _R],
+) -> Callable[Concatenate["Denoiser", Any, _P], _R]:
+    """Runs a method of the denoiser in its `compute_dtype`, on the device of its first argument."""
+
+    @wraps(method)
+    def entered(self: "Denoiser", given: Any, /, *args: _P.args, **options: _P.kwargs) -> _R:
+        device = given.xt.device if isinstance(given, MaskedBatch) else given.device
+        with autocast(self.compute_dtype, device):
+            return method(self, given, *args, **options)
+
+    return entered
+
+
 class Denoiser(nn.Module):
     """`p(x0[i] | xt)` for the positions asked for. The mask token has probability 0.
 
@@ -104,8 +124,17 @@ class Denoiser(nn.Module):
         self.confidence = confidence
         self.alignment = alignment
         self.seed = seed
+        self.compute_dtype = "float32"
         self._compiled: Callable[..., Tensor] | None = None
         self._compiled_prediction: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def use_dtype(self, name: str) -> "Denoiser":
+        """Computes in `name` (float32, bfloat16 or float64) from now on, with parameters in the format this asks for.
+
+        No caller needs an autocast of its own.
+        """
+        self.compute_dtype = name
+        return self.to(parameter_dtype(name))
 
     def compile_training(self, *, by_block: bool = False) -> None:
         """Compiles the backbone for `forward` in training; evaluation, whose shapes vary, stays as it is.
@@ -124,6 +153,7 @@ class Denoiser(nn.Module):
         """Compiles the backbone for `predict`, for any shape; takes about 30 s, which pays off on large jobs."""
         self._compiled_prediction = torch.compile(self.backbone.forward, dynamic=True)
 
+    @_in_compute_dtype
     def forward(self, batch: MaskedBatch) -> TokenStats:
         """Returns NLL and confidence at the scored positions; a block model sees the clean blocks before theirs.
 
@@ -172,6 +202,7 @@ class Denoiser(nn.Module):
         weight = self.backbone.embedding.weight
         return weight.new_zeros(*xt.shape, weight.shape[1])
 
+    @_in_compute_dtype
     def expected_embedding(
         self, hidden: Float[Tensor, "M D"], forbidden: Int[Tensor, "F"] | None = None
     ) -> Float[Tensor, "M D"]:
@@ -242,6 +273,7 @@ class Denoiser(nn.Module):
         """Predicts values and confidences at the flat positions `at` of `xt`; default query: the likeliest values."""
         return self.predict_from_hidden(self.hidden(xt, at), query or Query())
 
+    @_in_compute_dtype
     def hidden(
         self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], estimate: Float[Tensor, "B L D"] | None = None
     ) -> Float[Tensor, "M D"]:
@@ -251,6 +283,7 @@ class Denoiser(nn.Module):
         """
         return (self._compiled_prediction or self.backbone)(xt, self._aligned(xt, at), *_if_given(estimate))
 
+    @_in_compute_dtype
     def hidden_within(
         self,
         xt: Int[Tensor, "b L"],
@@ -287,6 +320,7 @@ class Denoiser(nn.Module):
         index = row * len(offset) + aligned % xt.shape[1] - (start[row] - shift)
         return hidden.flatten(0, 1).index_select(0, index)
 
+    @_in_compute_dtype
     def predict_from_hidden(self, hidden: Float[Tensor, "M D"], query: Query) -> Prediction:
         """Answers `query` from the hidden states of the positions. Logits are linear in them."""
         is_compiled = self._compiled_prediction is not None
@@ -294,6 +328,7 @@ class Denoiser(nn.Module):
             return Prediction.from_logits(self._head(hidden), query, mask_id=self.mask_id)
         return prediction(hidden, self.backbone.head_weight, query, mask_id=self.mask_id, is_compiled=is_compiled)
 
+    @_in_compute_dtype
     def logits(
         self, xt: Int[Tensor, "B L"], at: Int[Tensor, "M"], estimate: Float[Tensor, "B L D"] | None = None
     ) -> Float[Tensor, "M V"]:

@@ -1,6 +1,7 @@
 """Number formats of a model, and a check that `torch.compile` works on this machine."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -29,8 +30,21 @@ def parameter_dtype(name: str) -> torch.dtype:
 
 
 def autocast(name: str, device: torch.device) -> AbstractContextManager[object]:
-    """Returns the context in which to call the model."""
+    """Returns the context in which a model computes in `name`; a `Denoiser` enters it by itself."""
     return torch.autocast(device.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
+
+
+@contextmanager
+def casts_kept() -> Iterator[None]:
+    """Keeps autocast's bfloat16 copies of the weights from one call of a model to the next."""
+    # Autocast drops its copies when the outermost context ends, here after every call: decoding with a cache would then
+    # cast all weights to read one token. The weights must not change inside.
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
 
 
 def should_compile(setting: str | bool, device: torch.device) -> bool:

@@ -68,13 +68,12 @@ class Evaluator:
                 self.examples,
                 self.decoders,
                 nelbo_draws=self.config.eval.nelbo_draws,
-                dtype=trainer.dtype,
                 peers=trainer.peers,
             )
 
     def _of_text(self, weights: str) -> dict[str, float]:
         with self.trainer.weights(weights), self.trainer.peers.raise_together(EvaluationLeft):
-            return self.text_measures(self.trainer.model, self.trainer.dtype)
+            return self.text_measures(self.trainer.model)
 
 
 def _named(weights: str, result: Evaluation) -> dict[str, float]:

@@ -24,7 +24,7 @@ from unmask.errors import UserError
 from unmask.models import hf
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.precision import parameter_dtype, resolve_dtype
+from unmask.models.precision import resolve_dtype
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.tasks.task import Task, build_task, keep_files
 from unmask.training import checkpoint
@@ -101,18 +101,15 @@ class LoadedRun:
     def model(self) -> Denoiser:
         """The denoiser with these weights, in eval mode on `device`; in the format they were saved in, until `prepare`
         or `decoder` sets another."""
-        model = build_denoiser(self.config.model, self.tokens)
-        model.to(next(value.dtype for value in self.tensors.values() if value.is_floating_point()))
+        saved = next(value.dtype for value in self.tensors.values() if value.is_floating_point())
+        dtype = "float64" if saved == torch.float64 else "float32"
+        model = build_denoiser(self.config.model, self.tokens, dtype=dtype)
         model.load_state_dict(self.tensors)
         return model.to(self.device).eval()
 
-    def dtype_of(self, dtype: str | None) -> str:
-        """Name of the format to compute in; `dtype=None`: `train.dtype`."""
-        return resolve_dtype(dtype or self.config.train.dtype, self.device)
-
     def prepare(self, *, dtype: str | None = None, is_compiled: bool = False) -> Denoiser:
         """Returns the model, set to compute in `dtype` (default: `train.dtype`), and compiled for decoding if asked."""
-        self.model.to(parameter_dtype(self.dtype_of(dtype)))
+        self.model.use_dtype(resolve_dtype(dtype or self.config.train.dtype, self.device))
         if is_compiled:
             self.model.compile_decoding()
         return self.model

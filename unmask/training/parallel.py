@@ -148,7 +148,7 @@ def check_parallel(train: TrainConfig, peers: Peers) -> None:
         raise UserError("train.cpu_offload=True is for train.parallel=fsdp; set that, or train.cpu_offload=false")
 
 
-def wrap(model: Denoiser, train: TrainConfig, peers: Peers, *, dtype: str, device: torch.device) -> nn.Module:
+def wrap(model: Denoiser, train: TrainConfig, peers: Peers, *, device: torch.device) -> nn.Module:
     """Returns the module that the training step calls, with the parameters of `model`; one process: `model`."""
     if peers.size == 1:
         return model
@@ -158,10 +158,10 @@ def wrap(model: Denoiser, train: TrainConfig, peers: Peers, *, dtype: str, devic
         with warnings.catch_warnings():  # newer versions of torch call broadcast_buffers by another name
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-    return shard(model, peers.size, dtype=dtype, device=device, cpu_offload=train.cpu_offload)
+    return shard(model, peers.size, device=device, cpu_offload=train.cpu_offload)
 
 
-def shard(model: Denoiser, size: int, *, dtype: str, device: torch.device, cpu_offload: bool = False) -> nn.Module:
+def shard(model: Denoiser, size: int, *, device: torch.device, cpu_offload: bool = False) -> nn.Module:
     """Shards `model` with FSDP2, block by block.
 
     Under bfloat16 the weights of a block are gathered in bfloat16, and gradients are reduced in fp32. The residual
@@ -169,9 +169,10 @@ def shard(model: Denoiser, size: int, *, dtype: str, device: torch.device, cpu_o
     """
     mesh = init_device_mesh(device.type, (size,))
     offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
+    is_narrow = model.compute_dtype == "bfloat16"
     narrow = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if dtype == "bfloat16" else None,
-        reduce_dtype=torch.float32 if dtype == "bfloat16" else None,
+        param_dtype=torch.bfloat16 if is_narrow else None,
+        reduce_dtype=torch.float32 if is_narrow else None,
         cast_forward_inputs=False,
     )
     for block in getattr(model.backbone, "blocks", ()):

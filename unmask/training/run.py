@@ -79,7 +79,7 @@ class Run:
         known = read_environment(self.folder.path).get("attention") if resume else None
         environment = describe_environment(
             self.trainer.device,
-            dtype=self.trainer.dtype,
+            dtype=self.trainer.model.compute_dtype,
             is_compiled=self.trainer.is_compiled,
             processes=self.peers.size,
         ) | {"attention": known}

@@ -24,7 +24,7 @@ from unmask.models.attention import set_training_backend
 from unmask.models.build import build_denoiser
 from unmask.models.ema import Ema
 from unmask.models.measuring import measure_fastest
-from unmask.models.precision import autocast, parameter_dtype, resolve_dtype, should_compile
+from unmask.models.precision import parameter_dtype, resolve_dtype, should_compile
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
 from unmask.training import checkpoint, parallel
@@ -107,7 +107,7 @@ class Trainer:
         self.is_sharded = train.parallel == "fsdp" and peers.size > 1
         if self.is_compiled:
             self.model.compile_training(by_block=self.is_sharded)
-        self.trained = parallel.wrap(self.model, train, peers, dtype=self.dtype, device=self.device)
+        self.trained = parallel.wrap(self.model, train, peers, device=self.device)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
         self.step_number = 0
@@ -120,7 +120,6 @@ class Trainer:
         """Builds this process's own parts, without communication: device, rows, masking process and model."""
         train = self.config.train
         self.device = resolve_device(device_of(self.peers, train.device))
-        self.dtype = resolve_dtype(train.dtype, self.device)
         self.num_steps = num_steps(self.config, self.stream)
         self.shard = shard_of(self.peers, train.batch_size, train.accumulate)
         self.process: MaskingProcess = resolve("process", name_of(self.config.process)).from_config(
@@ -132,7 +131,7 @@ class Trainer:
             self.tokens,
             requirements=self.process.requirements,
             seed=train.seed,
-            dtype=self.dtype,
+            dtype=resolve_dtype(train.dtype, self.device),
             device=self.device,
         )
 
@@ -141,7 +140,8 @@ class Trainer:
         # A resumed run keeps its choice, and rank 0 measures for all: other choices would give other bits.
         if known is None and self.is_compiled and self.device.type == "cpu" and self.peers.is_main:
             rows = self.shard.size // self.config.train.accumulate
-            dtype = torch.bfloat16 if self.dtype == "bfloat16" else parameter_dtype(self.dtype)
+            name = self.model.compute_dtype
+            dtype = torch.bfloat16 if name == "bfloat16" else parameter_dtype(name)
             known = measure_fastest(self.model, rows=rows, length=self.tokens.length, dtype=dtype)
         self.attention = known = self.peers.exchange(known)[0]
         set_training_backend(self.model, known)
@@ -186,8 +186,7 @@ class Trainer:
 
     def _backward(self, micro: MaskedBatch) -> tuple[Tensor, TokenStats]:
         """Adds the gradients of one micro-batch; returns its loss and statistics."""
-        with autocast(self.dtype, self.device):
-            stats = self.trained(micro)
+        stats = self.trained(micro)
         # DDP and FSDP2 average gradients over processes. Times their number, the average is the sum over all rows
         # divided by the global number of rows, whatever number of positions each process scores.
         loss = (stats.nll * micro.weight.to(stats.nll.dtype)).sum() * self.peers.size / self.shard.total

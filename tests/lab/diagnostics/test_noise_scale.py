@@ -52,8 +52,8 @@ def test_gradients_of_canvases_add_up_to_that_of_the_batch(size: int | None) -> 
     batch = run.trainer().process.next_batch(run.trainer().stream)
     units = list(_canvases(batch, run.trainer().stream[torch.arange(4)], run.trainer().model))
     assert len(units) == 4 * 6 // (size or 6)
-    total = sum(gradient(run.trainer().model, unit, "float64") for _, _, unit in units)
-    assert torch.allclose(total, gradient(run.trainer().model, batch, "float64"), atol=1e-12)
+    total = sum(gradient(run.trainer().model, unit) for _, _, unit in units)
+    assert torch.allclose(total, gradient(run.trainer().model, batch), atol=1e-12)
     for _, number, unit in units:
         assert number / 5 < int((unit.weight > 0).sum()) / (size or 6) <= (number + 1) / 5
 

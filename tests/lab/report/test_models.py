@@ -24,7 +24,7 @@ def exact(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
 
 def test_a_trace_is_what_the_decoder_did() -> None:
     examples = TOY.validation(3)
-    for number, trace in enumerate(traces(Decoder(exact, MASK), TOY, examples, dtype="float64", device=CPU)):
+    for number, trace in enumerate(traces(Decoder(exact, MASK), TOY, examples, device=CPU)):
         xt = examples.masked(MASK)[number]
         for step in trace["steps"]:
             at = (xt == MASK).nonzero().squeeze(1)
@@ -42,9 +42,7 @@ def test_a_trace_is_what_the_decoder_did() -> None:
 
 def test_masks_met_when_decoding() -> None:
     """One at a step: 4/5, 3/5, 2/5 and 1/5 of every canvas are masked, once each."""
-    masks = measure_decoding_masks(
-        Decoder(exact, MASK), TOY.validation(6), block_size=None, dtype="float64", device=CPU
-    )
+    masks = measure_decoding_masks(Decoder(exact, MASK), TOY.validation(6), block_size=None, device=CPU)
     assert sorted(masks.share.tolist()) == pytest.approx([n / 5 for n in (1, 2, 3, 4) for _ in range(6)])
     first = TOY.posterior(TOY.validation(6).masked(MASK), torch.arange(30)[torch.arange(30) % 5 > 0])
     expected = first.exp().amax(-1).view(6, 4).mean(-1)
@@ -59,7 +57,7 @@ def test_masks_of_blocks_count_block_by_block() -> None:
         return Prediction.from_logits(toy.posterior(xt, at), ask, mask_id=2)
 
     decoder = Decoder(in_blocks, 2, rule=NumSteps(1))
-    masks = measure_decoding_masks(decoder, toy.validation(4), block_size=2, dtype="float64", device=CPU)
+    masks = measure_decoding_masks(decoder, toy.validation(4), block_size=2, device=CPU)
     assert masks.share.tolist() == [0.5, 1, 1] * 4
 
 

@@ -15,7 +15,6 @@ from unmask.blocks import count_blocks, in_blocks, over_positions
 from unmask.evaluation.nelbo import uniform_masks
 from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, NotApplicable, distance_to_visible
 from unmask.models.denoiser import Denoiser
-from unmask.models.precision import autocast
 from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch
 
@@ -59,7 +58,7 @@ def measure_nll(run: LoadedRun, examples: CleanBatch, *, draws: int, on_progress
     if not examples.is_known(run.tokens.mask_id):
         raise NotApplicable("the held-out answers are not known as tokens, so they have no likelihood")
     with trainer.weights(run.weights):
-        return masked_nll(trainer.model, examples, draws=draws, dtype=trainer.dtype, on_progress=on_progress)
+        return masked_nll(trainer.model, examples, draws=draws, on_progress=on_progress)
 
 
 @torch.no_grad()
@@ -70,15 +69,13 @@ def masked_nll(
     draws: int = 4,
     seed: int = 0,
     batch_size: int = 64,
-    dtype: str = "float32",
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> MaskedNll:
     """Measures the NLL under uniform masks: the masks that `nelbo` draws for these examples."""
     tally = _Tally(len(examples), count_blocks(examples.x0.shape[1], model.block_size))
     done = 0
     for rows, batch in uniform_masks(model, examples, draws=draws, seed=seed, batch_size=batch_size):
-        with autocast(dtype, batch.x0.device):
-            nll = batch.scatter(model(batch).nll.double(), nan).cpu()
+        nll = batch.scatter(model(batch).nll.double(), nan).cpu()
         tally.add(rows, examples.prompt_mask[rows], batch.xt.cpu() == model.mask_id, nll)
         done += len(rows)
         on_progress(done / (draws * len(examples)))

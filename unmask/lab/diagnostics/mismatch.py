@@ -26,7 +26,6 @@ from unmask.lab.diagnostics.measures import MaskSet, NotApplicable, bin_index, h
 from unmask.lab.diagnostics.simulation import simulate_masking
 from unmask.masking.time import UNIFORM, stratified
 from unmask.masking.uniform import mask_blocks
-from unmask.models.precision import autocast
 from unmask.noise import Purpose
 from unmask.training.loading import LoadedRun
 from unmask.training.trainer import Trainer
@@ -118,8 +117,7 @@ def _draw_uniform(
 def find_decoding_masks(decoder: Decoder, examples: CleanBatch, trainer: Trainer) -> Canvases:
     """Records the masks of every decoding step; for a block model, those of the block that is being decoded."""
     recorder, device = RecordingDecoder(decoder), trainer.device
-    with torch.no_grad(), autocast(trainer.dtype, device):
-        recorder.decode(examples.masked(decoder.mask_id).repeat(DECODINGS, 1).to(device))
+    recorder.decode(examples.masked(decoder.mask_id).repeat(DECODINGS, 1).to(device))
     steps = []
     for step in recorder.said:
         is_masked = step.xt == decoder.mask_id

@@ -17,7 +17,6 @@ from unmask.lab.diagnostics.measures import bin_index
 from unmask.lab.diagnostics.simulation import simulate_masking
 from unmask.masking.process import make_batch
 from unmask.models.denoiser import Denoiser
-from unmask.models.precision import autocast
 from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch, MaskedBatch
 
@@ -71,7 +70,7 @@ def measure_noise_scale(
         units = _units(batches, examples, model, per_bin)
         moments: dict[int, Moments] = {}
         for done, (number, unit) in enumerate(units, start=1):
-            moments.setdefault(number, Moments()).add(gradient(model, unit.to(trainer.device), trainer.dtype))
+            moments.setdefault(number, Moments()).add(gradient(model, unit.to(trainer.device)))
             on_progress(0.4 + 0.6 * done / len(units))
     bins = [
         BinNoise(max(0, k) / NUM_BINS, (k + 1) / NUM_BINS, own.count, *own.estimates())
@@ -108,12 +107,11 @@ def _canvases(batch: MaskedBatch, examples: CleanBatch, model: Denoiser) -> Iter
         yield row, int(bins[row, n]), unit
 
 
-def gradient(model: Denoiser, batch: MaskedBatch, dtype: str) -> Float[Tensor, "P"]:
+def gradient(model: Denoiser, batch: MaskedBatch) -> Float[Tensor, "P"]:
     """Computes the gradient of the batch's loss, summed over its rows."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.zero_grad()
-    with autocast(dtype, batch.x0.device):
-        stats = model(batch)
+    stats = model(batch)
     (stats.nll * batch.weight.to(stats.nll.dtype)).sum().backward()
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([part.flatten() for part in parts])

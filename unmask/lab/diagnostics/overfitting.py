@@ -66,7 +66,7 @@ def measure_overfitting(
     found = []
     with trainer.weights(run.weights):
         for examples in sets:
-            likelihoods = row_likelihoods(trainer.model, run.task, examples, draws=draws, dtype=trainer.dtype)
+            likelihoods = row_likelihoods(trainer.model, run.task, examples, draws=draws)
             found.append(likelihoods.over_corpus())
             on_progress(len(found) / len(sets))
     distinct, shown = min(seen, trainer.stream.epoch_size), trainer.step_number * batch_size

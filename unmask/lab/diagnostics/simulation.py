@@ -14,7 +14,6 @@ from unmask import noise
 from unmask.config.registry import resolve
 from unmask.config.settings import name_of
 from unmask.masking.process import MaskingProcess, ProcessContext, RowShard
-from unmask.models.precision import autocast
 from unmask.noise import Purpose
 from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch, MaskedBatch
@@ -54,8 +53,7 @@ def simulate_masking(
     while len(batches) < max(least, num_warm):
         batch = process.next_batch(stream)
         start = start or process.examples_seen
-        with autocast(trainer.dtype, trainer.device):
-            process.observe(batch, trainer.model(batch))
+        process.observe(batch, trainer.model(batch))
         if process.examples_seen >= start + len(examples) * copies or num_warm == _MOST_STEPS:
             batches.append(replace(batch, estimate=None).to(torch.device("cpu")))
         else:

@@ -20,7 +20,6 @@ from unmask.decoding.decoder import Decoder
 from unmask.decoding.trace import RecordingDecoder
 from unmask.errors import UserError
 from unmask.lab.report.chart import Points
-from unmask.models.precision import autocast
 from unmask.training.logging import RESUMED, lines_that_count
 from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
@@ -158,7 +157,7 @@ def measure_training_masks(trainer: Trainer, num_batches: int = 8) -> MaskStatis
     trainer.model.eval()
     for _ in range(num_batches):
         batch = trainer.process.next_batch(trainer.stream)
-        with torch.no_grad(), trainer.weights("ema"), autocast(trainer.dtype, trainer.device):
+        with torch.no_grad(), trainer.weights("ema"):
             stats = trainer.model(batch)
         trainer.process.observe(batch, stats)
         is_masked = batch.xt == trainer.tokens.mask_id
@@ -169,12 +168,11 @@ def measure_training_masks(trainer: Trainer, num_batches: int = 8) -> MaskStatis
 
 
 def measure_decoding_masks(
-    decoder: Decoder, examples: CleanBatch, *, block_size: int | None, dtype: str, device: torch.device
+    decoder: Decoder, examples: CleanBatch, *, block_size: int | None, device: torch.device
 ) -> MaskStatistics:
     """Measures the canvases of every decoding step of `examples`; for a block model, the block being decoded."""
     recorder = RecordingDecoder(decoder)
-    with autocast(dtype, device):
-        recorder.decode(examples.masked(decoder.mask_id).to(device))
+    recorder.decode(examples.masked(decoder.mask_id).to(device))
     seen = []
     for step in recorder.said:
         top1 = step.top1.new_zeros(step.xt.numel()).scatter(0, step.at, step.top1).view(step.xt.shape)

@@ -74,13 +74,13 @@ def _decode(
     on_example: Callable[[int], None],
 ) -> None:
     examples = run.task.validation(max(num_examples, _NUM_DECODED))
-    engine, dtype = run.decoder(decoder), run.dtype_of(decoder.dtype)
+    engine = run.decoder(decoder)
     result.decoding_masks[name] = measure_decoding_masks(
-        engine, examples[:_NUM_DECODED], block_size=run.model.block_size, dtype=dtype, device=run.device
+        engine, examples[:_NUM_DECODED], block_size=run.model.block_size, device=run.device
     )
     shown = examples[:num_examples]
     replay.check(run.task, shown)
-    replay.traces[name] = traces(engine, run.task, shown, dtype=dtype, device=run.device)
+    replay.traces[name] = traces(engine, run.task, shown, device=run.device)
     on_example(replay.num_traces)
 
 
