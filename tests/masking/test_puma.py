@@ -292,7 +292,7 @@ def test_a_probability_is_not_taken_for_an_entropy(stream: RandomStream) -> None
     puma = make(confidence="neg_entropy", entropy_bound=0.5)
     batch = puma.next_batch(stream)
     stats = TokenStats.from_logits(batch.gather(torch.randn(*batch.x0.shape, MASK + 1)), batch.gather(batch.x0))
-    with pytest.raises(UserError, match=r"orders by neg_entropy, but is told prob; .*requirements.confidence"):
+    with pytest.raises(UserError, match=r"orders by neg_entropy, but is given prob; .*requirements.confidence"):
         puma.observe(batch, stats)
 
 

@@ -32,7 +32,7 @@ class RecordingDecoder:
     """Decodes, and keeps a record of each step."""
 
     decoder: Decoder
-    said: list[StepRecord] = field(default_factory=list)
+    records: list[StepRecord] = field(default_factory=list)
 
     def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
         return replace(self.decoder, open_reader=self._open_reader).decode(xt, prompt)
@@ -40,7 +40,7 @@ class RecordingDecoder:
     def _open_reader(self, xt: Int[Tensor, "B L"]) -> Reader:
         open_reader = self.decoder.open_reader
         reader = NoCache(self.decoder.predict) if open_reader is None else open_reader(xt)
-        return _RecordingReader(reader, torch.arange(len(xt), device=xt.device), self.said)
+        return _RecordingReader(reader, torch.arange(len(xt), device=xt.device), self.records)
 
 
 @dataclass
@@ -49,11 +49,11 @@ class _RecordingReader:
 
     reader: Reader
     rows: Int[Tensor, "b"]
-    said: list[StepRecord]
+    records: list[StepRecord]
 
     def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], query: Query, blocks: Blocks) -> Prediction:
         answer = self.reader(xt, at, query, blocks)
-        self.said.append(StepRecord(*(part.cpu() for part in (self.rows, xt, at, answer.likeliest, answer.top1))))
+        self.records.append(StepRecord(*(part.cpu() for part in (self.rows, xt, at, answer.likeliest, answer.top1))))
         return answer
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
@@ -87,11 +87,11 @@ def trace(
     tokens = recording.decode(xt, prompt).tokens.cpu()
     canvases: list[list[Tensor]] = [[] for _ in tokens]
     steps: list[list[dict[str, Any]]] = [[] for _ in tokens]
-    for said in recording.said:
-        row = said.at // tokens.shape[1]
-        for i, number in enumerate(said.rows.tolist()):
-            canvases[number].append(said.xt[i])
-            steps[number].append(_guesses(said, row == i, said.xt[i] == decoder.mask_id))
+    for record in recording.records:
+        row = record.at // tokens.shape[1]
+        for i, number in enumerate(record.rows.tolist()):
+            canvases[number].append(record.xt[i])
+            steps[number].append(_guesses(record, row == i, record.xt[i] == decoder.mask_id))
     for number, own in enumerate(steps):
         for k, step in enumerate(own):
             after = tokens[number] if k + 1 == len(own) else canvases[number][k + 1]
@@ -99,13 +99,13 @@ def trace(
     return tokens, steps
 
 
-def _guesses(said: StepRecord, is_own: Tensor, is_masked: Tensor) -> dict[str, Any]:
-    position = said.at[is_own] % said.xt.shape[1]
+def _guesses(record: StepRecord, is_own: Tensor, is_masked: Tensor) -> dict[str, Any]:
+    position = record.at[is_own] % record.xt.shape[1]
     is_shown = is_masked[position]
     return {
         "at": position[is_shown].tolist(),
-        "guess": said.guess[is_own][is_shown].tolist(),
-        "sure": (100 * said.top1[is_own][is_shown]).round().int().tolist(),
+        "guess": record.guess[is_own][is_shown].tolist(),
+        "sure": (100 * record.top1[is_own][is_shown]).round().int().tolist(),
     }
 
 

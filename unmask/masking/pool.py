@@ -256,9 +256,9 @@ class Pool(ABC):
     # --- one step ----------------------------------------------------------------------------------
 
     def carry(self, rows: PoolRows, batch: MaskedBatch) -> MaskedBatch:
-        """Returns `batch` of these rows, marked as coming back, with what a self-conditioned model said last step.
+        """Returns `batch` of these rows, marked as coming back, with a self-conditioned model's last estimate.
 
-        As in decoding, that is known of rows that are still here, where they are still masked.
+        As in decoding, there is one for rows that are still here, where they are still masked.
         """
         if self.estimate is None:
             return replace(batch, is_carried=True)
@@ -273,7 +273,7 @@ class Pool(ABC):
         """
         if stats.statistic not in (None, self.order.confidence):
             raise UserError(
-                f"this pool orders by {self.order.confidence}, but is told {stats.statistic}; give "
+                f"this pool orders by {self.order.confidence}, but is given {stats.statistic}; give "
                 "TokenStats.from_logits(.., confidence=pool.requirements.confidence), or a Denoiser this `confidence`"
             )
         keys = rows.example.unsqueeze(1), rows.visit.unsqueeze(1), torch.arange(rows.x0.shape[1], device=self.device)

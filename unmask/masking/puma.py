@@ -8,7 +8,7 @@ Nothing here looks at how well a hidden token is predicted, and no count depends
 visible, the hidden tokens keep their distribution under the data, so the minimiser of the loss is still the true
 conditional.
 
-In blocks (2503.09573), every block of a row has a stage of its own, and what is said of a row above holds for a block;
+In blocks (2503.09573), every block of a row has a stage of its own, and all of the above holds for a block;
 a row is done when all its blocks are.
 
 Dimensions: B rows of the global batch, b rows of this process, N blocks of a row (1 in plain diffusion), S positions of

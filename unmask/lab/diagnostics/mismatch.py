@@ -119,7 +119,7 @@ def find_decoding_masks(decoder: Decoder, examples: CleanBatch, trainer: Trainer
     recorder, device = RecordingDecoder(decoder), trainer.device
     recorder.decode(examples.masked(decoder.mask_id).repeat(DECODINGS, 1).to(device))
     steps = []
-    for step in recorder.said:
+    for step in recorder.records:
         is_masked = step.xt == decoder.mask_id
         is_asked = torch.zeros(is_masked.numel(), dtype=torch.bool).index_fill(0, step.at, True).view(is_masked.shape)
         num_blocks = count_blocks(is_masked.shape[1], trainer.model.block_size)

@@ -174,7 +174,7 @@ def measure_decoding_masks(
     recorder = RecordingDecoder(decoder)
     recorder.decode(examples.masked(decoder.mask_id).to(device))
     seen = []
-    for step in recorder.said:
+    for step in recorder.records:
         top1 = step.top1.new_zeros(step.xt.numel()).scatter(0, step.at, step.top1).view(step.xt.shape)
         seen.append(_canvas_statistics(step.xt == decoder.mask_id, top1, block_size))
     return _concatenate(seen)
