@@ -214,7 +214,7 @@ def to_device(value: Tensor, device: torch.device | str) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What a decoder wants to know of every position that it asks for."""
+    """A decoder's request for the positions of a step: the confidence to compute and how to choose values."""
 
     confidence: str = "prob"
     """A key of `reveal.CONFIDENCES`."""
@@ -224,18 +224,18 @@ class Query:
     `rows` and `tokens` say which of the M positions and of the V tokens these are: some at a time, or all.
     """
     is_truncated: bool = False
-    """Whether `perturb` must be shown all tokens of a position at once."""
+    """True if `perturb` must see all tokens of a position at once."""
     forbidden: Int[Tensor, "F"] | None = None
     """Tokens that have probability 0, as the mask has."""
     given: Int[Tensor, "M"] | None = None
     """Tokens that are chosen whatever the model says, so that `log_prob` is theirs; the mask: none is given there."""
     has_entropy: bool = False
-    """Whether the entropy is wanted, beside the confidence."""
+    """True if the entropy is wanted beside the confidence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A model's answer to an `Query`, one entry per position.
+    """A model's answer to a `Query`, one entry per position.
 
     Confidence, `top1` and entropy are those of the model's own distribution, however a token is chosen from it.
     """
@@ -244,7 +244,7 @@ class Prediction:
     values: Int[Tensor, "M"]
     """The chosen ones: the likeliest, unless the logits were perturbed or tokens given."""
     log_prob: Float[Tensor, "M"]
-    """Of the chosen ones."""
+    """Log-probability of the chosen values."""
     confidence: Float[Tensor, "M"]
     top1: Float[Tensor, "M"]
     """The largest probability."""
@@ -253,7 +253,7 @@ class Prediction:
 
     @staticmethod
     def from_logits(logits: Float[Tensor, "M V"], query: Query, *, mask_id: int) -> "Prediction":
-        """Of `logits`, in which nothing is the mask; computed in fp32 at least."""
+        """Answers `query` from `logits`; nothing is ever the mask. Computed in fp32 at least."""
         logits = forbid_tokens(at_least_fp32(logits), mask_id, query.forbidden)
         log_probs = logits.log_softmax(dim=-1)
         likeliest = logits.argmax(dim=-1)

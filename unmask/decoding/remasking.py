@@ -19,7 +19,7 @@ Reveals = Bool[Tensor, "b L"]
 
 @dataclass(frozen=True, kw_only=True)
 class Revealed:
-    """What a decoder knows of the positions that it has revealed."""
+    """The decoder's record of revealed positions, as far as remasking needs it."""
 
     is_revealed: Bool[Tensor, "b L"]
     confidence: Float[Tensor, "b L"]

@@ -19,12 +19,12 @@ from unmask.types import Query
 
 @dataclass(frozen=True)
 class Sampling:
-    """How values are chosen from the model's distribution. What orders the reveals is the model's, without truncation.
+    """A way to choose values from the model's distribution. The order of reveals uses that distribution untruncated.
 
     Args:
         temperature: 0 takes the likeliest value; else values are drawn from softmax(logits / temperature), with Gumbel
             noise in fp64 keyed by (seed, prompt, step, position, token).
-        top_k, top_p: what they are drawn from, see `truncated`; None: all.
+        top_k, top_p: truncation of the distribution, see `truncated`; None: none.
         forbidden: ids of tokens that have probability 0.
     """
 

@@ -323,7 +323,7 @@ class Pool(ABC):
 
     @property
     def examples_seen(self) -> int:
-        """As `num_refills`: examples drawn from the stream so far."""
+        """Examples drawn from the stream so far."""
         return self.num_refills
 
     def metrics(self) -> dict[str, float]:
