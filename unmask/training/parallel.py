@@ -128,7 +128,7 @@ def _shard_start(offsets: Any, name: str) -> int:
     return start
 
 
-_FORWARD_METHODS = ("hidden", "hidden_within", "answer", "logits")
+_FORWARD_METHODS = ("hidden", "hidden_within", "predict_from_hidden", "logits")
 """Methods other than `forward` that read weights. None calls another: at the end of the inner call FSDP2 would reshard
 the weights that the outer one still needs."""
 
