@@ -170,9 +170,10 @@ DAMAGED_GZIP[20:23] = b"\x00\xff\x13"
         ("line.csv", b'puzzle,solution\n"' + b"1" * 140_000, "line 1: not CSV"),
         ("archive.npy", zip_of_arrays(), "not a plain .npy array but an archive"),
         ("zip.npy", b"PK\x03\x04abc", "not a plain .npy array"),
-        ("cut.csv.gz", gzip.compress(b"puzzle,solution\n")[:-5], "cannot be read"),
+        ("cut.csv.gz", gzip.compress(b"puzzle,solution\n", mtime=0)[:-5], "cannot be read"),
         ("bits.csv.gz", DAMAGED_GZIP, "cannot be read"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "content",  # bytes may hold the time, ids must not
 )
 def test_unreadable_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
