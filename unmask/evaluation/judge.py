@@ -1,6 +1,6 @@
-"""Another model's opinion of text: the likelihood under a causal language model of transformers, from a folder.
+"""The likelihood of text under a causal language model of Hugging Face's, read from a folder.
 
-Dimensions: b texts of a batch, l tokens of the longest, V the vocabulary of that model.
+Dimensions: b texts of a batch, l tokens of the longest.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,18 +16,18 @@ from torch.nn import functional as F
 from unmask.errors import UserError
 
 _TOKENS_AT_ONCE = 4096
-"""Of a batch: their logits over a large vocabulary take a GB."""
+"""Tokens of a batch: their logits over a large vocabulary take a GB."""
 
 
 class Passage(NamedTuple):
-    """A text, and what is given before it."""
+    """A text, and the text given before it."""
 
     text: str
     given: str = ""
 
 
 class Scored(NamedTuple):
-    """What a passage costs: the text after what is given, as far as the model can see."""
+    """The cost of a passage's own text, as far as it fits the model's context."""
 
     nll: float
     """Nats, of all its tokens."""
@@ -51,10 +51,10 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: str, device: torch.device, option: str = "") -> "Scorer":
-        """From `folder`, and from nowhere else: nothing is downloaded, no code in it is run.
+        """Loads both from `folder` alone: nothing is downloaded, and no code in it is run.
 
         Args:
-            option: what the folder was given to, for messages.
+            option: the option or setting that named the folder, for messages.
 
         Raises:
             UserError: transformers is not there, or the folder does not hold a causal model and its tokenizer.
@@ -77,7 +77,7 @@ class Scorer:
 
     @torch.no_grad()
     def score(self, passages: Sequence[Passage]) -> list[Scored]:
-        """The likelihood of each passage.
+        """Computes the likelihood of each passage.
 
         Raises:
             UserError: the tokenizer has tokens that the model does not know.
@@ -89,19 +89,22 @@ class Scorer:
         return [Scored(costs[i], own.counted, own.is_cut, own.unknown) for i, own in enumerate(encoded)]
 
     def token_nll(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l-1"]:
-        """`-log p(ids[i] | ids[<i])` from the second token on, in fp32."""
+        """Computes `-log p(ids[i] | ids[<i])` from the second token on, in fp32."""
         all_seen = torch.ones_like(ids)  # padding too: it comes after a text, which cannot see it
         logits = self.model(input_ids=ids, attention_mask=all_seen, use_cache=False).logits[:, :-1].float()
         return F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
     def about(self) -> dict[str, Any]:
-        """Which model it is, for a protocol."""
+        """Describes the model, for a protocol."""
         size = sum(parameter.numel() for parameter in self.model.parameters())
         kind = self.model.config.model_type
         return {"folder": self.name, "type": kind, "parameters": size, "context": self.context, "start": self.start}
 
     def _encode(self, passage: Passage) -> "_Encoded":
-        """All of it at once: the text begins with the first token that is not as in what is given alone."""
+        """Encodes given text and text together: tokens may span both.
+
+        The text begins with the first token that differs from those of the given text alone.
+        """
         given, whole = (
             self.tokenizer.encode(text, add_special_tokens=False) for text in (passage.given, "".join(passage[::-1]))
         )
@@ -125,7 +128,7 @@ class Scorer:
         return (self.token_nll(ids).double() * ((place >= start) & (place < end))).sum(dim=-1).cpu()
 
     def _check(self, where: str) -> None:
-        """Whether it is causal: what comes later must not matter."""
+        """Raises `UserError` unless the model is causal: later tokens must not matter."""
         ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.model.device)
         with torch.no_grad():
             first, second = self.model(input_ids=ids, use_cache=False).logits[:, 1].float()
@@ -149,7 +152,7 @@ class _Encoded(NamedTuple):
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of texts of similar length, so many that a batch has `_TOKENS_AT_ONCE` with its padding."""
+    """Yields the numbers of texts of similar length, up to `_TOKENS_AT_ONCE` tokens a batch with padding."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         if batch and (len(batch) + 1) * lengths[i] > _TOKENS_AT_ONCE:

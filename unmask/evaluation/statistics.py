@@ -1,4 +1,4 @@
-"""How sure a figure is."""
+"""Confidence intervals."""
 
 import math
 
@@ -9,7 +9,7 @@ _STUDENT = (
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval for a binomial share p = successes / n; z = 1.96 makes it 95%.
+    """Computes Wilson's score interval for a binomial share p = successes / n; z = 1.96 makes it 95%.
 
     (p + z²/2n ± z √(p(1 - p)/n + z²/4n²)) / (1 + z²/n). Wilson 1927. Unlike p ± z √(p(1 - p)/n) it stays within [0, 1]
     and has a width at p = 0 and 1.
@@ -26,5 +26,5 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def student(degrees: float) -> float:
-    """The 97.5 % point of Student's t, or a little more: degrees of freedom are cut to a whole number, 20 at most."""
+    """Returns the 97.5 % point of Student's t, or a little more: `degrees` is rounded down, to 20 at most."""
     return _STUDENT[min(math.floor(degrees), len(_STUDENT)) - 1]
