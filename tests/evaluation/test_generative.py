@@ -12,7 +12,14 @@ from tests.helpers.text import save_tokenizer, word_piece, write_lines
 from unmask.data.prepare import PrepareSettings, prepare
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
-from unmask.evaluation.generative import Samples, drawn, of_samples, quality, reference, sample
+from unmask.evaluation.generative import (
+    Samples,
+    measure_quality,
+    measure_reference,
+    measure_samples,
+    sample,
+    sampling_config,
+)
 from unmask.evaluation.judge import Passage, Scorer
 from unmask.models.build import build_denoiser
 from unmask.models.transformer import TransformerConfig
@@ -58,7 +65,7 @@ def test_a_row_of_one_document_ends_with_it() -> None:
 def test_perplexity_is_of_all_tokens_together(scorer: Scorer) -> None:
     """exp of a sum over a sum, not a mean of perplexities; documents are scored by themselves."""
     tokens = torch.tensor([row("Ann has 3 pens"), row("a", "how many?"), row("")])
-    found = quality(task(), scorer, tokens, given(3))
+    found = measure_quality(task(), scorer, tokens, given(3))
     parts = scorer.score([Passage("Ann has 3 pens"), Passage("a"), Passage("how many?")])
     number = sum(part.tokens for part in parts)
     assert found.ppl == pytest.approx(math.exp(sum(part.nll for part in parts) / number), rel=1e-5)
@@ -72,7 +79,8 @@ def test_perplexity_is_of_all_tokens_together(scorer: Scorer) -> None:
 
 def test_by_hand() -> None:
     """Under a model that finds all of 8 letters equally likely: a perplexity of 8, without any error."""
-    found = quality(task(), Scorer(Uniform(), Letters(), ""), torch.tensor([row("abab"), row("aa", "b")]), given(2))
+    rows = torch.tensor([row("abab"), row("aa", "b")])
+    found = measure_quality(task(), Scorer(Uniform(), Letters(), ""), rows, given(2))
     assert (found.ppl, found.ppl_stderr) == (pytest.approx(8), pytest.approx(0, abs=1e-6))
     entropy = (math.log(2) + 2 / 3 * math.log(3 / 2) + 1 / 3 * math.log(3)) / 2
     expected = {"distinct_1": 2 / 7, "distinct_2": 3 / 4, "distinct_3": 1.0, "unigram_entropy": entropy}
@@ -90,7 +98,7 @@ def test_the_error_is_that_of_the_rows() -> None:
                 for own in Scorer.score(self, passages)
             ]  # fmt: skip
 
-    found = quality(task(), Told(Uniform(), Letters(), ""), torch.tensor([row("ab"), row("abcd")]), given(2))
+    found = measure_quality(task(), Told(Uniform(), Letters(), ""), torch.tensor([row("ab"), row("abcd")]), given(2))
     mean = 13 / 6
     variance = ((3 - 2 * mean) ** 2 + (10 - 4 * mean) ** 2) * 2 / 1
     assert found.ppl == pytest.approx(math.exp(mean))
@@ -98,18 +106,18 @@ def test_the_error_is_that_of_the_rows() -> None:
 
 
 def test_without_any_text_there_is_no_perplexity(scorer: Scorer) -> None:
-    found = quality(task(), scorer, torch.tensor([row("")] * 2), given(2))
+    found = measure_quality(task(), scorer, torch.tensor([row("")] * 2), given(2))
     assert found.ppl is None
     assert found.values() == {"unigram_entropy": 0, "distinct_1": 0, "distinct_2": 0, "distinct_3": 0}
     with pytest.raises(UserError, match="the held-out rows have no text"):
-        reference(task(), scorer, CleanBatch(x0=torch.tensor([row("")]), prompt_mask=given(1)))
+        measure_reference(task(), scorer, CleanBatch(x0=torch.tensor([row("")]), prompt_mask=given(1)))
 
 
 def test_a_prompt_is_context_and_not_counted(scorer: Scorer) -> None:
     """Unless its document has ended."""
     canvas = torch.tensor([row("Ann has", fill=MASK), row("old", "Ann has", fill=MASK), row("Ann has", fill=MASK)])
     done = torch.tensor([row("Ann has 3 pens"), row("old", "Ann has 3 p"), row("Ann has", " 3 pens")])
-    found = of_samples(task(), scorer, Samples(canvas, torch.arange(3)), done)
+    found = measure_samples(task(), scorer, Samples(canvas, torch.arange(3)), done)
     assert [(own["given"], own["documents"]) for own in found.records] == [
         ("Ann has", [" 3 pens"]),
         ("Ann has", [" 3 p"]),
@@ -128,9 +136,9 @@ def test_text_that_the_other_model_does_not_know(tmp_path: Path) -> None:
     scorer = Scorer.load(str(folder), torch.device("cpu"))
     real = CleanBatch(x0=torch.tensor([row("xyz zyx")]), prompt_mask=given(1))
     with pytest.raises(UserError, match="knows nothing of the held-out text"):
-        reference(task(), scorer, real)
+        measure_reference(task(), scorer, real)
     some = CleanBatch(x0=torch.tensor([row("how many xyz")]), prompt_mask=given(1))
-    assert reference(task(), scorer, some).counts["unknown_tokens"] == 1
+    assert measure_reference(task(), scorer, some).counts["unknown_tokens"] == 1
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -146,9 +154,9 @@ def test_samples_are_the_same_in_any_batch(causal: bool) -> None:
     samples = Samples.from_nothing(blank, MASK, 3)
     assert (samples.canvases == torch.tensor([END] + [MASK] * (LENGTH - 1))).all()
     base = DecodeConfig(confidence="left_to_right") if causal else DecodeConfig(steps=4)
-    at_once = sample(model, own, samples, drawn(base, is_causal=causal))
+    at_once = sample(model, own, samples, sampling_config(base, is_causal=causal))
     counted: list[int] = []
-    in_two = drawn(base.model_copy(update={"batch_size": 2}), is_causal=causal)
+    in_two = sampling_config(base.model_copy(update={"batch_size": 2}), is_causal=causal)
     assert torch.equal(sample(model, own, samples, in_two, update=counted.append), at_once)
     assert counted == [2, 3]
     assert len(at_once.unique(dim=0)) == 3
@@ -158,9 +166,9 @@ def test_samples_are_the_same_in_any_batch(causal: bool) -> None:
 
 def test_how_samples_are_drawn() -> None:
     base = DecodeConfig(confidence="margin", steps=7)
-    assert drawn(base, is_causal=False).label == "random/steps7/T1"
-    assert drawn(DecodeConfig(confidence="left_to_right"), is_causal=True).label == "left_to_right/1/T1"
-    assert drawn(DecodeConfig(temperature=0.7), is_causal=False).temperature == 0.7
+    assert sampling_config(base, is_causal=False).label == "random/steps7/T1"
+    assert sampling_config(DecodeConfig(confidence="left_to_right"), is_causal=True).label == "left_to_right/1/T1"
+    assert sampling_config(DecodeConfig(temperature=0.7), is_causal=False).temperature == 0.7
 
 
 # --- real text -------------------------------------------------------------------------------------------------------
@@ -177,4 +185,4 @@ def test_real_text_is_measured_as_samples_are(scorer: Scorer, tmp_path: Path) ->
     own = Text(Text.Config(path=str(asked.out), validation_ratio=0.4))
     real = own.validation(4)
     samples = Samples.from_nothing(real, own.tokens.mask_id, len(real))
-    assert of_samples(own, scorer, samples, real.x0) == reference(own, scorer, real)
+    assert measure_samples(own, scorer, samples, real.x0) == measure_reference(own, scorer, real)

@@ -5,7 +5,7 @@ import torch
 
 from tests.helpers import exact, toy
 from unmask.decoding.config import DecodeConfig
-from unmask.evaluation.evaluate import Answers, answers
+from unmask.evaluation.accuracy import Answers, grade_answers
 from unmask.evaluation.nelbo import batches_of, row_nelbos
 
 NONE = slice(3, None, 4)
@@ -22,4 +22,4 @@ def test_a_process_without_examples_has_nothing_to_say() -> None:
     task = toy()
     examples = task.validation(3)
     assert row_nelbos(exact(task), examples, share=NONE).nll.tolist() == [0, 0, 0]
-    assert answers(exact(task), task, examples, DecodeConfig(), share=NONE) == Answers({}, [])
+    assert grade_answers(exact(task), task, examples, DecodeConfig(), share=NONE) == Answers({}, [])

@@ -62,8 +62,8 @@ def test_a_corpus_is_evaluated_as_rows_are(tmp_path: Path) -> None:
     found = zero_shot(model, task, corpora, nelbo_draws=3)
     for name in ("a", "b"):
         rows = task.corpus(tmp_path / f"{name}.jsonl", 5)
-        assert found[name].nelbo == nelbo(model, rows, draws=3)
-        likelihoods = found[name].likelihoods()
+        assert found[name].likelihood.estimate == nelbo(model, rows, draws=3)
+        likelihoods = found[name].likelihood.values()
         assert likelihoods["ppl"] == pytest.approx(math.exp(likelihoods["nelbo"]))  # packed: no padding
         nats = likelihoods["nelbo"] * 5 * 31
         num_bytes = int((rows.x0[:, 1:] < 256).sum())

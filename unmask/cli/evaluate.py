@@ -3,25 +3,30 @@
 import hashlib
 import json
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from unmask.cli import options
-from unmask.cli.text_measures import TextOptions, TextWork
+from unmask.cli import options, prompts
 from unmask.config.registry import resolve
 from unmask.config.run import RunConfig
 from unmask.config.settings import check_section
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
-from unmask.evaluation.evaluate import Evaluation
+from unmask.evaluation.evaluate import Cells, Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
+from unmask.evaluation.generative import Samples, check_random, sampling_config
+from unmask.evaluation.text import Generation, TextMeasures, check_text_task, read_corpora
+from unmask.models.denoiser import Denoiser
 from unmask.progress import progress
-from unmask.tasks.task import build_task, is_graded
+from unmask.tasks.task import Task, TextTask, build_task, is_graded
 from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch
+
+_SAMPLES = 64
 
 
 def evaluate(
@@ -85,8 +90,8 @@ def evaluate(
     loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
     config = loaded.config if task is None else _with_task(loaded.config, task)
     judge = build_task(config)
-    asked = TextOptions(corpus or [], generative, samples, prompt_file, decoder or [])
-    text = asked.check(judge, config)
+    asked = _TextOptions(corpus or [], generative, samples, prompt_file, decoder or [])
+    text_task = asked.check(judge, config)
     decoders = _decoders(config, decoder or [], out) if generative is None else []
     for each in decoders:
         check_guidance(each, config.data)
@@ -98,28 +103,94 @@ def evaluate(
     drawing = asked.decode_config(config, is_causal=loaded.model.is_causal)
     used = [drawing] if generative is not None else decoders
     model = loaded.prepare(dtype=_check_decoders(used), is_compiled=any(decoder.compile for decoder in used))
-    draws = config.eval.nelbo_draws
-    limit, given = examples or config.eval.examples, None if data is None else chosen
-    work = None if text is None else TextWork.of(asked, text, model, drawing, limit=limit, data=given)
-    with nullcontext() if out is None else options.new_file(out) as answers:
-        with progress(f"Evaluating {run}", len(chosen) * len(decoders)) as update:
-            result = evaluate_model(model, judge, chosen, decoders, nelbo_draws=draws, update=update)
-        found = None if work is None else work.do(model, nelbo_draws=draws)
-        if answers is not None:
-            _write(result, answers)
-            if found is not None:
-                found.write(answers)
+    text, limit = None, examples or config.eval.examples
+    if text_task is not None:
+        text = asked.measures(text_task, model, drawing, limit=limit, real=None if data is None else chosen)
+    total = len(chosen) * len(decoders) + (0 if text is None else text.num_samples)
+    with nullcontext() if out is None else options.new_file(out) as file:
+        with progress(f"Evaluating {run}", total) as update:
+            draws = config.eval.nelbo_draws
+            result = evaluate_model(model, judge, chosen, decoders, nelbo_draws=draws, text=text, update=update)
+        if file is not None:
+            file.writelines(json.dumps(record) + "\n" for record in result.records())
     protocol = _protocol(loaded, config, chosen, decoders, result) | {
         "run": str(run),
         "dtype": model.compute_dtype,
         "data": "validation" if data is None else str(data),
     }
     if as_json:
-        options.print_json(_as_dict(result) | ({} if found is None else found.as_dict()) | {"protocol": protocol})
+        options.print_json(result.as_dict() | {"protocol": protocol})
     else:
-        _print_table(result, protocol)
-        if found is not None:
-            found.print()
+        _print(result, protocol)
+
+
+@dataclass(frozen=True)
+class _TextOptions:
+    """The options for running text, and `--decoder`."""
+
+    corpora: list[Path]
+    generative: str | None
+    samples: int | None
+    prompts: str | None
+    decoder: list[str]
+
+    def check(self, task: Task, config: RunConfig) -> TextTask | None:
+        """Returns the task if any of the options is given.
+
+        Raises:
+            UserError: it is not running text, or an option needs another that is not given.
+        """
+        for option, value in (("--samples", self.samples), ("--prompts", self.prompts)):
+            if value is not None and self.generative is None:
+                raise UserError(f"{option} {value}: goes with --generative FOLDER, which scores the samples; add it")
+        if self.generative is not None and len(self.decoder) > 1:
+            raise UserError(f"--decoder: {len(self.decoder)} are given, but samples are drawn in one way; give one")
+        if not self.corpora and self.generative is None:
+            return None
+        return check_text_task(task, config, "--corpus" if self.corpora else "--generative")
+
+    def decode_config(self, config: RunConfig, *, is_causal: bool) -> DecodeConfig:
+        """Returns the settings that samples are drawn with."""
+        decode = sampling_config(config.decode, is_causal=is_causal)
+        for text in self.decoder:
+            decode = options.parse_decoder(text, decode)
+        check_guidance(decode, config.data)
+        return decode
+
+    def measures(
+        self, task: TextTask, model: Denoiser, decode: DecodeConfig, *, limit: int, real: CleanBatch | None
+    ) -> TextMeasures:
+        """Reads and checks the corpora, prompts and the scoring model.
+
+        Args:
+            limit: rows of a corpus.
+            real: real text to score beside the samples; None: the run's held-out rows.
+        """
+        corpora = read_corpora(task, self.corpora, limit=limit, option="--corpus ")
+        if self.generative is None:
+            return TextMeasures(task, corpora)
+        real = task.validation(self.samples or _SAMPLES) if real is None else real
+        generation = Generation.prepare(
+            model,
+            task,
+            self.generative,
+            self._samples(task, real, decode),
+            decode,
+            real=real,
+            option="--generative ",
+            prompts=self.prompts,
+        )
+        return TextMeasures(task, corpora, generation)
+
+    def _samples(self, task: TextTask, real: CleanBatch, decode: DecodeConfig) -> Samples:
+        if self.prompts is None:
+            number = self.samples or _SAMPLES
+            check_random(decode, number, "--decoder")
+            return Samples.from_nothing(real, task.tokens.mask_id, number)
+        number, read = self.samples or 1, prompts.read(task, self.prompts)
+        check_random(decode, number, "--decoder")
+        (rows,) = read.rows(number, number * len(read.canvases))
+        return Samples(rows.canvases, rows.keys)
 
 
 def _protocol(
@@ -129,7 +200,8 @@ def _protocol(
     decoders: list[DecodeConfig],
     result: Evaluation,
 ) -> dict[str, Any]:
-    """What was evaluated, and how."""
+    """Describes what was evaluated, and how."""
+    text = None if result.likelihood is None else result.likelihood.text
     return {
         "step": loaded.step,
         "weights": loaded.weights,
@@ -137,7 +209,7 @@ def _protocol(
         "data_sha256": _sha256(examples),
         "examples": len(examples),
         "nelbo": _how(result, config.eval.nelbo_draws),
-        **({} if result.text is None else {"rows": result.text.rows}),
+        **({} if text is None else {"rows": text.rows}),
         "decoders": {decoder.label: decoder.model_dump(mode="json") for decoder in decoders},
     }
 
@@ -154,14 +226,8 @@ def _decoders(config: RunConfig, asked: list[str], out: Path | None) -> list[Dec
     return []
 
 
-def _write(result: Evaluation, target: TextIO) -> None:
-    for label, measured in result.accuracy.items():
-        for number, record in enumerate(measured.records):
-            target.write(json.dumps({"example": number, "decoder": label} | record) + "\n")
-
-
 def _with_task(config: RunConfig, task: str) -> RunConfig:
-    """The run's settings of the data, read as those of `task`."""
+    """Returns the configuration with the run's data settings read as those of `task`."""
     section = resolve("task", task).Config
     given = {key: value for key, value in config.data.model_dump().items() if key in section.model_fields}
     choice = config.task.model_copy(update={"name": task})
@@ -169,22 +235,22 @@ def _with_task(config: RunConfig, task: str) -> RunConfig:
 
 
 def _sha256(examples: CleanBatch) -> str:
-    """Of the examples themselves: prompts, and answers as far as they are known."""
+    """Hashes the examples: prompts, and answers as far as they are known."""
     digest = hashlib.sha256(examples.x0.numpy().tobytes() + examples.prompt_mask.numpy().tobytes())
     digest.update(json.dumps(examples.answers).encode())
     return digest.hexdigest()
 
 
 def _how(result: Evaluation, draws: int) -> str:
-    if result.nelbo is None:
+    if result.likelihood is None:
         return "none: the answers are not known as tokens"
-    if result.is_exact:
+    if result.likelihood.is_exact:
         return "exact NLL of a causal model; nats per maskable token"
     return f"uniform masks, {draws} per example; nats per maskable token"
 
 
 def _check_decoders(decoders: list[DecodeConfig]) -> str | None:
-    """The number format that all of them ask for."""
+    """Returns the number format that all of them ask for."""
     labels = [config.label for config in decoders]
     if repeated := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"--decoder: {', '.join(sorted(repeated))} is asked for twice")
@@ -194,45 +260,21 @@ def _check_decoders(decoders: list[DecodeConfig]) -> str | None:
     return first
 
 
-def _as_dict(result: Evaluation) -> dict[str, Any]:
-    accuracy = result.accuracy
-    return {
-        **({"nelbo": None, "nelbo_stderr": None} | result.likelihoods()),
-        "accuracy": {label: measured.accuracy for label, measured in accuracy.items()},
-        "accuracy_stderr": {label: measured.stderr for label, measured in accuracy.items()},
-        "interval": {label: list(measured.interval) for label, measured in accuracy.items()},
-        "shares": {label: measured.shares for label, measured in accuracy.items()},
-        "reasons": {label: measured.reasons for label, measured in accuracy.items() if measured.reasons},
-        "nfe": {label: measured.nfe for label, measured in accuracy.items()},
-    }
-
-
-def _print_table(result: Evaluation, protocol: dict[str, Any]) -> None:
+def _print(result: Evaluation, protocol: dict[str, Any]) -> None:
     out = options.results()
     out.print(
         f"{protocol['run']}, step {protocol['step']}, {protocol['weights']} weights, {protocol['examples']} examples"
     )
-    if result.accuracy:
-        out.print(_accuracy_table(result))
-    for label, measured in result.accuracy.items():
-        if measured.reasons:
-            out.print(f"{label}: " + ", ".join(f"{count} {reason}" for reason, count in measured.reasons.items()))
-    if result.nelbo is not None:
-        nelbo = result.nelbo
-        out.print(f"{result.likelihood} {nelbo.value:.4f} ± {nelbo.stderr:.4f} nats per maskable token")
-    if result.text is not None:
-        bound = "" if result.is_exact else " at most"
-        ppl, bits = f"{result.text.ppl:.2f} per token", f"{result.text.bits_per_byte:.3f} bits per byte"
-        out.print(f"Perplexity{bound} {ppl} (rows: {result.text.rows});{bound} {bits}")
+    for line in result.lines():
+        out.print(line if isinstance(line, str) else _table(line))
 
 
-def _accuracy_table(result: Evaluation) -> Table:
-    measures = list(next(iter(result.accuracy.values())).shares)
+def _table(cells: Cells) -> Table:
     table = Table()
-    for column in ("decoder", measures[0], "95 % interval", *measures[1:], "NFE"):
-        table.add_column(column, justify="left" if column == "decoder" else "right")
-    for label, measured in result.accuracy.items():
-        first, *others = (f"{share:.1%}" for share in measured.shares.values())
-        low, high = measured.interval
-        table.add_row(label, first, f"{low:.1%} to {high:.1%}", *others, f"{measured.nfe:.1f}")
+    first, *others = cells.header
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right")
+    for row in cells.rows:
+        table.add_row(*row)
     return table

@@ -1,162 +1,157 @@
-"""The protocol of an evaluation: a NELBO, and the accuracy of every decoder asked for, where answers can be right.
+"""The evaluation of a model: likelihood, accuracy of each decoder, and measures of text, in one result.
 
-The likelihood of running text in the units of language models.
-
-The share of examples that a decoder gets right.
+`unmask eval` and the evaluations of training print and save this same object.
 """
 
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor
-
-from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
-from unmask.evaluation.nelbo import Estimate, RowLikelihoods, batches_of, row_nelbos, row_nlls
-from unmask.evaluation.statistics import wilson
+from unmask.evaluation.accuracy import Accuracy, grade_answers
+from unmask.evaluation.generative import NGRAM_SIZES
+from unmask.evaluation.nelbo import Likelihood, measure_likelihood, summarise
+from unmask.evaluation.text import Generative, TextMeasures, ZeroShot, zero_shot
 from unmask.models.denoiser import Denoiser
 from unmask.peers import ALONE, Peers
-from unmask.tasks.task import Extent, GradedTask, Grades, Task
-from unmask.types import CleanBatch, Decoded
-
-
-@dataclass(frozen=True)
-class TextLikelihood:
-    """Bounds, as the NELBO is one; exact for a causal model."""
-
-    ppl: float
-    """exp of the nats per token of text, a document's end token among them and its padding not."""
-    bits_per_byte: float
-    """Of the text, whatever the tokenizer."""
-    rows: str
-    """As `Extent.rows`."""
-
-    @staticmethod
-    def of(nelbo: float, num_maskable: int, extent: Extent) -> "TextLikelihood":
-        """From nats per maskable token: `nelbo x num_maskable` is what all of the text costs, its padding too."""
-        nats = nelbo * num_maskable
-        return TextLikelihood(
-            ppl=math.exp(min(700.0, nats / extent.tokens)),  # what no float holds is of a model that has diverged
-            bits_per_byte=nats / (math.log(2) * max(1, extent.bytes)),
-            rows=extent.rows,
-        )
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Shares of examples by measure (`accuracy` first), and forward passes per example."""
-
-    shares: dict[str, float]
-    nfe: float
-    n: int
-    records: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    """Of each example that was decoded here: what the task records of its prompt and answer, what is right about it,
-    and `nfe`."""
-
-    @property
-    def accuracy(self) -> float:
-        return self.shares["accuracy"]
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Of 95 % (Wilson)."""
-        return wilson(round(self.accuracy * self.n), self.n)
-
-    @property
-    def reasons(self) -> dict[str, int]:
-        """How often each `reason` was recorded, the most frequent first; empty for tasks that give none."""
-        return dict(Counter(record["reason"] for record in self.records if "reason" in record).most_common())
-
-    @property
-    def stderr(self) -> float:
-        """Of a binomial share."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """How many answers are right, by measure, and what is recorded of each."""
-
-    right: dict[str, int]
-    records: list[dict[str, Any]]
-
-    def over_all(self, peers: Peers = ALONE) -> Accuracy:
-        """The shares of all examples; `peers` have decoded the others."""
-        own = self.right, sum(record["nfe"] for record in self.records), len(self.records)
-        rights, nfes, counts = zip(*peers.exchange(own), strict=True)
-        n = sum(counts)  # rank 0 has some, and so knows the measures
-        shares = {measure: sum(right.get(measure, 0) for right in rights) / n for measure in rights[0]}
-        return Accuracy(shares, sum(nfes) / n, n, self.records)
-
-
-def answers(
-    model: Denoiser,
-    task: GradedTask,
-    examples: CleanBatch,
-    config: DecodeConfig,
-    *,
-    share: slice = slice(None),
-    update: Callable[[int], None] | None = None,
-) -> Answers:
-    """Decodes the examples of `share` from their prompts and grades them; `update` is told how many are done."""
-    device = next(model.parameters()).device
-    decoder = build_decoder(config, model, task.tokens)
-    records: list[dict[str, Any]] = []
-    right: dict[str, int] = {}
-    for rows in batches_of(len(examples), share, config.batch_size):
-        part = examples.at(rows)
-        canvases = part.masked(task.tokens.mask_id)
-        decoded = decoder.decode(canvases.to(device), rows.to(device))
-        grades = task.grade(part, decoded.tokens)
-        for measure, is_right in grades.measures.items():
-            right[measure] = right.get(measure, 0) + int(is_right.sum())
-        records += _records(task, canvases, decoded, grades)
-        if update is not None:
-            update(len(records))
-    return Answers(right, records)
-
-
-def _records(task: Task, canvases: Int[Tensor, "B L"], decoded: Decoded, grades: Grades) -> list[dict[str, Any]]:
-    tokens, measures = decoded.tokens.cpu(), {name: value.tolist() for name, value in grades.measures.items()}
-    return [
-        task.record(canvases[row], tokens[row])
-        | {name: values[row] for name, values in measures.items()}
-        | (grades.details[row] if grades.details else {})
-        | {"nfe": int(decoded.nfe[row])}
-        for row in range(len(canvases))
-    ]
+from unmask.tasks.task import GradedTask, Task
+from unmask.types import CleanBatch
 
 
 class EvaluationLeft(Exception):
-    """What a hook of the model raises to leave an evaluation; all processes do, if one does."""
+    """Raised by a hook of the model to leave an evaluation; all processes leave it if one does."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table for the terminal."""
+
+    header: Sequence[str]
+    rows: list[Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`accuracy` by decoder label (see `DecodeConfig.label`), in the order asked for."""
+    """The results of one model on one set of examples."""
 
-    nelbo: Estimate | None
-    """Nats per maskable token; None where no answers are known. Of a causal model the NLL itself: `is_exact`."""
-    is_exact: bool
-    accuracy: dict[str, Accuracy]
-    """Empty where nothing is right or wrong."""
-    text: TextLikelihood | None = None
-    """The same likelihood, of running text."""
+    likelihood: Likelihood | None
+    """None if the answers are not known as tokens."""
+    accuracy: dict[str, Accuracy] = field(default_factory=dict)
+    """By decoder label (`DecodeConfig.label`), in the order asked for; empty for tasks that cannot grade."""
+    zero_shot: dict[str, ZeroShot] = field(default_factory=dict)
+    """By corpus."""
+    generative: Generative | None = None
 
     @property
-    def likelihood(self) -> str:
-        """What it is called."""
-        return "NLL" if self.is_exact else "NELBO"
+    def nelbo(self) -> float:
+        """Nats per maskable token; the best step of a run without accuracy has the lowest."""
+        assert self.likelihood is not None, "only for examples whose answers are known"
+        return self.likelihood.estimate.value
 
-    def likelihoods(self) -> dict[str, float]:
-        """The NELBO and, of running text, its other units, by name."""
-        own = {} if self.nelbo is None else {"nelbo": self.nelbo.value, "nelbo_stderr": self.nelbo.stderr}
-        text = {} if self.text is None else {"ppl": self.text.ppl, "bits_per_byte": self.text.bits_per_byte}
-        return own | text
+    @property
+    def score(self) -> float:
+        """The first decoder's accuracy, 0 without one; a run's best step has the highest."""
+        return next((measured.accuracy for measured in self.accuracy.values()), 0.0)
+
+    def values(self) -> dict[str, float]:
+        """Returns all figures for `metrics.jsonl`, by name without the prefix `eval/`."""
+        found = {} if self.likelihood is None else self.likelihood.values()
+        if self.accuracy:
+            found["accuracy"] = self.score
+        for name, other in self.zero_shot.items():
+            found |= {f"zero_shot/{name}/{key}": value for key, value in other.likelihood.values().items()}
+        return found | ({} if self.generative is None else self.generative.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the results as JSON, for `unmask eval --json`."""
+        accuracy, likelihood = self.accuracy, {} if self.likelihood is None else self.likelihood.values()
+        return {
+            **({"nelbo": None, "nelbo_stderr": None} | likelihood),
+            "accuracy": {label: measured.accuracy for label, measured in accuracy.items()},
+            "accuracy_stderr": {label: measured.stderr for label, measured in accuracy.items()},
+            "interval": {label: list(measured.interval) for label, measured in accuracy.items()},
+            "shares": {label: measured.shares for label, measured in accuracy.items()},
+            "reasons": {label: measured.reasons for label, measured in accuracy.items() if measured.reasons},
+            "nfe": {label: measured.nfe for label, measured in accuracy.items()},
+            **({"zero_shot": {name: own.as_dict() for name, own in self.zero_shot.items()}} if self.zero_shot else {}),
+            **({} if self.generative is None else {"generative": self.generative.as_dict()}),
+        }
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yields a record of each answer, then of each sample."""
+        for label, measured in self.accuracy.items():
+            for number, record in enumerate(measured.records):
+                yield {"example": number, "decoder": label} | record
+        for number, record in enumerate([] if self.generative is None else self.generative.samples.records):
+            yield {"sample": number} | record
+
+    def words(self) -> str:
+        """Returns the main figures in one line."""
+        parts = []
+        if self.likelihood is not None:
+            parts = [f"{self.likelihood.name} {self.nelbo:.4f} nats"]
+            if self.likelihood.text is not None:
+                parts.append(f"{self.likelihood.text.bits_per_byte:.3f} bits per byte")
+        for name, other in self.zero_shot.items():
+            parts += [f"{name} ppl {text.ppl:.1f}"] if (text := other.likelihood.text) is not None else []
+        parts += [] if self.generative is None else self.generative.words()
+        shown = ", ".join(f"{label} {measured.accuracy:.1%}" for label, measured in self.accuracy.items())
+        return (f"accuracy {shown}; " if shown else "") + ", ".join(parts)
+
+    def lines(self) -> Iterator[str | Cells]:
+        """Yields lines and tables with all figures."""
+        if self.accuracy:
+            yield self._accuracy_table()
+        for label, measured in self.accuracy.items():
+            if measured.reasons:
+                yield f"{label}: " + ", ".join(f"{count} {reason}" for reason, count in measured.reasons.items())
+        if self.likelihood is not None:
+            own = self.likelihood
+            yield f"{own.name} {_plus_minus(own)} nats per maskable token"
+            if own.text is not None:
+                bound = "" if own.is_exact else " at most"
+                ppl, bits = f"{own.text.ppl:.2f} per token", f"{own.text.bits_per_byte:.3f} bits per byte"
+                yield f"Perplexity{bound} {ppl} (rows: {own.text.rows});{bound} {bits}"
+        if self.zero_shot:
+            yield self._zero_shot_table()
+        if self.generative is not None:
+            generation = self.generative.generation
+            yield f"Samples drawn by {generation.decode.label}, under {generation.scorer.name}:"
+            yield self._generative_table(self.generative)
+
+    def _accuracy_table(self) -> Cells:
+        measures = list(next(iter(self.accuracy.values())).shares)
+        rows: list[Sequence[str]] = []
+        for label, measured in self.accuracy.items():
+            first, *others = (f"{share:.1%}" for share in measured.shares.values())
+            low, high = measured.interval
+            rows.append((label, first, f"{low:.1%} to {high:.1%}", *others, f"{measured.nfe:.1f}"))
+        return Cells(("decoder", measures[0], "95 % interval", *measures[1:], "NFE"), rows)
+
+    def _zero_shot_table(self) -> Cells:
+        rows: list[Sequence[str]] = []
+        for name, other in self.zero_shot.items():
+            own, text = other.likelihood, other.likelihood.text
+            assert text is not None, "another corpus is text"
+            size, ppl, bits = len(other.corpus.examples), f"{text.ppl:.2f}", f"{text.bits_per_byte:.3f}"
+            rows.append((name, str(size), _plus_minus(own), ppl, bits))
+        first = next(iter(self.zero_shot.values())).likelihood
+        at_most = "" if first.is_exact else " ≤"
+        header = ("other text", "rows", f"{first.name}, nats", f"perplexity{at_most}", f"bits per byte{at_most}")
+        return Cells(header, rows)
+
+    def _generative_table(self, found: Generative) -> Cells:
+        rows: list[Sequence[str]] = []
+        for name, own in {"samples": found.samples, "real text": found.generation.real}.items():
+            ppl = "no text" if own.ppl is None else f"{own.ppl:.2f} ± {own.ppl_stderr:.2f}"
+            shares = " / ".join(f"{own.distinct[n]:.3f}" for n in NGRAM_SIZES)
+            rows.append((name, str(own.counts["rows"]), ppl, f"{own.unigram_entropy:.3f}", shares))
+        sizes = ", ".join(map(str, NGRAM_SIZES))
+        return Cells(("", "rows", "perplexity", "entropy, nats", f"distinct-{sizes}"), rows)
+
+
+def _plus_minus(likelihood: Likelihood) -> str:
+    return f"{likelihood.estimate.value:.4f} ± {likelihood.estimate.stderr:.4f}"
 
 
 def evaluate(
@@ -166,48 +161,38 @@ def evaluate(
     decoders: Sequence[DecodeConfig],
     *,
     nelbo_draws: int,
+    text: TextMeasures | None = None,
     update: Callable[[int], None] | None = None,
     peers: Peers = ALONE,
 ) -> Evaluation:
-    """Evaluates in eval mode, and leaves the model in the mode that it had. `peers` share the examples.
+    """Evaluates in eval mode, and leaves the model in the mode it had. `peers` share the examples. Collective.
 
-    `update` is told how many of the `len(examples) x len(decoders)` answers are there.
+    Calls `update` with the number done of `len(examples) x len(decoders)` answers and `text.num_samples` samples.
     """
 
-    def tell(number: int) -> Callable[[int], None] | None:
-        return None if update is None else lambda done: update(number * len(examples) + done)
+    def count_from(start: int) -> Callable[[int], None] | None:
+        return None if update is None else lambda done: update(start + done)
 
     was_training = model.training
     model.eval()
     try:
-        with peers.raise_together(EvaluationLeft):  # each at its own pace
-            likelihoods = None
+        with peers.raise_together(EvaluationLeft):  # no communication inside: processes need not be in step
+            rows = None
             if examples.is_known(task.tokens.mask_id):
-                likelihoods = row_likelihoods(model, task, examples, draws=nelbo_draws, share=peers.share)
+                rows = measure_likelihood(model, task, examples, draws=nelbo_draws, share=peers.share)
             graded = {}
             if isinstance(task, GradedTask):
-                graded = {
-                    config.label: answers(model, task, examples, config, share=peers.share, update=tell(number))
-                    for number, config in enumerate(decoders)
-                }
-        estimate = None if likelihoods is None else likelihoods.over_corpus(peers)
+                for number, config in enumerate(decoders):
+                    report, share = count_from(number * len(examples)), peers.share
+                    graded[config.label] = grade_answers(model, task, examples, config, share=share, update=report)
+        likelihood = None if rows is None else summarise(rows, model, task, examples, peers)
         accuracy = {label: own.over_all(peers) for label, own in graded.items()}
-        return Evaluation(estimate, model.is_causal, accuracy, _of_text(estimate, task, examples))
+        if text is None:
+            return Evaluation(likelihood, accuracy)
+        with peers.raise_together(EvaluationLeft):  # every process measures all of it
+            others = zero_shot(model, text.task, text.corpora, nelbo_draws=nelbo_draws)
+            report = count_from(len(graded) * len(examples))
+            drawn = None if text.generation is None else text.generation.draw(model, report)
+        return Evaluation(likelihood, accuracy, others, drawn)
     finally:
         model.train(was_training)
-
-
-def row_likelihoods(
-    model: Denoiser, task: Task, examples: CleanBatch, *, draws: int, share: slice = slice(None)
-) -> RowLikelihoods:
-    """Exact of a causal model, else a bound; of examples whose answers are known as tokens."""
-    if model.is_causal:
-        return row_nlls(model, examples, eos_id=task.tokens.eos_id, share=share)
-    return row_nelbos(model, examples, draws=draws, share=share)
-
-
-def _of_text(estimate: Estimate | None, task: Task, examples: CleanBatch) -> TextLikelihood | None:
-    extent = getattr(task, "extent", None)
-    if estimate is None or extent is None:
-        return None
-    return TextLikelihood.of(estimate.value, int((~examples.prompt_mask).sum()), extent(examples))

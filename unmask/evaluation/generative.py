@@ -1,9 +1,9 @@
-"""What samples of a model of text are worth: how likely another model finds them, and how varied they are.
+"""The quality of samples of text: their likelihood under another model, and their diversity.
 
-Neither says enough alone. A model that repeats itself is likely under any other, and noise is as varied as can be; real
-text, measured alike, says what to expect of both. Dimensions: N samples, L positions.
+Neither is enough alone: repetition is likely under any model, and noise is as diverse as can be. Real text, measured
+the same way, gives the value to expect of both.
 
-How varied samples are: what their likelihood under another model cannot see, which repetition makes high.
+Dimensions: N samples, L positions.
 """
 
 import math
@@ -29,17 +29,17 @@ Ids = Sequence[int]
 
 
 def unigram_entropy(samples: Sequence[Ids]) -> float:
-    """`-sum_v p(v) log p(v)` in nats, p being the shares of the tokens within one sample; the mean over the samples.
+    """Computes `-sum_v p(v) log p(v)` in nats, p the shares of the tokens within a sample; the mean over samples.
 
-    As for masked diffusion models since Zheng et al. 2024 (2409.02908). A sample without tokens has none.
+    As for masked diffusion models since Zheng et al. 2024 (2409.02908). A sample without tokens has entropy 0.
     """
     return sum(map(_entropy, samples), 0.0) / max(1, len(samples))
 
 
 def distinct(documents: Iterable[Ids], n: int) -> float:
-    """Different n-grams of all documents, over the number of their n-grams (Li et al. 2016, 1510.03055).
+    """Computes the share of different n-grams among the n-grams of all documents (Li et al. 2016, 1510.03055).
 
-    It falls as more text is taken: compare what is of one amount. 0 where no document is as long as n.
+    It falls as more text is taken: compare equal amounts. 0 if no document is as long as n.
     """
     grams = Counter(tuple(ids[i : i + n]) for ids in documents for i in range(len(ids) - n + 1))
     return len(grams) / max(1, grams.total())
@@ -50,29 +50,28 @@ def _entropy(ids: Ids) -> float:
     return sum((-count / len(ids) * math.log(count / len(ids)) for count in counts), 0.0)
 
 
-ORDERS = (1, 2, 3)
+NGRAM_SIZES = (1, 2, 3)
 """The n of `distinct`."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of N rows of text, of which what was given is not counted."""
+    """The quality of N rows of text; tokens that were given do not count."""
 
     ppl: float | None
-    """exp(sum of the NLL / sum of the tokens) under the other model, in its tokens; None where there is no text."""
+    """exp(sum of the NLL / sum of the tokens) under the other model, in its tokens; None without any text."""
     ppl_stderr: float | None
-    """Of that, the rows being drawn independently."""
+    """The standard error of `ppl`, for independent rows."""
     unigram_entropy: float
     distinct: dict[int, float]
     counts: dict[str, int]
-    """`rows`; their `tokens`, and `scored_tokens` of the other model, of which its tokenizer does not know
-    `unknown_tokens`; `cut_rows`, of which the end is not scored, as it does not fit its context; `empty_rows`, without
-    any text."""
+    """`rows`; their `tokens`; `scored_tokens` and `unknown_tokens` of the other model's tokenizer; `cut_rows`, whose
+    end does not fit its context and is not scored; `empty_rows`, without any text."""
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    """Of each row: the texts of its `documents`, what was `given` before the first, `nll` and `scored_tokens`."""
+    """One for each row: texts of its `documents`, text `given` before the first, `nll` and `scored_tokens`."""
 
     def values(self) -> dict[str, float]:
-        """By name, those that there are."""
+        """Returns the figures by name, without those that are None."""
         scored = {"gen_ppl": self.ppl, "gen_ppl_stderr": self.ppl_stderr}
         varied = {f"distinct_{n}": share for n, share in self.distinct.items()}
         return {key: value for key, value in scored.items() if value is not None} | {
@@ -83,26 +82,26 @@ class Quality:
 
 @dataclass(frozen=True)
 class Samples:
-    """What samples start from."""
+    """The canvases that samples start from."""
 
     canvases: Int[Tensor, "N L"]
     keys: Int[Tensor, "N"]
-    """Of the noise of each."""
+    """One for each sample; keys its noise."""
 
     @staticmethod
     def from_nothing(blank: CleanBatch, mask_id: int, number: int) -> "Samples":
-        """`number` times the canvas of a row of text at t = 1: any of `blank`'s, as nothing is asked."""
+        """Repeats the canvas of a row of text at t = 1, the first row's: all rows of text are given the same."""
         return Samples(blank[:1].masked(mask_id).expand(number, -1).clone(), torch.arange(number))
 
 
-def drawn(base: DecodeConfig, *, is_causal: bool) -> DecodeConfig:
-    """`base` with values that are drawn, in random order: one token a step, these are samples of the model."""
+def sampling_config(base: DecodeConfig, *, is_causal: bool) -> DecodeConfig:
+    """Returns `base` with temperature and random order: with one token a step these are samples of the model."""
     order = {} if is_causal else {"order": "random"}
     return base.model_copy(update=order | {"temperature": base.temperature or 1.0})
 
 
 def check_random(config: DecodeConfig, number: int, option: str) -> None:
-    """Refuses more than one sample of one prompt where all would be the same (`UserError`)."""
+    """Raises `UserError` if several samples of one prompt would all be the same."""
     if number > 1 and not config.is_random:
         raise UserError(f"{option}: with temperature=0 all {number} samples are the same; draw them with temperature=1")
 
@@ -115,7 +114,7 @@ def sample(
     *,
     update: Callable[[int], None] | None = None,
 ) -> Int[Tensor, "N L"]:
-    """Finished canvases, on the CPU; `update` is told how many there are. The model keeps the mode that it had."""
+    """Returns finished canvases, on the CPU; calls `update` with their number. The model keeps its mode."""
     device = next(model.parameters()).device
     decoder = build_decoder(config, model, task.tokens)
     was_training = model.training
@@ -133,13 +132,13 @@ def sample(
     return torch.stack(finished)
 
 
-def reference(task: TextTask, scorer: Scorer, real: CleanBatch) -> Quality:
-    """What real text is worth, measured as samples are.
+def measure_reference(task: TextTask, scorer: Scorer, real: CleanBatch) -> Quality:
+    """Measures real text as samples are measured.
 
     Raises:
-        UserError: there is none, or the other model's tokenizer knows nothing of it.
+        UserError: the rows hold no text, or the other model's tokenizer knows nothing of it.
     """
-    found = quality(task, scorer, real.x0, real.prompt_mask)
+    found = measure_quality(task, scorer, real.x0, real.prompt_mask)
     if not found.counts["scored_tokens"]:
         raise UserError(f"{scorer.name}: the held-out rows have no text to hold samples against")
     if found.counts["unknown_tokens"] == found.counts["scored_tokens"]:
@@ -150,14 +149,16 @@ def reference(task: TextTask, scorer: Scorer, real: CleanBatch) -> Quality:
     return found
 
 
-def of_samples(task: TextTask, scorer: Scorer, samples: Samples, tokens: Int[Tensor, "N L"]) -> Quality:
-    """What finished samples are worth from their first masked position on."""
+def measure_samples(task: TextTask, scorer: Scorer, samples: Samples, tokens: Int[Tensor, "N L"]) -> Quality:
+    """Measures finished samples from their first masked position on."""
     is_given = (samples.canvases != task.tokens.mask_id).cumprod(dim=-1).bool()
-    return quality(task, scorer, tokens, is_given)
+    return measure_quality(task, scorer, tokens, is_given)
 
 
-def quality(task: TextTask, scorer: Scorer, tokens: Int[Tensor, "N L"], is_given: Bool[Tensor, "N L"]) -> Quality:
-    """What rows are worth. Their first positions are given (`is_given`): context, and not counted.
+def measure_quality(
+    task: TextTask, scorer: Scorer, tokens: Int[Tensor, "N L"], is_given: Bool[Tensor, "N L"]
+) -> Quality:
+    """Measures rows whose first positions are given (`is_given`): these are context, and do not count.
 
     A row is cut into documents at its end tokens, and each is scored by itself.
     """
@@ -170,7 +171,7 @@ def quality(task: TextTask, scorer: Scorer, tokens: Int[Tensor, "N L"], is_given
         ppl=ppl,
         ppl_stderr=None if ppl is None or nll is None else ppl * nll.stderr,
         unigram_entropy=unigram_entropy([row.tokens for row in rows]),
-        distinct={n: distinct((ids for row in rows for ids in row.documents), n) for n in ORDERS},
+        distinct={n: distinct((ids for row in rows for ids in row.documents), n) for n in NGRAM_SIZES},
         counts=_counts(rows, costs),
         records=[row.record(cost) for row, cost in zip(rows, costs, strict=True)],
     )
@@ -217,7 +218,7 @@ def _total(parts: Sequence[Scored]) -> Scored:
 
 
 def _mean(costs: Sequence[tuple[float, int]]) -> Estimate | None:
-    """Nats per token of all rows."""
+    """Returns the nats per token of all rows; None without any."""
     if not costs:
         return None
     nll, length = torch.tensor(costs, dtype=torch.float64).unbind(dim=-1)

@@ -1,10 +1,9 @@
-"""The likelihood of held-out examples: a bound under uniform masks, whatever the training was; exact if causal.
+"""The likelihood of held-out examples: a bound under uniform masks, whatever the training; exact for a causal model.
 
 Dimensions: R examples, D draws (masks) per example, B rows of a batch, N blocks of a row, L positions.
-
-Which examples a process evaluates together.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +20,8 @@ from unmask.masking.uniform import mask_blocks
 from unmask.models.denoiser import Denoiser
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
+from unmask.tasks.task import Extent, Task
 from unmask.types import CleanBatch, MaskedBatch
-
-
-def batches_of(count: int, share: slice, batch_size: int) -> Sequence[Tensor]:
-    """The numbers of those of `count` examples that are in `share`, `batch_size` at a time; no batch is empty.
-
-    (`split` makes one empty batch of nothing, which a process has where there are more of them than examples.)
-    """
-    own = torch.arange(count)[share]
-    return own.split(batch_size) if len(own) else ()
 
 
 @dataclass(frozen=True)
@@ -43,15 +34,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class RowLikelihoods:
-    """Of each example, in fp64; of a process that evaluates some of them, 0 for the others."""
+    """The likelihood of each example, in fp64; 0 for the examples of other processes."""
 
     nll: Float[Tensor, "R"]
-    """Per maskable token, in nats."""
+    """Nats per maskable token."""
     length: Float[Tensor, "R"]
-    """L_eff."""
+    """L_eff, the number of maskable tokens."""
 
     def over_corpus(self, peers: Peers = ALONE) -> Estimate:
-        """The ratio estimator `sum(length x row) / sum(length)` and its standard error; `peers` have the other rows."""
+        """Returns the ratio estimate `sum(length x row) / sum(length)`; `peers` have the other rows. Collective."""
         per_row, length = peers.sum(self.nll), self.length
         mean = (length * per_row).sum() / length.sum()
         residual = length * (per_row - mean)
@@ -60,13 +51,75 @@ class RowLikelihoods:
         return Estimate(mean.item(), (variance.sqrt() / length.sum()).item())
 
 
+@dataclass(frozen=True)
+class TextLikelihood:
+    """A likelihood in the units of running text. Bounds if the NELBO is one; exact for a causal model."""
+
+    ppl: float
+    """exp of the nats per token of text. A document's end token counts, padding does not."""
+    bits_per_byte: float
+    """Bits per byte of the text, whatever the tokenizer."""
+    rows: str
+    """The way the text was cut (`Extent.rows`)."""
+
+    @staticmethod
+    def of(nelbo: float, num_maskable: int, extent: Extent) -> "TextLikelihood":
+        """Converts nats per maskable token; `nelbo x num_maskable` is the cost of all the text, padding included."""
+        nats = nelbo * num_maskable
+        return TextLikelihood(
+            ppl=math.exp(min(700.0, nats / extent.tokens)),  # no float holds the perplexity of a model that diverged
+            bits_per_byte=nats / (math.log(2) * max(1, extent.bytes)),
+            rows=extent.rows,
+        )
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The likelihood of a set of examples."""
+
+    estimate: Estimate
+    """Nats per maskable token."""
+    is_exact: bool
+    """True for a causal model, whose NLL is known; else the estimate is of a bound, the NELBO."""
+    text: TextLikelihood | None = None
+    """The same in the units of running text; None for other tasks."""
+
+    @property
+    def name(self) -> str:
+        return "NLL" if self.is_exact else "NELBO"
+
+    def values(self) -> dict[str, float]:
+        """Returns the NELBO or NLL (both called `nelbo`), its standard error, and the units of text, by name."""
+        own = {"nelbo": self.estimate.value, "nelbo_stderr": self.estimate.stderr}
+        return own | ({} if self.text is None else {"ppl": self.text.ppl, "bits_per_byte": self.text.bits_per_byte})
+
+
+def measure_likelihood(
+    model: Denoiser, task: Task, examples: CleanBatch, *, draws: int, share: slice = slice(None)
+) -> RowLikelihoods:
+    """Measures the exact NLL of a causal model, else the NELBO, of examples whose answers are known as tokens."""
+    if model.is_causal:
+        return row_nlls(model, examples, eos_id=task.tokens.eos_id, share=share)
+    return row_nelbos(model, examples, draws=draws, share=share)
+
+
+def summarise(
+    rows: RowLikelihoods, model: Denoiser, task: Task, examples: CleanBatch, peers: Peers = ALONE
+) -> Likelihood:
+    """Summarises the likelihoods of all rows, of which `peers` have some. Collective."""
+    estimate, extent = rows.over_corpus(peers), getattr(task, "extent", None)
+    num_maskable = int((~examples.prompt_mask).sum())
+    text = None if extent is None else TextLikelihood.of(estimate.value, num_maskable, extent(examples))
+    return Likelihood(estimate, model.is_causal, text)
+
+
 def nelbo(model: Denoiser, examples: CleanBatch, **options: Any) -> Estimate:
-    """The bound of `row_nelbos`, which says what the options are, over a corpus."""
+    """Estimates the NELBO of a corpus; options as in `row_nelbos`."""
     return row_nelbos(model, examples, **options).over_corpus()
 
 
 def nll(model: Denoiser, examples: CleanBatch, **options: Any) -> Estimate:
-    """The NLL of `row_nlls`, which says what the options are, over a corpus."""
+    """Computes the NLL of a corpus under a causal model; options as in `row_nlls`."""
     return row_nlls(model, examples, **options).over_corpus()
 
 
@@ -80,14 +133,13 @@ def row_nelbos(
     seed: int = 0,
     batch_size: int = 256,
 ) -> RowLikelihoods:
-    """Upper bound on the NLL per maskable token, in nats.
+    """Estimates an upper bound on the NLL per maskable token, in nats, for the examples of `share`.
 
-    For each example, n masked positions with n uniform on {1, .., L_eff}: the mean NLL over them is an unbiased
-    estimate of the bound per maskable token (see `weights.per_masked`). Of a model with a `block_size`, each block is
+    Each example gets n masked positions with n uniform on {1, .., L_eff}: the mean NLL over them is an unbiased
+    estimate of the bound per maskable token (see `weights.per_masked`). For a model with a `block_size` each block is
     masked so, and an example's value is `sum(L_b x block mean) / L_eff`. Over a corpus:
     `sum(L_eff x example value) / sum(L_eff)`. n is stratified over examples (and blocks) and spread over an example's
-    draws, and the masks depend on `seed` and the example's number alone, so that models are compared on the same ones.
-    Only the examples of `share` are looked at.
+    draws. The masks depend on `seed` and the example's number alone, so models are compared on the same masks.
     """
     total = torch.zeros(len(examples), dtype=torch.float64)
     for rows, batch in uniform_masks(model, examples, share=share, draws=draws, seed=seed, batch_size=batch_size):
@@ -104,7 +156,7 @@ def uniform_masks(
     seed: int,
     batch_size: int,
 ) -> Iterator[tuple[Int[Tensor, "B"], MaskedBatch]]:
-    """The masks under which `row_nelbos` looks at examples: their numbers, and a batch on the model's device."""
+    """Yields the masked batches of `row_nelbos`, on the model's device, with the numbers of their examples."""
     device = next(model.parameters()).device
     number = torch.arange(len(examples))
     seed = noise.integer(seed, Purpose.EVALUATE)
@@ -125,9 +177,9 @@ def row_nlls(
     share: slice = slice(None),
     batch_size: int = 256,
 ) -> RowLikelihoods:
-    """The exact NLL of a causal model per maskable token, in nats: `sum(row NLL) / sum(L_eff)`, as `nelbo` counts.
+    """Computes the exact NLL of a causal model per maskable token, in nats, counted as `row_nelbos` counts.
 
-    A row's NLL is that of its answer up to the first end token: what follows it is certain.
+    A row's NLL is that of its answer up to the first end token: what follows is certain to be padding.
     """
     device = next(model.parameters()).device
     total = torch.zeros(len(examples), dtype=torch.float64)
@@ -140,6 +192,12 @@ def row_nlls(
 
 
 def _weighted_nll(model: Denoiser, batch: MaskedBatch) -> Float[Tensor, "B"]:
-    """The weighted sum over each row's scored positions, on the CPU."""
+    """Sums the weighted NLL of each row's scored positions, on the CPU."""
     stats = model(batch)
     return batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()
+
+
+def batches_of(count: int, share: slice, batch_size: int) -> Sequence[Tensor]:
+    """Splits the numbers of the examples in `share` into batches; none is empty (`split` makes one of nothing)."""
+    own = torch.arange(count)[share]
+    return own.split(batch_size) if len(own) else ()

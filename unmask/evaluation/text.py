@@ -1,14 +1,9 @@
-"""The likelihood of text that a model was not trained on: other corpora, as the run's own text is tokenised and cut.
-
-What evaluations during training measure of running text, beside its likelihood: other corpora, and samples.
-"""
+"""Measures of running text beside the likelihood of held-out rows: other corpora, and samples under another model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from unmask.config import recipes
 from unmask.config.run import GenerativeConfig, RunConfig
@@ -17,34 +12,187 @@ from unmask.data.prepare.sources import ENDINGS
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
-from unmask.evaluation.evaluate import Evaluation, evaluate
-from unmask.evaluation.generative import Quality, Samples, check_random, drawn, of_samples, reference, sample
+from unmask.evaluation.generative import (
+    Quality,
+    Samples,
+    check_random,
+    measure_reference,
+    measure_samples,
+    sample,
+    sampling_config,
+)
 from unmask.evaluation.judge import Scorer
+from unmask.evaluation.nelbo import Likelihood, measure_likelihood, summarise
 from unmask.models.denoiser import Denoiser
 from unmask.progress import warn
 from unmask.tasks.task import Task, TextTask
 from unmask.types import CleanBatch
 
 _MOST_UNKNOWN = 0.05
+_IN_WORDS = (
+    ("gen_ppl", "generative ppl", 1),
+    ("unigram_entropy", "unigram entropy", 2),
+    ("distinct_2", "distinct-2", 2),
+)
 
 
 @dataclass(frozen=True)
 class Corpus:
+    """Text that the model was not trained on, tokenised and cut as the run's own text is."""
+
     name: str
     path: Path
     examples: CleanBatch
     unknown: float
-    """The share of its tokens that the tokenizer does not know: they are easily predicted, and say nothing."""
+    """The share of its tokens that the tokenizer does not know: they are easy to predict, and lower the perplexity."""
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """The likelihood of another corpus."""
+
+    corpus: Corpus
+    likelihood: Likelihood
+
+    def as_dict(self) -> dict[str, Any]:
+        own = self.corpus
+        about = {"data": str(own.path), "examples": len(own.examples), "unknown_share": own.unknown}
+        return self.likelihood.values() | about
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Samples to be drawn, the model that scores them, and its scores of real text."""
+
+    task: TextTask
+    scorer: Scorer
+    samples: Samples
+    decode: DecodeConfig
+    real: Quality
+    prompts: str | None = None
+    """The file of the prompts; None: samples start from nothing."""
+
+    @staticmethod
+    def prepare(
+        model: Denoiser,
+        task: TextTask,
+        folder: str,
+        samples: Samples,
+        decode: DecodeConfig,
+        *,
+        real: CleanBatch,
+        option: str,
+        prompts: str | None = None,
+    ) -> "Generation":
+        """Loads the scoring model in `folder`, and scores as many rows of `real` text as there are samples.
+
+        Args:
+            option: the option or setting that named the folder, for messages.
+
+        Raises:
+            UserError: the folder or the real text cannot be used, or the model cannot decode so.
+        """
+        build_decoder(decode, model, task.tokens)  # refuses early what the model cannot do
+        scorer = Scorer.load(folder, next(model.parameters()).device, option)
+        reference = measure_reference(task, scorer, real[: len(samples.keys)])
+        return Generation(task, scorer, samples, decode, reference, prompts)
+
+    def draw(self, model: Denoiser, update: Callable[[int], None] | None = None) -> "Generative":
+        """Draws the samples and scores them; calls `update` with the number drawn."""
+        tokens = sample(model, self.task, self.samples, self.decode, update=update)
+        return Generative(self, measure_samples(self.task, self.scorer, self.samples, tokens))
+
+
+@dataclass(frozen=True)
+class Generative:
+    """The quality of drawn samples."""
+
+    generation: Generation
+    samples: Quality
+
+    def values(self) -> dict[str, float]:
+        """Returns the figures of the samples, and those of real text under `real/`, by name."""
+        real = self.generation.real.values()
+        return self.samples.values() | {f"real/{name}": value for name, value in real.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        decode, missing = self.generation.decode, {"gen_ppl": None, "gen_ppl_stderr": None}
+        return {
+            "samples": missing | self.samples.values() | self.samples.counts,
+            "real": missing | self.generation.real.values() | self.generation.real.counts,
+            "model": self.generation.scorer.about(),
+            "decoder": {decode.label: decode.model_dump(mode="json")},
+            "prompts": self.generation.prompts,
+        }
+
+    def words(self) -> list[str]:
+        own, real = self.samples.values(), self.generation.real.values()
+        return [
+            f"{name} {own[key]:.{digits}f} (real text {real[key]:.{digits}f})"
+            for key, name, digits in _IN_WORDS
+            if key in own
+        ]
+
+
+@dataclass(frozen=True)
+class TextMeasures:
+    """Corpora and samples to evaluate a model of text on, all of them read and checked before any work."""
+
+    task: TextTask
+    corpora: list[Corpus] = field(default_factory=list)
+    generation: Generation | None = None
+
+    @staticmethod
+    def from_config(config: RunConfig, task: Task, model: Denoiser) -> "TextMeasures | None":
+        """Reads the data of `eval.zero_shot` and `eval.generative`; None without these settings.
+
+        Raises:
+            UserError: the task is not running text, or something is missing or cannot be used.
+        """
+        settings = config.eval
+        if not settings.zero_shot and settings.generative is None:
+            return None
+        text = check_text_task(task, config, "eval.zero_shot" if settings.zero_shot else "eval.generative")
+        corpora = read_corpora(text, settings.zero_shot, limit=settings.examples, option="eval.zero_shot=")
+        if settings.generative is None:
+            return TextMeasures(text, corpora)
+        return TextMeasures(text, corpora, _generation(config, settings.generative, text, model))
+
+    @property
+    def num_samples(self) -> int:
+        return 0 if self.generation is None else len(self.generation.samples.keys)
+
+
+def zero_shot(model: Denoiser, task: TextTask, corpora: Sequence[Corpus], *, nelbo_draws: int) -> dict[str, ZeroShot]:
+    """Measures the likelihood of each corpus, as of held-out rows; masks depend on the row's number alone."""
+    found = {}
+    for corpus in corpora:
+        rows = measure_likelihood(model, task, corpus.examples, draws=nelbo_draws)
+        found[corpus.name] = ZeroShot(corpus, summarise(rows, model, task, corpus.examples))
+    return found
+
+
+def check_text_task(task: Task, config: RunConfig, option: str) -> TextTask:
+    """Returns `task`, which must be running text for the measure that `option` asks for.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(task, TextTask):
+        raise UserError(
+            f"{option}: the task {config.task.name} is no running text, of which this is measured; leave it out"
+        )
+    return task
 
 
 def read_corpora(task: TextTask, paths: Sequence[str | Path], *, limit: int | None, option: str) -> list[Corpus]:
-    """Each corpus, up to `limit` rows of it.
+    """Reads each corpus, up to `limit` rows of it.
 
     Args:
-        option: what the paths were given to, for messages.
+        option: the option or setting that named the paths, for messages.
 
     Raises:
-        UserError: one is not there, cannot be read, or holds too little text.
+        UserError: a path does not exist, cannot be read, or holds too little text.
     """
     found = [Path(path).expanduser() for path in paths]
     for path in found:
@@ -54,13 +202,8 @@ def read_corpora(task: TextTask, paths: Sequence[str | Path], *, limit: int | No
     return [_read(task, name, path, limit, option) for name, path in zip(names, found, strict=True)]
 
 
-def zero_shot(model: Denoiser, task: TextTask, corpora: Sequence[Corpus], *, nelbo_draws: int) -> dict[str, Evaluation]:
-    """By name. Each is evaluated as held-out rows are, with masks that depend on the row's number alone."""
-    return {corpus.name: evaluate(model, task, corpus.examples, (), nelbo_draws=nelbo_draws) for corpus in corpora}
-
-
 def names_of(paths: Sequence[Path], option: str) -> list[str]:
-    """What they are called: without the ending, and with as many folders before it as tell them apart.
+    """Names each path, without its ending, by as many of its last folders as tell the paths apart.
 
     Raises:
         UserError: some are the same, or differ in their endings alone.
@@ -98,108 +241,12 @@ def _share_unknown(task: TextTask, examples: CleanBatch) -> float:
     return float((text == task.vocabulary.unknown_id).double().mean())
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Samples to be drawn, who judges them, and what that model says of real text."""
-
-    task: TextTask
-    scorer: Scorer
-    samples: Samples
-    decode: DecodeConfig
-    reference: Quality
-
-    def __call__(self, model: Denoiser, update: Callable[[int], None] | None = None) -> Quality:
-        tokens = sample(model, self.task, self.samples, self.decode, update=update)
-        return of_samples(self.task, self.scorer, self.samples, tokens)
-
-
-@dataclass(frozen=True)
-class TextMeasures:
-    """All that `eval.zero_shot` and `eval.generative` ask for, read before any training."""
-
-    task: TextTask | None = None
-    corpora: list[Corpus] = field(default_factory=list)
-    generation: Generation | None = None
-    nelbo_draws: int = 1
-
-    @staticmethod
-    def of(config: RunConfig, task: Task, model: Denoiser, device: torch.device) -> "TextMeasures":
-        """Reads what is asked for.
-
-        Raises:
-            UserError: the task is no running text, or something asked for is not there or cannot be used.
-        """
-        asked = config.eval
-        if not asked.zero_shot and asked.generative is None:
-            return TextMeasures()
-        text = text_task(task, config, "eval.zero_shot" if asked.zero_shot else "eval.generative")
-        corpora = read_corpora(text, asked.zero_shot, limit=asked.examples, option="eval.zero_shot=")
-        generation = None if asked.generative is None else _generation(config, asked.generative, text, model, device)
-        return TextMeasures(text, corpora, generation, asked.nelbo_draws)
-
-    def __call__(self, model: Denoiser) -> dict[str, float]:
-        """Values for `metrics.jsonl`, by name."""
-        values: dict[str, float] = {}
-        if self.task is not None:
-            found = zero_shot(model, self.task, self.corpora, nelbo_draws=self.nelbo_draws)
-            for name, result in found.items():
-                values |= {f"eval/zero_shot/{name}/{key}": value for key, value in result.likelihoods().items()}
-        if self.generation is not None:
-            values |= {f"eval/{key}": value for key, value in self.generation(model).values().items()}
-            values |= {f"eval/real/{key}": value for key, value in self.generation.reference.values().items()}
-        return values
-
-
-def text_task(task: Task, config: RunConfig, option: str) -> TextTask:
-    """`task`, which must be running text for what `option` asks for.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not isinstance(task, TextTask):
-        raise UserError(
-            f"{option}: the task {config.task.name} is no running text, of which this is measured; leave it out"
-        )
-    return task
-
-
-def _generation(
-    config: RunConfig, asked: GenerativeConfig, task: TextTask, model: Denoiser, device: torch.device
-) -> Generation:
-    decode = _decode(config, asked.decode, is_causal=model.is_causal)
-    check_random(decode, asked.samples, "eval.generative.decode")
-    build_decoder(decode, model, task.tokens)  # refuses what the model cannot do
-    scorer = Scorer.load(asked.model, device, "eval.generative.model=")
-    real = task.validation(asked.samples)
-    samples = Samples.from_nothing(real, task.tokens.mask_id, asked.samples)
-    return Generation(task, scorer, samples, decode, reference(task, scorer, real))
-
-
-def _decode(config: RunConfig, changed: dict[str, Any], *, is_causal: bool) -> DecodeConfig:
-    settings = drawn(config.decode, is_causal=is_causal).model_dump()
-    recipes.merge(settings, recipes.rename_keys(changed), DecodeConfig)
-    decode = check_section(DecodeConfig, settings, "eval.generative.decode")
+def _generation(config: RunConfig, settings: GenerativeConfig, task: TextTask, model: Denoiser) -> Generation:
+    tree = sampling_config(config.decode, is_causal=model.is_causal).model_dump()
+    recipes.merge(tree, recipes.rename_keys(settings.decode), DecodeConfig)
+    decode = check_section(DecodeConfig, tree, "eval.generative.decode")
     check_guidance(decode, config.data)
-    return decode
-
-
-def in_words(values: dict[str, float]) -> str:
-    """What was measured, for the terminal; begins with a comma unless it is nothing."""
-    zero_shot = [f"{key.split('/')[2]} ppl {value:.1f}" for key, value in values.items() if _is_zero_shot_ppl(key)]
-    parts = [
-        f"{name} {values[f'eval/{key}']:.{digits}f} (real text {values[f'eval/real/{key}']:.{digits}f})"
-        for key, name, digits in _SHOWN
-        if f"eval/{key}" in values
-    ]
-    return "".join(f", {part}" for part in [*zero_shot, *parts])
-
-
-_SHOWN = (
-    ("gen_ppl", "generative ppl", 1),
-    ("unigram_entropy", "unigram entropy", 2),
-    ("distinct_2", "distinct-2", 2),
-)
-
-
-def _is_zero_shot_ppl(key: str) -> bool:
-    return key.startswith("eval/zero_shot/") and key.endswith("/ppl")
+    check_random(decode, settings.samples, "eval.generative.decode")
+    real = task.validation(settings.samples)
+    samples = Samples.from_nothing(real, task.tokens.mask_id, settings.samples)
+    return Generation.prepare(model, task, settings.model, samples, decode, real=real, option="eval.generative.model=")

@@ -18,7 +18,7 @@ from unmask.progress import console, warn
 from unmask.tasks.task import build_task, keep_files
 from unmask.training import checkpoint, loading, trackers
 from unmask.training.distributed import check_alike
-from unmask.training.evaluating import Evaluator
+from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.logging import BadStep, MetricsFile, NonFiniteMonitor, StepDisplay, TensorBoardWriter
 from unmask.training.parallel import check_parallel
@@ -345,9 +345,10 @@ class Run:
 
     def _evaluate(self) -> bool:
         """Evaluates and logs the result; True if it is the best so far."""
-        found = self.evaluator()
-        self._log(found.values)
-        console.print(f"{self.title}  step {self.progress.step}: {found.words}")
+        results = self.evaluator()
+        found = next(iter(results.values()))
+        self._log(metrics(results))
+        console.print(f"{self.title}  step {self.progress.step}: {found.words()}")
         progress = self.progress
         progress.evaluated_step = progress.step
         if not progress.is_better(found.score, found.nelbo):

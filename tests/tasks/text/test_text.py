@@ -16,7 +16,7 @@ from unmask.data.prepare.documents import standard_library
 from unmask.data.prepare.sources import PART, FileSource
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
-from unmask.evaluation.evaluate import TextLikelihood
+from unmask.evaluation.nelbo import TextLikelihood
 from unmask.lab.compare import choose_measure
 from unmask.tasks.task import Extent, GradedTask
 from unmask.tasks.text import Text

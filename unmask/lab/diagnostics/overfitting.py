@@ -12,8 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.data.stream import ExampleStream
-from unmask.evaluation.evaluate import row_likelihoods
-from unmask.evaluation.nelbo import Estimate
+from unmask.evaluation.nelbo import Estimate, measure_likelihood
 from unmask.lab.diagnostics.measures import NotApplicable
 from unmask.training.loading import LoadedRun
 from unmask.training.trainer import Trainer
@@ -66,7 +65,7 @@ def measure_overfitting(
     found = []
     with trainer.weights(run.weights):
         for examples in sets:
-            likelihoods = row_likelihoods(trainer.model, run.task, examples, draws=draws)
+            likelihoods = measure_likelihood(trainer.model, run.task, examples, draws=draws)
             found.append(likelihoods.over_corpus())
             on_progress(len(found) / len(sets))
     distinct, shown = min(seen, trainer.stream.epoch_size), trainer.step_number * batch_size
