@@ -39,6 +39,9 @@ CASES: list[dict] = [
 SOME_EMPTY = {"masking": "independent"}
 """Settings under which a row may have nothing masked."""
 
+STEPS = 14
+"""By then the number of stages has changed twice and every pool has replaced nearly half of its rows or more."""
+
 cases = pytest.mark.parametrize("settings", CASES, ids=lambda case: ",".join(f"{k}={v}" for k, v in case.items()))
 
 
@@ -77,7 +80,7 @@ class Marked(RandomStream):
 @cases
 def test_the_prompt_is_kept_and_the_rest_is_clean_or_masked(settings: dict) -> None:
     process, stream = build(settings), Marked(length=LENGTH, vocab_size=7)
-    for step in range(30):
+    for step in range(STEPS):
         batch = process.next_batch(stream)
         is_masked, is_prompt = batch.xt == MASK, batch.x0 == PROMPT
         is_scored = batch.scatter(torch.ones_like(batch.weight), 0.0).bool()
@@ -128,7 +131,7 @@ def assert_equal(one: MaskedBatch, other: MaskedBatch) -> None:
 def test_shards_make_up_the_whole(settings: dict, stream: RandomStream) -> None:
     whole = build(settings)
     parts = [build(settings, RowShard(total=ROWS, start=start, stop=stop)) for start, stop in ((0, 4), (4, ROWS))]
-    for step in range(25):
+    for step in range(STEPS):
         batch, pieces = whole.next_batch(stream), [part.next_batch(stream) for part in parts]
         assert torch.equal(batch.x0, torch.cat([piece.x0 for piece in pieces]))
         assert torch.equal(batch.xt, torch.cat([piece.xt for piece in pieces]))
@@ -151,7 +154,7 @@ def test_shards_make_up_the_whole(settings: dict, stream: RandomStream) -> None:
 @cases
 def test_its_state_goes_on_exactly(settings: dict, stream: RandomStream) -> None:
     process, restored = build(settings), build(settings)
-    for step in range(20):
+    for step in range(STEPS):
         if step == 7:
             restored.load_state_dict(process.state_dict())
         batch = process.next_batch(stream)
@@ -171,7 +174,7 @@ def test_its_state_goes_on_exactly(settings: dict, stream: RandomStream) -> None
 )
 def test_one_block_is_no_blocks(settings: dict, stream: RandomStream) -> None:
     plain, one = build(settings), build(settings | {"block_size": LENGTH})
-    for step in range(15):
+    for step in range(STEPS):
         batches = [process.next_batch(stream) for process in (plain, one)]
         assert_equal(*batches)
         for process, batch in zip((plain, one), batches, strict=True):

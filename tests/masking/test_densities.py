@@ -79,8 +79,9 @@ def test_density_is_the_slope_of_the_mass_and_icdf_its_inverse(name: str) -> Non
 
 @pytest.mark.parametrize("name", CASES)
 def test_draws_of_the_global_batch_have_this_density(name: str) -> None:
+    """Eight steps suffice: strata keep the mean of a step's 80 draws within some 1/1000, and counts within a few."""
     q = density(name)
-    t = torch.stack([stratified(q, torch.arange(40), 40, 0, step, 2) for step in range(25)])
+    t = torch.stack([stratified(q, torch.arange(40), 40, 0, step, 2) for step in range(8)])
     assert (t > 0).all()
     assert (t <= 1).all()
     bins = 16

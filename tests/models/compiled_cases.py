@@ -1,4 +1,4 @@
-"""What `test_head.py` runs in a process without shape checks: they cannot be compiled."""
+"""What `tests/training/test_compiled.py` runs in a process without shape checks: they cannot be compiled."""
 
 import pytest
 import torch

@@ -1,9 +1,6 @@
 """The head over chunks of the vocabulary is the plain one, in values and gradients, in less memory."""
 
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -337,15 +334,6 @@ def test_the_gradient_of_the_matrix_is_made_once(tied: bool, monkeypatch: pytest
     embeddings = {weight.grad.data_ptr(), model.backbone.embedding.weight.grad.data_ptr()}
     assert set(made) == embeddings
     assert len(embeddings) == (1 if tied else 2)
-
-
-def test_compiled_cases() -> None:
-    cases = Path(__file__).with_name("compiled_cases.py")
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--show-capture=no", str(cases)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:]
-    if "skipped" in done.stdout:
-        pytest.skip("no compiler")
 
 
 def test_a_chunk_is_smaller_than_what_counts_as_large() -> None:

@@ -13,8 +13,9 @@ CPU = torch.device("cpu")
 
 
 def test_compiled_cases() -> None:
-    cases = Path(__file__).with_name("compiled_cases.py")
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--show-capture=no", str(cases)]
+    """Those of the head and those of training, in one process: importing and warming up the compiler takes longest."""
+    cases = [str(Path(__file__).parents[1] / folder / "compiled_cases.py") for folder in ("models", "training")]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--show-capture=no", *cases]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
     if "skipped" in done.stdout:
