@@ -1,6 +1,7 @@
 """Fixtures shared by all tests. No test needs the network, a GPU or data outside the checkout unless it says so."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -21,12 +22,20 @@ NUM_THREADS = max(1, min(2, (os.cpu_count() or 1) // NUM_WORKERS))
 """Of each worker and of the processes it starts; the golden losses hold for one thread and for two."""
 
 
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(
+        NUM_THREADS
+    )  # training sets it for its process; more than there are cores wait for each other
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _few_threads_and_a_cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    torch.set_num_threads(NUM_THREADS)
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS)
     shared = tmp_path_factory.getbasetemp().parent if NUM_WORKERS > 1 else tmp_path_factory.getbasetemp()
     os.environ["UNMASK_CACHE"] = str(shared / "cache")  # one for all workers: they lock what they make
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what it runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # some tests send it
 
 
 @pytest.fixture

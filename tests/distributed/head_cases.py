@@ -1,6 +1,6 @@
 """What `test_head.py` runs in each of two processes: gradients from the rows that are its own.
 
-`python -m tests.distributed.head_cases WRAPPER FOLDER RANK` writes them, and the statistics, to FOLDER.
+`python -m tests.distributed.head_cases FOLDER RANK` writes them, and the statistics, to FOLDER, a file a wrapper.
 """
 
 import sys
@@ -103,18 +103,19 @@ def results(wrapper: str, rank: int, tied: bool, parts: int) -> dict[str, Tensor
     return found
 
 
-def main(wrapper: str, folder: Path, rank: int) -> None:
+def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=30)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
     )
-    found: dict[str, Tensor] = {}
-    with large_head():
-        for case in CASES:
-            found |= results(wrapper, rank, *case)
-    save_file(found, folder / f"{rank}.safetensors")
+    for wrapper in WRAPPERS:
+        found: dict[str, Tensor] = {}
+        with large_head():
+            for case in CASES:
+                found |= results(wrapper, rank, *case)
+        save_file(found, folder / f"{wrapper}_{rank}.safetensors")
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,9 +1,5 @@
 """Two processes with half of the rows each find the statistics and gradients of one that has all of them."""
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,35 +9,23 @@ from torch import Tensor
 
 from tests.distributed import head_cases
 from tests.distributed.head_cases import CASES, ROWS, STEPS, WORLD, WRAPPERS, backward, batch, key, large_head, model
-
-ROOT = Path(__file__).parents[2]
-SECONDS = 60  # a few are enough; what hangs is ended
+from tests.distributed.launching import launch
 
 
-@pytest.fixture(scope="module", params=WRAPPERS)
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes wrote what they found, with each wrapper in turn."""
+    folder = tmp_path_factory.mktemp("found")
+    commands = [[head_cases.__name__, str(folder), str(rank)] for rank in range(WORLD)]
+    launched = launch(commands, folder / "logs")
+    assert launched.wait() == [0] * WORLD, launched.said(0)[-5000:] + launched.said(1)[-5000:]
+    return folder
+
+
+@pytest.fixture(params=WRAPPERS)
+def found(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Tensor]]:
     """What each process wrote."""
-    folder = tmp_path_factory.mktemp(request.param)
-    command = [sys.executable, "-m", head_cases.__name__, request.param, str(folder)]
-    logs = [folder / f"{rank}.log" for rank in range(WORLD)]
-    processes = []
-    try:
-        for rank, log in enumerate(logs):
-            with log.open("w") as file:
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                processes.append(
-                    subprocess.Popen([*command, str(rank)], cwd=ROOT, env=environment, stdout=file, stderr=file)
-                )
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-            time.sleep(0.05)
-        said = "\n".join(log.read_text()[-5000:] for log in logs)
-        assert [process.returncode for process in processes] == [0] * WORLD, said
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [load_file(folder / f"{rank}.safetensors") for rank in range(WORLD)]
+    return [load_file(folder / f"{request.param}_{rank}.safetensors") for rank in range(WORLD)]
 
 
 # Sums in another order, in fp64: values are below 10, and rounding steps 1e-16 of that.

@@ -18,7 +18,7 @@ from unmask.training.loading import LoadedRun, load
 
 SMALL = [
     *("model={preset: tinygsm-small, dim: 16, ff_dim: 24, num_layers: 2, num_heads: 2}", "train.compile=false"),
-    *("train.dtype=float32", "train.batch_size=8", "eval.examples=4", "eval.tokens_per_step=[40]", "train.threads=2"),
+    *("train.dtype=float32", "train.batch_size=8", "eval.examples=4", "eval.tokens_per_step=[40]", "train.threads=1"),
     *("data.validation_ratio=0.1", "optim.warmup_steps=1", *SHORT),
 ]
 AR = [*SMALL, "eval.tokens_per_step=[1]"]

@@ -24,7 +24,7 @@ from unmask.types import CleanBatch
 
 END, MASK = 256, 257
 SMALL = [
-    *("model.preset=tiny", "train.compile=false", "train.dtype=float32", "train.batch_size=8", "train.threads=2"),
+    *("model.preset=tiny", "train.compile=false", "train.dtype=float32", "train.batch_size=8", "train.threads=1"),
     *("optim.warmup_steps=1", "eval.examples=4", "data.length=32", *SHORT),
 ]
 
