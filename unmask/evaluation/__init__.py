@@ -1,1 +1,1 @@
-"""What a model is worth: likelihood bounds and solve rates."""
+"""Measures of a model: likelihood bounds, solve rates, and samples of text."""
