@@ -17,6 +17,7 @@ from unmask.cli import options
 from unmask.config import recipes
 from unmask.config.run import EvalConfig
 from unmask.decoding.config import DecodeConfig
+from unmask.errors import UserError
 
 
 def test_a_run_folder_has_what_it_should(run: Path) -> None:
@@ -220,6 +221,31 @@ def test_every_recipe_loads_and_its_methods_differ_in_the_process_alone() -> Non
         pair = (f"{baseline}uniform", f"{baseline}puma")
         one, other = (recipes.load(name).model_dump() for name in pair)
         assert [section for section in one if one[section] != other[section]] == ["process"]
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "said"),
+    [
+        ("process", "{confidence: margin, order: prob}", "confidence='margin' and order='prob'"),
+        ("process", "{confidence: margin, alg: prob}", "confidence='margin' and alg='prob'"),
+        ("decode", "{order: margin, confidence: prob}", "order='margin' and confidence='prob'"),
+        ("eval", "{orders: [prob], confidences: [margin]}", "orders=['prob'] and confidences=['margin']"),
+    ],
+)
+def test_two_names_of_one_setting_are_the_users_mistake(
+    section: str, given: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"extends: sudoku/puma\n{section}: {given}\n")
+    assert run_cli("settings", mine) == 2
+    assert f"{section}: {said} are one setting; give order" in " ".join(capsys.readouterr().err.split())
+
+
+def test_two_names_of_one_setting_of_a_decoder() -> None:
+    for text in ("margin,confidence=prob", "alg=prob,confidence=margin", "order=prob,alg=margin"):
+        with pytest.raises(UserError, match=rf"^--decoder {text}: decode: .* are one setting; give order alone"):
+            options.parse_decoder(text, DecodeConfig())
+    assert options.parse_decoder("confidence=margin", DecodeConfig(order="prob")).order == "margin"
 
 
 def test_names_that_users_of_other_code_bring() -> None:

@@ -11,6 +11,7 @@ import pytest
 import unmask
 from tests.helpers import SHORT, run_cli
 from unmask.errors import UserError
+from unmask.lab.trainings import Training
 
 CODE = """
 from pathlib import Path
@@ -120,8 +121,10 @@ def test_what_is_trusted_runs_and_says_where_it_comes_from(
     assert f"imported from {here / 'strange.py'}" in err.replace("\n", "")
     assert run_cli("eval", kind, "--examples", "4") == 2  # trust ends with the call
     assert unmask.load(kind, trust_code=True)
-    with pytest.raises(UserError, match="trust_code"):
-        unmask.load(kind)
+    assert unmask.export(kind, f"exported_{kind}", trust_code=True).step == 4
+    for open_it in (unmask.load, lambda run: unmask.export(run, "exported")):
+        with pytest.raises(UserError, match="trust_code"):
+            open_it(kind)
 
 
 def test_a_registered_name_needs_no_trust(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +144,10 @@ def test_what_lies_in_the_current_folder_is_not_imported_by_chance(here: Path, t
     code = "import sys; from unmask.cli import run; sys.argv[1:] = ['settings', 'debug', 'process']; run()"
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, "num_stages" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_training_of_compare_imports_nothing_by_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("yaml.py").write_text("raise SystemExit('imported by chance')\n")
+    training = Training("debug", (*SHORT, "train.compile=false", "eval.examples=4"), tmp_path / "run")
+    assert training.start(threads=1).wait() == 0, training.log.read_text()

@@ -65,8 +65,8 @@ def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder
             raise UserError(f"{where}: {part!r} is not key=value")
         given[key.removeprefix("decode.")] = _parse_value(value, where)
     settings = base.model_dump()
-    recipes.merge(settings, recipes.rename_keys(given), DecodeConfig)
     try:
+        recipes.merge(settings, recipes.rename_keys(given), DecodeConfig, "decode")
         return check_section(DecodeConfig, settings, "decode")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

@@ -135,15 +135,23 @@ def _write(tree: dict[str, Any], key: str, value: Any, section: type[Section] = 
     """Merges a section into the one in `tree`, or replaces it if it names another component."""
     old = tree.get(key)
     if isinstance(old, dict) and isinstance(value, dict) and value.get("name") in (None, old.get("name")):
-        merge(old, value, section)
+        merge(old, value, section, key)
     else:
         tree[key] = value
 
 
-def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section] = Section) -> None:
-    """Writes `update` into `base`. One of the section's alternatives replaces the others, with their dependents."""
-    _rename_aliases(base, section)
-    update = section.rename_aliases(update)
+def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section], prefix: str) -> None:
+    """Writes `update` into `base`. One of the section's alternatives replaces the others, with their dependents.
+
+    Raises:
+        UserError: a key is there under two names; the message calls the section `prefix`.
+    """
+    try:
+        renamed, update = section.rename_aliases(base), section.rename_aliases(update)
+    except UserError as error:
+        raise UserError(f"{prefix}: {error}") from None
+    base.clear()
+    base.update(renamed)
     if any(update.get(key) is not None for key in section.alternatives):
         for key in section.alternatives:
             base.pop(key, None)
@@ -152,9 +160,3 @@ def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section] =
                 base.pop(key, None)
     for key, value in update.items():
         _write(base, key, value)
-
-
-def _rename_aliases(tree: dict[str, Any], section: type[Section]) -> None:
-    renamed = section.rename_aliases(tree)
-    tree.clear()
-    tree.update(renamed)

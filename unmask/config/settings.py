@@ -50,11 +50,12 @@ class Section(BaseModel):
         """Returns the settings `given` with this section's own keys in place of aliases.
 
         Raises:
-            ValueError: a key and its alias are both there.
+            UserError: two names of one key are there.
         """
-        for alias, key in cls.aliases.items():
-            if alias in given and key in given:
-                raise ValueError(f"{alias}={given[alias]!r} and {key}={given[key]!r} are one setting; give {key} alone")
+        for key in set(cls.aliases.values()):
+            if len(names := [name for name in given if cls.aliases.get(name, name) == key]) > 1:
+                values = " and ".join(f"{name}={given[name]!r}" for name in names)
+                raise UserError(f"{values} are one setting; give {key} alone")
         return {cls.aliases.get(key, key): value for key, value in given.items()}
 
     def of_run(self, folder: Path) -> "Section":

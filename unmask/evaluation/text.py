@@ -243,7 +243,7 @@ def _share_unknown(task: TextTask, examples: CleanBatch) -> float:
 
 def _generation(config: RunConfig, settings: GenerativeConfig, task: TextTask, model: Denoiser) -> Generation:
     tree = sampling_config(config.decode, is_causal=model.is_causal).model_dump()
-    recipes.merge(tree, recipes.rename_keys(settings.decode), DecodeConfig)
+    recipes.merge(tree, recipes.rename_keys(settings.decode), DecodeConfig, "eval.generative.decode")
     decode = check_section(DecodeConfig, tree, "eval.generative.decode")
     check_guidance(decode, config.data)
     check_random(decode, settings.samples, "eval.generative.decode")

@@ -29,7 +29,9 @@ class Training:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def start(self, threads: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "unmask", "train", self.recipe, *self.settings, f"train.threads={threads}"]
+        # -P: a file in the current folder may have the name of a library's module.
+        command = [sys.executable, "-P", "-m", "unmask", "train", self.recipe, *self.settings]
+        command += [f"train.threads={threads}"]
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         # A session of its own, so that Ctrl-C reaches only the parent, which passes it on once.
         with self.log.open("ab") as log:

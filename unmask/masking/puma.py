@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Int
-from pydantic import AfterValidator, Field, SerializeAsAny, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, field_validator
 from torch import Tensor
 
 from unmask import noise
@@ -46,7 +46,9 @@ def _check_schedule(schedule: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 StageSchedule = Annotated[
-    list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]], AfterValidator(_check_schedule)
+    list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]],
+    BeforeValidator(lambda value: [] if value is None else value),
+    AfterValidator(_check_schedule),
 ]
 
 
@@ -71,7 +73,7 @@ class PumaPool(Pool):
         @field_validator("time", mode="before")
         @classmethod
         def _read_time(cls, value: Any) -> Any:
-            return time.read(value, "process.time")
+            return time.read("uniform" if value is None else value, "process.time")
 
     config: Config
 

@@ -250,13 +250,15 @@ class Mixture(DensityConfig):
 
 
 def read(value: Any, prefix: str) -> DensityConfig:
-    """Reads the settings of a density: a section, or a name for its defaults.
+    """Reads the settings of a density: a section, or a name for its defaults; a `Density` becomes a table.
 
     Raises:
         UserError: no such density, or wrong settings.
     """
     if isinstance(value, DensityConfig):
         return value
+    if isinstance(value, Density):
+        return Uniform() if value.cells == 1 else Table(values=(value.mass * value.cells).tolist())
     tree = {"name": value} if isinstance(value, str) else value
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
         raise UserError(f"{prefix}={value!r}: give the name of a density, or its settings with name")

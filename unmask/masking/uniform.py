@@ -93,7 +93,7 @@ class RandomMasking(IndependentBatches):
         @field_validator("time", mode="before")
         @classmethod
         def _read_time(cls, value: Any) -> Any:
-            return time.read(value, "process.time")
+            return time.read("uniform" if value is None else value, "process.time")
 
         @model_validator(mode="after")
         def _check_cap(self) -> "RandomMasking.Config":

@@ -55,7 +55,7 @@ def measure_fastest(model: nn.Module, *, rows: int, length: int, dtype: torch.dt
         noisy, length = length, length + num_clean(length, size)
     name = str(dtype).removeprefix("torch.")
     case = Case(rows, own[0].num_heads, length, own[0].head_dim, name, torch.get_num_threads(), size, noisy)
-    command = [sys.executable, "-m", "unmask.models.measuring", json.dumps(asdict(case))]
+    command = [sys.executable, "-P", "-m", "unmask.models.measuring", json.dumps(asdict(case))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -181,13 +181,26 @@ def load(source: str | Path, *, weights: str | None = None, step: str = "last", 
     return copy_context().run(open_and_build)  # trust ends with this call
 
 
-def export(run: str | Path, target: str | Path, *, weights: str | None = None, step: str = "last") -> LoadedRun:
+def export(
+    run: str | Path, target: str | Path, *, weights: str | None = None, step: str = "last", trust_code: bool = False
+) -> LoadedRun:
     """Writes `target/model.safetensors` and `target/config.json`, all that `load` needs; returns what it exported.
+
+    The arguments are those of `load`.
 
     Raises:
         UserError: as `load`, or `target` already holds something.
     """
-    target = Path(target)
+
+    def open_and_write() -> LoadedRun:
+        if trust_code:
+            registry.trust_code()
+        return _export(run, Path(target), weights, step)
+
+    return copy_context().run(open_and_write)  # trust ends with this call
+
+
+def _export(run: str | Path, target: Path, weights: str | None, step: str) -> LoadedRun:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is not an empty folder; name another one")
     source = LoadedRun.open(run, weights=weights, step=step)
