@@ -241,6 +241,12 @@ def test_two_names_of_one_setting_are_the_users_mistake(
     assert f"{section}: {said} are one setting; give order" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_setting_is_listed_under_its_other_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("settings", "debug", "decode.confidence", "eval.confidences", "process.alg=margin", "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["decode.order", "eval.orders"]
+    assert run_cli("settings", "debug", "decod.confidence", "steps.x") == 2
+
+
 def test_two_names_of_one_setting_of_a_decoder() -> None:
     for text in ("margin,confidence=prob", "alg=prob,confidence=margin", "order=prob,alg=margin"):
         with pytest.raises(UserError, match=rf"^--decoder {text}: decode: .* are one setting; give order alone"):

@@ -10,6 +10,7 @@ import pytest
 
 import unmask
 from tests.helpers import SHORT, run_cli
+from unmask.config.registry import resolve
 from unmask.errors import UserError
 from unmask.lab.trainings import Training
 
@@ -151,3 +152,20 @@ def test_a_training_of_compare_imports_nothing_by_chance(tmp_path: Path, monkeyp
     Path("yaml.py").write_text("raise SystemExit('imported by chance')\n")
     training = Training("debug", (*SHORT, "train.compile=false", "eval.examples=4"), tmp_path / "run")
     assert training.start(threads=1).wait() == 0, training.log.read_text()
+
+
+def test_code_of_the_current_folder_may_import_its_neighbours_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "neighbour.py").write_text("SIZE = 3\n")
+    (tmp_path / "borrower.py").write_text(
+        "from unmask.masking.uniform import RandomMasking\n\n"
+        "class Process(RandomMasking):\n"
+        "    def metrics(self):\n"
+        "        import neighbour\n"
+        "        return {'size': neighbour.SIZE}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    assert resolve("process", "borrower:Process").metrics(None) == {"size": 3}
+    assert sys.path[-1] == str(tmp_path)

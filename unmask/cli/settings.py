@@ -46,7 +46,7 @@ def settings(
     """
     words = chosen or []
     config = _load(recipe, [word for word in words if "=" in word])
-    rows = _select(list(explain(config)), [word for word in words if "=" not in word])
+    rows = _select(list(explain(config)), [_own_key(config, word) for word in words if "=" not in word])
     if as_json:
         options.print_json({key: {"value": value, "meaning": meaning} for key, value, meaning in rows})
     else:
@@ -59,6 +59,13 @@ def _load(recipe: str, overrides: list[str]) -> RunConfig:
     if overrides:
         raise UserError(f"{' '.join(overrides)}: the settings of a run stand; give a recipe to change them")
     return read_config(Path(recipe))
+
+
+def _own_key(config: RunConfig, key: str) -> str:
+    """Returns `key`, or the key that it is another name of."""
+    section, dot, name = key.partition(".")
+    aliases = getattr(config, section).aliases if section in RunConfig.model_fields else {}
+    return f"{section}{dot}{aliases.get(name, name)}"
 
 
 def explain(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

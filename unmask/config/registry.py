@@ -134,7 +134,11 @@ def _origin(module: str) -> str:
 
 def _import(module: str, *, from_folder: bool) -> ModuleType:
     with _current_folder_searched() if from_folder else nullcontext():
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+    folder, file = Path.cwd(), getattr(found, "__file__", None)
+    if from_folder and file and Path(file).is_relative_to(folder) and str(folder) not in sys.path:
+        sys.path.append(str(folder))  # code of this folder may import its neighbours later, in a function
+    return found
 
 
 @contextmanager
