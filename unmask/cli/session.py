@@ -76,7 +76,7 @@ class DecodeSession:
         is_given = canvas[0] != self.decoder.mask_id
         pause = min(_SECONDS_PER_FRAME, _MOST_SECONDS / max(1, int((~is_given).sum()))) if console.is_terminal else 0
         seconds, last = 0.0, time.perf_counter()
-        with Live(console=console, auto_refresh=False) if is_shown else nullcontext() as live:
+        with casts_kept(), Live(console=console, auto_refresh=False) if is_shown else nullcontext() as live:
             for state in self.steps(canvas, key):
                 seconds += time.perf_counter() - last
                 if live is not None:
