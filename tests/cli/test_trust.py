@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
 
 import unmask
 from tests.helpers import SHORT, run_cli
-from unmask.config.registry import resolve
+from unmask.config.registry import resolve, trust_code
 from unmask.errors import UserError
 from unmask.lab.trainings import Training
 
@@ -152,6 +153,17 @@ def test_a_training_of_compare_imports_nothing_by_chance(tmp_path: Path, monkeyp
     Path("yaml.py").write_text("raise SystemExit('imported by chance')\n")
     training = Training("debug", (*SHORT, "train.compile=false", "eval.examples=4"), tmp_path / "run")
     assert training.start(threads=1).wait() == 0, training.log.read_text()
+
+
+def test_trainings_of_compare_trust_what_compare_trusts(tmp_path: Path) -> None:
+    training = Training("debug", ("train.init=strange",), tmp_path / "run")
+
+    def trusted_command() -> list[str]:
+        trust_code()
+        return training.command(threads=1)
+
+    assert "--trust-code" in copy_context().run(trusted_command)
+    assert "--trust-code" not in training.command(threads=1)
 
 
 def test_code_of_the_current_folder_may_import_its_neighbours_later(

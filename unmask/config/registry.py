@@ -61,6 +61,11 @@ def trust_code() -> None:
     _trusts_code.set(True)
 
 
+def trusts_code() -> bool:
+    """True if `trust_code` was called in this context."""
+    return _trusts_code.get()
+
+
 @contextmanager
 def found_in(file: Path) -> Iterator[None]:
     """Resolves names that the user did not type, but that a run, export or checkpoint holds in `file`.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unmask.config import registry
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
 from unmask.training.folder import RunFolder, read_config, schedule_length
@@ -28,16 +29,20 @@ class Training:
     def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log")
 
-    def start(self, threads: int) -> subprocess.Popen[bytes]:
+    def command(self, threads: int) -> list[str]:
+        """Returns the command line; it trusts the code that this process trusts."""
         # -P: a file in the current folder may have the name of a library's module.
-        command = [sys.executable, "-P", "-m", "unmask", "train", self.recipe, *self.settings]
-        command += [f"train.threads={threads}"]
+        return [
+            *(sys.executable, "-P", "-m", "unmask", "train", self.recipe, *self.settings, f"train.threads={threads}"),
+            *("--out", str(self.folder), "--resume"),
+            *["--trust-code"] * registry.trusts_code(),
+        ]
+
+    def start(self, threads: int) -> subprocess.Popen[bytes]:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         # A session of its own, so that Ctrl-C reaches only the parent, which passes it on once.
         with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [*command, "--out", str(self.folder), "--resume"], stdout=log, stderr=log, start_new_session=True
-            )
+            return subprocess.Popen(self.command(threads), stdout=log, stderr=log, start_new_session=True)
 
 
 def check_budget(folder: Path, config: RunConfig) -> None:
