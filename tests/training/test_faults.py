@@ -27,7 +27,7 @@ class Killed(BaseException):
 
 
 class Disk:
-    """Stands before the operations of `durable`: the one numbered `fail_at` (from 1) goes wrong as `fault` says."""
+    """Stands before the operations of `files`: the one numbered `fail_at` (from 1) goes wrong as `fault` says."""
 
     def __init__(self, fault: str, fail_at: int) -> None:
         self.fault, self.fail_at = fault, fail_at

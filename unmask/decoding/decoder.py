@@ -43,7 +43,7 @@ class _Rows:
     """The state of the rows that are being decoded; `keep` drops those that are finished."""
 
     number: Int[Tensor, "b"]
-    """Which of the B rows these are."""
+    """Indices of these rows among the B that decoding started with."""
     prompt: Int[Tensor, "b"]
     xt: Int[Tensor, "b L"]
     step: Int[Tensor, "b"]

@@ -25,7 +25,7 @@ class Revealed:
     confidence: Float[Tensor, "b L"]
     """The largest probability when a position was revealed."""
     log_prob: Float[Tensor, "b L"]
-    """Of the values at masked positions and, for rules that read them, of the tokens at revealed ones."""
+    """Log-probability of the values at masked positions and, for rules that read them, of the tokens at revealed ones."""
     uniform: Callable[[], Float[Tensor, "b L"]]
     """Draws noise in [0, 1)."""
 
@@ -35,7 +35,7 @@ class Remasking(Protocol):
     """Chooses what is revealed, and what is masked again, in one step."""
 
     reads_revealed: ClassVar[bool]
-    """Whether the model is also asked about what is revealed."""
+    """True if the model is queried at revealed positions too."""
 
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]: ...
 

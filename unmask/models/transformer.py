@@ -65,7 +65,7 @@ class TransformerConfig(Section):
     )
 
     self_conditioning: bool = Field(
-        False, description="masked positions are also told what a pass before expected of them (2208.04202)"
+        False, description="masked positions also get their expected embedding from an earlier pass (2208.04202)"
     )
 
     @model_validator(mode="before")
