@@ -6,8 +6,8 @@ import sys
 from unmask.cli import main
 
 if __name__ == "__main__":
-    # `python -m` puts the current folder first on the path, where a file may have the name of a library's module. What is
-    # imported above has been found by now; to keep the folder out of that too, use the command `unmask`, or `python -P`.
+    # `python -m` puts the current folder first on the path, where a file may have the name of a library's module. The
+    # imports above have been made by now; to keep the folder out of them too, use the command `unmask`, or `python -P`.
     if not sys.flags.safe_path and sys.path[0] == os.getcwd():  # noqa: PTH109
         del sys.path[0]
     sys.exit(main())

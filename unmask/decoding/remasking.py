@@ -25,7 +25,7 @@ class Revealed:
     confidence: Float[Tensor, "b L"]
     """The largest probability when a position was revealed."""
     log_prob: Float[Tensor, "b L"]
-    """Log-probability of the values at masked positions and, for rules that read them, of the tokens at revealed ones."""
+    """Log-probability of the values at masked positions; for rules that read them, of the tokens at revealed ones."""
     uniform: Callable[[], Float[Tensor, "b L"]]
     """Draws noise in [0, 1)."""
 
