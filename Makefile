@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A process for each core (TEST_WORKERS=0: none); a file's tests stay in one, which makes its fixtures once.
 TEST_WORKERS ?= logical
-PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --maxprocesses 8 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-slow test-gpu check docs bench clean
 

@@ -22,11 +22,18 @@ NUM_THREADS = max(1, min(2, (os.cpu_count() or 1) // NUM_WORKERS))
 """Of each worker and of the processes it starts; the golden losses hold for one thread and for two."""
 
 
+LONG_FILES = ("training/test_compiled.py", "distributed/test_training.py", "distributed/test_runs.py")
+"""Files of few tests and many seconds. They start first, so that no worker ends with one while the others are idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not str(item.path).endswith(LONG_FILES))  # stable
+
+
 @pytest.fixture(autouse=True)
 def _few_threads() -> None:
-    torch.set_num_threads(
-        NUM_THREADS
-    )  # training sets it for its process; more than there are cores wait for each other
+    # Training sets the number for its process, and more threads than cores wait for each other.
+    torch.set_num_threads(NUM_THREADS)
 
 
 @pytest.fixture(scope="session", autouse=True)
