@@ -11,8 +11,6 @@ Dimensions: B rows of the global batch, b rows of this process, N blocks of a ro
 a block, L of a row.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Int
 from pydantic import Field
@@ -48,9 +46,6 @@ class VariablePumaPool(Pool):
         weight_cap: float = Field(5.0, gt=0, description="largest 1/t in the loss")
 
     config: Config
-
-    def __init__(self, config: Config | None = None, **arguments: Any) -> None:
-        super().__init__(config, **arguments)
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
         """Returns the pool as it stands, with examples of `stream` in place of rows that are done.
