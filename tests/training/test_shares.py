@@ -143,17 +143,31 @@ def test_offsets_that_are_none_are_damage(offsets: str, tmp_path: Path) -> None:
     assert "step_00000007" in said[0]
 
 
-def test_a_process_that_cannot_write_ends_the_saving_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = files.put_tensors
+@pytest.mark.parametrize("broken", range(SIZE))
+def test_a_process_that_cannot_write_ends_the_saving_of_all(
+    broken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_tensors, remove = files.put_tensors, files.remove
+    writing: set[str] = set()
 
-    def full(path: Path, *values: Any) -> None:
-        if "00002-of" in path.name:
+    def put(path: Path, *values: Any) -> None:
+        if f"-0000{broken + 1}-of" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, *values)
+        writing.add(path.name)
+        time.sleep(0.3 if "00003-of" in path.name else 0.05)  # the last still writes when the broken one has failed
+        put_tensors(path, *values)
+        writing.remove(path.name)
 
-    monkeypatch.setattr(files, "put_tensors", full)
-    for error in save(tmp_path).values():
-        assert str(error).startswith("rank 1: [Errno 28] No space left on device")
+    def remove_what_none_writes_to(path: Path) -> None:
+        assert not writing, writing
+        remove(path)
+
+    monkeypatch.setattr(files, "put_tensors", put)
+    monkeypatch.setattr(files, "remove", remove_what_none_writes_to)
+    ended = save(tmp_path)
+    assert set(ended) == set(range(SIZE))
+    for error in ended.values():
+        assert str(error).startswith(f"rank {broken}: [Errno 28]" if broken else "[Errno 28]")
     assert not [*tmp_path.iterdir()]
 
 

@@ -57,10 +57,13 @@ def save(folder: Path, step: int, state: dict[str, Any], peers: Peers = ALONE) -
         checksums = _write_tensors(aside, state, peers) | _wait_for_shards(aside, peers, unique_key)
         _finish(aside, target, state, checksums)
     except OSError as error:
-        with suppress(OSError):
-            files.remove(aside)  # frees the room on a full disk
         peers.kv_set(f"{unique_key}, end", str(error))
         peers.kv_set(f"{unique_key}, is there")  # if making it failed, the others still wait for this key
+        with suppress(OSError):
+            if not isinstance(error, TimeoutError):
+                _wait_for_answers(peers, unique_key)  # one that still writes would write into what is being removed
+        with suppress(OSError):
+            files.remove(aside)  # frees the room on a full disk
         raise
     peers.kv_set(f"{unique_key}, end")
     return target
@@ -127,8 +130,7 @@ def _wait_for_shards(aside: Path, peers: Peers, unique_key: str) -> dict[str, st
         OSError: one could not write, or its files do not appear on this machine.
     """
     found: dict[str, str] = {}
-    for rank in range(1, peers.size):
-        problem, checksums = json.loads(peers.kv_get(f"{unique_key}, rank {rank}"))
+    for rank, (problem, checksums) in _wait_for_answers(peers, unique_key).items():
         if problem:
             raise OSError(problem)
         if missing := [name for name in checksums if not _appears(aside / name)]:
@@ -137,6 +139,11 @@ def _wait_for_shards(aside: Path, peers: Peers, unique_key: str) -> dict[str, st
             )
         found |= checksums
     return found
+
+
+def _wait_for_answers(peers: Peers, unique_key: str) -> dict[int, list[Any]]:
+    """Waits until every other process has written or failed; returns [problem, files' checksums] by rank."""
+    return {rank: json.loads(peers.kv_get(f"{unique_key}, rank {rank}")) for rank in range(1, peers.size)}
 
 
 def _appears(path: Path) -> bool:
