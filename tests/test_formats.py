@@ -1,0 +1,99 @@
+"""Text, JSON and YAML from files that anybody may have made."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unmask import formats
+from unmask.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("1e-3", 0.001),
+        ("1.", 1.0),
+        ("-.5", -0.5),
+        ("true", True),
+        ("~", None),
+        ("yes", "yes"),
+        ("12:30", "12:30"),
+        ("1_000", "1_000"),
+        ("2001-01-01", "2001-01-01"),
+        ("a: &x [1]\nb: *x", {"a": [1], "b": [1]}),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
+    found = formats.parse_yaml(text, "f")
+    assert found == value
+    assert type(found) is type(value)
+
+
+NINE = ",".join(["*a{0}"] * 9)
+BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{NINE.format(i - 1)}]\n" for i in range(1, 20))
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("!!int abc", "tags are not read"),
+        ("a: 1\nb: 2\na: 3", "the key 'a' stands in line 1 and again"),
+        ("[" * 50_000, "nested more than 64 deep"),
+        ("5" * 5_000, "a number of 5,000 digits"),
+        ("&a [*a]", "the alias a stands within itself"),
+        ("? [1]\n: 2", "no plain word"),
+        (BOMB, "more than 200,000 values"),
+        ("[", "is not valid YAML"),
+    ],
+)
+def test_yaml_that_is_refused(text: str, error: str) -> None:
+    with pytest.raises(UserError, match=f"f: is not valid YAML: .*{error}|f: {error}"):
+        formats.parse_yaml(text, "f")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "NaN", '{"a": Infinity}', "1" * 5_000, '{"a":1', "nul"])
+def test_json_that_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^f: is "):
+        formats.parse_json(text, "f")
+
+
+def test_numbers_that_are_not_finite_are_written_as_null() -> None:
+    assert formats.to_json({"a": [float("nan"), (1.5, float("-inf"))]}) == '{"a": [null, [1.5, null]]}'
+
+
+def test_a_field_of_another_type_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": {"b": "1"}}')
+    with pytest.raises(UserError, match=r"a.json: a\.b: Input should be a valid integer \(found '1'\)"):
+        formats.read_json(tmp_path / "a.json", dict[str, dict[str, int]])
+    assert formats.read_json(tmp_path / "a.json", dict[str, dict[str, str]]) == {"a": {"b": "1"}}
+
+
+def test_text_that_is_not_utf_8_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one\ntwo \xe9\n")
+    with pytest.raises(UserError, match="a, line 2: byte 0xe9 is not UTF-8"):
+        formats.read_text(tmp_path / "a")
+
+
+def test_only_regular_files_of_a_sensible_size_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "long").write_text("12345")
+    for name, error in (
+        ("fifo", "no regular file"),
+        ("long", "more than 4 bytes"),
+        ("a\0b", "null"),
+        ("none", "No such"),
+    ):
+        with pytest.raises(UserError, match=error):
+            formats.read_text(tmp_path / name, max_bytes=4)
+    with pytest.raises(UserError, match="no regular file"):
+        formats.read_text(Path("/dev/zero"))
+
+
+def test_what_steers_a_terminal_is_escaped() -> None:
+    assert formats.printable("a\x1b[31m\tb\n\x9b\u202e é👩‍👧") == "a\\x1b[31m\tb\n\\x9b\\u202e é👩‍👧"
+    assert formats.printable("\ud800") == "\\ud800"
