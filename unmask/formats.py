@@ -192,7 +192,8 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if node is None:
             return None
-        if isinstance(event, yaml.AliasEvent):
+        is_alias = isinstance(event, yaml.AliasEvent)
+        if is_alias:
             if id(node) not in self._sizes:
                 raise ComposerError(None, None, f"the alias {event.anchor} stands within itself", event.start_mark)
         else:
