@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from unmask import machine
 from unmask.cli import bench, chat, compare, decode, diagnose, evaluate, export, grade, prepare, report, settings, train
 from unmask.config import recipes
 from unmask.errors import RunFailed, UserError
@@ -60,6 +61,7 @@ app.add_typer(bench.app, name="bench")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
+    machine.use_threads()
     try:
         # A context of its own, so that what one call trusts is not trusted by the next.
         copy_context().run(app, arguments, prog_name="unmask")

@@ -1,7 +1,6 @@
 """The verb `unmask compare`."""
 
 import json
-import os
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
@@ -10,6 +9,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
+from unmask import machine
 from unmask.cli import options, report
 from unmask.lab.compare import FEWEST_SEEDS, Comparison, Plan, choose_measure
 from unmask.lab.report.curves import Curve
@@ -74,7 +74,7 @@ def compare(
     options.make_folder(out)
     queue = plan.queue
     with Live(console=console, refresh_per_second=2, transient=True) as live:
-        count = min(jobs or os.cpu_count() or 1, len(queue))
+        count = min(jobs or machine.cpus(), len(queue))
         train_all(queue, count, lambda: live.update(_progress_table(queue)))
     methods = plan.read_runs(warn)
     comparison = Comparison.of(methods, measure)

@@ -1,11 +1,11 @@
 """The verb `unmask prepare`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from unmask import machine
 from unmask.cli import options
 from unmask.data.prepare import run
 from unmask.data.prepare.settings import DATASETS, PrepareSettings
@@ -75,7 +75,7 @@ def prepare(
         bool, typer.Option("--skip-bad", help="List unusable rows in bad_rows.jsonl instead of stopping at the first.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes to use (default: one per core).", show_default=False)
+        int | None, typer.Option(help="Processes to use (default: one per CPU that it may use).", show_default=False)
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -115,7 +115,7 @@ def prepare(
         validation_ratio=validation_ratio,
         split_seed=split_seed,
         skip_bad=skip_bad,
-        workers=(os.cpu_count() or 1) if workers is None else workers,
+        workers=machine.cpus() if workers is None else workers,
     )
     meta = _prepare(settings)
     if as_json:

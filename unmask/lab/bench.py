@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 
+from unmask import machine
 from unmask.config.run import RunConfig
 from unmask.data.stream import ExampleStream
 from unmask.decoding.build import build_decoder
@@ -140,8 +141,7 @@ class _TimedProcess:
 
 
 def _set_threads(config: RunConfig) -> None:
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    machine.use_threads(config.train.threads)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -1,7 +1,6 @@
 """Runs several trainings at once, each in a process of its own with its share of the cores."""
 
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unmask import machine
 from unmask.config import registry
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
@@ -78,7 +78,7 @@ def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], No
         Interrupted: Ctrl-C or SIGTERM came; all have saved.
         TrainingFailed: one failed; the others were stopped, and have saved.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, machine.cpus() // jobs)
     waiting = list(trainings)
     running: list[tuple[Training, subprocess.Popen[bytes]]] = []
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt

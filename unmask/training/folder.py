@@ -1,7 +1,6 @@
 """The folder of a run: its configuration, environment, metrics and checkpoints, locked by the process that trains."""
 
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from unmask import files
+from unmask import files, machine
 from unmask.config.registry import found_in
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
@@ -197,7 +196,7 @@ def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool,
         "numpy": metadata.version("numpy"),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": machine.cpus(),
         "threads": torch.get_num_threads(),
         "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

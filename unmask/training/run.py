@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from unmask import machine
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
 from unmask.errors import RunFailed, UserError
@@ -64,8 +65,7 @@ class Run:
             self._train(resume=resume, restart_pool=restart_pool)
 
     def _train(self, *, resume: bool, restart_pool: bool) -> None:
-        if self.config.train.threads is not None:
-            torch.set_num_threads(self.config.train.threads)
+        machine.use_threads(self.config.train.threads)
         with self.peers.raise_together():
             stream = self.task.train_stream(self.config.train.seed)
             self.examples = self.task.validation(self.config.eval.examples)
