@@ -4,10 +4,14 @@ After a crash or a power cut a file is complete, or still the old one. Everythin
 functions, so that tests can make each of them fail in turn.
 """
 
+import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,25 +22,64 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.errors import UserError
+from unmask.progress import warn
+
+ASIDE = ".writing_"
+"""First letters of the names of files and folders that are being written; a process that died leaves them behind."""
+_STALE = 3600.0
+_NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_warned: set[tuple[str, Path]] = set()
+_swept: set[Path] = set()
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Replaces `path` atomically: writes another file, syncs it, and renames it."""
+    # Another file of a name that nobody can guess: what else may lie here, such as a link, is not written to.
     # Without the first sync the new name could survive a power cut and its content not; without the last, neither.
-    aside = path.with_name(f".writing_{path.name}")
-    put(aside, content)
-    sync(aside)
-    rename(aside, path)
+    aside = path.with_name(f"{ASIDE}{path.name[:50]}_{secrets.token_hex(8)}")
+    if path.parent not in _swept:
+        _swept.add(path.parent)
+        sweep(path.parent, older_than=_STALE)
+    try:
+        put(aside, content)
+        sync(aside)
+        rename(aside, path)
+    except (Exception, KeyboardInterrupt):
+        aside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
+def sweep(folder: Path, *, older_than: float = 0.0) -> None:
+    """Deletes what processes that died were writing in `folder`, if it is that many seconds old.
+
+    Only who holds the folder's lock knows that nobody writes there now.
+    """
+    latest = time.time() - older_than
+    try:
+        for entry in [*os.scandir(folder)]:
+            is_plain = entry.name.startswith(ASIDE) and not entry.is_dir(follow_symlinks=False)
+            if is_plain and entry.stat(follow_symlinks=False).st_mtime <= latest:
+                os.unlink(entry.path)  # noqa: PTH108
+    except OSError:  # tidiness alone: what is to be written says what is wrong with the folder
+        return
+
+
 def put(path: Path, content: str | bytes) -> None:
-    """Writes `path` in place: a crash meanwhile leaves it incomplete."""
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    """Writes the new file `path` in place: a crash meanwhile leaves it incomplete.
+
+    Raises:
+        FileExistsError: there is something of that name, which may be a link.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with open(descriptor, "wb") as file:  # noqa: PTH123
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def put_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes `tensors` in the format of safetensors, in place as `put` does."""
+    """Writes `tensors` in the format of safetensors, in place as `put` does; replaces a file or link that is there."""
+    path.unlink(missing_ok=True)  # or a link would be followed
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:  # how it reports a full disk, among others
@@ -54,12 +97,27 @@ def append(file: BinaryIO, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until the file or folder `path` is on the disk (fsync)."""
+    """Waits until the file or folder `path` is on the disk (fsync); warns once where the file system has no such call.
+
+    Raises:
+        OSError: it is not on the disk; names the file.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        folder = path if path.is_dir() else path.parent
+        _warn_once(folder, f"cannot be synced ({error.strerror}): a power cut may lose what was written last")
     finally:
         os.close(descriptor)
+
+
+def _warn_once(folder: Path, problem: str) -> None:
+    if (problem, folder) not in _warned:
+        _warned.add((problem, folder))
+        warn(f"{folder}: {problem}")
 
 
 def rename(source: Path, target: Path) -> None:
@@ -71,8 +129,10 @@ def make_folder(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes `folder` and everything in it, if it exists."""
-    if folder.exists():
+    """Deletes `folder` and everything in it, if it exists; of a link, the link alone."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        folder.unlink()
+    elif folder.exists():
         shutil.rmtree(folder)
 
 
@@ -122,17 +182,26 @@ def cache_folder(asked: str | None = None) -> Path:
 class FileLock:
     """An exclusive flock on the file `path`, which is made if missing; it ends with the process, however that ends.
 
+    Where the file system has no locks, it warns once and locks nothing. A link in place of the file is not followed,
+    and what the file holds stays.
+
     Raises:
         BlockingIOError: another process holds it, and `wait` is False.
-        OSError: the file cannot be opened for writing.
+        OSError: the file cannot be opened for writing, or is a link or no regular file.
     """
 
     def __init__(self, path: Path, *, wait: bool) -> None:
-        self._file = path.open("w")
+        self._descriptor = _open_lock(path, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                self.close()
+                raise
+            problem = f"this file system has no locks ({error.strerror})"
+            _warn_once(path.parent, f"{problem}: see to it that no other process writes here meanwhile")
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def __enter__(self) -> "FileLock":
@@ -142,19 +211,40 @@ class FileLock:
         self.close()
 
     def close(self) -> None:
-        self._file.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     @staticmethod
     def is_held(path: Path) -> bool:
         """True if a process holds the lock now; False too if the file is missing or cannot be read."""
         try:
-            with path.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            descriptor = _open_lock(path, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except OSError:
             return False
+        finally:
+            os.close(descriptor)
         return False
+
+
+def _open_lock(path: Path, flags: int) -> int:
+    # O_NONBLOCK: a fifo of that name would wait for another process.
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a link; delete it", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file; delete it", str(path))
+    return descriptor
 
 
 @contextmanager

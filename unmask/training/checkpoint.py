@@ -31,7 +31,7 @@ _TENSORS = ".safetensors"
 _SEPARATOR = "/"
 _NAME = re.compile(r"step_\d{8,}")
 _PATIENCE = 30.0
-_UNFINISHED = (".writing_", ".removing_")  # what a process that died was writing or deleting
+_UNFINISHED = (files.ASIDE, ".removing_")  # what a process that died was writing or deleting
 
 
 def save(folder: Path, step: int, state: dict[str, Any], peers: Peers = ALONE) -> Path:
@@ -43,7 +43,7 @@ def save(folder: Path, step: int, state: dict[str, Any], peers: Peers = ALONE) -
         OSError: one of the processes could not write. The checkpoints from before are still there.
     """
     target = folder / f"step_{step:08d}"
-    aside = folder / f".writing_{target.name}"
+    aside = folder / f"{files.ASIDE}{target.name}"
     unique_key = f"{peers.unique_key()}: {target.name}"
     if not peers.is_main:
         _write_shards(aside, state, peers, unique_key)
@@ -300,9 +300,9 @@ def _as_step(which: str, run: Path) -> int:
 
 def put_in_place(folder: Path) -> None:
     """Renames checkpoints that a process had completed, but not renamed, when it died."""
-    for aside in sorted(folder.glob(".writing_step_*")):
-        target = folder / aside.name.removeprefix(".writing_")
-        if not target.exists() and damage(aside) is None:
+    for aside in sorted(folder.glob(f"{files.ASIDE}step_*")):
+        target = folder / aside.name.removeprefix(files.ASIDE)
+        if not aside.is_symlink() and not target.exists() and damage(aside) is None:
             files.rename(aside, target)
 
 

@@ -32,7 +32,7 @@ _BITS_DEPEND_ON = ("torch", "cpu", "threads", "processes", "device", "dtype", "c
 
 
 _LOCK = ".lock"
-_OURS = (_LOCK, ".writing_config.yaml")  # what a run that died at its very start may leave behind
+_OURS = (_LOCK, f"{files.ASIDE}config.yaml")  # how all begins that a run that died at its very start may leave behind
 
 
 class RunFolder:
@@ -62,7 +62,7 @@ class RunFolder:
             )
         if self.exists():
             self._check_same(config)
-        elif self.path.exists() and any(path.name not in _OURS for path in self.path.iterdir()):
+        elif self.path.exists() and any(not path.name.startswith(_OURS) for path in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty, and holds no run; name another folder with --out")
 
     def open(
@@ -83,6 +83,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error}; name another folder with --out") from error
         self.check(config, resume=resume)  # again: another process may have come and gone since
+        files.sweep(self.path)
         self._compare_environment(environment, warn)
         self._compare_schedule(config, warn)
         files.write(self.path / "config.yaml", to_yaml(config))
