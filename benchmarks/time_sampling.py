@@ -6,15 +6,13 @@ OUT/METHOD/seed_N are the runs, as `unmask compare --out OUT` makes them. The ta
 """
 
 import argparse
-import math
 from pathlib import Path
 from statistics import mean, stdev
 
 import figures
 import torch
 
-from unmask.evaluation.statistics import student
-from unmask.lab.compare import FEWEST_SEEDS
+from unmask.lab.compare import Comparison
 from unmask.lab.report.chart import Chart, Line
 from unmask.lab.report.runs import RunsByMethod, read_run
 from unmask.masking.time import DensityConfig
@@ -28,29 +26,21 @@ def read(out: Path, methods: list[str]) -> RunsByMethod:
 
 
 def table(methods: RunsByMethod) -> None:
-    """Steps to the final NELBO of the baseline's run of the same seed; the interval is Student's, of log ratios."""
-    baseline = [run.curve(MEASURE) for run in next(iter(methods.values()))]
-    print("| method | seeds | final NELBO, nats | steps to the baseline's | times fewer (95 %) |")
-    print("| --- | --- | --- | --- | --- |")
+    """Steps to the value that all seeds of the baseline and of the method reached, as `unmask compare` has it."""
+    print("| method | seeds | final NELBO, nats | NELBO of both | steps, baseline | steps | times fewer (95 %) |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    baseline = next(iter(methods))
     for name, runs in methods.items():
-        curves = [run.curve(MEASURE) for run in runs]
-        final = [curve.values[-1] for curve in curves]
-        costs = [curve.cost(own.values[-1], "step") for curve, own in zip(curves, baseline, strict=False)]
-        ratios = [own.spent["step"][-1] / cost.spent for own, cost in zip(baseline, costs, strict=False) if cost]
-        is_reached = len(ratios) == len(curves)
+        final = [run.curve(MEASURE).values[-1] for run in runs]
         spread = f" ± {stdev(final):.4f}" if len(final) > 1 else ""
-        shown = ", ".join("not reached" if cost is None else f"{cost.spent:.0f}" for cost in costs)
-        faster = interval(ratios) if is_reached else "-"
-        print(f"| {name} | {len(runs)} | {mean(final):.4f}{spread} | {shown} | {faster} |")
-
-
-def interval(ratios: list[float]) -> str:
-    logs = [math.log(ratio) for ratio in ratios]
-    center = math.exp(mean(logs))
-    if len(logs) < FEWEST_SEEDS:
-        return f"{center:.2f}"
-    half = student(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
-    return f"{center:.2f} ({center * math.exp(-half):.2f} to {center * math.exp(half):.2f})"
+        shown = "| | | | 1"
+        if name != baseline:
+            (level,) = Comparison.of({each: methods[each] for each in (baseline, name)}, MEASURE).levels()
+            ours, theirs = ([f"{cost.spent:.0f}" for cost in level.costs[each]["step"]] for each in (baseline, name))
+            shown = (
+                f"| {level.level:.4f} | {', '.join(ours)} | {', '.join(theirs)} | {level.speed_up_text(name, 'step')}"
+            )
+        print(f"| {name} | {len(runs)} | {mean(final):.4f}{spread} {shown} |")
 
 
 def densities(methods: RunsByMethod) -> Chart:

@@ -118,21 +118,20 @@ class Level:
 
     name: str
     level: float
-    costs: dict[str, dict[str, list[Cost | None]]]
-    """The cost of each seed, by method, then axis; None for a seed that never reached the level."""
+    costs: dict[str, dict[str, list[Cost]]]
+    """The cost of each seed, by method, then axis; a bound for a seed that never reached the level."""
     speed_ups: dict[str, dict[str, SpeedUp | None]]
-    """Over the baseline, by method, then axis; None if a seed of either did not reach it, or nothing is known."""
+    """Over the baseline, by method, then axis; None if nothing is known, or if the level is another method's."""
 
     def cost_text(self, method: str, axis: str) -> str:
         """Formats the mean (least to most) of the seeds that reached the level."""
         costs = self.costs[method][axis]
-        reached = [cost for cost in costs if cost is not None]
-        if not reached:
+        spent = [cost.spent for cost in costs if not cost.is_least]
+        if not spent:
             return "not reached"
-        spent = [cost.spent for cost in reached]
-        most = "≤ " * any(cost.is_most for cost in reached)
-        spread = f" ({min(spent):,.0f} to {max(spent):,.0f})" if len(reached) > 1 else ""
-        of_all = "" if len(reached) == len(costs) else f", {len(reached)} of {len(costs)}"
+        most = "≤ " * any(cost.is_most for cost in costs)
+        spread = f" ({min(spent):,.0f} to {max(spent):,.0f})" if len(spent) > 1 else ""
+        of_all = "" if len(spent) == len(costs) else f", {len(spent)} of {len(costs)}"
         return f"{most}{mean(spent):,.0f}{spread}{of_all}"
 
     def speed_up_text(self, method: str, axis: str) -> str:
@@ -179,6 +178,10 @@ class Comparison:
         return min(len(curves) for curves in self.methods.values())
 
     @property
+    def num_runs(self) -> int:
+        return sum(map(len, self.methods.values()))
+
+    @property
     def is_share(self) -> bool:
         return self.methods[self.baseline][0].is_share
 
@@ -187,15 +190,25 @@ class Comparison:
         return f"{value:.1%}" if self.is_share else f"{value:.4f}"
 
     def levels(self, at: Sequence[float] = (0.5, 0.9)) -> list[Level]:
-        """Lists the levels: the shares `at`, and the value that every seed of the baseline reached, its worst final."""
-        finals = [curve.values[-1] for curve in self.methods[self.baseline]]
-        worst = min(finals) if self.is_share else max(finals)
-        named = [(f"{level:.0%}", level) for level in at] if self.is_share else []
-        of_seeds = ", worst seed" if len(finals) > 1 else ""
-        named += [(f"{self.baseline}'s final{of_seeds} {self.text(worst)}", worst)]
-        return [self._level(name, level) for name, level in named if level > 0]  # 0 is reached before the start
+        """Lists the levels: the shares `at`, and for each method the value that it and the baseline both reached.
 
-    def _level(self, name: str, level: float) -> Level:
+        That is the worst final value of all seeds of the two. A value taken from the baseline alone would favour the
+        other: where chance held the baseline back, it is low, and where chance held the other back, it is not reached,
+        so that no ratio comes out. Taken from both alike, equal methods have a ratio of 1 but for the noise.
+        """
+        worst = min if self.is_share else max
+        finals = {method: worst(curve.final for curve in curves) for method, curves in self.methods.items()}
+        common: dict[float, list[str]] = {}
+        for method in self.others:
+            common.setdefault(worst(finals[self.baseline], finals[method]), []).append(method)
+        levels = [self._level(f"{level:.0%}", level, self.others) for level in at if self.is_share]
+        for level, others in common.items():
+            every = "every seed of " if self.num_runs > len(self.methods) else ""
+            name = f"{self.text(level)}, where {every}{' and '.join([self.baseline, *others])} came"
+            levels.append(self._level(name, level, others))
+        return [level for level in levels if level.level > 0 or not self.is_share]  # 0 is reached before the start
+
+    def _level(self, name: str, level: float, others: Sequence[str]) -> Level:
         costs = {
             method: {axis: [curve.cost(level, axis) for curve in curves] for axis in AXES}
             for method, curves in self.methods.items()
@@ -205,9 +218,11 @@ class Comparison:
             level=level,
             costs=costs,
             speed_ups={
-                method: {axis: speed_up(costs[self.baseline][axis], own[axis]) for axis in AXES}
-                for method, own in costs.items()
-                if method != self.baseline
+                method: {
+                    axis: speed_up(costs[self.baseline][axis], costs[method][axis]) if method in others else None
+                    for axis in AXES
+                }
+                for method in self.others
             },
         )
 
@@ -219,7 +234,7 @@ class Comparison:
                 axis=AXIS_NAMES[axis],
                 costs=[level.cost_text(method, axis) for method in self.methods],
                 ratios=[level.speed_up_text(method, axis) for method in self.others],
-                is_reached=any(cost is not None for own in level.costs.values() for cost in own[axis]),
+                is_reached=any(not cost.is_least for own in level.costs.values() for cost in own[axis]),
             )
             for level in self.levels()
             for axis in AXES
@@ -237,23 +252,25 @@ class Comparison:
         }
 
 
-def speed_up(baseline: Sequence[Cost | None], method: Sequence[Cost | None]) -> SpeedUp | None:
-    """Computes `mean(baseline) / mean(method)`, with Student's interval of its logarithm.
+def speed_up(baseline: Sequence[Cost], method: Sequence[Cost]) -> SpeedUp | None:
+    """Computes `mean(baseline) / mean(method)`, with Student's interval of its logarithm; None if nothing is known.
 
     To first order, the variance of the logarithm is `s1^2 / (n1 m1^2) + s2^2 / (n2 m2^2)` for means m, standard
-    deviations s and n seeds. The degrees of freedom are Welch's.
+    deviations s and n seeds. The degrees of freedom are Welch's. A bound on a cost bounds the ratio.
     """
-    one, other = ([cost for cost in costs if cost is not None] for costs in (baseline, method))
-    if len(one) < len(baseline) or len(other) < len(method) or any(cost.spent == 0 for cost in (*one, *other)):
+    if any(cost.spent <= 0 for cost in (*baseline, *method)):
         return None
-    ratio = mean(cost.spent for cost in one) / mean(cost.spent for cost in other)
-    is_most, is_least = (any(cost.is_most for cost in costs) for costs in (one, other))
+    ratio = mean(cost.spent for cost in baseline) / mean(cost.spent for cost in method)
+    is_most = any(cost.is_most for cost in baseline) or any(cost.is_least for cost in method)
+    is_least = any(cost.is_least for cost in baseline) or any(cost.is_most for cost in method)
     if is_most or is_least:
         return None if is_most and is_least else SpeedUp(ratio, "≤ " if is_most else "≥ ")
-    terms = [_relative_variance([cost.spent for cost in costs]) for costs in (one, other)]
-    if min(len(one), len(other)) < FEWEST_SEEDS or not any(terms):
+    terms = [_relative_variance([cost.spent for cost in costs]) for costs in (baseline, method)]
+    if min(len(baseline), len(method)) < FEWEST_SEEDS or not any(terms):
         return SpeedUp(ratio)
-    degrees = sum(terms) ** 2 / sum(term**2 / (len(costs) - 1) for term, costs in zip(terms, (one, other), strict=True))
+    degrees = sum(terms) ** 2 / sum(
+        term**2 / (len(costs) - 1) for term, costs in zip(terms, (baseline, method), strict=True)
+    )
     factor = math.exp(student(degrees) * math.sqrt(sum(terms)))
     return SpeedUp(ratio, interval=(ratio / factor, ratio * factor))
 

@@ -6,7 +6,9 @@ Dimensions: B rows, N blocks of a row (1 in plain diffusion), S positions of a b
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,8 @@ class Cost:
     spent: float
     is_most: bool = False
     """True if `spent` is an upper bound: the first evaluation had reached the level already."""
+    is_least: bool = False
+    """True if `spent` is a lower bound, all that was spent: the level was not reached."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +62,46 @@ class Curve:
             is_share=measure.startswith("eval/accuracy"),
         )
 
-    def cost(self, level: float, axis: str) -> Cost | None:
-        """Returns the amount spent on `axis` when the measure first reached `level`; None if it never did.
+    @cached_property
+    def _pools(self) -> list[tuple[int, int, float]]:
+        """The curve without its noise: the monotone one that is nearest in squares (isotonic regression).
 
-        The measure is linearly interpolated between evaluations.
+        Neighbouring evaluations that go the wrong way are pooled: (first, end, mean value) of each pool.
         """
-        at = self.spent[axis]
-        is_reached = [value >= level if self.is_share else value <= level for value in self.values]
-        if not any(is_reached):
-            return None
-        first = is_reached.index(True)
+        sign = 1.0 if self.is_share else -1.0
+        pools: list[tuple[int, int, float]] = []
+        for number, value in enumerate(self.values):
+            first, end, pooled = number, number + 1, value
+            while pools and sign * pools[-1][2] >= sign * pooled:
+                before, middle, other = pools.pop()
+                pooled = other + (pooled - other) * ((end - middle) / (end - before))
+                first = before
+            pools.append((first, end, pooled))
+        return pools
+
+    @property
+    def final(self) -> float:
+        """The value at the end, without its noise: a mean of the last evaluations, unless they still improve."""
+        return self._pools[-1][2]
+
+    def cost(self, level: float, axis: str) -> Cost:
+        """Returns the amount spent on `axis` when the measure reached `level`; a bound if it was never or always there.
+
+        The first evaluation above a level would often be there by luck. So the curve without its noise is taken, on
+        straight lines between the middles of its pools.
+        """
+        spent = self.spent[axis]
+        values = [pooled for *_, pooled in self._pools]
+        at = [mean(spent[first:end]) for first, end, _ in self._pools]
+        first = next(
+            (i for i, pooled in enumerate(values) if (pooled >= level if self.is_share else pooled <= level)), None
+        )
+        if first is None:
+            return Cost(spent[-1], is_least=True)
         if first == 0:
             return Cost(at[0], is_most=True)
-        before, after = self.values[first - 1 : first + 1]
-        share = (level - before) / (after - before)
-        return Cost(at[first - 1] + share * (at[first] - at[first - 1]))
+        before, after = values[first - 1 : first + 1]
+        return Cost(at[first - 1] + (level - before) / (after - before) * (at[first] - at[first - 1]))
 
     def at(self, steps: Sequence[float], axis: str) -> list[tuple[float, float]]:
         """Returns the amount spent on `axis` and the value at `steps` within the run, linearly interpolated."""
