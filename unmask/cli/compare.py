@@ -54,6 +54,9 @@ def compare(
 ) -> None:
     """Train recipes on the same budget, several seeds each, and measure how much sooner each is there than the first.
 
+    How soon: the cost of 50 % and 90 %, and of the level to which every seed of both methods came. With three seeds or
+    more there is a 95 % interval; if 1 is in it, the two are not told apart.
+
     Trainings in --out are resumed: a stopped comparison goes on, and you can add seeds later (and steps, if
     optim.schedule=constant). comparison.json and report.html (see `unmask report`) are rewritten each time.
 
@@ -104,7 +107,7 @@ def _print(comparison: Comparison, measure: str) -> None:
     out.print(_curves_table(comparison, measure))
     out.print(_cost_table(comparison))
     if comparison.num_seeds < FEWEST_SEEDS:
-        out.print("With three seeds or more, there would be 95 % intervals.")
+        out.print("With three seeds or more, there would be 95 % intervals; these ratios are not told from 1.")
 
 
 def _curves_table(comparison: Comparison, measure: str) -> Table:

@@ -116,7 +116,7 @@ def simulated(rng: np.random.Generator, shape: str, seeds: "np.ndarray", noise: 
     [("rises", 0.10, 0.02), ("rises", 0.25, 0.0), ("falls", 0.25, 0.02), ("leaves a plateau", 0.10, 0.0)],
 )
 def test_no_method_is_preferred(shape: str, spread: float, noise: float, pairing: str, times: float) -> None:
-    """Three seeds of two methods, 600 trials (200 of those twice as fast): the median ratio at the level of both is 1, or 2.
+    """Three seeds of two methods, 600 trials (200 if one is twice as fast): the median ratio is 1, or 2.
 
     Paired seeds of the two methods have half of their luck in common. The median of 600 ratios has a standard error of
     1.25 x 0.25 x sqrt(2 / 3) / sqrt(600) = 1 % at a spread of 25 %; the numbers are always the same ones.
