@@ -52,6 +52,12 @@ def sudoku_data() -> Path:
 
 
 @pytest.fixture
+def gsm8k() -> Path:
+    """The files of GSM8K (see CONTRIBUTING.md)."""
+    return _data("gsm8k")
+
+
+@pytest.fixture
 def tiny_llama() -> Path:
     """A trained Llama of 230 976 parameters (see CONTRIBUTING.md)."""
     return _data("checkpoints/aidreams260K")

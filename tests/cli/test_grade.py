@@ -59,6 +59,9 @@ BAD = {
     "bool": ('{"program": "", "answer": true}', "line 2: needs `answer`"),
     "words": ('{"program": "", "answer": "#### many"}', "line 2: answer: 'many' is not a number; use a number"),
     "nan": ('{"program": "", "answer": NaN}', "line 2: answer: 'nan' is not a number"),
+    "two numbers": ('{"program": "", "answer": "5 and 10.\\n#### 5, 10"}', "line 2: answer: '5, 10' is not a number"),
+    "no thousands": ('{"program": "", "answer": "#### 1,5"}', "line 2: answer: '1,5' is not a number"),
+    "glued": ('{"program": "", "answer": "#### 2%1"}', "line 2: answer: '2%1' is not a number"),
     "huge": (f'{{"program": "", "answer": {"9" * 400}}}', "is too large"),
 }
 

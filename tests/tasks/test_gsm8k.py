@@ -250,6 +250,7 @@ BAD_PROBLEMS = {
     "a list": ([1], "holds no JSON object: [1]"),
     "no question": ({"answer": 1}, "needs the string `question`"),
     "no answer": ({"question": "a"}, "needs `answer`: a number"),
+    "two answers": ({"question": "a", "answer": "#### 1.234,56"}, "answer: '1.234,56' is not a number"),
     "an answer in words": ({"question": "a", "answer": "#### many"}, "answer: 'many' is not a number"),
 }
 

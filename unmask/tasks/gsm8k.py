@@ -45,7 +45,7 @@ class Gsm8k(TextRows):
 
     def __init__(self, config: Gsm8kData) -> None:
         super().__init__(config)
-        self._numbers: dict[str, float | None] = {}
+        self._numbers: dict[str, float | int | None] = {}
 
     # --- examples ----------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ class Gsm8k(TextRows):
             ],
         )
 
-    def _run_own_programs(self, examples: CleanBatch) -> list[float | None]:
+    def _run_own_programs(self, examples: CleanBatch) -> list[float | int | None]:
         """Runs the rows' own programs; None where one fails."""
         programs = [self._answer(*row) for row in zip(examples.x0, ~examples.prompt_mask, strict=True)]
         new = [program for program in dict.fromkeys(programs) if program not in self._numbers]

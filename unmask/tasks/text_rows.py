@@ -224,7 +224,7 @@ class WordProblem:
     """A question, and the number that answers it."""
 
     question: str
-    answer: float
+    answer: float | int
 
 
 def read_problems(path: Path) -> list[WordProblem]:

@@ -1,10 +1,13 @@
 """Numbers are read as GSM8K writes them, and compared as people would."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
-from unmask.tasks.programs.answers import matches, parse_answer
+from unmask.errors import UserError
+from unmask.tasks.programs.answers import matches, parse_answer, read_answer, read_number
 
 
 @pytest.mark.parametrize(
@@ -16,6 +19,13 @@ from unmask.tasks.programs.answers import matches, parse_answer
         ("#### $-12.50", -12.5),
         ("####50%\n", 50),
         ("-$5", -5),
+        ("+$5", 5),
+        ("$ 1,234.50", 1234.5),
+        ("12 %", 12),
+        ("-.5%", -0.5),
+        ("007", 7),
+        ("-1,234,567.", -1234567),
+        ("1e-3", 0.001),
         ("18.", 18),
         (".5", 0.5),
         ("1e3", 1000),
@@ -26,13 +36,65 @@ def test_parse_answer(text: str, value: float) -> None:
     assert parse_answer(text) == value
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "####", "#### many", "1/2", "3 apples", "nan", "inf", "1e999", "9" * 400, "9" * 10**6, "١٨", "1_000", "--1"],
+NO_NUMBERS = (
+    *("", "####", "#### many", "1/2", "3 apples", "nan", "inf", "1e999", "9" * 400, "9" * 10**6, "1_000", "--1"),
+    *("5, 10", "5,10", "1,5", "1, 8", "1 8", "1 234", "1.234,56", "1,23", "1,2345", "1234,567", "0,123", ",5", "5,"),
+    *(
+        "1,,234",
+        "1.5.2",
+        "2%1",
+        "%5",
+        "5%%",
+        "5$",
+        "$$5",
+        "$5%",
+        "-$-5",
+        "+-1",
+        "- 5",
+        "$",
+        "%",
+        "-",
+        ".",
+        "1 e3",
+        "1e 3",
+    ),
+    *("1,234e2", "1e1000", "١٨", "１８", "−5", "1\u00a08", "1\n8", "0x12", "18 # 3", "#### 5 ### 6", "1e3.5"),
 )
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
 def test_no_answer(text: str) -> None:
+    """Two numbers are never read as one, and no digit is left out. Digits are ASCII's."""
     with pytest.raises(ValueError, match=r"is not a number|is too large"):
         parse_answer(text)
+    with pytest.raises(UserError, match=r"^rows, line 3: answer: "):
+        read_answer(f"so it is\n#### {text}", "rows, line 3")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, True, None, [1], 1j])
+def test_no_number(value: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a number|is too large"):
+        read_number(value)
+    with pytest.raises(UserError, match=r"^rows, line 3: "):
+        read_answer(value, "rows, line 3")
+
+
+def test_integers_are_exact() -> None:
+    """Beyond 2^53 as well, where floats are not."""
+    with pytest.raises(ValueError, match="an integer of 16610 bits is too large"):
+        read_number(-(10**5000))
+    large = 2**53 + 1
+    assert read_number(large) == parse_answer(f"{large:,}") == large
+    assert not matches(read_number(large), read_number(large - 1))
+    assert type(read_number(18)) is type(parse_answer("18")) is float
+
+
+@pytest.mark.parametrize(("name", "count"), [("test", 1319), ("train", 7473)])
+def test_all_answers_of_gsm8k_are_numbers(gsm8k: Path, name: str, count: int) -> None:
+    texts = [json.loads(line)["answer"] for line in (gsm8k / f"{name}.jsonl").read_text().splitlines()]
+    values = [read_answer(text, name) for text in texts]
+    assert values == [int(text.rpartition("####")[2].replace(",", "")) for text in texts]
+    assert len(values) == count
 
 
 @pytest.mark.parametrize(

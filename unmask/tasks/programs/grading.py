@@ -95,7 +95,7 @@ class Judgement:
     """
 
     program: str | None
-    value: float | None
+    value: float | int | None
     output: str
     is_correct: bool
     reason: str
@@ -103,7 +103,7 @@ class Judgement:
 
 def judge(
     texts: Sequence[str],
-    golds: Sequence[float | None],
+    golds: Sequence[float | int | None],
     *,
     seconds: float = SECONDS,
     workers: int | None = None,
@@ -130,7 +130,7 @@ def judge(
     ]
 
 
-def _judge(outcome: Outcome | None, gold: float | None) -> Judgement:
+def _judge(outcome: Outcome | None, gold: float | int | None) -> Judgement:
     if outcome is None:
         return Judgement(None, None, "no program in this text", False, "no_program")
     if outcome.value is None:
@@ -145,7 +145,7 @@ class ProgramRow:
 
     row: dict[str, Any]
     program: str
-    gold: float
+    gold: float | int
 
     def with_judgement(self, judgement: Judgement) -> dict[str, Any]:
         """Returns the row with its verdict."""

@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.tasks.programs.answers import parse_answer
+from unmask.tasks.programs.answers import read_number
 from unmask.tasks.programs.inside.program import MAX_OUTPUT
 
 REASONS = ("ran", "syntax", "blocked", "error", "timeout", "memory", "no_program")
@@ -18,13 +18,13 @@ class Outcome:
 
     Attributes:
         reason: one of `REASONS`; `ran` means that it gave a finite number.
-        value: that number, else None. (An int beyond 2^53 is rounded as any float.)
+        value: that number, else None. (An int only where a float cannot hold it.)
         output: the beginning of what it printed if it ran; else a short explanation for people.
         program: what was run: the program without the trailing lines that kept it from compiling.
     """
 
     reason: str
-    value: float | None
+    value: float | int | None
     output: str
     program: str
 
@@ -56,21 +56,12 @@ def _read_result(message: dict[str, Any], program: str) -> Outcome:
         return Outcome("error", None, "an unreadable result", program)
     if reason != "ran":
         return Outcome(str(reason), None, output[:MAX_OUTPUT], program)
+    if isinstance(value, float) and not math.isfinite(value):
+        return Outcome("error", None, f"the result is {value}", program)
     try:
-        return Outcome("ran", _read_number(value), output[:MAX_OUTPUT], program)
-    except (ValueError, OverflowError) as error:
+        return Outcome("ran", read_number(value), output[:MAX_OUTPUT], program)
+    except ValueError as error:
         return Outcome("error", None, f"the result {error}", program)
-
-
-def _read_number(value: object) -> float:
-    """Reads a finite number. Raises ValueError or OverflowError if it is none, as a bool is."""
-    if isinstance(value, str):
-        return parse_answer(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("is not a number")
-    if not math.isfinite(value):
-        raise ValueError(f"is {value}")
-    return float(value)
 
 
 def _explain_end(code: int, is_parsed: bool, program: str) -> Outcome:
