@@ -35,6 +35,7 @@ def diagnose(
     step: options.Step = "last",
     device: options.Device = None,
     is_json: options.AsJson = False,
+    data_changed: options.DataChanged = False,
     trust_code: options.TrustCode = False,
 ) -> None:
     """Explain a training, from its checkpoint:

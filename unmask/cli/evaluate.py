@@ -70,6 +70,7 @@ def evaluate(
     step: options.Step = "last",
     device: options.Device = None,
     as_json: options.AsJson = False,
+    data_changed: options.DataChanged = False,
     trust_code: options.TrustCode = False,
 ) -> None:
     """Evaluate a run: NELBO under uniform masks (for a causal model the exact NLL), and accuracy for each decoder; for
@@ -88,7 +89,7 @@ def evaluate(
     * `unmask eval runs/text-bell --corpus reviews.jsonl --corpus speeches/ --generative models/gpt2-large`
     """
     loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
-    config = loaded.config if task is None else _with_task(loaded.config, task)
+    config = loaded.config if task is None else _with_task(loaded, task)
     judge = build_task(config)
     asked = _TextOptions(corpus or [], generative, samples, prompt_file, decoder or [])
     text_task = asked.check(judge, config)
@@ -96,7 +97,7 @@ def evaluate(
     for each in decoders:
         check_guidance(each, config.data)
     chosen = (
-        judge.validation(examples or config.eval.examples)
+        loaded.held_out(examples or config.eval.examples, judge)
         if data is None
         else judge.examples_from_file(data)[:examples]
     )
@@ -226,12 +227,13 @@ def _decoders(config: RunConfig, asked: list[str], out: Path | None) -> list[Dec
     return []
 
 
-def _with_task(config: RunConfig, task: str) -> RunConfig:
-    """Returns the configuration with the run's data settings read as those of `task`."""
-    section = resolve("task", task).Config
+def _with_task(loaded: LoadedRun, task: str) -> RunConfig:
+    """Returns the run's configuration with its data settings read as those of `task`."""
+    config, section = loaded.config, resolve("task", task).Config
     given = {key: value for key, value in config.data.model_dump().items() if key in section.model_fields}
     choice = config.task.model_copy(update={"name": task})
-    return config.model_copy(update={"task": choice, "data": check_section(section, given, f"--task {task}: data")})
+    data = check_section(section, given, f"--task {task}: data").of_run(loaded.path)
+    return config.model_copy(update={"task": choice, "data": data})
 
 
 def _sha256(examples: CleanBatch) -> str:

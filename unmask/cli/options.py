@@ -17,7 +17,7 @@ from unmask.config import recipes, registry
 from unmask.config.settings import check_section
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
-from unmask.tasks.task import Task
+from unmask.tasks.task import Task, accept_changed_data
 
 Run = Annotated[str, typer.Argument(help="A run folder, or an export.", show_default=False)]
 Weights = Annotated[
@@ -39,6 +39,22 @@ TrustCode = Annotated[
         "--trust-code",
         callback=_trust,
         help="Import code that a saved run names by import path (module:Class). Only for runs whose origin you trust.",
+    ),
+]
+
+
+def _accept_changed(is_accepted: bool) -> bool:
+    if is_accepted:
+        accept_changed_data()
+    return is_accepted
+
+
+DataChanged = Annotated[
+    bool,
+    typer.Option(
+        "--data-changed",
+        callback=_accept_changed,
+        help="Read the run's data even if they are no longer those that it began with.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

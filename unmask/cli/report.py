@@ -35,6 +35,7 @@ def report(
         bool, typer.Option("--noise-scale", help="Also measure the noise of gradients, which takes longest.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page.")] = False,
+    data_changed: options.DataChanged = False,
     trust_code: options.TrustCode = False,
 ) -> None:
     """Compare runs on one self-contained HTML page, which needs no network and no other file.

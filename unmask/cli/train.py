@@ -34,6 +34,12 @@ def train(
     restart_pool: Annotated[
         bool, typer.Option("--restart-pool", help="With --resume: replace PUMA's pool by one of new examples.")
     ] = False,
+    data_changed: Annotated[
+        bool,
+        typer.Option(
+            "--data-changed", help="With --resume: go on even if the data are not those that the run began with."
+        ),
+    ] = False,
     trust_code: options.TrustCode = False,
 ) -> None:
     """Train a model.
@@ -55,6 +61,8 @@ def train(
 
     * `torchrun --nproc-per-node 2 -m unmask train sudoku/puma`
     """
+    if data_changed and not resume:
+        raise UserError("--data-changed: goes with --resume, which goes on with a run that has begun; leave it out")
     launch = read_launch(os.environ)
     config, problem = _load(recipe, overrides or [])
     with joined(launch, timeout=60.0 if config is None else config.train.timeout) as peers:
@@ -64,7 +72,7 @@ def train(
         assert config is not None, "there is no problem"
         folder = RunFolder(out or Path("runs") / recipes.short_name(recipe).replace("/", "-"))
         run = Run(config, folder, title=recipe, peers=peers)
-        run.train(resume=resume, restart_pool=restart_pool)
+        run.train(resume=resume, restart_pool=restart_pool, data_changed=data_changed)
     console.print(f"Done: {folder.path} (next: unmask eval {folder.path})")
 
 

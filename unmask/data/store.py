@@ -11,8 +11,6 @@ A store is a folder of three files, the layout that PUMA's reference implementat
 Dimensions: N rows of the store, n rows asked for, L positions.
 """
 
-import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,16 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unmask import formats
+from unmask.data.fingerprint import digest, file_sha256
 from unmask.data.vocabulary import VOCABULARY, Vocabulary
 from unmask.errors import UserError
 from unmask.types import CleanBatch
 
 _META = "meta.json"
+_FILES = ("labels.bin", "prompt_mask.bin")
+SEAL = "seal"
+"""Key in `meta.json`: the SHA-256 of its other entries."""
 
 
 class RowStore:
@@ -51,18 +54,37 @@ class RowStore:
         """The vocabulary of the ids, or None if the folder holds none."""
         return Vocabulary.load(self.folder) if (self.folder / VOCABULARY).exists() else None
 
+    @cached_property
+    def checksums(self) -> dict[str, str]:
+        """The SHA-256 of each file of rows, by name.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        try:
+            return {name: file_sha256(self.folder / name) for name in _FILES}
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be read: {error}") from error
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of both files of rows."""
+        return self._labels.nbytes + self._prompts.nbytes
+
     def verify(self) -> bool:
         """Compares the files with the SHA-256 in `meta.json`; False where that holds none.
 
         Raises:
             UserError: a file has another checksum.
         """
-        checksums = self.meta.get("sha256", {})
-        for name, expected in checksums.items():
-            with (self.folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    raise UserError(f"{self.folder / name}: was changed or damaged (SHA-256): make the store again")
-        return bool(checksums)
+        seal = self.meta.get(SEAL)
+        if seal is not None and seal != make_seal(self.meta):
+            raise UserError(f"{self.folder / _META}: was changed or damaged (SHA-256): make the store again")
+        expected = formats.checked(self.meta.get("sha256", {}), dict[str, str], f"{self.folder / _META}: sha256")
+        for name in _FILES:
+            if name in expected and expected[name] != self.checksums[name]:
+                raise UserError(f"{self.folder / name}: was changed or damaged (SHA-256): make the store again")
+        return bool(expected)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -79,14 +101,17 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """Reads the `meta.json` of the store in `folder`. Raises `UserError` if there is none."""
     path = folder / _META
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read: {error}; data.path is a folder with labels.bin in it; `unmask prepare` makes one"
-        ) from error
+        meta = formats.read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; data.path is a folder with labels.bin in it; `unmask prepare` makes one") from error
     if not isinstance(meta, dict):
         raise UserError(f"{path}: holds no JSON object; it needs num_examples and max_len")
     return meta
+
+
+def make_seal(meta: dict[str, Any]) -> str:
+    """Computes the value of `SEAL` for the other entries of a `meta.json`."""
+    return digest({key: value for key, value in meta.items() if key != SEAL})
 
 
 def _read_positive(meta: dict[str, Any], key: str, folder: Path) -> int:

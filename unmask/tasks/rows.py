@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.config.settings import Section
+from unmask.data.fingerprint import DataFingerprint, digest
 from unmask.data.store import RowStore, read_meta
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
@@ -118,7 +119,19 @@ class StoredRows:
             ratio = self.config.validation_ratio
             raise UserError(f"{store.folder}: data.validation_ratio={ratio} of {len(store)} rows leaves a part empty")
         self._check_vocabulary(store)
+        store.verify()
         return store
+
+    def data_fingerprint(self) -> DataFingerprint:
+        """Returns what identifies the rows and those of them that are held out."""
+        store, config = self._store, self.config
+        return DataFingerprint(
+            rows=len(store),
+            bytes=store.num_bytes,
+            held_out=self._num_held_out(store),
+            split=f"data.validation_ratio={config.validation_ratio} and data.seed={config.seed}",
+            sha256=digest(store.checksums),
+        )
 
     def _check_vocabulary(self, store: RowStore) -> None:
         """Raises `UserError` if ids mean other tokens in the store than to the model, as far as both are known."""
@@ -175,6 +188,7 @@ class StoredRows:
         if store.length != self.config.length:
             raise UserError(f"{path}: its rows have {store.length} tokens, the model's {self.config.length}")
         self._check_vocabulary(store)
+        store.verify()
         return store
 
 

@@ -1,6 +1,7 @@
 """The protocols of tasks, and the task of a configuration. Dimensions: B rows, L positions."""
 
 from collections.abc import Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from unmask.config.registry import resolve
 from unmask.config.run import RunConfig
+from unmask.data.fingerprint import DataFingerprint
 from unmask.data.stream import EpochStream
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
@@ -61,6 +63,7 @@ class Task(Protocol):
     `from_config(config)`. Data are read or made when they are first used. It may have `keep_files(folder)`,
     which copies files that decoding needs into the folder of a run, where `Config.of_run` finds them; `original_ids`,
     the ids that its tokens have in the tokenizer of a Hugging Face checkpoint (None: a new one), for `train.init`;
+    `data_fingerprint()`, what identifies its data, so that a run notices when they are others (`data/fingerprint.py`);
     `text(tokens)`, a canvas (L,) as text, and `token(text)`, the id of the one token that is written so (`UserError` if
     there is none; default: the token of that `symbol`). A task with right answers is a `GradedTask`; running text is a
     `TextTask`.
@@ -145,6 +148,44 @@ def build_task(config: RunConfig) -> Task:
     if not isinstance(task, Task):
         raise UserError(f"task.name={config.task.name}: lacks part of the protocol `Task`")
     return task
+
+
+_may_change: ContextVar[bool] = ContextVar("data_may_change", default=False)
+
+
+def accept_changed_data() -> None:
+    """From now on, data need not be those that a run began with, in this context (one call of the command line)."""
+    _may_change.set(True)
+
+
+def may_change() -> bool:
+    """True if `accept_changed_data` was called in this context."""
+    return _may_change.get()
+
+
+def fingerprint_of(task: Task) -> DataFingerprint | None:
+    """Returns what identifies the task's data; None for a task that does not say."""
+    own = getattr(task, "data_fingerprint", None)
+    return None if own is None else own()
+
+
+def check_same_data(task: Task, config: RunConfig, kept: DataFingerprint | None, run: Path, fix: str) -> None:
+    """Checks that the task's data are those that `run` began with, as `kept` tells.
+
+    Nothing is checked where the run keeps no fingerprint, as those from before, or where `accept_changed_data` was
+    called.
+
+    Raises:
+        UserError: they are others.
+    """
+    found = None if kept is None or may_change() else fingerprint_of(task)
+    if kept is None or found is None or found == kept:
+        return
+    path = getattr(config.data, "path", None)
+    raise UserError(
+        f"{'the data' if path is None else f'data.path={path}'}: not what {run} began with: {kept.differences(found)}. "
+        f"What it has trained on may now be held out; {fix}; to go on with these all the same: --data-changed"
+    )
 
 
 def is_graded(config: RunConfig) -> bool:

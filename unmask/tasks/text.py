@@ -32,7 +32,7 @@ from unmask.data.store import RowStore
 from unmask.data.vocabulary import BYTES, EOS_ID, MASK_ID, VOCAB_SIZE, Vocabulary
 from unmask.errors import UserError
 from unmask.noise import Purpose
-from unmask.progress import console
+from unmask.progress import console, warn
 from unmask.tasks.task import Extent
 from unmask.tasks.text_rows import TextRows, TextRowsData, number_lines, read_prompt
 from unmask.types import CleanBatch
@@ -117,10 +117,23 @@ def find_store(config: TextData) -> Path:
     name = "python" if config.path is None else Path(config.path).expanduser().name
     folder = files.cache_folder(config.cache_dir) / "text" / f"{name}_{config.length}_{_digest(sources, config)}"
     with files.exclusive(folder):
+        if folder.exists() and (problem := _damage(folder)):
+            warn(f"{problem}. It is of the cache, and is made again now")
+            shutil.rmtree(folder)
         if not folder.exists():
             _prepare(make_settings(sources, config, folder))
             console.print(f"Rows of text kept in {folder}")
     return folder
+
+
+def _damage(folder: Path) -> str | None:
+    """Returns what is wrong with the store in `folder`, or None."""
+    try:
+        store = RowStore(folder)
+        is_whole = store.verify() and store.vocabulary is not None
+    except UserError as error:
+        return str(error)
+    return None if is_whole else f"{folder}: lacks its checksums or its vocabulary"
 
 
 def _prepare(settings: PrepareSettings) -> None:
@@ -171,7 +184,13 @@ class Text(TextRows):
         return super()._check_store(store)
 
     def _num_held_out(self, store: RowStore) -> int:
-        return int(store.meta["num_held_out"])
+        number = store.meta.get("num_held_out")
+        if type(number) is not int or not 0 < number < len(store):
+            raise UserError(
+                f"{store.folder / 'meta.json'}: num_held_out={number!r}: must be a number of its {len(store)} rows; "
+                "prepare the text again"
+            )
+        return number
 
     def _row(self, place: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         """Returns the row at each place. Held-out rows lie last, and are shuffled: the first may be of one document."""

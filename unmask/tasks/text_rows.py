@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from rich.text import Text
 from torch import Tensor
 
@@ -35,11 +35,19 @@ class TextRowsData(TokensData):
     tokenizer: str | None = Field(
         None, description="its folder, or its name on the hub; null = what data.path holds, or the run's own copy"
     )
+    _is_found: bool = PrivateAttr(False)
+    """True for settings that a run was found with, which nobody typed."""
 
     def of_run(self, folder: Path) -> "TextRowsData":
-        """Returns the settings with the vocabulary that the run in `folder` keeps, if it does."""
-        own = folder / _FOLDER
-        return self.model_copy(update={"tokenizer": str(own)}) if (own / VOCABULARY).exists() else self
+        """Returns the settings with the vocabulary that the run in `folder` keeps, if it does.
+
+        What a run names is not asked of the hub, and nothing is written where it says.
+        """
+        own, fields = folder / _FOLDER, type(self).model_fields
+        changes = {"tokenizer": str(own)} if (own / VOCABULARY).exists() else {}
+        found = self.model_copy(update=changes | ({"cache_dir": None} if "cache_dir" in fields else {}))
+        found._is_found = True
+        return found
 
 
 class TextRows(StoredRows):
@@ -76,6 +84,11 @@ class TextRows(StoredRows):
 
     def _load_vocabulary(self, source: str) -> Vocabulary:
         """Loads the vocabulary of all ids of a tokenizer, the mask among them or after them."""
+        if self.config._is_found and not Path(source).expanduser().exists():
+            raise UserError(
+                f"data.tokenizer={source}: the run keeps no copy of it, there is no such folder, and the Hugging Face "
+                "hub is not asked for what a run names; download it there (hf download), or copy the run whole"
+            )
         known = load_tokenizer(source).id_to_token
         eos = None if self.config.eos_id is None else known(self.config.eos_id)
         return Vocabulary.from_source(source, eos_token=eos, mask_token=known(self.config.mask_id))

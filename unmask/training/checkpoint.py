@@ -184,6 +184,11 @@ def load_part(path: Path, part: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): stored[name].whole() for name in stored if name.startswith(prefix)}
 
 
+def load_rest(path: Path) -> dict[str, Any]:
+    """Reads everything of the checkpoint folder `path` but its tensors."""
+    return dict(json.loads((path / _STATE).read_text()))
+
+
 def _tensors(path: Path) -> dict[str, LazyTensor]:
     return parallel.read(path / name for name in _listed(path) if name.endswith(_TENSORS))
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from unmask import progress
 from unmask.config import registry
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section
+from unmask.data.fingerprint import DataFingerprint, read_fingerprint
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.decoding.decoder import Decoder
@@ -26,11 +27,11 @@ from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import resolve_dtype
 from unmask.models.transformer import Transformer, TransformerConfig
-from unmask.tasks.task import Task, build_task, keep_files
+from unmask.tasks.task import Task, build_task, check_same_data, keep_files, may_change
 from unmask.training import checkpoint
-from unmask.training.folder import read_config, resolve_config
+from unmask.training.folder import read_config, read_environment, resolve_config
 from unmask.training.trainer import Trainer, resolve_device
-from unmask.types import TokenSpec
+from unmask.types import CleanBatch, TokenSpec
 
 
 @dataclass(eq=False)
@@ -49,6 +50,10 @@ class LoadedRun:
     """The checkpoint folder that was read; None for an export."""
     kept_tokens: TokenSpec | None = None
     """An export keeps its tokens, so that its model can be built without the task's files."""
+    data: DataFingerprint | None = None
+    """What identifies the data that it was trained on; None for a run from before this was kept."""
+    is_published: bool = False
+    """True if what is made of it goes to others, as a report does: then nothing is read that may be another's."""
 
     @staticmethod
     def open(
@@ -58,6 +63,7 @@ class LoadedRun:
         step: str = "last",
         device: str | None = None,
         warn: Callable[[str], None] = progress.warn,
+        is_published: bool = False,
     ) -> "LoadedRun":
         """Reads a run as its checkpoint left it, or an export. A run may still be training.
 
@@ -69,6 +75,7 @@ class LoadedRun:
             step: a run's checkpoint: `last`, `best` or a number, as a string.
             device: default: `train.device` if this machine has it, else `auto`.
             warn: called with a line about each damaged checkpoint that is skipped.
+            is_published: what is made of it goes to others.
 
         Raises:
             UserError: it is neither a run with a complete checkpoint nor an export, or lacks these weights.
@@ -77,7 +84,7 @@ class LoadedRun:
             raise UserError(f"weights {weights!r}: use ema or raw")
         path = Path(path).expanduser()
         if _is_export(path):
-            return _open_export(path, weights, step, device)
+            return replace(_open_export(path, weights, step, device), is_published=is_published)
         config = read_config(path).of_run(path)
         found = checkpoint.find(path, step, warn)
         tensors, averaged = checkpoint.load_part(found, "model"), checkpoint.load_part(found, "ema/shadow")
@@ -87,11 +94,55 @@ class LoadedRun:
         if weights == "ema":
             tensors |= averaged
         place = _device_for(config, device)
-        return LoadedRun(path, config, tensors, weights, checkpoint.step_of(found), place, checkpoint=found)
+        data = _read_data(path, found)
+        return LoadedRun(
+            path,
+            config,
+            tensors,
+            weights,
+            checkpoint.step_of(found),
+            place,
+            checkpoint=found,
+            data=data,
+            is_published=is_published,
+        )
 
     @cached_property
     def task(self) -> Task:
         return build_task(self.config)
+
+    def held_out(self, limit: int, task: Task | None = None) -> CleanBatch:
+        """Returns up to `limit` of its held-out examples, as those of `task` (default: its own).
+
+        Raises:
+            UserError: the data are not those that it was trained on.
+        """
+        task = task or self.task
+        self._check_data(task)
+        return task.validation(limit)
+
+    def _check_data(self, task: Task) -> None:
+        """Raises `UserError` if the data, which the run names and its user did not, are not what it was trained on."""
+        path = getattr(self.config.data, "path", None)
+        fix = "put the data back as they were, or name examples of your own (`unmask eval --data FILE`)"
+        if not self.is_published or path is None:
+            check_same_data(task, self.config, self.data, self.path, fix)
+            return
+        # A page must show nothing of a file that a stranger's run names, not even a line of it in an error.
+        if self.data is None and not may_change():
+            raise UserError(
+                f"{self.path}: names data.path={path}, but keeps no fingerprint of it, and the page would show what is "
+                "there; if the run is yours: --data-changed"
+            )
+        try:
+            check_same_data(task, self.config, self.data, self.path, fix)
+        except UserError:
+            if may_change():
+                raise
+            raise UserError(
+                f"{self.path}: data.path={path} is not what it was trained on; {fix}; to show it all the same: "
+                "--data-changed"
+            ) from None
 
     @property
     def tokens(self) -> TokenSpec:
@@ -147,6 +198,7 @@ class LoadedRun:
         train = self.config.train.model_copy(update={"compile": False, "device": str(self.device)})
         config = self.config.model_copy(update={"train": train})
         state = checkpoint.load(self.checkpoint)
+        self._check_data(self.task)
         trainer = Trainer(config, self.tokens, self.task.train_stream(train.seed))
         trainer.model.load_state_dict(state["model"])
         trainer.process.load_state_dict(state["process"])
@@ -210,6 +262,7 @@ def _export(run: str | Path, target: Path, weights: str | None, step: str) -> Lo
         "weights": source.weights,
         "tokens": asdict(source.tokens),
         "run": source.config.model_dump(mode="json"),
+        "data": None if source.data is None else asdict(source.data),
     }
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -242,7 +295,16 @@ def _open_export(path: Path, weights: str | None, step: str, device: str | None)
         tensors = load_file(path / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path / 'model.safetensors'}: damaged: {error}; export it again") from error
-    return LoadedRun(path, config, tensors, own_weights, own_step, _device_for(config, device), kept_tokens=tokens)
+    place, data = _device_for(config, device), read_fingerprint(description.get("data"), str(file))
+    return LoadedRun(path, config, tensors, own_weights, own_step, place, kept_tokens=tokens, data=data)
+
+
+def _read_data(run: Path, found: Path) -> DataFingerprint | None:
+    """Reads the fingerprint of the data that the checkpoint `found` keeps, or else the run."""
+    for file, kept in ((found, checkpoint.load_rest(found)), (run / "environment.json", read_environment(run))):
+        if (data := read_fingerprint(kept.get("data"), str(file))) is not None:
+            return data
+    return None
 
 
 def _device_for(config: RunConfig, asked: str | None) -> torch.device:

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from unmask import machine
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
+from unmask.data.fingerprint import read_fingerprint
 from unmask.errors import RunFailed, UserError
 from unmask.evaluation.evaluate import EvaluationLeft
 from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
-from unmask.tasks.task import build_task, keep_files
+from unmask.tasks.task import build_task, check_same_data, fingerprint_of, keep_files
 from unmask.training import checkpoint, loading, trackers
 from unmask.training.distributed import check_alike
 from unmask.training.evaluating import Evaluator, metrics
@@ -45,22 +47,25 @@ class Run:
         with peers.raise_together():
             check_parallel(config.train, peers)
             self.task = build_task(config)
+        self.data_changed = False
         self.stop_requested = False
         self.is_stepping = False
         self.saved_step = 0
 
-    def train(self, *, resume: bool = False, restart_pool: bool = False) -> None:
+    def train(self, *, resume: bool = False, restart_pool: bool = False, data_changed: bool = False) -> None:
         """Trains to the last step.
 
         Args:
             resume: go on from the newest whole checkpoint.
             restart_pool: there, with a new pool, of other examples.
+            data_changed: there, with data that need not be those that the run began with.
 
         Raises:
             UserError: wrong settings, data or folder.
             RunFailed: a disk is full, or numbers are bad; what was saved is whole.
             Interrupted: SIGINT, SIGTERM or SIGUSR1 came to one of the processes; the step was finished and saved.
         """
+        self.data_changed = data_changed
         with self._signals():
             self._train(resume=resume, restart_pool=restart_pool)
 
@@ -69,10 +74,14 @@ class Run:
         with self.peers.raise_together():
             stream = self.task.train_stream(self.config.train.seed)
             self.examples = self.task.validation(self.config.eval.examples)
+            found = fingerprint_of(self.task)
+            self.data = None if found is None else asdict(found)
             if self.peers.is_main:
                 trackers.check(self.config.log.to)
                 self.folder.check(self.config, resume=resume)
-        self._check_alike(stream.epoch_size, resume=resume, restart_pool=restart_pool)
+                if resume and checkpoint.steps(self.folder.checkpoints):
+                    self._check_data(read_environment(self.folder.path).get("data"), "environment.json")
+        self._check_alike(stream.epoch_size, resume=resume, restart_pool=restart_pool, data_changed=self.data_changed)
         self.trainer = Trainer(self.config, self.task.tokens, stream, self.peers)
         writers = self.peers if self.trainer.is_sharded else ALONE
         self.saver = Saver(self.folder.checkpoints, self.config.train, writers)
@@ -82,7 +91,7 @@ class Run:
             dtype=self.trainer.model.compute_dtype,
             is_compiled=self.trainer.is_compiled,
             processes=self.peers.size,
-        ) | {"attention": known}
+        ) | {"attention": known, "data": self.data}
         with self.peers.raise_together():
             self.evaluator = Evaluator(self.config, self.task, self.examples, self.trainer)
         if not self._broadcast(resume and bool(checkpoint.steps(self.folder.checkpoints))):
@@ -106,8 +115,14 @@ class Run:
 
     def _check_alike(self, epoch_size: int, **options: bool) -> None:
         settings = dict(flatten(self.config.model_dump(mode="json")))
-        found = {"examples of data": epoch_size, "fingerprint of data": self.task.tokens.fingerprint}
+        found = {"examples of data": epoch_size, "fingerprint of data": self.task.tokens.fingerprint, "data": self.data}
         check_alike(self.peers, {**settings, **options, **found, "torch": torch.__version__})
+
+    def _check_data(self, kept: Any, name: str) -> None:
+        """Raises `UserError` if the data are others than the run began with, as its file `name` says."""
+        where, fix = self.folder.path, "put the data back as they were, or start another run"
+        if not self.data_changed:
+            check_same_data(self.task, self.config, read_fingerprint(kept, str(where / name)), where, fix)
 
     def _open_folder(self, environment: dict[str, Any], resume: bool) -> None:
         if self.peers.is_main:
@@ -161,6 +176,7 @@ class Run:
                 f"{self.folder.path}: the main process has a checkpoint of step {step} here, this one has not: "
                 f"{error}; put the run where all processes see it"
             ) from error
+        self._check_data(state.get("data"), f"checkpoints/step_{step:08d}/state.json")
         if restart_pool:
             drop_rows = getattr(self.trainer.process, "drop_rows", None)
             if drop_rows is None:
@@ -360,7 +376,7 @@ class Run:
         """Copies the state, which is written while training goes on."""
         self._handle(self.monitor.collect())
         self.saved_step = self.progress.step
-        state = self.trainer.state_dict()
+        state = self.trainer.state_dict() | {"data": self.data}
         if self.peers.is_main or self.trainer.is_sharded:
             self.saver.save(state, self.progress, self.metrics if self.peers.is_main else None)
 

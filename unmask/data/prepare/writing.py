@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from unmask import files
 from unmask.data.prepare.settings import PrepareSettings
+from unmask.data.store import SEAL, make_seal
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 
@@ -186,6 +187,7 @@ def write_store(
         "split_seed": settings.split_seed,
     }
     meta |= extra | {"created_with": _versions()}
+    meta[SEAL] = make_seal(json.loads(json.dumps(meta)))
     files.write(folder / "meta.json", json.dumps(meta, indent=1) + "\n")
     return meta
 

@@ -61,7 +61,7 @@ def diagnose(
     chosen, model = decoder or run.config.decode, run.trainer().model
     if not model.is_causal:
         run.decoder(chosen, model)  # refuses before any work
-    held_out = run.task.validation(examples)
+    held_out = run.held_out(examples)
     measure: dict[str, Callable[..., Any]] = {
         "nll": partial(measure_nll, run, held_out, draws=draws),
         "mismatch": partial(measure_mismatch, run, held_out[:MOST_DECODED], chosen),

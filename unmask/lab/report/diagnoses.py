@@ -45,7 +45,7 @@ def diagnose_methods(
             on_progress(before * len(parts) + done)
 
         try:
-            run = LoadedRun.open(runs[0].folder, warn=lambda line: None)
+            run = LoadedRun.open(runs[0].folder, warn=lambda line: None, is_published=True)
             result.found[name] = diagnose(run, parts, decoder=decoder, on_progress=on_part)
         except UserError as error:
             result.missing.append(f"The diagnostics of {name}: {str(error).splitlines()[0]}")

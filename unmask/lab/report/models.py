@@ -46,9 +46,17 @@ def study(
     result, replay = Study(decoder.label), _Replay()
     for name, runs in methods.items():
         with _spared(result, f"The replay of {name}", warn):
-            _decode(result, replay, name, LoadedRun.open(runs[0].folder), decoder, num_examples, on_example)
+            _decode(
+                result,
+                replay,
+                name,
+                LoadedRun.open(runs[0].folder, is_published=True),
+                decoder,
+                num_examples,
+                on_example,
+            )
         with _spared(result, f"The batches of {name}", warn):
-            run = LoadedRun.open(runs[0].folder, warn=lambda line: None)  # the replay has warned
+            run = LoadedRun.open(runs[0].folder, warn=lambda line: None, is_published=True)  # the replay has warned
             result.training_masks[name] = measure_training_masks(run.trainer())
     result.replay = replay.as_dict(list(methods)) if replay.traces else None
     return result
@@ -73,7 +81,7 @@ def _decode(
     num_examples: int,
     on_example: Callable[[int], None],
 ) -> None:
-    examples = run.task.validation(max(num_examples, _NUM_DECODED))
+    examples = run.held_out(max(num_examples, _NUM_DECODED))
     engine = run.decoder(decoder)
     result.decoding_masks[name] = measure_decoding_masks(
         engine, examples[:_NUM_DECODED], block_size=run.model.block_size, device=run.device

@@ -16,12 +16,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask import files, noise
+from unmask import files, formats, noise
 from unmask.errors import UserError
 from unmask.files import exclusive
 from unmask.noise import Purpose
-from unmask.progress import console, progress
-from unmask.tasks.sudoku.board import Boards, PuzzleSet
+from unmask.progress import console, progress, warn
+from unmask.tasks.sudoku.board import Boards, PuzzleSet, check_puzzles
 from unmask.tasks.sudoku.solver import (
     ALL_DIGITS,
     is_decided,
@@ -208,20 +208,39 @@ def load_or_generate(count: int, givens: tuple[int, int], difficulty: Difficulty
     settings = {"count": count, "givens": givens, "difficulty": difficulty, "seed": seed, "version": _VERSION}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / "sudoku" / f"{difficulty}_{givens[0]}-{givens[1]}_{count}_{digest}.npy"
+    checksum = path.with_name(f"{path.name}.sha256")  # a table of plausible wrong digits looks like any other
     with exclusive(path):
-        if not path.exists():
-            with progress(
-                f"Generating {count} puzzles ({difficulty}, {givens[0]}-{givens[1]} givens)", count
-            ) as update:
-                puzzles, solutions = generate(
-                    count, givens=givens, difficulty=difficulty, seed=seed, on_progress=update
-                )
-            buffer = io.BytesIO()
-            np.save(buffer, np.concatenate([puzzles, solutions], axis=1))
-            files.write(path, buffer.getvalue())
-            console.print(f"Puzzles kept in {path}")
+        kept, problem = _read_table(path, checksum, count) if path.exists() else (None, None)
+        if kept is not None:
+            return kept
+        if problem is not None:
+            warn(f"{path}: was changed or damaged: {problem}. It is of the cache, and is made again now")
+        with progress(f"Generating {count} puzzles ({difficulty}, {givens[0]}-{givens[1]} givens)", count) as update:
+            puzzles, solutions = generate(count, givens=givens, difficulty=difficulty, seed=seed, on_progress=update)
+        buffer = io.BytesIO()
+        np.save(buffer, np.concatenate([puzzles, solutions], axis=1))
+        files.write(checksum, f"{hashlib.sha256(buffer.getbuffer()).hexdigest()}\n")
+        files.write(path, buffer.getvalue())
+        console.print(f"Puzzles kept in {path}")
+        return PuzzleSet(puzzles, solutions)
+
+
+def _read_table(path: Path, checksum: Path, count: int) -> tuple[PuzzleSet | None, str | None]:
+    """Reads kept puzzles: them and None, or None and what is wrong with the file.
+
+    One from before checksums were kept is taken if its puzzles fit their solutions, and gets a checksum.
+    """
     try:
-        boards = np.load(path)
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: damaged: {error}; delete it, and it will be made again") from error
-    return PuzzleSet(boards[:, :81], boards[:, 81:])
+        boards = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(boards, np.ndarray) or boards.shape != (count, 162) or boards.dtype != np.uint8:
+            return None, f"it is no table of {count} puzzles with their solutions"
+        boards = np.array(boards)
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if checksum.exists():
+            is_right = formats.read_text(checksum, max_bytes=100).strip() == found
+            return (PuzzleSet(boards[:, :81], boards[:, 81:]), None) if is_right else (None, "its checksum is another")
+        puzzles = check_puzzles(boards[:, :81], boards[:, 81:], lambda row: f"row {row}")
+        files.write(checksum, f"{found}\n")
+        return puzzles, None
+    except (OSError, EOFError, ValueError) as error:  # UserError is a ValueError
+        return None, str(error)

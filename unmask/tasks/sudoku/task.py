@@ -22,6 +22,7 @@ from torch import Tensor
 
 from unmask import files, noise
 from unmask.config.settings import Section
+from unmask.data.fingerprint import DataFingerprint, digest
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
 from unmask.files import parse_object
@@ -58,6 +59,10 @@ class PuzzleData(Section):
     def _check_givens(cls, value: tuple[int, int]) -> tuple[int, int]:
         check_givens(value)
         return value
+
+    def of_run(self, folder: Path) -> "PuzzleData":
+        """Returns the settings with the user's own cache: a run that one was given must not name a place to write."""
+        return self.model_copy(update={"cache_dir": None})
 
 
 def load_puzzles(config: PuzzleData, *, with_turns: bool) -> PuzzleSet:
@@ -127,8 +132,26 @@ class BoardTask(ABC):
         """Reads the boards (B, 81) off canvases; 0 for no digit, `mask_id` for a cell that is a masked token."""
 
     @cached_property
-    def _split(self) -> tuple[PuzzleSet, PuzzleSet]:
-        return split_puzzles(self._load(), self.config.validation_ratio, self.config.seed)
+    def _split(self) -> tuple[PuzzleSet, PuzzleSet, DataFingerprint]:
+        """Training puzzles, held-out ones, and the fingerprint of both."""
+        puzzles, config = self._load(), self.config
+        train, held_out = split_puzzles(puzzles, config.validation_ratio, config.seed)
+        tables = [table for table in (puzzles.puzzles, puzzles.solutions, puzzles.turns) if table is not None]
+        return (
+            train,
+            held_out,
+            DataFingerprint(
+                rows=len(puzzles),
+                bytes=sum(table.nbytes for table in tables),
+                held_out=len(held_out),
+                split=f"data.validation_ratio={config.validation_ratio} and data.seed={config.seed}",
+                sha256=digest(*tables),
+            ),
+        )
+
+    def data_fingerprint(self) -> DataFingerprint:
+        """Returns what identifies the puzzles and those of them that are held out."""
+        return self._split[2]
 
     def _load(self) -> PuzzleSet:
         return load_puzzles(self.config, with_turns=self.with_turns)
