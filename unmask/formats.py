@@ -1,7 +1,7 @@
 """Reads and writes text, JSON and YAML that anybody may have made: bounded, typed, and with errors that name the place.
 
-YAML is read by the rules of YAML 1.2's core schema: `010` is ten, `yes`, `12:30` and `2001-01-01` are text. Tags and
-repeated keys are errors.
+YAML is read by the rules of YAML 1.2's core schema: `010` is ten, `1e3` a thousand; `yes`, `12:30` and `2001-01-01` are
+text. Tags and repeated keys are errors.
 """
 
 import json
@@ -23,7 +23,8 @@ from unmask.errors import UserError
 MAX_BYTES = 64 * 2**20
 """Most bytes of a file that is read whole, unless its reader asks for more."""
 _MAX_DEPTH = 64
-_MAX_NODES = 200_000
+_MAX_YAML_BYTES = 2**18
+_MAX_NODES = 10_000
 _MAX_DIGITS = 400
 _STEERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
@@ -144,31 +145,47 @@ def printable(text: str) -> str:
     return _STEERS.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
-def read_yaml(path: Path) -> Any:
-    """Reads a YAML file.
+def read_yaml(path: Path, *, is_saved: bool = False) -> Any:
+    """Reads a YAML file, by `parse_yaml`.
 
     Raises:
         UserError: it cannot be read, or `parse_yaml` refuses it.
     """
-    return parse_yaml(read_text(path), str(path))
+    return parse_yaml(read_text(path, max_bytes=_MAX_YAML_BYTES), str(path), is_saved=is_saved)
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """Parses one YAML document by the core schema of YAML 1.2.
+def parse_yaml(text: str, where: str, *, is_saved: bool = False) -> Any:
+    """Parses one YAML document by the core schema of YAML 1.2; also read are `1_000` and merge keys (`<<`).
+
+    Args:
+        where: the name of the document, for errors.
+        is_saved: it was written by `to_yaml`, or by PyYAML, which leaves text such as `1e3` unquoted.
 
     Raises:
         UserError: it is not YAML, repeats a key, has a tag, or is larger than any configuration; names the line.
     """
+    loader = None
     try:
-        loader = _Loader(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: is not valid YAML: {error}") from error
+        loader = (_SavedLoader if is_saved else _Loader)(text)  # finds characters that no YAML may hold
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = "" if mark is None else f", line {mark.line + 1}"
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        is_composed = isinstance(error, ComposerError | ConstructorError)  # it is YAML then, but none that is read here
+        raise UserError(f"{where}{place}: {problem if is_composed else f'not valid YAML: {problem}'}") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML does not check numbers in escapes and heads
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise UserError(f"{where}: is nested too deeply") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def to_yaml(value: Any) -> str:
+    """Formats `value` as YAML, which `parse_yaml` and readers of YAML 1.1 read as the same value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
@@ -176,65 +193,104 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
 
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = 0
-        self._sizes: dict[int, int] = {}
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._count = 0
+        self._extent: dict[int, tuple[int, int]] = {}  # of each whole node, aliases expanded: values, levels
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         self._depth += 1
+        self._count += 1
         if self._depth > _MAX_DEPTH:
-            raise ComposerError(None, None, f"nested more than {_MAX_DEPTH} deep", event.start_mark)
+            raise _problem(f"nested more than {_MAX_DEPTH} deep", event)
         if getattr(event, "tag", None) is not None:
-            raise ComposerError(None, None, f"the tag {event.tag}: tags are not read", event.start_mark)
+            raise _problem(f"the tag {_short(event.tag)}: tags are not read; leave it out", event)
         node: Any = super().compose_node(parent, index)
         self._depth -= 1
-        if node is None:
-            return None
-        is_alias = isinstance(event, yaml.AliasEvent)
-        if is_alias:
-            if id(node) not in self._sizes:
-                raise ComposerError(None, None, f"the alias {event.anchor} stands within itself", event.start_mark)
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._extent:
+                raise _problem(f"the alias {_short(f'*{event.anchor}')} stands within itself", event)
+        elif isinstance(node, yaml.ScalarNode):
+            self._extent[id(node)] = (1, 1)
         else:
-            inner = node.value if isinstance(node, yaml.SequenceNode) else []
-            if isinstance(node, yaml.MappingNode):
-                inner = [part for pair in node.value for part in pair]
-            self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in inner)  # aliases expanded
-        if self._sizes[id(node)] > _MAX_NODES:
-            raise ComposerError(None, None, f"holds more than {_MAX_NODES:,} values", event.start_mark)
+            pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
+            inner = [self._extent[id(part)] for pair in pairs for part in pair]
+            values, levels = sum(one for one, _ in inner), max((one for _, one in inner), default=0)
+            self._extent[id(node)] = (1 + values, 1 + levels)
+        values, levels = self._extent[id(node)]
+        if max(values, self._count) > _MAX_NODES:
+            raise _problem(f"holds more than {_MAX_NODES:,} values", event)
+        if self._depth + levels > _MAX_DEPTH:
+            raise _problem(f"nested more than {_MAX_DEPTH} deep, with its aliases", event)
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, yaml.Node] = {}
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[Any, yaml.Node] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise ConstructorError(None, None, "a key that is no plain word", key.start_mark)
-            if key.value in seen:
-                first = seen[key.value].start_mark.line + 1
-                raise ConstructorError(
-                    None, None, f"the key {key.value!r} stands in line {first} and again", key.start_mark
-                )
-            seen[key.value] = key
-        return super().construct_mapping(node, deep)
+                raise _problem("a key that is no plain word", key)
+            other = first.setdefault((key.tag, key.value), key)
+            if other is not key:
+                line = other.start_mark.line + 1
+                raise _problem(f"the key {_short(key.value)} stands already in line {line}; give it once", key)
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        if any("\ud800" <= sign <= "\udfff" for sign in node.value):
+            raise _problem("half of a surrogate pair, which is no character", node)
+        return node
+
+
+class _SavedLoader(_Loader):
+    """A loader of what PyYAML wrote: its unquoted text is text."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and implicit[0] and _YAML_1_1.resolve(kind, value, implicit) == f"{_HEAD}str":
+            return f"{_HEAD}str"
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which also quotes text that YAML 1.2 would read as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_YAML_1_1: Any = yaml.resolver.Resolver()  # as PyYAML has it
+
+
+def _problem(message: str, at: Any) -> ComposerError:
+    return ComposerError(None, None, message, at.start_mark)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}..")
 
 
 def _construct_integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     word = node.value
     if len(word) > _MAX_DIGITS:
-        raise ConstructorError(None, None, f"a number of {len(word):,} digits", node.start_mark)
+        raise _problem(f"a number of {len(word):,} digits", node)
     return int(word, 0) if word[:2] in ("0x", "0o") else int(word)
 
+
+_DIGITS = "[0-9]+(?:_[0-9]+)*"
 
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
+    ("int", rf"[-+]?{_DIGITS}|0o[0-7]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
     (
         "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        rf"[-+]?(\.{_DIGITS}|{_DIGITS}(\.({_DIGITS})?)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
         [*"-+0123456789."],
     ),
+    ("merge", r"<<", ["<"]),
 ):
-    _Loader.add_implicit_resolver(f"{_HEAD}{_tag}", re.compile(f"(?:{_pattern})\\Z"), _first)
+    for _one in (_Loader, _Dumper):
+        _one.add_implicit_resolver(f"{_HEAD}{_tag}", re.compile(f"(?:{_pattern})\\Z"), _first)
 _Loader.add_constructor(f"{_HEAD}int", _construct_integer)

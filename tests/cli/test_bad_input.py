@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers import SHORT, run_cli
 from tests.helpers.sudoku import CONTRADICTORY, EASY, NO_SOLUTION
+from unmask.config import recipes
 from unmask.tasks.sudoku import board
 
 BAD_TRAINING = {
@@ -20,6 +21,20 @@ BAD_TRAINING = {
     ),
     "no equals sign": (["debug", "train.steps"], ["'train.steps'", "write key=value"]),
     "bad yaml": (["debug", "train.steps=[1"], ["'train.steps=[1'", "not valid YAML"]),
+    "a tag": (["debug", "train.steps=!!int 4"], ["'train.steps=!!int 4'", "tags are not read"]),
+    "base 60": (["debug", "train.seed=12:30"], ["train.seed='12:30'", "valid integer"]),
+    "a date": (["debug", "train.steps=2001-99-99"], ["train.steps='2001-99-99'", "valid integer"]),
+    "half a number": (["debug", "train.steps=0x_"], ["train.steps='0x_'", "valid integer"]),
+    "a truth value for a number": (["debug", "train.steps=true"], ["train.steps=True", "valid integer"]),
+    "a float for a number": (["debug", "train.batch_size=16.0"], ["train.batch_size=16.0", "valid integer"]),
+    "a large float for a number": (["debug", "decode.top_k=1e30"], ["decode.top_k=1e+30", "valid integer"]),
+    "a seed beyond 63 bits": (["debug", f"train.seed={2**63}"], [f"train.seed={2**63}", "less than or equal to 9223"]),
+    "a count beyond 63 bits": (["debug", f"eval.examples={2**63}"], [f"eval.examples={2**63}", "less than or equal"]),
+    "a number of 5,000 digits": (["debug", f"train.seed={'5' * 5000}"], ["train.seed=555", "a number of 5,000 digits"]),
+    "nested brackets": (["debug", f"train.steps={'[' * 50_000}"], ["train.steps=[[", "nested more than 64 deep"]),
+    "a key of 50,000 parts": (["debug", f"a{'.a' * 50_000}=1"], ["'a.a.", "no setting lies 50,001 sections deep"]),
+    "one setting under two names": (["debug", "process={K: 3, num_stages: 4}"], ["K and num_stages are one setting"]),
+    "a key twice": (["debug", "train={steps: 3, steps: 4}"], ["the key 'steps' stands already in line 1"]),
     "wrong type": (["debug", "train.steps=many"], ["train.steps='many'", "valid integer"]),
     "half a step": (["debug", "train.steps=1.5"], ["train.steps=1.5", "valid integer"]),
     "section is no mapping": (["debug", "train=3"], ["train", "dictionary"]),
@@ -80,7 +95,16 @@ def test_bad_training_input(
     for part in parts:
         assert part in message
     assert "Traceback" not in message
+    assert len(message) < 2_000
     assert not (tmp_path / "run").exists()
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: debug\ntrain: {seed: 010, compile: on}\noptim: {lr: 1e-3}")
+    config = recipes.load(str(tmp_path / "mine.yaml"), ["data.seed=011"])
+    assert (config.train.seed, config.train.compile, config.optim.lr) == (10, True, 0.001)
+    assert config.data.model_dump()["seed"] == 11
+    assert recipes.load("debug", [f"train.seed={2**63 - 1}"]).train.seed == 2**63 - 1
 
 
 BAD_RECIPES = {
@@ -88,7 +112,14 @@ BAD_RECIPES = {
     "extends a number": ("extends: 3", "extends 3, but there is no such file"),
     "extends itself": ("extends: mine.yaml", "`extends` goes in a circle"),
     "a list": ("[1, 2]", "a recipe is a mapping of sections, not list"),
-    "no YAML": ("a: [", "cannot be read as YAML"),
+    "no YAML": ("a: [", "mine.yaml, line 1: not valid YAML"),
+    "nothing": ("# nothing\n", "mine.yaml: is empty"),
+    "a section twice": (
+        "train: {steps: 3}\noptim: {}\ntrain: {seed: 1}",
+        "line 3: the key 'train' stands already in line 1",
+    ),
+    "a key twice": ("train:\n  steps: 3\n  steps: 4", "line 3: the key 'steps' stands already in line 2"),
+    "one setting under two names": ("decode:\n  cfg_scale: 3\n  guidance: 4", "cfg_scale and guidance are one setting"),
 }
 
 
@@ -192,7 +223,16 @@ BAD_USE = {
         ["eval", "RUN", "--decoder", "prob,tokens=3"],
         "--decoder prob,tokens=3: unknown key decode.tokens; did you mean decode.tokens_per_step?",
     ),
-    "decoder value": (["eval", "RUN", "--decoder", "prob,steps=["], "'[' is not a value"),
+    "decoder value": (
+        ["eval", "RUN", "--decoder", "prob,steps=["],
+        "--decoder prob,steps=[: 'steps', line 1: not valid YAML",
+    ),
+    "a decoder's key twice": (["eval", "RUN", "--decoder", "prob,steps=3,steps=4"], "'steps' is given twice"),
+    "a decoder's many brackets": (
+        ["decode", "RUN", "GOOD", "--decoder", "forbid=" + "[" * 50_000],
+        "nested more than 64",
+    ),
+    "a decoder's many commas": (["decode", "RUN", "GOOD", "--decoder", "," * 50_000], "is not key=value"),
     "a decoder twice": (["eval", "RUN", "--decoder", "prob", "--decoder", "prob"], "prob/1 is asked for twice"),
     "answers below a file": (["decode", "RUN", "GOOD", "--out", "FILE/x/y"], "cannot be written"),
     "export below a file": (["export", "RUN", "FILE/x"], "cannot be written"),

@@ -13,10 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 import unmask
 from tests.helpers import lines, metrics_of, run_cli
+from unmask.config import recipes
+from unmask.training.folder import read_config, to_yaml
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "runs_2026_11"
 NAMES = ["puma", "uniform"]
@@ -147,3 +150,15 @@ if __name__ == "__main__":
             here = copied(each, Path(folder))
             found = {"decoded": all_decoded(here), "evaluated": evaluated(here), "resumed": resumed(here)}
         (RUNS / each / "expected.json").write_text(json.dumps(found) + "\n")
+
+
+def test_settings_that_look_like_numbers_are_what_they_were(tmp_path: Path) -> None:
+    """PyYAML, which wrote them, leaves text unquoted that later YAML takes for numbers."""
+    config = recipes.load("debug").model_dump(mode="json")
+    config["log"]["project"], config["train"]["init"], config["data"]["cache_dir"] = "1e3", "08", "0o17"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert "project: 1e3\n" in (tmp_path / "config.yaml").read_text()
+    assert read_config(tmp_path).model_dump(mode="json") == config
+    (tmp_path / "config.yaml").write_text(to_yaml(read_config(tmp_path)))
+    assert read_config(tmp_path).model_dump(mode="json") == config
+    assert recipes.load(str(tmp_path / "config.yaml")).log.project == "1e3"

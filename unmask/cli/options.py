@@ -2,19 +2,17 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
-import yaml
 from rich.console import Console
 
-from unmask import files
+from unmask import files, formats
 from unmask.config import recipes, registry
-from unmask.config.settings import check_section
+from unmask.config.settings import check_section, shown
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.tasks.task import Task, accept_changed_data
@@ -71,15 +69,18 @@ def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder
     """
     if text is None:
         return base
-    where = f"{option} {text}"
+    where = f"{option} {text if len(text) < 200 else shown(text)}"
     given: dict[str, Any] = {}
-    for number, part in enumerate(re.split(r",(?![^\[]*\])", text)):  # not at commas within a list
+    for number, part in enumerate(_split(text)):
         key, equals, value = part.partition("=")
         if not equals and number == 0:
             key, value = "order", part
         elif not equals:
-            raise UserError(f"{where}: {part!r} is not key=value")
-        given[key.removeprefix("decode.")] = _parse_value(value, where)
+            raise UserError(f"{where}: {shown(part)} is not key=value")
+        key = key.removeprefix("decode.")
+        if key in given:
+            raise UserError(f"{where}: {shown(key)} is given twice; give it once")
+        given[key] = formats.parse_yaml(value, f"{where}: {shown(key)}")
     settings = base.model_dump()
     try:
         recipes.merge(settings, recipes.rename_keys(given), DecodeConfig, "decode")
@@ -88,11 +89,16 @@ def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder
         raise UserError(f"{where}: {error}") from None
 
 
-def _parse_value(value: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: {value!r} is not a value: {error}") from error
+def _split(text: str) -> list[str]:
+    """Splits at commas, but not at those within a list."""
+    parts, depth = [""], 0
+    for sign in text:
+        depth = max(0, depth + (sign == "[") - (sign == "]"))
+        if sign == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def token(task: Task, text: str) -> int:

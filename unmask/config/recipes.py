@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from unmask import formats
 from unmask.config.run import RunConfig, section_class
-from unmask.config.settings import Section
+from unmask.config.settings import Section, shown
 from unmask.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -22,6 +21,8 @@ _KEY_ALIASES = {  # names in other code: ours
     "unmasking_num": "tokens_per_step",
     "cfg_scale": "guidance",
 }
+
+_MOST_PARTS = 32
 
 
 def names() -> list[str]:
@@ -54,7 +55,7 @@ def _find(recipe: str) -> Path:
     close = difflib.get_close_matches(recipe, names(), n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(
-        f"recipe {recipe!r}: not found; {hint}Shipped: {', '.join(names())}; or give the path of a .yaml file"
+        f"recipe {shown(recipe)}: not found; {hint}Shipped: {', '.join(names())}; or give the path of a .yaml file"
     )
 
 
@@ -62,14 +63,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """Reads the file's settings, merged over those that it extends."""
     if path.resolve() in seen:
         raise UserError(f"{path}: `extends` goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+    tree = formats.read_yaml(path)
+    if tree is None or tree == {}:
+        raise UserError(f"{path}: is empty; a recipe holds settings, or `extends` another recipe")
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, not {type(tree).__name__}")
     parent = tree.pop("extends", None)
-    tree = rename_keys(tree)
+    try:
+        tree = rename_keys(tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if parent is None:
         return tree
     base = _read(_find_parent(path, parent), (*seen, path.resolve()))
@@ -83,7 +86,7 @@ def _find_parent(path: Path, parent: Any) -> Path:
         return FOLDER / f"{parent}.yaml"
     if not isinstance(parent, str) or not (path.parent / parent).is_file():
         raise UserError(
-            f"{path}: extends {parent!r}, but there is no such file beside it, and no such shipped recipe; "
+            f"{path}: extends {shown(parent)}, but there is no such file beside it, and no such shipped recipe; "
             f"shipped: {', '.join(names())}"
         )
     return path.parent / parent
@@ -91,23 +94,35 @@ def _find_parent(path: Path, parent: Any) -> Path:
 
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
+    where = f"override {shown(override)}"
     if not equals or not key:
-        raise UserError(f"override {override!r}: write key=value, such as train.steps=500")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    for part in reversed(key.split(".")):
+        raise UserError(f"{where}: write key=value, such as train.steps=500")
+    parts = key.split(".")
+    if len(parts) > _MOST_PARTS:
+        raise UserError(f"{where}: no setting lies {len(parts):,} sections deep")
+    value = formats.parse_yaml(text, where)
+    for part in reversed(parts):
         value = {part: value}
-    return rename_keys(value)
+    try:
+        return rename_keys(value)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def rename_keys(tree: dict[str, Any]) -> dict[str, Any]:
-    """Replaces the keys known from other code by ours."""
-    return {
-        _KEY_ALIASES.get(key, key): rename_keys(value) if isinstance(value, dict) else value
-        for key, value in tree.items()
-    }
+    """Replaces the keys known from other code by ours.
+
+    Raises:
+        UserError: a key is there under two names.
+    """
+    renamed: dict[str, Any] = {}
+    for key, value in tree.items():
+        own = _KEY_ALIASES.get(key, key)
+        if own in renamed:
+            names = [name for name in tree if _KEY_ALIASES.get(name, name) == own]
+            raise UserError(f"{' and '.join(names)} are one setting; give {own} alone")
+        renamed[own] = rename_keys(value) if isinstance(value, dict) else value
+    return renamed
 
 
 def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:

@@ -5,9 +5,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from unmask.errors import UserError
+
+LARGEST_INT = 2**63 - 1
+"""Largest number that a setting without a bound of its own may be: what tensors hold. All bits of a seed count."""
+_LONGEST_SHOWN = 200
 
 
 def known(what: str, table: Mapping[str, object]) -> AfterValidator:
@@ -25,6 +38,23 @@ DTypeName = Literal["auto", "float32", "bfloat16", "float64"]
 WeightsName = Literal["ema", "raw"]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(lambda ids: sorted(set(ids)))]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _make_numbers_strict(schema: Any) -> None:
+    """Changes pydantic's `schema`: no number is taken from text or a truth value, and integers have 64 bits."""
+    if isinstance(schema, list | tuple):
+        for part in schema:
+            _make_numbers_strict(part)
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") in ("int", "float"):
+        schema["strict"] = True
+    if schema.get("type") == "int":
+        schema.setdefault("le", LARGEST_INT)
+        schema.setdefault("ge", -LARGEST_INT - 1)
+    for key, part in schema.items():
+        if key not in ("default", "metadata"):
+            _make_numbers_strict(part)
 
 
 class Section(BaseModel):
@@ -54,9 +84,15 @@ class Section(BaseModel):
         """
         for key in set(cls.aliases.values()):
             if len(names := [name for name in given if cls.aliases.get(name, name) == key]) > 1:
-                values = " and ".join(f"{name}={given[name]!r}" for name in names)
+                values = " and ".join(f"{name}={shown(given[name])}" for name in names)
                 raise UserError(f"{values} are one setting; give {key} alone")
         return {cls.aliases.get(key, key): value for key, value in given.items()}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: CoreSchema = handler(source)
+        _make_numbers_strict(schema)
+        return schema
 
     def of_run(self, folder: Path) -> "Section":
         """These settings where the run lies in `folder`: a section may prefer copies of its files kept there."""
@@ -119,11 +155,22 @@ def _explain(section: type[Section], detail: Any, prefix: str) -> str:
     if isinstance(cause, WrongSettings):  # of a section within this one
         return str(cause)
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}={detail['input']!r}: {message}" if detail["loc"] else f"{prefix}: {message}"
+    return f"{key}={shown(detail['input'])}: {message}" if detail["loc"] else f"{prefix}: {message}"
+
+
+def shown(value: object) -> str:
+    """Writes a wrong value, shortened if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than some 4,300 digits
+        return "(a number of thousands of digits)"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}.. ({len(text):,} characters)"
 
 
 def unknown(key: str, valid: list[str]) -> str:
     """Words the error for an unknown key, with the nearest valid one."""
+    if len(key) > _LONGEST_SHOWN:
+        return f"unknown key {shown(key)}; valid: {', '.join(valid)}"
     close = [name for name in valid if name.startswith(key)] or difflib.get_close_matches(key, valid, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(valid)}"
     return f"unknown key {key}; {hint}"

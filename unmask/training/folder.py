@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from unmask import files, machine
+from unmask import files, formats, machine
 from unmask.config.registry import found_in
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
@@ -136,7 +135,7 @@ def _may_change(key: str) -> bool:
 
 
 def to_yaml(config: RunConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return formats.to_yaml(config.model_dump(mode="json"))
 
 
 def read_config(path: Path) -> RunConfig:
@@ -147,8 +146,8 @@ def read_config(path: Path) -> RunConfig:
     """
     file = path / "config.yaml"
     try:
-        tree = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = formats.read_yaml(file, is_saved=True)
+    except UserError as error:
         raise UserError(f"{path}: not a run folder: cannot read config.yaml: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a run folder: config.yaml holds no settings")
