@@ -37,24 +37,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_near(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_near(ours: dict[str, Tensor], expected: dict[str, Tensor], atol: float) -> None:
     """In fp64; Adam's first steps enlarge rounding, as they divide by a gradient that may be near 0."""
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         assert ours[name].dtype == torch.float64
-        assert torch.allclose(ours[name], value, rtol=0, atol=1e-9), name
+        assert torch.allclose(ours[name], value, rtol=0, atol=atol), name
 
 
-def assert_same_training(ours: dict, expected: dict) -> None:
-    """Pools and masks exactly, and so what was seen; weights to 1e-9."""
+def assert_same_training(case: str, ours: dict, expected: dict) -> None:
+    """Pools and masks exactly, and so what was seen; weights to 1e-9, or to what bfloat16 leaves."""
+    # Muon orthogonalises in bfloat16; of matrices in shards the products are sums over processes.
+    atol, rtol = (1e-4, 1e-3) if case == "muon, shards" else (1e-9, 1e-9)
     pools = [dict(state["process"]) for state in (ours, expected)]
     estimates = [pool.pop("estimate", None) for pool in pools]
     assert_same(*pools)
     if estimates[1] is not None:  # what a model says is as near as its weights
         assert torch.allclose(*estimates, rtol=0, atol=1e-9)
-    assert_near(ours["model"], expected["model"])
-    assert_near(ours["ema"]["shadow"], expected["ema"]["shadow"])
-    assert ours["extra"]["losses"] == pytest.approx(expected["extra"]["losses"], rel=1e-9)
+    assert_near(ours["model"], expected["model"], atol)
+    assert_near(ours["ema"]["shadow"], expected["ema"]["shadow"], atol)
+    assert ours["extra"]["losses"] == pytest.approx(expected["extra"]["losses"], rel=rtol)
     assert ours["extra"]["metrics"] == expected["extra"]["metrics"]
     assert ours["extra"]["examples"] == expected["extra"]["examples"]
 
@@ -71,7 +73,7 @@ def test_two_processes_find_the_raw_gradients_of_one(folder: Path, case: str) ->
 @pytest.mark.parametrize("case", SAME)
 def test_two_processes_train_as_one(folder: Path, case: str) -> None:
     for step in (HALF, STEPS):
-        assert_same_training(kept(folder / case / "two", step), kept(folder / case / "one", step))
+        assert_same_training(case, kept(folder / case / "two", step), kept(folder / case / "one", step))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -88,7 +90,7 @@ def test_two_processes_go_on_with_what_one_saved(folder: Path, case: str) -> Non
     loaded, saved = (kept(folder / case / who, HALF) for who in ("two_from_one", "one"))
     for part in ("model", "optimizer", "ema", "process"):
         assert_same(loaded[part], saved[part])
-    assert_same_training(kept(folder / case / "two_from_one", STEPS), kept(folder / case / "one", STEPS))
+    assert_same_training(case, kept(folder / case / "two_from_one", STEPS), kept(folder / case / "one", STEPS))
 
 
 @pytest.mark.parametrize("case", SAME)
@@ -97,7 +99,7 @@ def test_one_process_goes_on_with_what_two_saved(folder: Path, tmp_path: Path, c
     loaded, saved = kept(tmp_path, HALF), kept(folder / case / "two", HALF)
     for part in ("model", "optimizer", "ema", "process"):
         assert_same(loaded[part], saved[part])
-    assert_same_training(kept(tmp_path, STEPS), kept(folder / case / "one", STEPS))
+    assert_same_training(case, kept(tmp_path, STEPS), kept(folder / case / "one", STEPS))
 
 
 def test_a_model_in_shares_answers_as_a_whole_one(folder: Path) -> None:

@@ -35,6 +35,8 @@ CASES = {
     "variable, shards": ["process={name: puma_variable, tokens_per_step: 5, threshold: 0.2}", FSDP],
     "self-conditioned": ["process={name: puma, num_stages: 3}", "model.self_conditioning=true", FSDP],
     "ar": ["process={name: ar}", *CAUSAL],
+    "muon": ["process={name: uniform}", "optim.name=muon"],
+    "muon, shards": ["process={name: uniform}", FSDP, "optim.name=muon", "model.tied_head=true"],
     "dropout": ["process={name: puma, num_stages: 3, confidence: random}", "model.dropout=0.1", FSDP],
 }
 
@@ -53,7 +55,7 @@ def first_gradients(trainer: Trainer) -> dict[str, Tensor]:
         for name, parameter in trainer.model.named_parameters():
             found.setdefault(name, parallel.gather_tensor(parameter.grad).clone())
 
-    trainer.optimizer.register_step_pre_hook(remember)
+    trainer.optimizer.members[0].register_step_pre_hook(remember)
     return found
 
 

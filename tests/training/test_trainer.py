@@ -10,7 +10,7 @@ from unmask.config.registry import resolve
 from unmask.config.run import OptimConfig
 from unmask.models.attention import Attention
 from unmask.training import trainer as trainer_module
-from unmask.training.optim import build_optimizer, learning_rate
+from unmask.training.optim import Optimizer, learning_rate
 from unmask.training.trainer import Trainer
 
 
@@ -66,7 +66,7 @@ def test_gradients_are_clipped_and_reported_before_clipping() -> None:
     def remember(*_: object) -> None:
         clipped.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item())
 
-    trainer.optimizer.register_step_pre_hook(remember)
+    trainer.optimizer.members[0].register_step_pre_hook(remember)
     report = trainer.step()
     assert report.grad_norm > 0.1
     assert clipped == [pytest.approx(1e-3, rel=1e-2)]  # clip_grad_norm_ adds 1e-6 to the norm
@@ -101,7 +101,7 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 
 def test_weight_decay_is_on_matrices_only() -> None:
-    optimizer = build_optimizer(torch.nn.Linear(3, 3), OptimConfig(weight_decay=0.3))
+    optimizer = Optimizer(torch.nn.Linear(3, 3), OptimConfig(weight_decay=0.3)).members[0]
     decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {2: 0.3, 1: 0.0}
 

@@ -23,9 +23,21 @@ class TaskChoice(Section):
 
 
 class OptimConfig(Section):
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="optimizer; muon: Muon for the hidden matrices, AdamW for embeddings, head and vectors"
+    )
     lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="learning rate after the warm-up; cosine falls to 0"
+    muon_lr: float = Field(
+        3.0,
+        gt=0,
+        description="with name=muon: Muon's learning rate as a multiple of lr (updates are scaled as AdamW's)",
+    )
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="with name=muon: decay of its mean gradient (Nesterov)")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up; cosine falls to 0, wsd over the last decay_share"
+    )
+    decay_share: float = Field(
+        0.2, gt=0, le=1, description="with schedule=wsd: share of all steps over which the rate falls in a line to 0"
     )
     warmup_steps: int = Field(1000, ge=0, description="steps in which the learning rate rises from 0")
     weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW, on matrices only")

@@ -1,53 +1,121 @@
-"""AdamW, its learning rate schedule, and its state by parameter name."""
+"""AdamW or Muon, the learning rate's schedule, and the optimizer's state by parameter name."""
 
 import math
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from unmask.config.run import OptimConfig
 
+Group = dict[str, Any]
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Builds AdamW, with weight decay on matrices only (not on norms and biases)."""
-    # Fused: one kernel for all parameters, and the one that reads `found_inf` (`Trainer._update`).
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+class Optimizer:
+    """AdamW for all parameters, or Muon for the hidden matrices and AdamW for the rest.
+
+    Hidden matrices are the weights of linear layers other than the head; the rest are embeddings, the head, norms,
+    biases and vectors. Weight decay is on matrices only.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+        self.model, self.config = model, config
+        hidden = hidden_matrices(model) if config.name == "muon" else []
+        taken = {id(parameter) for parameter in hidden}
+        others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+        groups = [
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        # Fused: one kernel for all parameters, and the one that reads `found_inf`.
+        self.members: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        ]
+        if hidden:
+            self.members.append(
+                SkippingMuon(
+                    hidden,
+                    lr=config.lr * config.muon_lr,
+                    weight_decay=config.weight_decay,
+                    momentum=config.muon_momentum,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+
+    def step(self, lr: float, is_bad: Bool[Tensor, ""]) -> None:
+        """Updates the weights with the rate `lr`; leaves them and the state as they are if `is_bad`."""
+        for member in self.members:
+            # The interface of GradScaler: fused AdamW reads the flag on the device, and where it is 1 leaves weights,
+            # moments and its step count as they were. Neither another process nor the host has to know.
+            member.found_inf = is_bad.float()  # type: ignore[attr-defined]
+            for group in member.param_groups:
+                group["lr"] = lr * (self.config.muon_lr if isinstance(member, SkippingMuon) else 1.0)
+            member.step()
+
+    def zero_grad(self) -> None:
+        for member in self.members:
+            member.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns `{parameter name: {"exp_avg": .., "exp_avg_sq": .., "step": ..}}`; of Muon a `momentum_buffer`."""
+        # By name, not number: numbers change with the order of the groups. Rates and betas are the configuration's.
+        found: dict[str, Any] = {}
+        for member in self.members:
+            names = self._names(member)
+            found |= {names[number]: dict(values) for number, values in member.state_dict()["state"].items()}
+        return found
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        for member in self.members:
+            numbered = {number: state[name] for number, name in enumerate(self._names(member)) if name in state}
+            member.load_state_dict({"state": numbered, "param_groups": member.state_dict()["param_groups"]})
+
+    def _names(self, member: torch.optim.Optimizer) -> list[str]:
+        """Returns parameter names in the order in which `member` numbers them."""
+        name_of = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return [name_of[id(parameter)] for group in member.param_groups for parameter in group["params"]]
+
+
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
+    """Returns the weights of all linear layers but the head, whose rows stand for tokens as an embedding's do."""
+    head = getattr(getattr(model, "backbone", None), "head_weight", None)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return [module.weight for module in linear if module.weight is not head]
+
+
+class SkippingMuon(torch.optim.Muon):
+    """PyTorch's Muon (momentum, then an orthogonalised update; 2502.16982) that leaves all as it is if `found_inf`."""
+
+    found_inf: Tensor
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        # The flag stays on the device, so a bad step is undone instead of left out. A gradient in whose place stands
+        # the momentum leaves the momentum as it is, and keeps the update finite; the weights are put back afterwards.
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        before = [parameter.clone() for parameter in parameters]
+        is_bad = self.found_inf > 0
+        for parameter in parameters:
+            momentum = self.state[parameter].get("momentum_buffer", torch.zeros_like(parameter))
+            parameter.grad = torch.where(is_bad, momentum, parameter.grad)
+        super().step()  # type: ignore[no-untyped-call]
+        for parameter, old in zip(parameters, before, strict=True):
+            parameter.copy_(torch.where(is_bad, old, parameter))
 
 
 def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
-    """Returns the rate of `step` (from 0) out of `num_steps`: linear warm-up, then constant or a half cosine to 0."""
+    """Returns the rate of `step` (from 0) out of `num_steps`: linear warm-up, then by the schedule.
+
+    `cosine` falls to 0 over all that is left, `wsd` (warm-up, stable, decay) in a line over the last `decay_share` of
+    the steps, `constant` never.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "wsd":
+        return config.lr * min(1.0, max(0, num_steps - step) / max(1, round(config.decay_share * num_steps)))
     done = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def _names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
-    """Returns parameter names in the order in which the optimizer numbers them."""
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
-    """Returns `{parameter name: {"exp_avg": .., "exp_avg_sq": .., "step": ..}}`."""
-    # By name, not number: numbers change with the order of the groups. Learning rate and betas are the configuration's.
-    names = _names_in_order(optimizer, model)
-    return {names[number]: dict(values) for number, values in optimizer.state_dict()["state"].items()}
-
-
-def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: dict[str, Any]) -> None:
-    """Restores what `optimizer_state` returned."""
-    names = _names_in_order(optimizer, model)
-    numbered = {number: state[name] for number, name in enumerate(names) if name in state}
-    optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})

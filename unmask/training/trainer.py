@@ -29,13 +29,7 @@ from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
 from unmask.training import checkpoint, parallel
 from unmask.training.distributed import device_of, shard_of
-from unmask.training.optim import (
-    build_optimizer,
-    learning_rate,
-    load_optimizer_state,
-    optimizer_state,
-    set_learning_rate,
-)
+from unmask.training.optim import Optimizer, learning_rate
 from unmask.types import MaskedBatch, TokenSpec, TokenStats
 
 
@@ -108,7 +102,7 @@ class Trainer:
         if self.is_compiled:
             self.model.compile_training(by_block=self.is_sharded)
         self.trained = parallel.wrap(self.model, train, peers, device=self.device)
-        self.optimizer = build_optimizer(self.model, config.optim)
+        self.optimizer = Optimizer(self.model, config.optim)
         self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
         self.step_number = 0
         self.trained.train()
@@ -202,11 +196,7 @@ class Trainer:
     def _update(self, is_bad: Bool[Tensor, ""]) -> float:
         """Updates the weights, unless `is_bad`, and the average; returns the learning rate."""
         lr = learning_rate(self.step_number, self.num_steps, self.config.optim)
-        set_learning_rate(self.optimizer, lr)
-        # The interface of GradScaler: fused AdamW reads the flag on the device, and where it is 1 leaves weights,
-        # moments and its step count as they were. No other process or host needs to know before the next step.
-        self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self.optimizer.step(lr, is_bad)
         self.optimizer.zero_grad()
         # After a bad step the average moves towards unchanged, finite weights.
         if self.ema is not None:
@@ -235,7 +225,7 @@ class Trainer:
         """
         state = {
             "model": self.model.state_dict(),
-            "optimizer": optimizer_state(self.optimizer, self.model),
+            "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "process": self.process.state_dict(),
             "trainer": {
@@ -255,7 +245,7 @@ class Trainer:
             raise UserError(f"the checkpoint is of another model: {different}; is it this run's?")
         self.step_number = state["trainer"]["step_number"]
         self.model.load_state_dict(self._local_shards(state["model"]))
-        load_optimizer_state(self.optimizer, self.model, self._local_shards(state["optimizer"]))
+        self.optimizer.load_state_dict(self._local_shards(state["optimizer"]))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"] | {"shadow": self._local_shards(state["ema"]["shadow"])})
         self.process.load_state_dict(state["process"])

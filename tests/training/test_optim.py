@@ -1,0 +1,109 @@
+"""AdamW and Muon: which parameters each has, what a step does, and what survives it."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers import assert_same
+from tests.helpers.runs import toy_trainer
+from unmask.config.run import OptimConfig
+from unmask.training.optim import Optimizer, hidden_matrices, learning_rate
+
+MUON = ["optim.name=muon", "optim.warmup_steps=0"]
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """Five quintic steps in fp64, written from the formula: X <- aX + (bA + cA^2)X with A = XX^T."""
+    x = matrix / matrix.norm()
+    x = x.T if len(x) > x.shape[1] else x
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.T if len(matrix) > matrix.shape[1] else x
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_muon_has_the_matrices_of_the_blocks(is_tied: bool) -> None:
+    model = toy_trainer(*MUON, f"model.tied_head={str(is_tied).lower()}").model
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = [name_of[id(matrix)] for matrix in hidden_matrices(model)]
+    blocks = [n for n, p in model.named_parameters() if n.startswith("backbone.blocks.") and p.ndim == 2]
+    assert sorted(names) == sorted(blocks)
+    assert len(names) == 7 * len(model.backbone.blocks)
+
+
+def test_every_parameter_has_one_optimizer() -> None:
+    trainer = toy_trainer(*MUON)
+    owned = [p for member in trainer.optimizer.members for group in member.param_groups for p in group["params"]]
+    assert sorted(map(id, owned)) == sorted(map(id, trainer.model.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_a_step_is_that_of_the_paper(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(shape[1], shape[0], bias=False)
+    optimizer = Optimizer(layer, OptimConfig(name="muon", muon_lr=2.0, weight_decay=0.1))
+    first = layer.weight.detach().double().clone()
+    expected, momentum = first, torch.zeros(shape, dtype=torch.float64)
+    for step in range(3):
+        layer.weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        gradient = layer.weight.grad.double()
+        momentum = 0.95 * momentum + 0.05 * gradient
+        update = newton_schulz(0.05 * gradient + 0.95 * momentum) * 0.2 * math.sqrt(24)
+        expected = expected * (1 - 0.02 * 0.1) - 0.02 * update
+        optimizer.step(0.01, torch.tensor(False))
+        optimizer.zero_grad()
+    error = (layer.weight.double() - expected).norm() / (expected - first).norm()
+    assert error < 0.02  # PyTorch multiplies in bfloat16
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_bad_step_leaves_all_as_it_is(steps_before: int) -> None:
+    trainer = toy_trainer(*MUON)
+    for _ in range(steps_before):
+        trainer.step()
+    weights, state = (copy.deepcopy(part.state_dict()) for part in (trainer.model, trainer.optimizer))
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    trainer.optimizer.step(0.01, torch.tensor(True))
+    assert_same(trainer.model.state_dict(), weights)
+    if steps_before:
+        assert_same(trainer.optimizer.state_dict(), state)
+    trainer.optimizer.zero_grad()
+    assert math.isfinite(trainer.step().grad_norm.item())
+
+
+def test_a_bad_step_and_none_are_the_same_from_then_on() -> None:
+    ours, other = toy_trainer(*MUON), toy_trainer(*MUON)
+    for parameter in ours.model.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    ours.optimizer.step(0.01, torch.tensor(True))
+    ours.optimizer.zero_grad()
+    assert [ours.step().loss.item() for _ in range(3)] == [other.step().loss.item() for _ in range(3)]
+    assert_same(ours.optimizer.state_dict(), other.optimizer.state_dict())
+
+
+def test_a_run_goes_on_exactly() -> None:
+    trainer, other = toy_trainer(*MUON), toy_trainer(*MUON)
+    for _ in range(3):
+        trainer.step()
+    state = copy.deepcopy(trainer.state_dict())
+    expected = [trainer.step().loss.item() for _ in range(3)]
+    other.load_state_dict(state)
+    assert [other.step().loss.item() for _ in range(3)] == expected
+    assert set(state["optimizer"]["backbone.blocks.0.attention.q.weight"]) == {"momentum_buffer"}
+    assert set(state["optimizer"]["backbone.embedding.weight"]) == {"exp_avg", "exp_avg_sq", "step"}
+
+
+def test_wsd_is_stable_and_then_falls_in_a_line() -> None:
+    config = OptimConfig(lr=1.0, warmup_steps=10, schedule="wsd", decay_share=0.25)
+    rates = [learning_rate(step, 200, config) for step in range(201)]
+    assert rates[0] == pytest.approx(0.1)
+    assert set(rates[9:151]) == {1.0}
+    assert rates[175] == pytest.approx(0.5)
+    assert rates[200] == 0.0
+    # A longer run is the same until the shorter one begins to fall: one run has the budgets of several.
+    assert [learning_rate(step, 400, config) for step in range(151)] == rates[:151]
