@@ -34,6 +34,7 @@ CASES = {
     "blocks, shards": ["process={name: uniform, block_size: 27}", FSDP],
     "variable, shards": ["process={name: puma_variable, tokens_per_step: 5, threshold: 0.2}", FSDP],
     "self-conditioned": ["process={name: puma, num_stages: 3}", "model.self_conditioning=true", FSDP],
+    "short runs": ["process={name: puma, num_stages: 6, start: uniform, run: 2, threshold: 0.2}"],
     "ar": ["process={name: ar}", *CAUSAL],
     "muon": ["process={name: uniform}", "optim.name=muon"],
     "muon, shards": ["process={name: uniform}", FSDP, "optim.name=muon", "model.tied_head=true"],

@@ -21,6 +21,9 @@ from unmask.masking.uniform import RandomMasking
         {"confidence": "margin", "stage_schedule": [(100, 2)]},
         {"confidence": "random"},
         {"factor": 0.9, "block_size": 2},
+        {"start": "uniform", "run": 2},
+        {"start": "beta", "threshold": 0.6},
+        {"run": 2},
     ],
 )
 def test_a_tabular_model_learns_the_true_conditionals_on_the_masks_it_visits(settings: dict) -> None:

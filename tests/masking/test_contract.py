@@ -31,6 +31,9 @@ CASES: list[dict] = [
     {"name": "puma", "num_stages": 3, "block_size": 4},
     {"name": "puma", "num_stages": 3, "stage_schedule": [[5, 6], [11, 2]], "block_size": 6, "factor": 1.0},
     {"name": "puma", "num_stages": 4, "order": "random", "block_size": 2},
+    {"name": "puma", "num_stages": 4, "run": 2},
+    {"name": "puma", "num_stages": 8, "start": "uniform", "run": 3, "threshold": 0.8},
+    {"name": "puma", "num_stages": 4, "start": "beta", "block_size": 4, "stage_schedule": [[5, 6], [11, 2]]},
     {"name": "puma_variable", "tokens_per_step": 1, "threshold": None},
     {"name": "puma_variable", "tokens_per_step": 50},  # more than there are
     {"name": "puma_variable", "tokens_per_step": 2, "factor": 1.0, "block_size": 3},

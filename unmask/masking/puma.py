@@ -29,7 +29,7 @@ from unmask.data.stream import ExampleStream
 from unmask.masking import time, weights
 from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows
 from unmask.masking.process import masked_batch
-from unmask.masking.time import DensityConfig, Uniform
+from unmask.masking.time import DensityConfig, Uniform, masked_count, stratified
 from unmask.masking.uniform import TIME
 from unmask.noise import Purpose
 from unmask.reveal import most_confident
@@ -58,6 +58,9 @@ class PumaPool(Pool):
     A row passes through about K masks, from all masked to almost none. At stage s of K, `round(r L_b)` of its L_b
     maskable positions are visible, with r ~ U[s / K, (s + 1) / K) under uniform times. Settings and arguments are those
     of `PumaPool.Config` and `Pool`.
+
+    Short runs lie between uniform masks and PUMA: a new row begins on a random mask of a share drawn from `start`, and
+    leaves after `run` steps. With `start` uniform and a run of 1 every batch is that of `RandomMasking`.
     """
 
     class Config(PoolConfig):
@@ -70,10 +73,24 @@ class PumaPool(Pool):
         )
         time: SerializeAsAny[DensityConfig] = Field(Uniform(), description=f"{TIME}: stages are of equal mass")
 
+        start: SerializeAsAny[DensityConfig] | None = Field(
+            None, description="density of a new row's masked share: a name, or settings with a name; null = all masked"
+        )
+        run: int | None = Field(
+            None,
+            ge=1,
+            description="steps that a row stays at most, as in process.start=uniform; null = until it is done",
+        )
+
         @field_validator("time", mode="before")
         @classmethod
         def _read_time(cls, value: Any) -> Any:
             return time.read("uniform" if value is None else value, "process.time")
+
+        @field_validator("start", mode="before")
+        @classmethod
+        def _read_start(cls, value: Any) -> Any:
+            return None if value is None else time.read(value, "process.start")
 
     config: Config
 
@@ -82,6 +99,9 @@ class PumaPool(Pool):
         self.num_stages = self.config.num_stages
         self.revealed_share = self.config.time.density().mirrored.to(self.device)
         """Density of the visible fraction r = 1 - t; the K stages have equal mass under it."""
+        start = self.config.start
+        self.start = None if start is None else start.density().to(self.device)
+        self.run: int | None = self.config.run
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
         """Returns the pool as it stands, with examples of `stream` in place of rows that are done.
@@ -89,13 +109,10 @@ class PumaPool(Pool):
         The loss is `sum(weight * nll) / B`. Called again before `observe`, it gives the same batch.
         """
         if self.rows is None:
-            clean, example, place = self.first_examples(stream)
-            # Stages are spread evenly over K, also where there are more stages than blocks.
-            num_blocks = self.shard.total * place.shape[1]
-            rows = self._new_rows(clean, example, stage=place * self.num_stages // num_blocks)
+            rows = self._first_rows(*self.first_examples(stream))
         else:
             clean, example = self.next_examples(self.rows, stream)
-            rows = self.refill(self.rows, self._new_rows(clean, example, stage=torch.zeros_like(self.rows.stage)))
+            rows = self.refill(self.rows, self._fresh_rows(clean, example, self.rows.num_blocks))
         self.rows = rows
         weight = weights.per_masked(rows.masked, rows.eligible)
         return self.carry(rows, masked_batch(rows.x0, rows.xt(self.mask_id), self.mask_id, weight))
@@ -118,8 +135,10 @@ class PumaPool(Pool):
         if self.rule is not None:
             reveal = reveal | self.rule(self.reveal_state(rows, batch, stats, score))
             stage = stage.maximum(self._stage_of(revealed + reveal.sum(dim=-1), length))
-        # 4. At stage K a block is done: all of it is shown. A row is refilled when all its blocks are.
+        # 4. At stage K a block is done: all of it is shown. A row is refilled when all its blocks are, or its run ends.
         is_done = stage >= self.num_stages
+        if self.run is not None:
+            is_done = is_done | (rows.visit + 1 >= self.run).unsqueeze(1)
         self.advance(rows, stats, reveal=reveal, stage=stage.clamp(max=self.num_stages), is_done=is_done)
         # 5. Where K changes, blocks keep their masks and take the stage of the new K that their share stands for.
         self._change_num_stages(rows)
@@ -138,6 +157,31 @@ class PumaPool(Pool):
         """Returns `floor(K F)`, F being the mass below a block's revealed share; under uniform times that share."""
         mass = self.revealed_share.cdf(num_revealed / num_maskable.clamp(min=1).double())
         return (self.num_stages * mass + 1e-9).floor().long()  # whole where K revealed / L_b is
+
+    def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], place: Int[Tensor, "b N"]) -> PoolRows:
+        """Makes the rows of a new pool, spread evenly over the stages, or steps of a run, that rows pass through."""
+        num_steps = self.num_stages if self.run is None else min(self.run, self.num_stages)
+        if self.start is None:  # even also where there are more stages than blocks
+            stage = place * num_steps // (self.shard.total * place.shape[1])
+            rows = self._new_rows(clean, example, stage)
+        else:
+            rows = self._fresh_rows(clean, example, place.shape[1])
+        if num_steps < self.num_stages:  # else all rows would leave at once
+            place_of_row = noise.permute(self.shard.index(self.device), self.shard.total, self.seed, Purpose.STAGE)
+            rows.visit = place_of_row * num_steps // self.shard.total
+        return rows
+
+    def _fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], num_blocks: int) -> PoolRows:
+        """Makes rows of new examples: all masked but for stage 0's share, or on masks of a share drawn from `start`."""
+        if self.start is None:
+            return self._new_rows(clean, example, example.new_zeros(len(example), num_blocks))
+        # The noise of `RandomMasking`, keyed by the row's turn in place of the step.
+        row, turn = self.shard.index(self.device), (example // self.shard.total).unsqueeze(1)
+        t = stratified(self.start, row, self.shard.total, self.seed, turn, num_blocks)
+        num_maskable = in_blocks(~clean.prompt_mask, num_blocks).sum(dim=-1)
+        num_revealed = num_maskable - masked_count(t, num_maskable)
+        stage = self._stage_of(num_revealed, num_maskable).clamp(max=self.num_stages - 1)
+        return new_rows(clean, example, stage, num_revealed, self.seed)
 
     def _new_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], stage: Int[Tensor, "b N"]) -> PoolRows:
         """Makes rows at these stages, positions revealed at random."""

@@ -92,7 +92,12 @@ UNIFORM = Density(torch.ones(1, dtype=torch.float64))
 
 
 def stratified(
-    q: Density, rows: Int[Tensor, "b"], global_batch: int, seed: int, step: int, num_blocks: int = 1
+    q: Density,
+    rows: Int[Tensor, "b"],
+    global_batch: int,
+    seed: int,
+    step: int | Int[Tensor, "b 1"],
+    num_blocks: int = 1,
 ) -> Float[Tensor, "b N"]:
     """Draws times for the global batch's rows `rows` in `step`, one in each of `global_batch x N` equal strata.
 
