@@ -15,6 +15,7 @@ from unmask.reveal import (
     SCHEDULES,
     CosineSteps,
     EntropyBound,
+    ErrorBudget,
     Factor,
     Fixed,
     NumSteps,
@@ -142,6 +143,8 @@ def by_definition(rule: RevealRule, score: list[float], top1: list[float], entro
             allowed = [p for p in prefixes if (len(p) + 1) * (1 - min(top1[i] for i in p)) < factor]
         case EntropyBound(gamma):
             allowed = [p for p in prefixes if sum(entropy[i] for i in p) - max(entropy[i] for i in p) <= gamma]
+        case ErrorBudget(budget):
+            allowed = [p for p in prefixes if sum(1 - top1[i] for i in p) < budget]
     return set(max(allowed, key=len, default=ranked[:1]))
 
 
@@ -170,7 +173,16 @@ def test_rules_that_follow_the_certainty_are_their_definitions(
 @settings(deadline=None)
 @given(
     rule=st.sampled_from(
-        [Fixed(1), Fixed(3), NumSteps(4), CosineSteps(4), Threshold(1.0), Factor(1e-9), EntropyBound(0.0)]
+        [
+            Fixed(1),
+            Fixed(3),
+            NumSteps(4),
+            CosineSteps(4),
+            Threshold(1.0),
+            Factor(1e-9),
+            EntropyBound(0.0),
+            ErrorBudget(1e-9),
+        ]
     ),
     seed=st.integers(0, 999),
     shape=st.sampled_from(SHAPES),
@@ -185,7 +197,7 @@ def test_every_rule_reveals_something_where_it_may_and_nothing_else(
 
 
 def test_every_rule_was_tried() -> None:
-    assert {*PARALLEL_RULES.values()} == {Threshold, Factor, EntropyBound}
+    assert {*PARALLEL_RULES.values()} == {Threshold, Factor, EntropyBound, ErrorBudget}
     assert {*SCHEDULES.values()} == {NumSteps, CosineSteps}
 
 
@@ -199,6 +211,7 @@ def test_who_dares_more_reveals_more(low: float, high: float, seed: int, shape: 
         (Threshold(min(1.0, high)), Threshold(min(1.0, low))),
         (Factor(low), Factor(high)),
         (EntropyBound(low), EntropyBound(high)),
+        (ErrorBudget(low), ErrorBudget(high)),
     ):
         assert not (less(state) & ~more(state)).any()
 

@@ -257,6 +257,25 @@ class EntropyBound:
         return _first(state, lost <= self.gamma, ranked)
 
 
+@dataclass(frozen=True)
+class ErrorBudget:
+    """Reveals the largest prefix by score with `sum(1 - p) < budget`, p the largest probabilities; at least one.
+
+    By the union bound, the probability that any of their greedy values is not the one that the model would draw there
+    is below the budget.
+    """
+
+    budget: float
+
+    def __post_init__(self) -> None:
+        require(self.budget > 0, "budget", self.budget, "more than 0")
+
+    def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
+        ranked = _ranked(state.score, state.eligible)
+        error = (1 - state.top1.gather(-1, ranked).double()).cumsum(dim=-1)
+        return _first(state, error < self.budget, ranked)
+
+
 def _ranked(score: Scores, eligible: Bool[Tensor, "*B L"]) -> Int[Tensor, "*B L"]:
     """Ranks positions, the eligible one of highest score first; the lower one among equals."""
     return score.masked_fill(~eligible, -torch.inf).argsort(dim=-1, descending=True, stable=True)
@@ -275,6 +294,7 @@ PARALLEL_RULES: dict[str, Callable[[float], RevealRule]] = {
     "threshold": Threshold,
     "factor": Factor,
     "entropy_bound": EntropyBound,
+    "budget": ErrorBudget,
 }
 """Rules that reveal as much as the model is sure of, by the field of `RevealSettings` that asks for them.
 
@@ -305,6 +325,9 @@ class RevealSettings(Section):
     )
     entropy_bound: float | None = Field(
         None, ge=0, description="reveal as many as may lose so many nats by being drawn independently"
+    )
+    budget: float | None = Field(
+        None, gt=0, description="reveal the n most confident, n the largest with sum(1 - probability) < budget"
     )
 
     @model_validator(mode="before")

@@ -31,6 +31,9 @@ def test_a_run_folder_has_what_it_should(run: Path) -> None:
         "threshold": 0.9,
         "factor": None,
         "entropy_bound": None,
+        "budget": None,
+        "start": None,
+        "run": None,
         "order": "prob",
         "block_size": None,
     }
@@ -273,6 +276,9 @@ def test_names_that_users_of_other_code_bring() -> None:
         "threshold": 0.7,
         "factor": None,
         "entropy_bound": None,
+        "budget": None,
+        "start": None,
+        "run": None,
         "order": "prob",
         "block_size": 27,
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import toy
-from unmask.reveal import CONFIDENCES, EntropyBound, Factor, RevealRule, RevealState
+from unmask.reveal import CONFIDENCES, EntropyBound, ErrorBudget, Factor, RevealRule, RevealState
 from unmask.tasks.toy import Toy
 
 
@@ -106,3 +106,20 @@ def test_the_entropy_bound_bounds_what_is_lost(gamma: float, order: str) -> None
     assert max(losses) <= gamma + 1e-12
     assert max(losses) > 0
     assert gamma == 1.0 or max(of_all) > gamma  # revealing all would lose more
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.2, 0.5])
+def test_the_budget_bounds_the_probability_of_an_error(budget: float) -> None:
+    """A union bound: the likeliest tokens, revealed at once, are all right with probability above 1 - budget."""
+    errors, of_all = [], []
+    for task, xt, log_probs in canvases(sharpness=3):
+
+        def error(places: list[int], task: Toy = task, xt: Tensor = xt, log_probs: Tensor = log_probs) -> float:
+            return 1 - joint(task, xt, places).get(tuple(log_probs[places].argmax(-1).tolist()), 0.0)
+
+        places = chosen(ErrorBudget(budget), "prob", xt, log_probs, task.tokens.mask_id)
+        if len(places) > 1:
+            errors.append(error(places))
+        of_all.append(error((xt == task.tokens.mask_id).nonzero().flatten().tolist()))
+    assert 0 < max(errors) < budget
+    assert max(of_all) > budget  # revealing all would err more often

@@ -4,7 +4,7 @@ import pytest
 
 from unmask.config.settings import WrongSettings, check_section
 from unmask.decoding.config import DecodeConfig
-from unmask.reveal import CosineSteps, EntropyBound, Factor, Fixed, NumSteps, RevealRule, Threshold
+from unmask.reveal import CosineSteps, EntropyBound, ErrorBudget, Factor, Fixed, NumSteps, RevealRule, Threshold
 
 AMOUNTS: list[tuple[dict[str, object], str, RevealRule]] = [
     ({}, "1", Fixed(1)),
@@ -15,6 +15,7 @@ AMOUNTS: list[tuple[dict[str, object], str, RevealRule]] = [
     ({"threshold": 0.99999999}, "threshold0.99999999", Threshold(0.99999999)),
     ({"factor": 1.0}, "factor1", Factor(1.0)),
     ({"entropy_bound": 0.0}, "entropy0", EntropyBound(0.0)),
+    ({"budget": 0.1}, "budget0.1", ErrorBudget(0.1)),
 ]
 
 
@@ -37,6 +38,7 @@ SETTINGS: list[dict[str, object]] = [
     {"threshold": 0.9 + 1e-9},
     {"factor": 0.9},
     {"entropy_bound": 0.9},
+    {"budget": 0.9},
     {"temperature": 1},
     {"temperature": 1, "top_k": 2},
     {"temperature": 1, "top_p": 0.5},

@@ -28,6 +28,7 @@ CASES: list[dict] = [
     {"name": "puma", "num_stages": 4, "order": "margin", "threshold": 0.5},
     {"name": "puma", "num_stages": 4, "factor": 1.2, "time": "beta"},
     {"name": "puma", "num_stages": 4, "order": "neg_entropy", "entropy_bound": 0.5},
+    {"name": "puma", "num_stages": 4, "budget": 0.4, "block_size": 4},
     {"name": "puma", "num_stages": 3, "block_size": 4},
     {"name": "puma", "num_stages": 3, "stage_schedule": [[5, 6], [11, 2]], "block_size": 6, "factor": 1.0},
     {"name": "puma", "num_stages": 4, "order": "random", "block_size": 2},

@@ -31,6 +31,7 @@ SETTINGS = [
     {"num_stages": 4, "confidence": "margin", "threshold": 0.5},
     {"num_stages": 4, "factor": 1.2},
     {"num_stages": 4, "confidence": "neg_entropy", "entropy_bound": 0.5},
+    {"num_stages": 4, "budget": 0.5},
     {"num_stages": 3, "block_size": 4},
     {"num_stages": 30, "block_size": 3, "threshold": 0.9},
     {"num_stages": 3, "stage_schedule": [(5, 6), (11, 2)], "block_size": 6, "factor": 1.0},
@@ -68,6 +69,10 @@ def beyond_the_count(ranked: list[int], top1: list[float], confidence: list[floa
         while n > 1 and sum(entropies[:n]) - max(entropies[:n]) > settings["entropy_bound"]:
             n -= 1
         return set(ranked[:n])
+    if "budget" in settings:
+        while n > 1 and sum(1 - top1[i] for i in ranked[:n]) >= settings["budget"]:
+            n -= 1
+        return set(ranked[:n])
     return set()
 
 
@@ -76,7 +81,7 @@ def test_every_step_is_the_method_block_by_block(settings: dict, stream: RandomS
     puma = make(**settings)
     size = settings.get("block_size", LENGTH)
     num_blocks = LENGTH // size
-    jumps = not settings.keys().isdisjoint(("threshold", "factor", "entropy_bound"))
+    jumps = not settings.keys().isdisjoint(("threshold", "factor", "entropy_bound", "budget"))
     for step in range(25):
         num_stages = puma.num_stages
         batch = puma.next_batch(stream)
