@@ -34,7 +34,7 @@ MAX_SECONDS = 660.0  # of training, for machines that do not get through the rec
 SETTINGS = (f"train.max_seconds={MAX_SECONDS}",)
 MORE_TRAINING = (
     "Boards this easy hardly tell the methods apart, but for the examples drawn. With 17 givens and more training, "
-    "PUMA solves 53 % and uniform masks 47 % after 2,400 steps (3 seeds, PUMA behind on one), from a third of the "
+    "PUMA solves 53 % and uniform masks 47 % after 2,400 steps, which 3 seeds do not tell apart, from a third of the "
     "examples (benchmarks/results/hard_boards_*.md)."
 )
 console = Console(highlight=False)

@@ -38,18 +38,28 @@ def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
     Raises:
         UserError: it cannot be read, is no regular file, too long, or not UTF-8; names the line.
     """
+    return decode(read_bytes(path, max_bytes=max_bytes), str(path))
+
+
+def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """Reads a regular file.
+
+    Raises:
+        UserError: it cannot be read, is no regular file, or too long.
+    """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: opening a fifo waits for its writer
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # before it is opened: opening a fifo waits for its writer
             raise UserError(f"{path}: is no regular file")
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
+        with path.open("rb") as file:  # not more than there is: a read sets aside all that it may return
+            content = file.read(min(max_bytes, about.st_size + 2**20) + 1)
     except UserError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"{path}: cannot be read: {error}") from error
     if len(content) > max_bytes:
         raise UserError(f"{path}: has more than {max_bytes:,} bytes, too many for what it should be")
-    return decode(content, str(path))
+    return content
 
 
 def decode(content: bytes, where: str) -> str:

@@ -1,18 +1,22 @@
 """`unmask compare`, with trainings in processes of their own."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import lines, run_cli
 from unmask.config import recipes
+from unmask.lab.trainings import Training, train_all
 from unmask.training.folder import to_yaml
+from unmask.training.run import Interrupted
 
 TINY = ["task.name=toy", "train.batch_size=16", "train.checkpoint_every=5", "log.every=5", "log.tensorboard=false"]
 TINY += ["eval.every=5", "eval.examples=20", "eval.tokens_per_step=[1]"]
@@ -126,6 +130,59 @@ def test_a_signal_stops_all_of_them_and_the_same_command_goes_on(recipes_of_mine
     assert "the same command goes on" in stderr
     for name in ("plain", "pool"):
         assert "continue with --resume" in (out / name / "seed_0.log").read_text()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_trainings_end_with_a_comparison_that_is_killed(recipes_of_mine: list[str], tmp_path: Path) -> None:
+    """By SIGKILL, so that nothing can clean up; they save, and go on later."""
+    out, names = tmp_path / "out", ("plain", "pool")
+    command = [sys.executable, "-m", "unmask", "compare", *recipes_of_mine, *TINY, "--steps", "3000", "--seeds", "1"]
+    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.DEVNULL, env=os.environ, text=True)
+    wait_for(lambda: all((out / name / "seed_0" / "metrics.jsonl").exists() for name in names))
+    process.kill()
+    process.wait()
+
+    trainings = [
+        Training(recipe, (*TINY, "train.steps=3000", "train.seed=0"), out / name / "seed_0")
+        for recipe, name in zip(recipes_of_mine, names, strict=True)
+    ]
+
+    def stop_once_they_go_on() -> None:
+        if all("Resuming" in own.log.read_text() for own in trainings):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):  # at once: it waits until the former trainings have ended
+        train_all(trainings, 2, stop_once_they_go_on)
+    assert not processes_with(str(out))
+    for own in trainings:
+        assert own.log.read_text().count("continue with --resume") == 2
+
+
+def processes_with(word: str) -> list[str]:
+    """The command lines of the processes of this machine that name `word`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [own for own in found if word in own]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_signals_stop_the_trainings(stop: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(Training, "command", lambda *_: [sys.executable, str(script)])
+    training = Training("debug", (), tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train_all([training], 1, lambda: os.kill(os.getpid(), stop))
+    assert not processes_with(str(script))
+    assert signal.getsignal(stop) is not signal.default_int_handler
 
 
 BAD = {

@@ -13,7 +13,7 @@ import unmask
 from tests.helpers import SHORT, run_cli
 from unmask.config.registry import resolve, trust_code
 from unmask.errors import UserError
-from unmask.lab.trainings import Training
+from unmask.lab.trainings import Training, train_all
 
 CODE = """
 from pathlib import Path
@@ -152,7 +152,7 @@ def test_a_training_of_compare_imports_nothing_by_chance(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("yaml.py").write_text("raise SystemExit('imported by chance')\n")
     training = Training("debug", (*SHORT, "train.compile=false", "eval.examples=4"), tmp_path / "run")
-    assert training.start(threads=1).wait() == 0, training.log.read_text()
+    train_all([training], jobs=1)
 
 
 def test_trainings_of_compare_trust_what_compare_trusts(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from unmask import machine
 from unmask.cli import options, report
+from unmask.formats import printable
 from unmask.lab.compare import FEWEST_SEEDS, Comparison, Plan, choose_measure
 from unmask.lab.report.curves import Curve
 from unmask.lab.trainings import Training, train_all
@@ -98,7 +99,7 @@ def _progress_table(trainings: list[Training]) -> Table:
     for training in trainings:
         lines = training.log.read_text(errors="replace").splitlines() if training.log.exists() else []
         folder = f"{training.folder.parent.name}/{training.folder.name}"
-        table.add_row(folder, lines[-1][:90] if lines else "waiting")
+        table.add_row(folder, printable(lines[-1])[:90] if lines else "waiting")
     return table
 
 

@@ -1,6 +1,7 @@
 """Runs several trainings at once, each in a process of its own with its share of the cores."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from unmask import machine
 from unmask.config import registry
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
+from unmask.formats import printable
 from unmask.training.folder import RunFolder, read_config, schedule_length
 from unmask.training.run import Interrupted
 
@@ -33,16 +35,18 @@ class Training:
         """Returns the command line; it trusts the code that this process trusts."""
         # -P: a file in the current folder may have the name of a library's module.
         return [
-            *(sys.executable, "-P", "-m", "unmask", "train", self.recipe, *self.settings, f"train.threads={threads}"),
-            *("--out", str(self.folder), "--resume"),
+            *(sys.executable, "-P", str(Path(__file__).with_name("child.py"))),
+            *("train", self.recipe, *self.settings, f"train.threads={threads}", "--out", str(self.folder), "--resume"),
             *["--trust-code"] * registry.trusts_code(),
         ]
 
-    def start(self, threads: int) -> subprocess.Popen[bytes]:
+    def start(self, threads: int, lifeline: int) -> subprocess.Popen[bytes]:
+        """Starts the training, which ends when nobody holds the other end of the pipe `lifeline` any longer."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         # A session of its own, so that Ctrl-C reaches only the parent, which passes it on once.
         with self.log.open("ab") as log:
-            return subprocess.Popen(self.command(threads), stdout=log, stderr=log, start_new_session=True)
+            command = self.command(threads)
+            return subprocess.Popen(command, stdin=lifeline, stdout=log, stderr=log, start_new_session=True)
 
 
 def check_budget(folder: Path, config: RunConfig) -> None:
@@ -67,6 +71,9 @@ def check_budget(folder: Path, config: RunConfig) -> None:
         )
 
 
+_SECONDS_TO_LEAVE = 60.0
+
+
 class TrainingFailed(Exception):
     """A training ended with an error; the message holds the end of its log."""
 
@@ -74,32 +81,44 @@ class TrainingFailed(Exception):
 def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], None] = lambda: None) -> None:
     """Runs trainings in order, `jobs` at a time; those that are finished already take a moment.
 
+    They save and stop when this process ends, even if it is killed.
+
     Raises:
-        Interrupted: Ctrl-C or SIGTERM came; all have saved.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP came; all have saved.
         TrainingFailed: one failed; the others were stopped, and have saved.
     """
     threads = max(1, machine.cpus() // jobs)
     waiting = list(trainings)
     running: list[tuple[Training, subprocess.Popen[bytes]]] = []
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
+    # Raises KeyboardInterrupt; what is ignored, as under nohup, stays so.
+    stops = [stop for stop in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(stop) != signal.SIG_IGN]
+    before = [(stop, signal.signal(stop, signal.default_int_handler)) for stop in stops]
+    lifeline, our_end = os.pipe()
+    patience = time.monotonic() + _SECONDS_TO_LEAVE
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
+                # Trainings of a killed comparison may still be saving.
+                if RunFolder(waiting[0].folder).is_held() and time.monotonic() < patience:
+                    break
                 training = waiting.pop(0)
-                running.append((training, training.start(threads)))
+                running.append((training, training.start(threads, lifeline)))
             on_tick()
             time.sleep(0.2)
             for training, process in running:
                 if process.poll():
-                    end = training.log.read_text(errors="replace")[-2000:].strip()
+                    end = printable(training.log.read_text(errors="replace"))[-2000:].strip()
                     raise TrainingFailed(f"{training.folder} failed (exit code {process.returncode}):\n{end}")
             running = [(training, process) for training, process in running if process.poll() is None]
         on_tick()
     except KeyboardInterrupt:
         raise Interrupted("stopped; all trainings have saved, and the same command goes on") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for stop, handler in before:
+            signal.signal(stop, handler)
         for _, process in running:
             process.send_signal(signal.SIGTERM)
         for _, process in running:
             process.wait()
+        os.close(lifeline)
+        os.close(our_end)
