@@ -1,4 +1,4 @@
-"""Errors whose message is written for users: a mistake of theirs, and a run that cannot go on."""
+"""Errors whose message is written for users: a mistake of theirs, a run that cannot go on, and a signal that came."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -19,6 +19,14 @@ class RunFailed(Exception):
 
     The message says what happened, and how to go on. The command line prints it without a traceback and exits with
     code 1.
+    """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to end; the message says what is saved, and how to go on.
+
+    No `Exception`: libraries that catch those, to try something else, must not swallow it. The command line exits with
+    code 130.
     """
 
 

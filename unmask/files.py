@@ -6,8 +6,8 @@ functions, so that tests can make each of them fail in turn.
 
 import errno
 import fcntl
-import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -21,12 +21,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unmask import formats
 from unmask.errors import UserError
+from unmask.paths import read_input, user_path
 from unmask.progress import warn
 
 ASIDE = ".writing_"
 """First letters of the names of files and folders that are being written; a process that died leaves them behind."""
 _STALE = 3600.0
+_LINE = "the line"
+_WRONG_PATH = {
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.EROFS, errno.EINVAL, errno.ENXIO),
+}
 _NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _warned: set[tuple[str, Path]] = set()
@@ -37,7 +44,7 @@ def write(path: Path, content: str | bytes) -> None:
     """Replaces `path` atomically: writes another file, syncs it, and renames it."""
     # Another file of a name that nobody can guess: what else may lie here, such as a link, is not written to.
     # Without the first sync the new name could survive a power cut and its content not; without the last, neither.
-    aside = path.with_name(f"{ASIDE}{path.name[:50]}_{secrets.token_hex(8)}")
+    aside = path.with_name(aside_name(path))
     if path.parent not in _swept:
         _swept.add(path.parent)
         sweep(path.parent, older_than=_STALE)
@@ -49,6 +56,58 @@ def write(path: Path, content: str | bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def aside_name(path: Path) -> str:
+    """Returns a name beside `path` for writing it aside, which nobody can guess."""
+    return f"{ASIDE}{path.name[:50]}_{secrets.token_hex(8)}"
+
+
+def place_new(source: Path, target: Path) -> None:
+    """Gives the file `source` the name `target`, which nobody has.
+
+    Raises:
+        FileExistsError: there is something of that name by now; `source` stays.
+    """
+    sync(source)
+    try:
+        os.link(source, target)  # unlike a rename, it never replaces
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        rename(source, target)
+    else:
+        source.unlink()
+    sync(target.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yields a folder to write into, which becomes `target`, a new or empty one, once the context ends well.
+
+    Raises:
+        UserError: no folder can be made there.
+        OSError: the machine fails, as with a full disk; nothing is left then.
+    """
+    target = target.resolve()  # an empty folder may be a link to one on a larger disk
+    aside = target.with_name(aside_name(target))
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir()
+    try:
+        yield aside
+        for path in (*aside.iterdir(), aside):
+            sync(path)
+        with naming(target):
+            rename(aside, target)
+    except (Exception, KeyboardInterrupt) as error:
+        remove(aside)
+        if isinstance(error, OSError) and error.errno and str(error.filename).startswith(str(aside)):
+            error.filename = str(target)
+        raise
+    sync(target.parent)
 
 
 def sweep(folder: Path, *, older_than: float = 0.0) -> None:
@@ -73,7 +132,7 @@ def put(path: Path, content: str | bytes) -> None:
         FileExistsError: there is something of that name, which may be a link.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with open(descriptor, "wb") as file:  # noqa: PTH123
+    with naming_only(path), open(descriptor, "wb") as file:  # noqa: PTH123
         file.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -83,7 +142,10 @@ def put_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:  # how it reports a full disk, among others
-        raise OSError(f"{path}: {error}") from error
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise OSError(f"{path}: {error}") from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def append(file: BinaryIO, content: bytes) -> None:
@@ -92,8 +154,9 @@ def append(file: BinaryIO, content: bytes) -> None:
     Raises:
         OSError: it was not written whole, as on a full disk.
     """
-    if (written := file.write(content)) != len(content):
-        raise OSError(f"{file.name}: only {written} of {len(content)} bytes were written")
+    with naming_only(file.name):
+        if (written := file.write(content)) != len(content):
+            raise OSError(f"{file.name}: only {written} of {len(content)} bytes were written")
 
 
 def sync(path: Path) -> None:
@@ -136,17 +199,42 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+@contextmanager
+def naming_only(path: str | Path) -> Iterator[None]:
+    """Names `path` in an error of the system inside the context that names no file, as of a write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def naming(path: Path, where: str = "") -> Iterator[None]:
+    """Names `path` in errors of writing it inside the context.
+
+    Raises:
+        UserError: another path would do (this one may not be written, or its folder is none); `where` stands before it.
+        OSError: the machine fails, as with a full disk.
+    """
+    try:
+        with naming_only(path):
+            yield
+    except OSError as error:
+        if error.errno in _WRONG_PATH:
+            raise UserError(f"{where}{path}: cannot be written: {error.strerror}; name another one") from error
+        raise
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields each object of the file with its place, `FILE, line 3`. Skips empty lines.
 
     Raises:
         UserError: the file cannot be read, or a line is not a JSON object.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines: also where a JSON string may not end
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    # Not `splitlines`, which also splits at characters that JSON strings may hold.
+    for number, line in enumerate(read_input(path).split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
             try:
@@ -163,20 +251,26 @@ def parse_object(line: str | bytes) -> dict[str, Any]:
         ValueError: it holds none; the message says what it is.
     """
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
+        row = formats.parse_json(line, _LINE)
+    except UserError as error:
+        raise ValueError(str(error).removeprefix(f"{_LINE}: is ")) from error
     if not isinstance(row, dict):
         raise ValueError(f"holds no JSON object: {str(row)[:40]}")
     return row
 
 
 def cache_folder(asked: str | None = None) -> Path:
-    """Returns the folder `asked`; default: `$UNMASK_CACHE`, or else `unmask` in the user's cache folder."""
-    if asked is not None:
-        return Path(asked).expanduser()
-    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("UNMASK_CACHE", base / "unmask"))
+    """Returns the folder `asked`; default: `$UNMASK_CACHE`, or else `unmask` in the user's cache folder.
+
+    Raises:
+        UserError: no folder can have that name, or the user has no home folder.
+    """
+    for text, where in ((asked, "data.cache_dir="), (os.environ.get("UNMASK_CACHE"), "UNMASK_CACHE=")):
+        if text:
+            return user_path(text, where)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return user_path(base, "XDG_CACHE_HOME=") / "unmask"
+    return user_path("~/.cache/unmask", "the cache is to be in ")
 
 
 class FileLock:

@@ -29,6 +29,7 @@ _MAX_DIGITS = 400
 _STEERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
 )
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _HEAD = "tag:yaml.org,2002:"
 
 
@@ -62,8 +63,8 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     return content
 
 
-def decode(content: bytes, where: str) -> str:
-    """Decodes UTF-8 bytes; drops a byte order mark at their start.
+def decode(content: bytes, where: str, *, first_line: int = 1) -> str:
+    """Decodes UTF-8 bytes, which begin in line `first_line`; drops a byte order mark at their start.
 
     Raises:
         UserError: they are not UTF-8; names the line and the first wrong byte.
@@ -71,7 +72,7 @@ def decode(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = first_line + content.count(b"\n", 0, error.start)
         raise UserError(
             f"{where}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; convert the file to UTF-8"
         ) from error
@@ -111,10 +112,18 @@ def parse_json(text: str | bytes, where: str) -> Any:
     """Parses JSON; `NaN` and `Infinity`, which are no JSON, are errors.
 
     Raises:
-        UserError: it is not JSON, or is nested too deeply.
+        UserError: it is not JSON, is nested too deeply, or holds half of a character, which no text can.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
+        if _ESCAPED_HALF.search(text if isinstance(text, str) else text.decode(errors="replace")):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])[1:-1]
+        raise UserError(
+            f"{where}: is not JSON: {half} is half of a character; write both halves, or neither"
+        ) from error
     except RecursionError as error:
         raise UserError(f"{where}: is nested too deeply") from error
     except ValueError as error:

@@ -136,14 +136,15 @@ def interrupting(after: int, seen: Callable[[], None]) -> Callable[..., list[Ans
 def test_ctrl_c_keeps_what_is_done(
     run: Path, tmp_path: Path, num_done: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, on_disk = tmp_path / "out.jsonl", []
-    monkeypatch.setattr(DecodeSession, "decode", interrupting(num_done, lambda: on_disk.extend(lines(out))))
+    out, part, on_disk = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part", []
+    monkeypatch.setattr(DecodeSession, "decode", interrupting(num_done, lambda: on_disk.extend(lines(part))))
     (tmp_path / "x.txt").write_text("\n".join(puzzles(3)))
     arguments = ["--decoder", "prob,batch_size=1,tokens_per_step=20", "--out", out]
     assert run_cli("decode", run, tmp_path / "x.txt", *arguments) == 130
-    assert f"Interrupted: {num_done} of 3 answers are written to {out}" in capsys.readouterr().err
+    assert f"Interrupted: {num_done} of 3 answers are written to {part}" in capsys.readouterr().err
     assert len(on_disk) == num_done  # written as soon as they were there
-    assert lines(out) == on_disk if num_done else not out.exists()
+    assert lines(part) == on_disk if num_done else not part.exists()
+    assert not out.exists()
 
 
 def test_guidance_needs_a_run_that_hid_prompts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,84 +1,180 @@
-"""The command line: `unmask VERB`. Results go to stdout; messages and progress go to stderr.
+"""The boundary of the command line: signals, streams and exit codes, around the verbs of `cli/app.py`.
 
-Exit codes: 0 done, 1 failed, 2 the user's input is wrong, 130 interrupted (a training run has saved by then).
+Exit codes: 0 done, 1 failed, 2 the user's input is wrong, 130 interrupted (a training run has saved by then), 141
+nobody reads the output any more.
 """
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from importlib import metadata
-from typing import Annotated
+from types import FrameType
+from typing import Any, TypeVar, cast
 
-import typer
+from unmask.errors import Interrupted, RunFailed, UserError
 
-from unmask import machine
-from unmask.cli import bench, chat, compare, decode, diagnose, evaluate, export, grade, prepare, report, settings, train
-from unmask.config import recipes
-from unmask.errors import RunFailed, UserError
-from unmask.lab.trainings import TrainingFailed
-from unmask.progress import console
-from unmask.training.distributed import PeerLost
-from unmask.training.run import Interrupted
+T = TypeVar("T")
 
-
-def _print_version(is_asked: bool | None) -> None:
-    if is_asked:
-        print(f"unmask {metadata.version('unmask')}")
-        raise typer.Exit
-
-
-app = typer.Typer(
-    help="Train masked diffusion language models (MDMs) with PUMA and its baselines, and decode from them.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode="markdown",
-)
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool | None,
-        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit."),
-    ] = None,
-) -> None: ...
-
-
-app.command("prepare")(prepare.prepare)
-app.command("train", epilog=f"Shipped recipes: {', '.join(recipes.names())}")(train.train)
-app.command("settings")(settings.settings)
-app.command("eval")(evaluate.evaluate)
-app.command("decode")(decode.decode)
-app.command("chat")(chat.chat)
-app.command("compare")(compare.compare)
-app.command("diagnose")(diagnose.diagnose)
-app.command("report")(report.report)
-app.command("grade")(grade.grade)
-app.command("export")(export.export)
-app.add_typer(bench.app, name="bench")
+_STOPS = (signal.SIGTERM, signal.SIGHUP)
+_TRACEBACK = "--traceback"
+_STRICT = ("strict", "surrogateescape")  # on a stream: what it cannot take is an error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    machine.use_threads()
-    try:
-        # A context of its own, so that what one call trusts is not trusted by the next.
-        copy_context().run(app, arguments, prog_name="unmask")
-    except SystemExit as stop:  # typer always ends so, also after a message about a wrong option
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except UserError as error:
-        console.print(f"Error: {error}", style="red")
-        return 2
-    except (RunFailed, TrainingFailed, PeerLost) as error:
-        console.print(f"Error: {error}", style="red")
-        return 1
-    except Interrupted as stop:
-        console.print(str(stop))
-        return 130
-    return 0
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with _streams(), _signals():
+        try:
+            code = _run([word for word in given if word != _TRACEBACK])
+            sys.stdout.flush()  # what is still in the buffer fails here, and not behind our back
+            return code
+        except BaseException as error:
+            is_asked = _TRACEBACK in given or bool(os.environ.get("UNMASK_TRACEBACK"))
+            return _report(error, with_traceback=is_asked)
 
 
 def run() -> None:
     """Runs the console script `unmask`."""
     sys.exit(main())
+
+
+def _run(arguments: list[str]) -> int:
+    for word in arguments:
+        if not _is_text(word):
+            raise UserError(f"{os.fsencode(word)!r}: an argument that is not UTF-8; rename the file, or convert it")
+    from unmask import machine
+    from unmask.cli.app import app  # takes seconds, in which signals come too
+
+    machine.use_threads()
+    try:
+        # A context of its own, so that what one call trusts is not trusted by the next.
+        copy_context().run(app, arguments, prog_name="unmask")
+    except SystemExit as stop:  # typer always ends so, also after a message about a wrong option
+        if (hidden := _hidden_in(stop)) is not None:
+            raise hidden from None
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _hidden_in(stop: BaseException) -> BaseException | None:
+    """Returns the error that typer has turned into an exit; None if the exit is its own or a verb's."""
+    error = stop.__cause__ or stop.__context__
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt | EOFError | BrokenPipeError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _report(error: BaseException, *, with_traceback: bool) -> int:
+    """Prints an error as one line; returns the exit code."""
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    from unmask.progress import console
+
+    if with_traceback:
+        console.print("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, KeyboardInterrupt):
+        console.print(str(error) or "Interrupted")
+        return 130
+    code = 2 if isinstance(error, UserError) else 1
+    words = str(error) if isinstance(error, UserError | RunFailed) else _in_one_line(error)
+    console.print(f"Error: {words}", style="red")
+    return code
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Words what nobody has foreseen: a fault of the machine, or of this package."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        name = error.filename
+        if name is None:
+            return f"{error.strerror}; {_TRACEBACK} shows where"
+        return f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror}"
+    is_memory = type(error).__name__ == "OutOfMemoryError" or "not enough memory" in text
+    if isinstance(error, MemoryError) or is_memory:
+        what = text.partition(". ")[0] or "out of memory"
+        return f"the memory is full: {what}; use a smaller batch or model ({_TRACEBACK} shows where)"
+    if isinstance(error, RecursionError):
+        return f"something is nested too deeply: {text[:200]}; {_TRACEBACK} shows where"
+    return f"internal error: {type(error).__name__}: {text[:500]}; {_TRACEBACK} shows where"
+
+
+class _Stdout:
+    """The stream `sys.stdout`; an error of its writes names it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._named(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._named(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _named(self, operate: Callable[..., T], *arguments: str) -> T:
+        try:
+            return operate(*arguments)
+        except OSError as error:
+            if (
+                self._stream is sys.__stdout__ is not None
+            ):  # what is left in its buffer would fail again when the process ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            error.filename = "stdout"
+            raise
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Makes the standard streams take any text: signs that they cannot show become `?`; closed ones lead nowhere."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            while (descriptor := os.open(os.devnull, os.O_RDWR)) < number:
+                pass
+            setattr(sys, name, os.fdopen(descriptor, "w" if number else "r", encoding="utf-8"))
+        elif (number or stream.isatty()) and getattr(stream, "errors", None) in _STRICT:
+            getattr(stream, "reconfigure", dict)(errors="replace")  # what is piped in: see `paths.stdin_lines`
+    stdout = sys.stdout
+    sys.stdout = cast(Any, _Stdout(stdout))
+    try:
+        yield
+    finally:
+        sys.stdout = stdout
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP end the work as Ctrl-C does; a training has handlers of its own while it runs."""
+    own = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own:  # a child that was forked meanwhile
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise Interrupted(f"Interrupted by {signal.Signals(number).name}")
+
+    before = {}
+    with suppress(ValueError):  # not the main thread: signals are not ours
+        for number in _STOPS:
+            if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores SIGHUP
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

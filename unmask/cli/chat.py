@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from unmask import paths
 from unmask.cli import options, prompts
 from unmask.cli.session import DecodeSession
 from unmask.decoding.config import DecodeConfig
-from unmask.errors import UserError
+from unmask.errors import Interrupted, UserError
 from unmask.progress import console
 from unmask.training.loading import LoadedRun
 
@@ -52,19 +53,25 @@ def chat(
                 return
         except UserError as error:
             console.print(f"Error: {error}", style="red")
+        except Interrupted:  # no Ctrl-C, but a signal to end
+            raise
         except KeyboardInterrupt:
             console.print("Stopped")
 
 
 def _lines() -> Iterator[str]:
     if not sys.stdin.isatty():
-        yield from sys.stdin
+        yield from paths.stdin_lines()
         return
     with suppress(ImportError):
         import readline  # noqa: F401  # history, and keys that move within the line
-    with suppress(EOFError, KeyboardInterrupt):
-        while True:
+    while True:
+        try:
             yield console.input("> ")
+        except Interrupted:
+            raise
+        except (EOFError, KeyboardInterrupt):
+            return
 
 
 class _Conversation:

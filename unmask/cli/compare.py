@@ -9,7 +9,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from unmask import machine
+from unmask import machine, paths
 from unmask.cli import options, report
 from unmask.formats import printable
 from unmask.lab.compare import FEWEST_SEEDS, Comparison, Plan, choose_measure
@@ -72,6 +72,7 @@ def compare(
         *(name for name in names if "=" in name),
         *(f"{key}={value}" for key, value in budget.items() if value is not None),
     ]
+    out = paths.user_path(out, "--out ")
     plan = Plan.make([name for name in names if "=" not in name], settings, seeds=seeds, out=out)
     measure = choose_measure(measure, list(plan.configs.values()))
     plan.check_folders()

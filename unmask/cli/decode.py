@@ -1,6 +1,5 @@
 """`unmask decode`."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +15,11 @@ from unmask.cli import options, prompts
 from unmask.cli.prompts import Prompts
 from unmask.cli.session import Answer, DecodeSession
 from unmask.decoding.config import DecodeConfig
-from unmask.errors import UserError
+from unmask.errors import Interrupted, UserError
+from unmask.formats import to_json
 from unmask.progress import progress
 from unmask.tasks.task import Task
 from unmask.training.loading import LoadedRun
-from unmask.training.run import Interrupted
 
 _MOST_TRACED = 32
 """Most rows of a batch that is traced, as every step of every row is kept."""
@@ -35,7 +34,10 @@ def decode(
             "question; or a JSON object (see above)."
         ),
     ] = "-",
-    out: Annotated[Path | None, typer.Option(help="New file for the JSON lines (default: stdout).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New file for the JSON lines (default: stdout); it is OUT.part until all are done."),
+    ] = None,
     decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
     num_samples: Annotated[int, typer.Option("--n", min=1, help="Answers to draw for each prompt.")] = 1,
     forbid: Annotated[
@@ -55,7 +57,8 @@ def decode(
     """Fill in prompts, and write one JSON object for each; each batch is written as soon as it is done.
 
     An object holds the prompt and the answer, `nfe` (forward passes), `seconds` (those of its batch, divided by the
-    batch's rows), `tokens` (all ids) and, for text, `canvas` (all of it as text). Ctrl-C keeps what is written.
+    batch's rows), `tokens` (all ids) and, for text, `canvas` (all of it as text). Ctrl-C keeps what is written, with
+    --out in OUT.part.
 
     A prompt may be a JSON object: `{"puzzle": ..}` for Sudoku, `{"question": ..}` for word problems. Spans to fill in
     may stand anywhere in a text, `{"text": "I have<mask:2> apples."}`, and in `{"question": .., "program": ..}`.
@@ -79,10 +82,10 @@ def decode(
     asked.check(session.decoder)
     batch_size = min(config.batch_size, _MOST_TRACED) if trace else config.batch_size
     job = _Job(session, asked, num_samples, batch_size, trace)
-    with nullcontext(sys.stdout) if out is None else options.new_file(out) as target:
+    with nullcontext(sys.stdout) if out is None else options.new_file(out, keeps_parts=True) as target:
         if watch:
             session.watch(asked.canvases[:1], asked.keys[:1])
-        _write(job, target, name=str(out or "stdout"))
+        _write(job, target, name="stdout" if out is None else target.name)
 
 
 def _with_forbidden(config: DecodeConfig, task: Task, texts: list[str]) -> DecodeConfig:
@@ -142,7 +145,7 @@ def _write(job: _Job, target: TextIO, name: str) -> None:
     try:
         with progress("Decoding", total, is_shown=not target.isatty()) as update:  # or the bar is in the answers' way
             for records in job.batches(update):
-                target.write("".join(json.dumps(record) + "\n" for record in records))
+                target.write("".join(to_json(record) + "\n" for record in records))
                 target.flush()
                 num_written += len(records)
     except KeyboardInterrupt:

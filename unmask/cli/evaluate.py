@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from unmask import paths
 from unmask.cli import options, prompts
 from unmask.config.registry import resolve
 from unmask.config.run import RunConfig
@@ -20,6 +21,7 @@ from unmask.evaluation.evaluate import Cells, Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
 from unmask.evaluation.generative import Samples, check_random, sampling_config
 from unmask.evaluation.text import Generation, TextMeasures, check_text_task, read_corpora
+from unmask.formats import to_json
 from unmask.models.denoiser import Denoiser
 from unmask.progress import progress
 from unmask.tasks.task import Task, TextTask, build_task, is_graded
@@ -88,6 +90,7 @@ def evaluate(
 
     * `unmask eval runs/text-bell --corpus reviews.jsonl --corpus speeches/ --generative models/gpt2-large`
     """
+    data = None if data is None else paths.user_path(data, "--data ")
     loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
     config = loaded.config if task is None else _with_task(loaded, task)
     judge = build_task(config)
@@ -113,7 +116,7 @@ def evaluate(
             draws = config.eval.nelbo_draws
             result = evaluate_model(model, judge, chosen, decoders, nelbo_draws=draws, text=text, update=update)
         if file is not None:
-            file.writelines(json.dumps(record) + "\n" for record in result.records())
+            file.writelines(to_json(record) + "\n" for record in result.records())
     protocol = _protocol(loaded, config, chosen, decoders, result) | {
         "run": str(run),
         "dtype": model.compute_dtype,

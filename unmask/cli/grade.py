@@ -1,6 +1,5 @@
 """The verb `unmask grade`."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from unmask.cli import options
 from unmask.errors import UserError
+from unmask.formats import to_json
 from unmask.progress import progress
 from unmask.tasks.programs import grading as programs
 from unmask.tasks.sudoku import grading as sudoku
@@ -93,7 +93,7 @@ def _write_rows(rows: list[dict[str, Any]], target: TextIO) -> None:
     if not rows:
         raise UserError("--out: this task's grader writes no rows; leave it out")
     for row in rows:
-        target.write(json.dumps(row) + "\n")
+        target.write(to_json(row) + "\n")
 
 
 def _print(graded: GradedFile) -> None:

@@ -1,6 +1,5 @@
 """Options that several verbs share, and how they are read; results and files that verbs write."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
 
-from unmask import files, formats
+from unmask import files, formats, paths
 from unmask.config import recipes, registry
 from unmask.config.settings import check_section, shown
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
+from unmask.progress import TextConsole
 from unmask.tasks.task import Task, accept_changed_data
 
 Run = Annotated[str, typer.Argument(help="A run folder, or an export.", show_default=False)]
@@ -56,6 +55,7 @@ DataChanged = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+_OUT = "--out "
 DECODER_HELP = (
     "Settings of the decoder, such as `margin`, `margin,tokens_per_step=3` or `order=prob,steps=50`; the keys are "
     "those of the section `decode` (default: the run's)."
@@ -129,51 +129,63 @@ def check_weights(weights: str | None) -> str | None:
     return weights
 
 
-def results() -> Console:
+def results() -> TextConsole:
     """Returns the console for human-readable results, which go to stdout."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return TextConsole()
 
 
 def print_json(value: dict[str, Any]) -> None:
     """Prints the one JSON object that a verb writes to stdout."""
-    print(json.dumps(value))
+    print(formats.to_json(value))
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[TextIO]:
-    """Opens a new file for writing. If the context fails while the file is still empty, the file is removed again.
+def new_file(path: Path, *, keeps_parts: bool = False) -> Iterator[TextIO]:
+    """Opens the new file of --out for writing. It has its name once the context ends well, until then another.
+
+    Args:
+        path: what the user wrote.
+        keeps_parts: write to `PATH.part`, which stays where the context fails after it has written something.
 
     Raises:
         UserError: the file exists, or cannot be made.
     """
-    try:
+    path = paths.user_path(path, _OUT)
+    part = path.with_name(f"{path.name}.part" if keeps_parts else files.aside_name(path))
+    if os.path.lexists(path):
+        raise UserError(f"{_OUT}{path}: exists already; name another file")
+    if os.path.lexists(part):
+        raise UserError(
+            f"{_OUT}{path}: {part.name}, beside it, holds what was done before; move it, or name another file"
+        )
+    with files.naming(path, _OUT):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("x", encoding="utf-8")
-    except FileExistsError as error:
-        raise UserError(f"--out {path}: exists already; name another file") from error
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot be written: {error}") from error
-    with file:
-        try:
+        file = part.open("x", encoding="utf-8")
+    try:
+        with file:
             yield file
-        except BaseException:
-            if path.stat().st_size == 0:
-                path.unlink()
-            raise
+        with files.naming(path, _OUT):
+            files.place_new(part, path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # as of a full disk
+            error.filename = str(part)
+        if not (keeps_parts and part.exists() and part.stat().st_size):
+            part.unlink(missing_ok=True)
+        raise
 
 
-def make_folder(path: Path) -> None:
-    """Makes the folder of --out if it does not exist.
+def make_folder(path: Path) -> Path:
+    """Makes the folder of --out if it does not exist; returns it.
 
     Raises:
         UserError: it cannot be made, or cannot be written to.
     """
-    try:
+    path = paths.user_path(path, _OUT)
+    with files.naming(path, _OUT):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot be made: {error}") from error
     if not os.access(path, os.W_OK):
-        raise UserError(f"--out {path}: cannot be written to; name another folder")
+        raise UserError(f"{_OUT}{path}: cannot be written to; name another folder")
+    return path
 
 
 def write(path: Path, content: str) -> None:
@@ -182,19 +194,5 @@ def write(path: Path, content: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    try:
+    with files.naming(path, _OUT):
         files.write(path, content)
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot be written: {error}") from error
-
-
-def read_lines(path: str) -> list[str]:
-    """Reads the lines of a text file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:  # not `str.splitlines`, which also splits at characters that JSON strings may hold
-        return Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error

@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from unmask import machine
+from unmask import machine, paths
 from unmask.cli import options
 from unmask.data.prepare import run
 from unmask.data.prepare.settings import DATASETS, PrepareSettings
 from unmask.data.prepare.writing import COUNTS
 from unmask.data.vocabulary import BYTES
-from unmask.training.run import Interrupted
+from unmask.errors import Interrupted
 
 
 def prepare(
@@ -99,7 +99,7 @@ def prepare(
     settings = PrepareSettings(
         dataset=dataset,
         tokenizer=tokenizer,
-        out=out.expanduser(),
+        out=paths.user_path(out, "--out "),
         sources=tuple(sources or ()),
         length=length,
         too_long=too_long,

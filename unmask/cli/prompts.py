@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.cli import options
+from unmask import paths
 from unmask.decoding.decoder import Decoder
 from unmask.errors import UserError
 from unmask.files import parse_object
@@ -66,10 +66,10 @@ class PromptBatch:
 def read(task: Task, file: str) -> Prompts:
     """Reads the prompts of a file; `-` is stdin."""
     if file != "-":
-        return parse(task, options.read_lines(file), file)
+        return parse(task, paths.read_input(file).split("\n"), file)
     if sys.stdin.isatty():
         console.print("Reading prompts from the terminal: one a line, Ctrl-D to end")
-    return parse(task, sys.stdin, "stdin")
+    return parse(task, list(paths.stdin_lines()), "stdin")
 
 
 def parse(task: Task, lines: Iterable[str], source: str) -> Prompts:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from unmask import paths
 from unmask.cli import options
 from unmask.errors import UserError
 from unmask.lab.diagnostics.diagnose import CHEAP, PARTS
@@ -52,9 +53,10 @@ def report(
 
     * `unmask report comparison/*/seed_*/`
     """
+    out = paths.user_path(out, "--out ")
     if out.exists() and not (force or out.is_dir()):
         raise UserError(f"--out {out}: exists already; name another file, or write over it with --force")
-    methods = group([read_run(run, warn) for run in runs])
+    methods = group([read_run(paths.user_path(run), warn) for run in runs])
     if measure is not None and measure not in common_measures(methods):
         raise UserError(f"--measure {measure}: not in all runs; they share {', '.join(common_measures(methods))}")
     write(

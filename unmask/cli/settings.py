@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -16,6 +15,7 @@ from unmask.config.registry import COMPONENTS
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section, unknown
 from unmask.errors import UserError
+from unmask.paths import user_path
 from unmask.training.folder import RunFolder, read_config
 
 
@@ -54,11 +54,11 @@ def settings(
 
 
 def _load(recipe: str, overrides: list[str]) -> RunConfig:
-    if recipe in recipes.names() or not RunFolder(Path(recipe)).exists():
+    if recipe in recipes.names() or not RunFolder(user_path(recipe)).exists():
         return recipes.load(recipe, overrides)
     if overrides:
         raise UserError(f"{' '.join(overrides)}: the settings of a run stand; give a recipe to change them")
-    return read_config(Path(recipe))
+    return read_config(user_path(recipe))
 
 
 def _own_key(config: RunConfig, key: str) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from unmask import paths
 from unmask.cli import options
 from unmask.config import recipes
 from unmask.config.run import RunConfig
@@ -70,7 +71,9 @@ def train(
             if problem is not None:
                 raise problem
         assert config is not None, "there is no problem"
-        folder = RunFolder(out or Path("runs") / recipes.short_name(recipe).replace("/", "-"))
+        folder = RunFolder(
+            paths.user_path(out or Path("runs") / recipes.short_name(recipe).replace("/", "-"), "--out ")
+        )
         run = Run(config, folder, title=recipe, peers=peers)
         run.train(resume=resume, restart_pool=restart_pool, data_changed=data_changed)
     console.print(f"Done: {folder.path} (next: unmask eval {folder.path})")

@@ -12,6 +12,7 @@ from unmask import formats
 from unmask.config.run import RunConfig, section_class
 from unmask.config.settings import Section, shown
 from unmask.errors import UserError
+from unmask.paths import existing_file, user_path
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 _KEY_ALIASES = {  # names in other code: ours
@@ -50,8 +51,8 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 def _find(recipe: str) -> Path:
     if recipe in names():
         return FOLDER / f"{recipe}.yaml"
-    if (path := Path(recipe)).suffix in (".yaml", ".yml") and path.is_file():
-        return path
+    if Path(recipe).suffix in (".yaml", ".yml") and (path := user_path(recipe, "recipe ")).exists():
+        return existing_file(path, "recipe ")
     close = difflib.get_close_matches(recipe, names(), n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(

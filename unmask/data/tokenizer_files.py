@@ -7,6 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from unmask.errors import UserError
+from unmask.paths import user_path
 
 TOKENIZER = "tokenizer.json"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -28,7 +29,7 @@ def find_tokenizer(source: str) -> Path:
     Raises:
         UserError: it is neither a file or folder, nor to be had from the hub.
     """
-    path = Path(source).expanduser()
+    path = user_path(source, "tokenizer ")
     if path.exists():
         return path
     import huggingface_hub  # a quarter of a second, which only this needs

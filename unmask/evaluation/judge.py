@@ -5,7 +5,6 @@ Dimensions: b texts of a batch, l tokens of the longest.
 
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from unmask import paths
 from unmask.errors import UserError
 
 _TOKENS_AT_ONCE = 4096
@@ -60,7 +60,8 @@ class Scorer:
             UserError: transformers is not there, or the folder does not hold a causal model and its tokenizer.
         """
         where = f"{option}{folder}"
-        if not (Path(folder).expanduser() / "config.json").exists():
+        path = paths.user_path(folder, option)
+        if not (path / "config.json").exists():
             raise UserError(
                 f"{where}: is not a folder with a model (config.json) of Hugging Face's; nothing is downloaded here: "
                 "fetch one first, such as hf download openai-community/gpt2-large --local-dir FOLDER"
@@ -70,8 +71,7 @@ class Scorer:
         except ImportError as error:
             raise UserError(f"{where}: to score text with it, pip install 'unmask[hf]'") from error
         transformers.utils.logging.disable_progress_bar()
-        path = str(Path(folder).expanduser())
-        scorer = cls(_model(transformers, path, where, device), _tokenizer(transformers, path, where), folder)
+        scorer = cls(_model(transformers, str(path), where, device), _tokenizer(transformers, str(path), where), folder)
         scorer._check(where)
         return scorer
 

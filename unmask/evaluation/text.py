@@ -24,6 +24,7 @@ from unmask.evaluation.generative import (
 from unmask.evaluation.judge import Scorer
 from unmask.evaluation.nelbo import Likelihood, measure_likelihood, summarise
 from unmask.models.denoiser import Denoiser
+from unmask.paths import user_path
 from unmask.progress import warn
 from unmask.tasks.task import Task, TextTask
 from unmask.types import CleanBatch
@@ -194,7 +195,7 @@ def read_corpora(task: TextTask, paths: Sequence[str | Path], *, limit: int | No
     Raises:
         UserError: a path does not exist, cannot be read, or holds too little text.
     """
-    found = [Path(path).expanduser() for path in paths]
+    found = [user_path(path, option) for path in paths]
     for path in found:
         if not path.exists():
             raise UserError(f"{option}{path}: no such file or folder")

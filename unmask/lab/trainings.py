@@ -13,10 +13,9 @@ from pathlib import Path
 from unmask import machine
 from unmask.config import registry
 from unmask.config.run import RunConfig
-from unmask.errors import UserError
+from unmask.errors import Interrupted, RunFailed, UserError
 from unmask.formats import printable
 from unmask.training.folder import RunFolder, read_config, schedule_length
-from unmask.training.run import Interrupted
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def check_budget(folder: Path, config: RunConfig) -> None:
 _SECONDS_TO_LEAVE = 60.0
 
 
-class TrainingFailed(Exception):
+class TrainingFailed(RunFailed):
     """A training ended with an error; the message holds the end of its log."""
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from unmask import noise
+from unmask import noise, paths
 from unmask.config.settings import Section
 from unmask.data.fingerprint import DataFingerprint, digest
 from unmask.data.store import RowStore, read_meta
@@ -45,7 +45,7 @@ class TokensData(Section):
         if not isinstance(given, dict) or not isinstance(given.get("path"), str):
             return given
         try:
-            meta = read_meta(Path(given["path"]).expanduser())
+            meta = read_meta(paths.user_path(given["path"], "data.path="))
         except UserError:
             return given  # the error comes when the store is opened
         return {key: value for key, value in _settings_in(meta).items() if key in cls.model_fields} | given
@@ -110,7 +110,7 @@ class StoredRows:
             raise UserError(
                 "data.path is missing; give the folder that holds labels.bin, prompt_mask.bin and meta.json"
             )
-        return Path(self.config.path).expanduser()
+        return paths.user_path(self.config.path, "data.path=")
 
     def _check_store(self, store: RowStore) -> RowStore:
         if store.length != self.config.length:

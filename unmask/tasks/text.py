@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from unmask import files, noise
+from unmask import files, noise, paths
 from unmask.data.infill import encode_spans, is_infilling, pad_with_ends, record_spans
 from unmask.data.prepare import PrepareSettings, prepare
 from unmask.data.prepare.documents import find_source, find_sources, make_shard
@@ -70,7 +70,7 @@ class TextData(TextRowsData):
     def _bytes_have_their_fingerprint(cls, given: Any) -> Any:
         if not isinstance(given, dict) or given.keys() & {"vocab_size", "mask_id", "eos_id"}:
             return given
-        if given.get("path") is None or not is_store(Path(str(given["path"])).expanduser()):
+        if given.get("path") is None or not is_store(paths.user_path(str(given["path"]), "data.path=")):
             return {"fingerprint": Vocabulary.of_bytes().fingerprint} | given
         return given
 
@@ -105,16 +105,17 @@ def find_store(config: TextData) -> Path:
     Raises:
         UserError: the text cannot be used.
     """
-    if config.path is not None and is_store(Path(config.path).expanduser()):
-        return Path(config.path).expanduser()
+    path = None if config.path is None else paths.user_path(config.path, "data.path=")
+    if path is not None and is_store(path):
+        return path
     check_ids(config)
     sources = [] if config.path is None else [config.path]
-    if config.path is not None and not Path(config.path).expanduser().exists():
+    if path is not None and not path.exists():
         raise UserError(
             f"data.path={config.path}: no such file or folder; what is on the Hugging Face hub is prepared first: "
             "unmask prepare text OWNER/NAME --tokenizer bytes --out FOLDER"
         )
-    name = "python" if config.path is None else Path(config.path).expanduser().name
+    name = "python" if path is None else path.name
     folder = files.cache_folder(config.cache_dir) / "text" / f"{name}_{config.length}_{_digest(sources, config)}"
     with files.exclusive(folder):
         if folder.exists() and (problem := _damage(folder)):
@@ -167,7 +168,7 @@ class Text(TextRows):
         path, bytes_alone = self.config.path, Vocabulary.of_bytes()
         if self.config.fingerprint == bytes_alone.fingerprint:
             return bytes_alone
-        if self.config.tokenizer is None and not (path is not None and is_store(Path(path).expanduser())):
+        if self.config.tokenizer is None and not (path is not None and is_store(paths.user_path(path, "data.path="))):
             check_ids(self.config)
         return super().vocabulary
 
@@ -211,7 +212,7 @@ class Text(TextRows):
         Raises:
             UserError: it cannot be read, has other tokens or another layout, or too little text.
         """
-        path = path.expanduser()
+        path = paths.user_path(path)
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         if is_store(path):

@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr
 from rich.text import Text
 from torch import Tensor
 
+from unmask import paths
 from unmask.data.infill import whole_text
 from unmask.data.prepare.sources import FileSource, Row
 from unmask.data.vocabulary import VOCABULARY, Vocabulary, load_tokenizer
@@ -69,7 +70,7 @@ class TextRows(StoredRows):
         source = self.config.tokenizer or self.config.path
         if source is None:
             raise UserError("data.tokenizer is missing; give the folder of a tokenizer, or its name on the hub")
-        folder = Path(source).expanduser()
+        folder = paths.user_path(source, "data.tokenizer=" if self.config.tokenizer else "data.path=")
         if (folder / VOCABULARY).exists():
             vocabulary = Vocabulary.load(folder)
         elif self.config.tokenizer is not None:

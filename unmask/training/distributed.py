@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from unmask.errors import UserError
+from unmask.errors import Interrupted, RunFailed, UserError
 from unmask.masking.process import RowShard
 from unmask.peers import ALONE, Peers, Votes
 from unmask.progress import console
@@ -34,7 +34,7 @@ _GROUP_ERRORS = ("gloo", "NCCL", "pair closure")
 _KEPT_GROUPS: list[Any] = []  # see `_leave`
 
 
-class PeerLost(Exception):
+class PeerLost(RunFailed):
     """Another process ended, or did not answer in time."""
 
 
@@ -200,7 +200,7 @@ def joined(launch: Launch, timeout: float) -> Iterator[Peers]:
             f"train.timeout={timeout:g} s: {reason}. Start all of them again with --resume; nothing after the last "
             "checkpoint is kept"
         ) from error
-    except Exception:  # all end alike, or the launcher ends the others
+    except (Exception, Interrupted):  # all end alike, or the launcher ends the others
         _leave(peers)
         raise
     _leave(peers)

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unmask import progress
+from unmask import files, paths, progress
 from unmask.config import registry
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section
@@ -82,7 +82,7 @@ class LoadedRun:
         """
         if weights not in (None, "ema", "raw"):
             raise UserError(f"weights {weights!r}: use ema or raw")
-        path = Path(path).expanduser()
+        path = paths.user_path(path)
         if _is_export(path):
             return replace(_open_export(path, weights, step, device), is_published=is_published)
         config = read_config(path).of_run(path)
@@ -247,7 +247,7 @@ def export(
     def open_and_write() -> LoadedRun:
         if trust_code:
             registry.trust_code()
-        return _export(run, Path(target), weights, step)
+        return _export(run, paths.user_path(target), weights, step)
 
     return copy_context().run(open_and_write)  # trust ends with this call
 
@@ -264,13 +264,10 @@ def _export(run: str | Path, target: Path, weights: str | None, step: str) -> Lo
         "run": source.config.model_dump(mode="json"),
         "data": None if source.data is None else asdict(source.data),
     }
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        save_file(source.tensors, target / "model.safetensors", metadata={"format": "pt"})
-        (target / "config.json").write_text(json.dumps(description, indent=1) + "\n")
-        keep_files(source.task, target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error}") from error
+    with files.new_folder(target) as folder:
+        files.put_tensors(folder / "model.safetensors", source.tensors, {"format": "pt"})
+        files.put(folder / "config.json", json.dumps(description, indent=1) + "\n")
+        keep_files(source.task, folder)
     return source
 
 
@@ -324,7 +321,7 @@ def read_initial_weights(source: str, task: Task, settings: Section, model: nn.M
     Raises:
         UserError: `source` is none of them, or is of another vocabulary or shape; the message says which.
     """
-    folder = Path(source).expanduser()
+    folder = paths.user_path(source, "train.init=")
     weights = _from_hugging_face(folder, task, settings) if hf.is_checkpoint(folder) else _from_run(source, task)
     own = model.state_dict()
     weights = {name: own[name] for name in own if name.endswith(Transformer.STARTS_AT_ZERO)} | weights

@@ -117,7 +117,7 @@ class StepDisplay:
     def __init__(self, title: str, first_step: int, num_steps: int) -> None:
         self._title, self._num_steps = title, num_steps
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[speed]}"),

@@ -9,12 +9,13 @@ from types import FrameType
 from typing import Any
 
 import torch
+from rich.text import Text
 
 from unmask import machine
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
 from unmask.data.fingerprint import read_fingerprint
-from unmask.errors import RunFailed, UserError
+from unmask.errors import Interrupted, RunFailed, UserError
 from unmask.evaluation.evaluate import EvaluationLeft
 from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
@@ -28,12 +29,8 @@ from unmask.training.parallel import check_parallel
 from unmask.training.saving import Progress, Saver
 from unmask.training.trainer import StepReport, Trainer
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _STOP = "stop"  # the key by which a process that has received a signal tells the others
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, has saved, and can be resumed."""
 
 
 class Run:
@@ -63,7 +60,8 @@ class Run:
         Raises:
             UserError: wrong settings, data or folder.
             RunFailed: a disk is full, or numbers are bad; what was saved is whole.
-            Interrupted: SIGINT, SIGTERM or SIGUSR1 came to one of the processes; the step was finished and saved.
+            Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came to one of the processes; the step was finished and
+                saved.
         """
         self.data_changed = data_changed
         with self._signals():
@@ -138,7 +136,7 @@ class Run:
         """Compiles before the first step, so that no step's time includes it; `attention` is a resumed run's choice."""
         if self.trainer.is_compiled:
             started = time.perf_counter()
-            with console.status(f"{self.title}  compiling the training step .."):
+            with console.status(Text(f"{self.title}  compiling the training step ..")):
                 self.trainer.choose_attention(attention)
                 self.trainer.warm_up()
             console.print(f"{self.title}  compiled in {time.perf_counter() - started:.0f} s")
@@ -230,12 +228,12 @@ class Run:
             self.peers.abort()
             raise
         finally:
-            self.is_stepping = False
             self.saver.join()
             if self.peers.is_main:
                 self.metrics.close()
             for logger in self.loggers:
                 logger.close()
+            self.is_stepping = False  # until here a signal must not cut short what is being written
 
     def _open_loggers(self) -> Iterator[TensorBoardWriter | trackers.Tracker]:
         log, path = self.config.log, self.folder.path
@@ -382,7 +380,7 @@ class Run:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Makes Ctrl-C, SIGTERM and SIGUSR1 end the run after the present step; a second Ctrl-C ends it at once."""
+        """Makes a signal of `_STOPS` end the run after the present step; a second Ctrl-C ends it at once."""
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGINT and (self.stop_requested or not self.is_stepping):
@@ -392,7 +390,9 @@ class Run:
                 raise Interrupted("stopped before the first step; start again with --resume")
             console.print("Stopping after this step, then saving (Ctrl-C again to stop at once)")
 
-        before = {number: signal.signal(number, request_stop) for number in _STOPS}
+        # `nohup` ignores SIGHUP, and so does the run then.
+        heard = [each for each in _STOPS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+        before = {number: signal.signal(number, request_stop) for number in heard}
         try:
             yield
         finally:

@@ -21,6 +21,7 @@ from unmask.data.prepare.sources import ENDINGS, FileSource, Row, RowSource
 from unmask.data.prepare.writing import Report, Shard
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
+from unmask.paths import user_path
 
 
 class _BadRow(Exception):
@@ -154,7 +155,7 @@ def find_sources(names: Sequence[str], dataset: Dataset) -> list[RowSource]:
 
 def find_source(name: str) -> RowSource:
     """Finds a file, a folder of files, or `OWNER/NAME`, perhaps `OWNER/NAME:CONFIG`, on the hub."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return _find_files(path)
     on_the_hub = _ON_THE_HUB.fullmatch(name)

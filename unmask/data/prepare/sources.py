@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from unmask.errors import UserError
 from unmask.files import parse_object
+from unmask.paths import user_path
 
 _CHUNK = 2**20
 
@@ -82,7 +83,7 @@ class FileSource:
     """A file of rows, of a kind in `_KINDS`, by the end of its name."""
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         known = [kind for suffix, kind in _KINDS.items() if path.endswith(suffix)]
         if not known:
             raise UserError(f"{path}: unknown kind of file; use {', '.join(_KINDS)}")

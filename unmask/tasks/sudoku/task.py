@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from rich.text import Text
 from torch import Tensor
 
-from unmask import files, noise
+from unmask import files, noise, paths
 from unmask.config.settings import Section
 from unmask.data.fingerprint import DataFingerprint, digest
 from unmask.data.stream import shuffled_index
@@ -68,7 +68,7 @@ class PuzzleData(Section):
 def load_puzzles(config: PuzzleData, *, with_turns: bool) -> PuzzleSet:
     """Loads the puzzles of a file, or generated ones."""
     if config.path is not None:
-        return formats.load(Path(config.path).expanduser(), with_turns=with_turns)
+        return formats.load(paths.existing_file(config.path, "data.path="), with_turns=with_turns)
     folder = files.cache_folder(config.cache_dir)
     return load_or_generate(config.puzzles, config.givens, config.difficulty, config.seed, folder)
 
