@@ -49,7 +49,7 @@ def test_text_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 GOOD = {"program": "def f():\n    return 1", "answer": 1}
 BAD = {
     "not JSON": ("{", "line 2: not JSON"),
-    "deep": ("[" * 100_000, "line 2: not JSON"),
+    "deep": ("[" * 100_000, "line 2: nested too deeply"),
     "a list": ("[]", "line 2: holds no JSON object: []"),
     "no program": ('{"answer": 1}', "line 2: needs the string `program`"),
     "program": ('{"program": 3, "answer": 1}', "line 2: needs the string `program`"),
@@ -58,7 +58,7 @@ BAD = {
     "null": ('{"program": "", "answer": null}', "line 2: needs `answer`"),
     "bool": ('{"program": "", "answer": true}', "line 2: needs `answer`"),
     "words": ('{"program": "", "answer": "#### many"}', "line 2: answer: 'many' is not a number; use a number"),
-    "nan": ('{"program": "", "answer": NaN}', "line 2: answer: 'nan' is not a number"),
+    "nan": ('{"program": "", "answer": NaN}', "line 2: not JSON: NaN is no JSON number"),
     "two numbers": ('{"program": "", "answer": "5 and 10.\\n#### 5, 10"}', "line 2: answer: '5, 10' is not a number"),
     "no thousands": ('{"program": "", "answer": "#### 1,5"}', "line 2: answer: '1,5' is not a number"),
     "glued": ('{"program": "", "answer": "#### 2%1"}', "line 2: answer: '2%1' is not a number"),
