@@ -1,6 +1,7 @@
 """Values are drawn from the distribution that was asked for, however the logits are come by."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import chi_square
+from unmask import noise
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.sampling import Sampling, truncated
 from unmask.models.head import prediction
+from unmask.noise import Purpose
 from unmask.types import Prediction
 
 V, MASK = 12, 11
@@ -77,6 +81,63 @@ def test_draws_follow_the_truncated_softmax(sampling: Sampling) -> None:
     expected = tempered[kept].softmax(0) * draws
     assert expected.min() > 5
     assert abs(chi_square(counts[kept], expected)) < 5
+
+
+@pytest.mark.parametrize("spacing", [1.0, 0.25, None])  # of the logits: many are equal
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"top_k": 1},
+        {"top_k": 9},
+        {"top_k": 90},
+        {"top_p": 1e-5},
+        {"top_p": 0.3},
+        {"top_p": 0.9},
+        {"top_k": 20, "top_p": 0.6},
+        {"top_k": 150, "top_p": 0.9999},
+    ],
+)
+def test_a_draw_is_the_best_of_all_that_is_kept(
+    limits: dict[str, float], dtype: torch.dtype, spacing: float | None
+) -> None:
+    """By brute force: the noise of all tokens is added, and those beyond the limits are left out."""
+    rows, size = 60, 200
+    logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    if spacing is not None:
+        logits = (logits / spacing).round() * spacing
+    logits[:10] = 0.5  # nothing to tell them apart
+    sampling, own = Sampling(0.8, seed=3, **limits), keys(rows)
+    perturb = sampling.query(*own).perturb
+    assert perturb is not None
+    found = perturb(logits, torch.arange(rows), torch.arange(size)).argmax(dim=-1)
+    drawn = noise.gumbel(3, Purpose.VALUE, *(key.unsqueeze(1) for key in own), torch.arange(size))
+    kept = truncated(logits.double() / 0.8, sampling.top_k, sampling.top_p)
+    assert torch.equal(found, (kept + drawn).argmax(dim=-1))
+
+
+class Work(TorchDispatchMode):
+    """Counts the values that are sorted, and those of the head that are read."""
+
+    num_sorted = num_read = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.sort, torch.ops.aten.argsort):
+            self.num_sorted += args[0].numel()
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.num_read += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("limits", [{"top_k": 50}, {"top_k": 15_000}, {"top_p": 0.5}, {"top_p": 0.95}])
+def test_limits_cost_little(limits: dict[str, float]) -> None:
+    """Of a large vocabulary next to nothing is sorted, and the head is read once."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(30, 32, generator=generator), torch.randn(20_000, 32, generator=generator) / 4
+    with Work() as work:
+        prediction(hidden, weight, Sampling(1.0, **limits).query(*keys(30)), mask_id=0)
+    assert work.num_sorted <= 2 * len(weight)
+    assert work.num_read == weight.numel()
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)

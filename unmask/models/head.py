@@ -22,6 +22,7 @@ from unmask.types import Prediction, Query, TokenStats, at_least_fp32
 
 CHUNK = 1024
 """Vocabulary entries per chunk. Smaller: more accumulations into d_hidden. Larger: spills out of CPU cache."""
+_WHOLE, _CACHED = 2**24, 2**20  # logits that a query which needs whole rows holds, and works on, at once
 
 # --- confidences: the share of each chunk, and how the shares are joined ---------------------------------------------
 
@@ -186,27 +187,47 @@ def prediction(
         confidence=query.confidence,
         is_compiled=is_compiled,
     )
-    confidences = (query.confidence, "neg_entropy") if query.has_entropy else (query.confidence,)
-    given = torch.full((len(hidden),), mask_id, device=hidden.device) if query.given is None else query.given
     row = torch.arange(len(hidden), device=hidden.device)
+    if not query.is_truncated:
+        return _predict(hidden, weight, query, head, row)
+    # So few positions at once would mostly read the head's weights; as many logits as weights take no more memory.
+    size = max(len(hidden) * chunk, min(weight.numel(), _WHOLE)) // len(weight)
+    parts = [vars(_predict(hidden, weight, query, head, some)) for some in row.split(max(1, size))]
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    return Prediction(**{name: None if own[0] is None else torch.cat(own) for name, own in columns.items()})
+
+
+def _predict(
+    hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], query: Query, head: "_Head", row: Int[Tensor, "m"]
+) -> Prediction:
+    """Computes the prediction at the positions `row` of the query; all their logits are in memory if it truncates."""
+    hidden = hidden[row]
+    confidences = (query.confidence, "neg_entropy") if query.has_entropy else (query.confidence,)
+    given = torch.full_like(row, head.mask_id) if query.given is None else query.given[row]
+    whole = hidden.new_empty(len(row), len(weight), dtype=head.dtype) if query.is_truncated else None
     summaries, guesses, choices, of_given = [], [], [], []
-    for part in head.chunks(hidden.to(head.dtype), weight):
+    for part in head.chunks(hidden.to(head.dtype), weight, whole):
         summaries.append(head.run(_summarise, part.logits, *confidences))
         guesses.append(part.pick(head.run(_largest, part.logits)))
         of_given.append(part.logits_of(given))
-        if query.perturb is not None and not query.is_truncated:
+        if query.perturb is not None and whole is None:
             choices.append(part.pick(_largest(query.perturb(at_least_fp32(part.logits).T, row, part.tokens).T)))
     (confidence, *entropy), top1, log_total = _join_chunks(torch.stack(summaries, dim=1), *confidences)
     likeliest, logit = _first_of_largest(guesses)
     values = likeliest
-    if query.perturb is not None:
-        values, logit = (
-            _from_whole_rows(hidden, weight, query, head) if query.is_truncated else _first_of_largest(choices)
-        )
-    log_prob = torch.where(given == mask_id, logit, torch.stack(of_given).sum(dim=0)) - log_total
+    if choices:
+        values, logit = _first_of_largest(choices)
+    elif query.perturb is not None and whole is not None:
+        # A CPU is fastest where the numbers of a few positions stay in its cache, a GPU with all of them.
+        size = len(row) if whole.is_cuda else _CACHED // len(weight)
+        token, size = torch.arange(len(weight), device=row.device), max(1, size)
+        pieces = zip(whole.split(size), row.split(size), strict=True)
+        values = torch.cat([query.perturb(at_least_fp32(own), some, token).argmax(dim=-1) for own, some in pieces])
+        logit = at_least_fp32(whole.gather(-1, values.unsqueeze(-1)).squeeze(-1))
+    log_prob = torch.where(given == head.mask_id, logit, torch.stack(of_given).sum(dim=0)) - log_total
     return Prediction(
         likeliest=likeliest,
-        values=torch.where(given == mask_id, values, given),
+        values=torch.where(given == head.mask_id, values, given),
         log_prob=log_prob,
         confidence=confidence,
         top1=top1,
@@ -245,25 +266,6 @@ def _first_of_largest(found: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Int[T
     scores, values, logits = (torch.stack(part) for part in zip(*found, strict=True))
     first = _largest(scores)[1].unsqueeze(0)
     return values.gather(0, first).squeeze(0), logits.gather(0, first).squeeze(0)
-
-
-def _from_whole_rows(
-    hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], query: Query, head: "_Head"
-) -> tuple[Int[Tensor, "M"], Float[Tensor, "M"]]:
-    """Chooses values from all logits of a position at once; returns the values and their logits."""
-    assert query.perturb is not None
-    found = []
-    tokens = torch.arange(len(weight), device=hidden.device)
-    size = max(1, len(hidden) * head.chunk // len(weight))  # positions whose V logits take M x `chunk` of memory
-    for row in torch.arange(len(hidden), device=hidden.device).split(size):
-        logits = hidden.new_empty(len(row), len(weight), dtype=head.dtype)
-        for part in head.chunks(hidden[row].to(head.dtype), weight):
-            logits[:, part.start : part.start + len(part.logits)] = part.logits.T
-        logits = at_least_fp32(logits)
-        value = query.perturb(logits, row, tokens).argmax(dim=-1)
-        found.append((value, logits.gather(-1, value.unsqueeze(-1)).squeeze(-1)))
-    values, chosen = (torch.cat(part) for part in zip(*found, strict=True))
-    return values, chosen
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
@@ -313,13 +315,17 @@ class _Head:
     is_compiled: bool = False
     tied: TiedGradient | None = None
 
-    def chunks(self, hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"]) -> Iterator[_Chunk]:
-        """Yields each chunk with its logits; the next one overwrites them."""
+    def chunks(
+        self, hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], whole: Float[Tensor, "M V"] | None = None
+    ) -> Iterator[_Chunk]:
+        """Yields each chunk with its logits, which are in `whole`; without one, the next chunk overwrites them."""
         # One piece of memory for all: the system would map a fresh one for each chunk page by page.
-        memory = hidden.new_empty(min(self.chunk, len(weight)) * len(hidden))
+        memory = hidden.new_empty(0 if whole is not None else min(self.chunk, len(weight)), len(hidden))
         for start in range(0, len(weight), self.chunk):
             part = weight[start : start + self.chunk].to(self.dtype)
-            logits = memory[: len(part) * len(hidden)].view(len(part), len(hidden))
+            if whole is not None:
+                memory = whole[:, start : start + len(part)].T
+            logits = memory[: len(part)]
             torch.mm(part, hidden.T, out=logits)
             if start <= self.mask_id < start + len(part):
                 # Not -inf: a chunk that holds the mask token alone would become NaN (-inf minus -inf).
