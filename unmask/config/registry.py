@@ -6,7 +6,11 @@ Nothing is imported before it is asked for.
 import difflib
 import importlib
 import importlib.util
+import inspect
+import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -15,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from unmask.config.settings import Section
 from unmask.errors import UserError
 from unmask.progress import warn
 
@@ -50,6 +55,7 @@ COMPONENTS = {
 _PARTS = {"time": ("model_fields", "density")}
 """What makes a class a component, where that is not `Config` and `from_config`."""
 
+_LIBRARIES = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
 
 _trusts_code: ContextVar[bool] = ContextVar("trusts_code", default=False)
 _file: ContextVar[Path | None] = ContextVar("file", default=None)
@@ -87,19 +93,91 @@ def resolve(kind: str, name: str) -> Any:
     `package.module:Class`; its module is also looked for in the current folder.
 
     Raises:
-        UserError: nothing of that name, the import fails, or a saved file names code that is not trusted.
+        UserError: nothing of that name, its code fails or lacks a part, or a saved file names code that is not trusted.
     """
     path = COMPONENTS[kind].get(name) or _registered(kind).get(name)
     if path is None:
         _check_import_path(kind, name)
     module, _, attribute = (path or name).partition(":")
-    try:
+    with foreign_code(kind, name, "cannot import it"):
         component = getattr(_import(module, from_folder=path is None), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{kind}.name={name}: cannot import it: {error}") from error
     if missing := [part for part in _PARTS.get(kind, ("Config", "from_config")) if not hasattr(component, part)]:
         raise UserError(f"{kind}.name={name}: is not a {kind}: it has no {' and no '.join(missing)}")
+    _check_config(kind, name, component if kind == "time" else component.Config)
     return component
+
+
+def build(kind: str, name: str, *arguments: Any) -> Any:
+    """Builds the component `name` from `arguments`, the first of which are its settings.
+
+    Raises:
+        UserError: as `resolve`, or code that does not come with unmask fails at it.
+    """
+    component = resolve(kind, name)
+    with foreign_code(kind, name, "cannot build it"):
+        return component.from_config(*arguments)
+
+
+def require_parts(kind: str, name: str, component: object, protocol: type) -> None:
+    """Raises a `UserError` that names what `component` lacks of `protocol`."""
+    parts = [part for base in protocol.__mro__ for part in (*vars(base), *vars(base).get("__annotations__", ()))]
+    missing = {part for part in parts if not part.startswith("_") and not _has(component, part)}
+    if missing:
+        raise UserError(f"{kind}.name={name}: is not a {kind}: it has no {' and no '.join(sorted(missing))}")
+
+
+def _has(component: object, part: str) -> bool:
+    """True if `component` has `part`, which is not evaluated: a property may ask other processes."""
+    try:
+        inspect.getattr_static(component, part)
+    except AttributeError:
+        return hasattr(component, part)
+    return True
+
+
+@contextmanager
+def foreign_code(kind: str, name: str, what: str) -> Iterator[None]:
+    """Turns what is raised by code that does not come with unmask into a `UserError` that begins with its own line.
+
+    `sys.exit` is no way out of a command either: it would end with nothing done and, with 0, as if all were well.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if name in COMPONENTS[kind]:
+            raise
+        if (place := _own_line(error)) is None:
+            raise UserError(f"{kind}.name={name}: {what}: {error}") from error
+        cause = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
+        cause = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else cause
+        raise UserError(f"{place}: {cause}\n{kind}.name={name}: {what}; mend it there") from error
+
+
+def _own_line(error: BaseException) -> str | None:
+    """Returns `FILE:LINE` of the code behind a component that raised `error`; None if it never came that far."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    package = f"{Path(__file__).parents[1]}{os.sep}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((package, "<frozen", importlib.__path__[0]))
+    ]
+    # The code of a package that is installed lies among the libraries that it calls.
+    known = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)] or frames[-1:]
+    own = [frame for frame in known if frame.filename == known[0].filename]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
+
+
+def _check_config(kind: str, name: str, config: object) -> None:
+    if not (isinstance(config, type) and issubclass(config, Section)):
+        what = "it" if kind == "time" else "its Config"
+        raise UserError(
+            f"{kind}.name={name}: is not a {kind}: {what} is no subclass of unmask.config.settings.Section, but "
+            f"{config!r:.80}"
+        )
 
 
 def _registered(kind: str) -> dict[str, str]:

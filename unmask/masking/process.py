@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from unmask.blocks import over_positions
+from unmask.config import registry
+from unmask.config.settings import Section, name_of
 from unmask.data.stream import ExampleStream
 from unmask.errors import UserError
 from unmask.peers import ALONE, Peers
@@ -117,6 +119,17 @@ class MaskingProcess(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes this rank's part of the global batch's `state`, however many ranks wrote it."""
         ...
+
+
+def build_process(config: Section, context: ProcessContext) -> MaskingProcess:
+    """Builds the process named `process.name`.
+
+    Raises:
+        UserError: its code fails, or it lacks a part of the protocol `MaskingProcess`.
+    """
+    process: MaskingProcess = registry.build("process", name_of(config), config, context)
+    registry.require_parts("process", name_of(config), process, MaskingProcess)
+    return process
 
 
 def make_batch(

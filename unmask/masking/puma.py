@@ -97,7 +97,7 @@ class PumaPool(Pool):
     def __init__(self, config: Config | None = None, **arguments: Any) -> None:
         super().__init__(config, **arguments)
         self.num_stages = self.config.num_stages
-        self.revealed_share = self.config.time.density().mirrored.to(self.device)
+        self.revealed_share = self.config.time.build().mirrored.to(self.device)
         """Density of the visible fraction r = 1 - t; the K stages have equal mass under it."""
         start = self.config.start
         self.start = None if start is None else start.density().to(self.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import blocks_of
-from unmask.config.registry import resolve
+from unmask.config.registry import foreign_code, resolve
 from unmask.config.settings import Section, check_section
 from unmask.errors import UserError
 from unmask.noise import Purpose
@@ -131,6 +131,11 @@ class DensityConfig(Section):
     """The settings of a density: a section `process.time`. A subclass adds its own and says what they stand for."""
 
     name: str
+
+    def build(self) -> Density:
+        """Returns `density()`. Raises `UserError` where code of the user's own fails at it."""
+        with foreign_code("time", self.name, "cannot make it"):
+            return self.density()
 
     @abstractmethod
     def density(self) -> Density:
@@ -247,7 +252,7 @@ class Mixture(DensityConfig):
         return read(value, f"process.time.{info.field_name}")
 
     def density(self) -> Density:
-        of = self.of.density()
+        of = self.of.build()
         if self.uniform in (0, 1):  # exactly one of them
             return UNIFORM if self.uniform else of
         both = torch.stack([of.resized(of.cells).mass, UNIFORM.resized(of.cells).mass])  # rounded alike
@@ -267,5 +272,7 @@ def read(value: Any, prefix: str) -> DensityConfig:
     tree = {"name": value} if isinstance(value, str) else value
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
         raise UserError(f"{prefix}={value!r}: give the name of a density, or its settings with name")
-    section: DensityConfig = check_section(resolve("time", tree["name"]), tree, prefix)
+    component = resolve("time", tree["name"])
+    with foreign_code("time", tree["name"], "cannot check its settings"):
+        section: DensityConfig = check_section(component, tree, prefix)
     return section

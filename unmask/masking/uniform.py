@@ -118,7 +118,7 @@ class RandomMasking(IndependentBatches):
         config = as_section(self.Config, config, settings, "process")
         self.mask_id = mask_id
         self.block_size = config.block_size
-        self.time = config.time.density()
+        self.time = config.time.build()
         self.draw = DRAWS[config.masking]
         capped = {} if config.weight_cap is None else {"cap": config.weight_cap}
         self.weight = partial(WEIGHTS[config.weight], **capped)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from rich.console import RenderableType
 from torch import Tensor
 
-from unmask.config.registry import resolve
+from unmask.config.registry import build, require_parts, resolve
 from unmask.config.run import RunConfig
 from unmask.data.fingerprint import DataFingerprint
 from unmask.data.stream import EpochStream
@@ -142,11 +142,10 @@ def build_task(config: RunConfig) -> Task:
     """Builds the task named `task.name`.
 
     Raises:
-        UserError: it lacks a part of the protocol `Task`.
+        UserError: its code fails, or it lacks a part of the protocol `Task`.
     """
-    task = resolve("task", config.task.name).from_config(config.data)
-    if not isinstance(task, Task):
-        raise UserError(f"task.name={config.task.name}: lacks part of the protocol `Task`")
+    task: Task = build("task", config.task.name, config.data)
+    require_parts("task", config.task.name, task, Task)
     return task
 
 

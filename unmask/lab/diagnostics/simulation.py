@@ -11,9 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask import noise
-from unmask.config.registry import resolve
-from unmask.config.settings import name_of
-from unmask.masking.process import MaskingProcess, ProcessContext, RowShard
+from unmask.masking.process import MaskingProcess, ProcessContext, RowShard, build_process
 from unmask.noise import Purpose
 from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch, MaskedBatch
@@ -71,7 +69,7 @@ def _fresh_process(run: LoadedRun, num_rows: int) -> MaskingProcess:
         seed=noise.integer(config.train.seed, Purpose.EVALUATE),
         device=trainer.device,
     )
-    process: MaskingProcess = resolve("process", name_of(config.process)).from_config(config.process, context)
+    process = build_process(config.process, context)
     state, without_rows = trainer.process.state_dict(), getattr(trainer.process, "drop_rows", None)
     process.load_state_dict(state if without_rows is None else without_rows(state))
     return process
