@@ -2,6 +2,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from unmask.config import recipes
 from unmask.masking.process import masked_batch
 from unmask.models.attention import Attention, rotary_angles, rotate
 from unmask.models.build import build_denoiser
@@ -191,6 +192,30 @@ def test_the_first_embeddings_alone_are_as_large_as_asked() -> None:
     for name, weight in large.items():
         expected = plain[name] * 128**0.5 if name.endswith(("embedding.weight", "positions.weight")) else plain[name]
         torch.testing.assert_close(weight, expected)
+
+
+def test_the_reference_start_is_that_of_pytorchs_layers() -> None:
+    own = {"preset": "sudoku-6m", "num_layers": 1, "qkv_bias": True, "out_bias": True, "learned_positions": True}
+    found = denoiser(**own, init="reference").backbone
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = Transformer(found.config, TOKENS).double()  # as PyTorch makes it
+    reference = dict(expected.named_parameters())
+    for name, weight in found.named_parameters():
+        std = reference[name].std().item()
+        assert weight.std().item() == pytest.approx(std, rel=0.02 if weight.ndim > 1 else 0.2, abs=1e-9), name
+        assert weight.abs().max().item() == pytest.approx(reference[name].abs().max().item(), rel=0.35), name
+    for name in ("q", "k", "v", "out"):
+        assert reference[f"blocks.0.attention.{name}.bias"].abs().max() > 0
+    again = denoiser(**own, init="reference", embedding_std=0.5).backbone
+    torch.testing.assert_close(2 * again.embedding.weight, found.embedding.weight)
+
+
+@pytest.mark.parametrize("recipe", ["sudoku/paper_puma", "sudoku/paper_uniform", "tinygsm/uniform", "tinygsm/ar_small"])
+def test_the_papers_recipes_start_as_its_code_does(recipe: str) -> None:
+    data = "data={vocab_size: 50, mask_id: 49, eos_id: 48, length: 24}" if "tinygsm" in recipe else "data.puzzles=2"
+    model = recipes.load(recipe, [data]).model
+    assert (model.init, model.qkv_bias, model.out_bias, model.embedding_std) == ("reference", True, True, None)
 
 
 def test_a_tied_head_is_the_embedding() -> None:

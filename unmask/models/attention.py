@@ -123,6 +123,7 @@ class Attention(nn.Module):
         num_kv_heads: int,
         *,
         qkv_bias: bool,
+        out_bias: bool = False,
         dropout: float,
         backend: str = "auto",
         seen: AttentionPattern = EVERYTHING,
@@ -139,7 +140,7 @@ class Attention(nn.Module):
         self.q = nn.Linear(dim, num_heads * self.head_dim, bias=qkv_bias)
         self.k = nn.Linear(dim, num_kv_heads * self.head_dim, bias=qkv_bias)
         self.v = nn.Linear(dim, num_kv_heads * self.head_dim, bias=qkv_bias)
-        self.out = nn.Linear(num_heads * self.head_dim, dim, bias=False)
+        self.out = nn.Linear(num_heads * self.head_dim, dim, bias=out_bias)
         self.q_norm, self.k_norm = (
             nn.Identity() if qk_norm_eps is None else RmsNorm(self.head_dim, eps=qk_norm_eps) for _ in range(2)
         )

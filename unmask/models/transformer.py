@@ -35,19 +35,27 @@ class TransformerConfig(Section):
     preset: str | None = Field(None, description=f"one of {', '.join(PRESETS)}")
     dim: int = Field(ge=2, description="width of the embeddings and between blocks")
     ff_dim: int = Field(ge=1, description="inner width of the SwiGLU")
-    num_layers: int = Field(ge=1, description="blocks of attention and SwiGLU")
+    num_layers: int = Field(ge=1, le=10_000, description="blocks of attention and SwiGLU")
     num_heads: int = Field(ge=1, description="of attention")
     num_kv_heads: int | None = Field(None, ge=1, description="null = num_heads")
     head_dim: int | None = Field(None, ge=1, description="width of a head; null = dim / num_heads")
     qkv_bias: bool = Field(False, description="queries, keys and values have a bias, as in Qwen2")
+    out_bias: bool = Field(False, description="so has the projection after attention, as in the PUMA paper's code")
     qk_norm: bool = Field(False, description="RMSNorm over each head's queries and keys, as in Qwen3")
     dropout: float = Field(0.0, ge=0, lt=1, description="of attention and of what each block adds; in training alone")
     rotary: bool = Field(True, description="rotary positions in every layer")
     rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary frequencies")
     learned_positions: bool = Field(False, description="a learned embedding per absolute position")
     tied_head: bool = Field(False, description="the output matrix is the embedding's")
+    init: Literal["scaled", "reference"] = Field(
+        "scaled",
+        description="first weights; scaled: normal, 1 / sqrt(inputs), less onto the residual stream; reference: "
+        "uniform in +-1 / sqrt(inputs), biases too, as PyTorch's layers and so the PUMA paper's code start",
+    )
     embedding_std: float | None = Field(
-        None, gt=0, description="standard deviation of the first embeddings; null = 1 / sqrt(dim)"
+        None,
+        gt=0,
+        description="standard deviation of the first embeddings; null = 1 / sqrt(dim), and 1 with init=reference",
     )
     norm_eps: float = Field(1e-6, gt=0, description="what an RMSNorm adds to the mean square")
     checkpointing: bool = Field(
@@ -288,25 +296,35 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draws every matrix from a normal distribution with standard deviation `1 / sqrt(inputs)`.
+        """Draws every matrix from a normal distribution with standard deviation `1 / sqrt(inputs)`; biases are 0.
 
         That of embeddings is `embedding_std`, if set; that of projections onto the residual stream is divided by
         `sqrt(2 layers)`, as in GPT-2. A fixed 0.02 is far too small for narrow models, which then stay for hundreds of
         steps at the loss of a blind guess. The weights `STARTS_AT_ZERO` start at 0.
+
+        With `init=reference` matrices and biases are uniform in +-`1 / sqrt(inputs)`, and embeddings have standard
+        deviation 1. A tied head then begins with logits of standard deviation `sqrt(dim)`: far above log V.
         """
+        is_reference = self.config.init == "reference"
         # A generator for each parameter, keyed by its name: its start does not depend on what else the model has.
         for name, parameter in self.named_parameters():
-            if name.endswith("bias") or name in self.STARTS_AT_ZERO:
+            key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
+            generator = torch.Generator(parameter.device).manual_seed(key)
+            if name in self.STARTS_AT_ZERO or (name.endswith("bias") and not is_reference):
                 parameter.zero_()
-            elif parameter.ndim == 1:
+            elif parameter.ndim == 1 and not name.endswith("bias"):
                 parameter.fill_(1.0)
+            elif is_reference and name in self.EMBEDDINGS:
+                parameter.normal_(0.0, self.config.embedding_std or 1.0, generator=generator)
+            elif is_reference:
+                layer: Any = self.get_submodule(name.rpartition(".")[0])
+                bound = layer.in_features**-0.5
+                parameter.uniform_(-bound, bound, generator=generator)
             else:
                 is_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 std = (parameter.shape[1] * (2 * self.config.num_layers if is_residual else 1)) ** -0.5
                 if name in self.EMBEDDINGS:
                     std = self.config.embedding_std or std
-                key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
-                generator = torch.Generator(parameter.device).manual_seed(key)
                 parameter.normal_(0.0, std, generator=generator)
 
 
@@ -321,6 +339,7 @@ class Block(nn.Module):
             config.num_heads,
             config.num_kv_heads or config.num_heads,
             qkv_bias=config.qkv_bias,
+            out_bias=config.out_bias,
             dropout=config.dropout,
             backend=config.attention,
             seen=config.seen,

@@ -316,7 +316,7 @@ def _device_for(config: RunConfig, asked: str | None) -> torch.device:
 def read_initial_weights(source: str, task: Task, settings: Section, model: nn.Module) -> dict[str, Tensor]:
     """Reads the state of `model`, which has these `settings`, from a run, an export or a Hugging Face folder.
 
-    Tensors that start at 0 may be missing there.
+    Tensors that start at 0, and the bias after attention, may be missing there: they are 0 then.
 
     Raises:
         UserError: `source` is none of them, or is of another vocabulary or shape; the message says which.
@@ -324,7 +324,8 @@ def read_initial_weights(source: str, task: Task, settings: Section, model: nn.M
     folder = paths.user_path(source, "train.init=")
     weights = _from_hugging_face(folder, task, settings) if hf.is_checkpoint(folder) else _from_run(source, task)
     own = model.state_dict()
-    weights = {name: own[name] for name in own if name.endswith(Transformer.STARTS_AT_ZERO)} | weights
+    may_be_missing = (*Transformer.STARTS_AT_ZERO, "attention.out.bias")  # a model without them has 0 there
+    weights = {name: torch.zeros_like(own[name]) for name in own if name.endswith(may_be_missing)} | weights
     if named := checkpoint.differences(own, weights):
         raise UserError(
             f"train.init={source}: its model differs from this one: {named}; set `model` as it has it, or name another"
