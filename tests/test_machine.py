@@ -70,7 +70,7 @@ def test_swap_counts_as_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 @pytest.mark.parametrize("needed", [10**5000, 2**63, 1e300], ids=["digits", "word", "float"])
 def test_no_number_is_too_large_to_be_refused(needed: float) -> None:
-    with pytest.raises(UserError, match="the pool needs .* GiB"):
+    with pytest.raises(UserError, match=r"the pool needs .* GiB"):
         machine.require_memory(needed, "the pool", "take a smaller one")
 
 

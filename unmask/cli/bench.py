@@ -20,7 +20,7 @@ Overrides = Annotated[
 def step(
     recipe: Recipe,
     overrides: Overrides = None,
-    count: Annotated[int, typer.Option(min=1, help="Steps to measure, after the warm-up.")] = 20,
+    count: Annotated[int, typer.Option(min=1, max=1_000_000, help="Steps to measure, after the warm-up.")] = 20,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a training step: its seconds, peak memory, and the masking process's share of the time.
@@ -50,7 +50,7 @@ def decode(
 def memory(
     recipe: Recipe,
     overrides: Overrides = None,
-    count: Annotated[int, typer.Option(min=10, help="Steps to take.")] = 2000,
+    count: Annotated[int, typer.Option(min=10, max=10_000_000, help="Steps to take.")] = 2000,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how much peak memory grows between the first tenth of the steps and the last step.

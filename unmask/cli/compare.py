@@ -28,7 +28,7 @@ def compare(
             show_default=False,
         ),
     ],
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each recipe, with the seeds 0, 1, ..")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings of each recipe, with the seeds 0, 1, ..")] = 3,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Budget: steps of each training (default: the recipe's).")
     ] = None,

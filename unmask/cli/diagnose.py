@@ -22,9 +22,9 @@ def diagnose(
         list[str] | None,
         typer.Option(help=f"Diagnostic to run: {', '.join(PARTS)} (default: all). May be repeated."),
     ] = None,
-    examples: Annotated[int, typer.Option(min=2, help="Held-out examples to measure on.")] = 64,
-    draws: Annotated[int, typer.Option(min=1, help="Masks drawn for each example.")] = 4,
-    per_bin: Annotated[int, typer.Option(min=2, help="Gradients in each bin of the noise scale.")] = 48,
+    examples: Annotated[int, typer.Option(min=2, max=10_000_000, help="Held-out examples to measure on.")] = 64,
+    draws: Annotated[int, typer.Option(min=1, max=100_000, help="Masks drawn for each example.")] = 4,
+    per_bin: Annotated[int, typer.Option(min=2, max=100_000, help="Gradients in each bin of the noise scale.")] = 48,
     decoder: Annotated[
         str | None,
         typer.Option(

@@ -62,7 +62,8 @@ def evaluate(
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Samples to draw (default: 64; with --prompts, 1 for each prompt).")
+        int | None,
+        typer.Option(min=1, max=1_000_000, help="Samples to draw (default: 64; with --prompts, 1 for each prompt)."),
     ] = None,
     prompt_file: Annotated[
         str | None,

@@ -31,7 +31,7 @@ def report(
         str | None,
         typer.Option(help="Decoder of the replay, as in `unmask eval` (default: the first run's `decode` section)."),
     ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Held-out examples to replay.")] = 6,
+    examples: Annotated[int, typer.Option(min=1, max=10_000, help="Held-out examples to replay.")] = 6,
     noise_scale: Annotated[
         bool, typer.Option("--noise-scale", help="Also measure the noise of gradients, which takes longest.")
     ] = False,

@@ -5,12 +5,13 @@ The `data`, `model` and `process` sections are checked by the `Config` of the cl
 into the tree that `RunConfig.from_tree` checks.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from unmask.config.registry import resolve
+from unmask.config.registry import foreign_code, resolve
 from unmask.config.settings import Beta, DTypeName, Section, WeightsName, check_into, check_section, known, unknown
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
@@ -73,14 +74,18 @@ class TrainConfig(Section):
     )
     device: str = Field("auto", description="device to train on; auto: cuda if there is one, else cpu")
     compile: Literal["auto"] | bool = Field("auto", description="use torch.compile; auto: if a compiler works")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null = PyTorch's choice")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads; null = PyTorch's choice, but no more than it may use"
+    )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="with several processes: each holds all weights (ddp), or a share of them (fsdp: FSDP2)"
     )
     cpu_offload: bool = Field(
         False, description="with fsdp: keep weights and optimizer state in CPU memory while they are not used"
     )
-    timeout: float = Field(600.0, ge=1, description="seconds that a process waits for the others before it gives up")
+    timeout: float = Field(
+        600.0, ge=1, le=10_000_000, description="seconds that a process waits for the others before it gives up"
+    )
     init: str | None = Field(
         None, description="weights to start from: a run, an export, or a Hugging Face folder of a Llama or Qwen2/3"
     )
@@ -103,7 +108,7 @@ class TrainConfig(Section):
 
 class GenerativeConfig(Section):
     model: str = Field(description="folder of a Hugging Face causal language model, with its tokenizer")
-    samples: int = Field(64, ge=1, description="samples to draw, always with the same noise")
+    samples: int = Field(64, ge=1, le=1_000_000, description="samples to draw, always with the same noise")
     decode: dict[str, Any] = Field(
         {}, description="how they are drawn, over the section decode with order=random and temperature=1"
     )
@@ -125,7 +130,7 @@ class EvalConfig(Section):
     weights: list[WeightsName] = Field(
         ["ema", "raw"], min_length=1, description="weights to evaluate; ema only if the run has an average"
     )
-    nelbo_draws: int = Field(2, ge=1, description="masks per example for the NELBO")
+    nelbo_draws: int = Field(2, ge=1, le=100_000, description="masks per example for the NELBO")
     zero_shot: list[str] = Field(
         [], description="for text: other corpora (files, folders or stores); eval.examples rows of each are evaluated"
     )
@@ -188,7 +193,10 @@ class RunConfig(Section):
         problems: list[str] = []
         for key, field in RunConfig.model_fields.items():
             section = section_class(key, tree, field.annotation)
-            checked[key] = check_into(section, tree.get(key, {}), key, problems)
+            with (
+                foreign_code(*_component(key, tree), "cannot check its settings") if key in _NAMED_BY else nullcontext()
+            ):
+                checked[key] = check_into(section, tree.get(key, {}), key, problems)
         checked["model"] = _in_blocks(checked["model"], checked["process"], problems)
         problems += [unknown(str(key), list(RunConfig.model_fields)) for key in tree if key not in checked]
         train = checked["train"]
@@ -205,12 +213,14 @@ _NAMED_BY = {"data": ("task", "sudoku"), "model": ("model", "transformer"), "pro
 
 def section_class(key: str, tree: dict[str, Any], annotation: Any) -> type[Section]:
     """The class that checks section `key`; for `data`, `model` and `process`, that of the named component."""
-    if key not in _NAMED_BY:
-        return annotation
+    return resolve(*_component(key, tree)).Config if key in _NAMED_BY else annotation
+
+
+def _component(key: str, tree: dict[str, Any]) -> tuple[str, str]:
+    """Returns the kind and name of the component that has the section `key`."""
     kind, default = _NAMED_BY[key]
     section = tree.get(kind, {})
-    name = section.get("name", default) if isinstance(section, dict) else default
-    return resolve(kind, str(name)).Config
+    return kind, str(section.get("name", default) if isinstance(section, dict) else default)
 
 
 def _in_blocks(model: Section | None, process: Section | None, problems: list[str]) -> Section | None:

@@ -21,7 +21,7 @@ class DecodeConfig(RevealSettings):
     tokens_per_step: int = Field(
         1, ge=1, description="positions revealed in a step, where neither steps nor a rule such as threshold is set"
     )
-    steps: int | None = Field(None, ge=1, description="number of steps")
+    steps: int | None = Field(None, ge=1, le=1_000_000, description="number of steps")
     schedule: Annotated[str, known("schedule", SCHEDULES)] = Field(
         "linear", description=f"how the reveals are spread over the steps: {', '.join(SCHEDULES)} (few at first)"
     )

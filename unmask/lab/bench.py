@@ -20,6 +20,7 @@ from unmask.data.stream import ExampleStream
 from unmask.decoding.build import build_decoder
 from unmask.masking.process import MaskingProcess
 from unmask.models.build import build_denoiser
+from unmask.models.cost import require_memory_for_rows
 from unmask.models.precision import resolve_dtype
 from unmask.tasks.task import build_task
 from unmask.training.trainer import Trainer, resolve_device
@@ -75,6 +76,9 @@ def decode(config: RunConfig, *, rows: int) -> Result:
     task = build_task(config)
     device = resolve_device(config.train.device)
     dtype = resolve_dtype(config.decode.dtype or config.train.dtype, device)
+    require_memory_for_rows(
+        config.model, task.tokens, rows=rows, at_once=rows, trained=False, what=f"--rows {rows}", device=device
+    )
     model = build_denoiser(config.model, task.tokens, seed=config.train.seed, dtype=dtype, device=device).eval()
     decoder = build_decoder(config.decode, model, task.tokens)
     clean = task.synthetic_stream(config.train.seed)[torch.arange(rows)]

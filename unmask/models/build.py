@@ -3,13 +3,15 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from unmask.blocks import check_block_size
-from unmask.config.registry import resolve
+from unmask.config import registry
 from unmask.config.settings import Section, name_of
 from unmask.errors import UserError
 from unmask.masking.process import Requirements
-from unmask.models.denoiser import Denoiser
+from unmask.models.cost import require_memory_for_model
+from unmask.models.denoiser import Backbone, Denoiser
 from unmask.types import TokenSpec
 
 
@@ -27,15 +29,22 @@ def build_denoiser(
     Weights that the network has no `init_weights(seed)` for start as those of PyTorch's layers do.
 
     Raises:
-        UserError: it cannot be trained by a process of these `requirements`, or has blocks that do not fill a row.
+        UserError: it cannot be trained by a process of these `requirements`, has blocks that do not fill a row, or
+            needs more memory than there is.
     """
-    component: Any = resolve("model", name_of(config))
+    require_memory_for_model(config, tokens, device=device)
+    name = name_of(config)
     # PyTorch's layers draw from the global generator; the fork leaves the caller's as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = component.from_config(config, tokens)
-    if hasattr(backbone, "init_weights"):
-        backbone.init_weights(seed)
+        backbone: Any = registry.build("model", name, config, tokens)
+    registry.require_parts("model", name, backbone, Backbone)
+    if not isinstance(backbone, nn.Module) or type(backbone).forward is nn.Module.forward:
+        raise UserError(f"model.name={name}: is not a model: it is no nn.Module with a method forward")
+    draw: Any = getattr(backbone, "init_weights", None)
+    if draw is not None:
+        with registry.foreign_code("model", name, "cannot draw its weights"):
+            draw(seed)
     model = Denoiser(
         backbone,
         mask_id=tokens.mask_id,

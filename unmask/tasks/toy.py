@@ -17,6 +17,7 @@ from torch import Tensor
 from unmask import noise
 from unmask.config.settings import Section
 from unmask.errors import UserError
+from unmask.machine import require_memory
 from unmask.noise import Purpose
 from unmask.tasks.task import DisplayLayout, Grades
 from unmask.types import CleanBatch, TokenSpec
@@ -41,6 +42,8 @@ class Toy:
         self.config = config
         self.tokens = TokenSpec(vocab_size=config.values + 1, length=config.length, mask_id=config.values)
         self.canvas = DisplayLayout(columns=config.length)
+        count = config.values**config.length
+        require_memory(count * (64 + 16 * config.length), f"data.values={config.values}", "take a smaller data.length")
         self.sequences = torch.tensor(list(product(range(config.values), repeat=config.length)))  # (S, L)
         self.probabilities = self._joint()  # (S,), fp64
 
@@ -70,6 +73,7 @@ class Toy:
         return self.train_stream(seed)
 
     def validation(self, limit: int) -> CleanBatch:
+        require_memory(limit * self.config.length * 9, f"{limit} examples", "take fewer")
         u = (torch.arange(limit).double() + 0.5) / limit
         return self.draw(u)
 

@@ -21,13 +21,13 @@ from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
 from unmask.tasks.task import build_task, check_same_data, fingerprint_of, keep_files
 from unmask.training import checkpoint, loading, trackers
-from unmask.training.distributed import check_alike
+from unmask.training.distributed import check_alike, device_of
 from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.logging import BadStep, MetricsFile, NonFiniteMonitor, StepDisplay, TensorBoardWriter
 from unmask.training.parallel import check_parallel
 from unmask.training.saving import Progress, Saver
-from unmask.training.trainer import StepReport, Trainer
+from unmask.training.trainer import StepReport, Trainer, require_memory_for_training, resolve_device
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _STOP = "stop"  # the key by which a process that has received a signal tells the others
@@ -44,6 +44,8 @@ class Run:
         with peers.raise_together():
             check_parallel(config.train, peers)
             self.task = build_task(config)
+            device = resolve_device(device_of(peers, config.train.device))
+            require_memory_for_training(config, self.task.tokens, peers, device)
         self.data_changed = False
         self.stop_requested = False
         self.is_stepping = False
@@ -102,6 +104,8 @@ class Run:
             if self.peers.is_main:
                 self.folder.write_environment(environment | {"attention": self.trainer.attention})
             self._loop()
+        except SystemExit as error:  # from code that does not come with unmask: with 0 it would pass for success
+            raise RunFailed(f"a step called sys.exit({error.code!r}). The run stops; {self._what_is_left()}") from error
         except OSError as error:
             raise RunFailed(f"{error}. The run stops; {self._what_is_left()}") from error
         finally:

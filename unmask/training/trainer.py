@@ -14,14 +14,13 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from unmask import noise
-from unmask.config.registry import resolve
 from unmask.config.run import RunConfig
-from unmask.config.settings import name_of
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
-from unmask.masking.process import MaskingProcess, ProcessContext, masked_batch
+from unmask.masking.process import ProcessContext, build_process, masked_batch
 from unmask.models.attention import set_training_backend
 from unmask.models.build import build_denoiser
+from unmask.models.cost import require_memory_for_model, require_memory_for_rows
 from unmask.models.ema import Ema
 from unmask.models.measuring import measure_fastest
 from unmask.models.precision import parameter_dtype, resolve_dtype, should_compile
@@ -82,6 +81,31 @@ def num_steps(config: RunConfig, stream: EpochStream) -> int:
     return math.ceil(config.train.epochs * stream.epoch_size / config.train.batch_size)
 
 
+def require_memory_for_training(config: RunConfig, tokens: TokenSpec, peers: Peers, device: torch.device) -> None:
+    """Checks that weights, optimizer and batch can fit, before anything is made.
+
+    Raises:
+        UserError: they need more memory than there is.
+    """
+    train = config.train
+    is_sharded = train.parallel == "fsdp" and peers.size > 1
+    place = None if train.cpu_offload else device
+    # Weights, gradients, AdamW's two moments or Muon's one, and the average.
+    copies = (3 if config.optim.name == "muon" else 4) + bool(config.ema.decay)
+    shards = peers.size if is_sharded else 1
+    require_memory_for_model(config.model, tokens, device=place, copies=copies, shards=shards)
+    rows = train.batch_size // peers.size
+    require_memory_for_rows(
+        config.model,
+        tokens,
+        rows=rows,
+        at_once=rows // train.accumulate,
+        trained=True,
+        what=f"train.batch_size={train.batch_size} with train.accumulate={train.accumulate}",
+        device=device,
+    )
+
+
 class Trainer:
     """Model, optimizer, average and masking process, and the step that moves them, the same for every method."""
 
@@ -114,12 +138,11 @@ class Trainer:
         """Builds this process's own parts, without communication: device, rows, masking process and model."""
         train = self.config.train
         self.device = resolve_device(device_of(self.peers, train.device))
+        require_memory_for_training(self.config, self.tokens, self.peers, self.device)
         self.num_steps = num_steps(self.config, self.stream)
         self.shard = shard_of(self.peers, train.batch_size, train.accumulate)
-        self.process: MaskingProcess = resolve("process", name_of(self.config.process)).from_config(
-            self.config.process,
-            ProcessContext(tokens=self.tokens, shard=self.shard, seed=train.seed, device=self.device),
-        )
+        context = ProcessContext(tokens=self.tokens, shard=self.shard, seed=train.seed, device=self.device)
+        self.process = build_process(self.config.process, context)
         self.model = build_denoiser(
             self.config.model,
             self.tokens,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import UserError
+from unmask.machine import require_memory
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ _CHOICES = {
     "rows": ("wrap", "document"),
 }
 _ONLY_FOR = {"text": ("rows", "text_field"), "answers": ("separator", "prompt_field", "answer_field")}
+_LONGEST = 2**24
+_MOST_WORKERS = 1024
+_WORKER_BYTES = 2**24  # of a process, beside what it shares with the others
 _FREE = ("out", "workers", "skip_bad")
 
 
@@ -113,6 +117,10 @@ class PrepareSettings:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{_option(key)}{value}: must be at least 1")
+        if self.length > _LONGEST or self.workers > _MOST_WORKERS:
+            key, most = ("length", _LONGEST) if self.length > _LONGEST else ("workers", _MOST_WORKERS)
+            raise UserError(f"--{key} {getattr(self, key)}: must be at most {most}")
+        require_memory(self.workers * _WORKER_BYTES, f"--workers {self.workers}", "take fewer")
         if not 0 < self.validation_ratio < 1:
             raise UserError(f"--validation-ratio {self.validation_ratio}: must be between 0 and 1, such as 0.02")
         if self.split_seed < 0:

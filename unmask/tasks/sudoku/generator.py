@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from unmask import files, formats, noise
 from unmask.errors import UserError
 from unmask.files import exclusive
+from unmask.machine import require_memory
 from unmask.noise import Purpose
 from unmask.progress import console, progress, warn
 from unmask.tasks.sudoku.board import Boards, PuzzleSet, check_puzzles
@@ -205,6 +206,7 @@ _VERSION = 1  # of the generator: another one makes other puzzles from the same 
 
 def load_or_generate(count: int, givens: tuple[int, int], difficulty: Difficulty, seed: int, folder: Path) -> PuzzleSet:
     """Loads the puzzles of these settings from the cache; the first process generates them, others wait for it."""
+    require_memory(2 * 162 * count, f"data.puzzles={count}", "take fewer; each is drawn under new symmetries")
     settings = {"count": count, "givens": givens, "difficulty": difficulty, "seed": seed, "version": _VERSION}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / "sudoku" / f"{difficulty}_{givens[0]}-{givens[1]}_{count}_{digest}.npy"

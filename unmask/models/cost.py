@@ -1,0 +1,84 @@
+"""The memory that models and rows need at least, so that what cannot fit is refused before it is paid.
+
+All are lower bounds, of whole numbers, which do not overflow: what is refused would not have fitted.
+"""
+
+import torch
+
+from unmask.config.settings import Section
+from unmask.machine import require_memory
+from unmask.models.transformer import TransformerConfig
+from unmask.types import TokenSpec
+
+_BYTES = 4  # of a parameter, and of what an optimizer keeps of it: fp32, also beside bfloat16
+_ROW_BYTES = 17  # of a position of a batch: x0 and xt as int64, and the mask of the prompt
+_ACTIVATION_BYTES = 2  # of a channel, in bfloat16
+
+
+def count_parameters(config: TransformerConfig, tokens: TokenSpec) -> int:
+    """Counts the parameters of the transformer that `config` describes, without building it."""
+    dim, width = config.dim, config.head_width
+    queries, keys = config.num_heads * width, (config.num_kv_heads or config.num_heads) * width
+    attention = dim * (2 * queries + 2 * keys)
+    biases = (queries + 2 * keys) * config.qkv_bias + dim * config.out_bias
+    norms = 2 * dim + 2 * width * config.qk_norm
+    per_layer = attention + biases + norms + 3 * dim * config.ff_dim
+    embeddings = dim * (tokens.vocab_size * (1 if config.tied_head else 2) + tokens.length * config.learned_positions)
+    return config.num_layers * per_layer + embeddings + dim + dim * dim * config.self_conditioning
+
+
+def require_memory_for_model(
+    config: Section, tokens: TokenSpec, *, device: torch.device | None = None, copies: int = 1, shards: int = 1
+) -> None:
+    """Checks that the parameters can fit.
+
+    Args:
+        config: the settings of the model; those of a model of the user's own say nothing of its size.
+        tokens: its tokens.
+        device: where it goes; it is built on the CPU.
+        copies: numbers that are kept for each parameter: 1, and for training its gradient, moments and average.
+        shards: processes that share the copies.
+
+    Raises:
+        UserError: they need more than there is.
+    """
+    if not isinstance(config, TransformerConfig):
+        return
+    count = count_parameters(config, tokens)
+    angles = tokens.length * config.head_width * _BYTES if config.rotary else 0
+    sizes = f"model.num_layers={config.num_layers}, model.dim={config.dim}, {tokens.vocab_size} tokens"
+    what = f"a model of {min(count, 10**300):.3g} parameters ({sizes})"
+    fix = "take fewer layers, narrower ones, or a smaller vocabulary"
+    require_memory(count * _BYTES + angles, what, fix)
+    if copies > 1:
+        what = f"training {what}, {copies} numbers for each,"
+    require_memory(count * _BYTES * copies // shards, what, fix, limit=_limit(device))
+
+
+def require_memory_for_rows(
+    config: Section,
+    tokens: TokenSpec,
+    *,
+    rows: int,
+    at_once: int,
+    trained: bool,
+    what: str,
+    device: torch.device | None = None,
+) -> None:
+    """Checks that rows can fit: their tokens and, of those read `at_once`, what a model keeps.
+
+    Raises:
+        UserError: they need more than there is; the message begins with `what`.
+    """
+    needed = rows * tokens.length * _ROW_BYTES
+    if isinstance(config, TransformerConfig):
+        layers = config.num_layers if trained else 1  # each keeps its input until the backward pass
+        needed += at_once * tokens.length * config.dim * layers * _ACTIVATION_BYTES
+    require_memory(needed, f"{what}, rows of {tokens.length} tokens,", "take fewer rows", limit=_limit(device))
+
+
+def _limit(device: torch.device | None) -> int | None:
+    """Returns the bytes of the GPU `device`; None for the machine's."""
+    if device is None or device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
