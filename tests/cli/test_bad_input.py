@@ -82,6 +82,10 @@ BAD_TRAINING = {
     "warm start from nothing": (["debug", "train.init=nowhere"], ["nowhere", "not a run folder"]),
     "no size": (["debug", "model.preset=null"], ["give model.preset (tiny, sudoku-1m", "or model.dim"]),
     "preset": (["debug", "model.preset=sudoku-1g"], ["model.preset=sudoku-1g", "did you mean sudoku-1m?"]),
+    "endless epochs": (["debug", "train.epochs=1e308"], ["train.epochs=1e+308", "inf steps", "give train.steps"]),
+    "not a step": (["debug", "train.epochs=0.0001"], ["train.epochs=0.0001 of", "steps of train.batch_size=16"]),
+    "an endless wait": (["debug", "train.timeout=1e200"], ["train.timeout=1e+200"]),
+    "a new pool for a new run": (["debug", "--restart-pool"], ["--restart-pool: goes with --resume"]),
     "several at once": (["debug", "optim.lr=0", "ema.decay=2"], ["optim.lr=0", "ema.decay=2"]),
 }
 
@@ -97,6 +101,14 @@ def test_bad_training_input(
     assert "Traceback" not in message
     assert len(message) < 2_000
     assert not (tmp_path / "run").exists()
+
+
+def test_a_warm_up_beyond_the_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("train", "debug", *SHORT, "optim.warmup_steps=9", "--out", tmp_path / "run") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "optim.warmup_steps=9 is more than the run's steps (4): the learning rate only comes to 0.0013 of" in said
+    assert run_cli("train", "debug", *SHORT, "optim.warmup_steps=4", "--out", tmp_path / "other") == 0
+    assert "warmup" not in capsys.readouterr().err
 
 
 def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import typer
 from unmask import paths
 from unmask.cli import options, prompts
 from unmask.cli.session import DecodeSession
+from unmask.config.settings import LARGEST_INT, shown
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import Interrupted, UserError
 from unmask.progress import console
@@ -108,8 +109,8 @@ class _Conversation:
         self._change_settings(settings)
 
     def _change_seed(self, value: str) -> None:
-        if not value.isdecimal():
-            raise UserError(f"/seed {value}: give a whole number, 0 or more")
+        if not value.isdecimal() or len(value) > len(str(LARGEST_INT)) or int(value) > LARGEST_INT:
+            raise UserError(f"/seed {shown(value)}: give a whole number from 0 to {LARGEST_INT}")
         self._change_settings(self.session.settings.model_copy(update={"seed": int(value)}))
 
     def _change_settings(self, settings: DecodeConfig) -> None:

@@ -64,6 +64,8 @@ def train(
     """
     if data_changed and not resume:
         raise UserError("--data-changed: goes with --resume, which goes on with a run that has begun; leave it out")
+    if restart_pool and not resume:
+        raise UserError("--restart-pool: goes with --resume, which goes on with a run that has begun; leave it out")
     launch = read_launch(os.environ)
     config, problem = _load(recipe, overrides or [])
     with joined(launch, timeout=60.0 if config is None else config.train.timeout) as peers:

@@ -68,7 +68,7 @@ class TrainConfig(Section):
     max_examples: int | None = Field(None, ge=1, description="end after this many examples drawn, if that is sooner")
     batch_size: int = Field(128, ge=1, description="rows of the global batch")
     accumulate: int = Field(1, ge=1, description="micro-batches that a batch is split into")
-    seed: int = Field(0, ge=0, description="seed of weights, batches and masks")
+    seed: int = Field(0, ge=0, description="seed of weights, batches and masks; below 2^63, as all seeds")
     dtype: DTypeName = Field(
         "auto", description="number format; auto: bfloat16 autocast if the hardware supports it, else float32"
     )

@@ -119,3 +119,14 @@ def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
         return config.lr * min(1.0, max(0, num_steps - step) / max(1, round(config.decay_share * num_steps)))
     done = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def about_warmup(num_steps: int, config: OptimConfig) -> str | None:
+    """Says what comes of a warm-up that is longer than the run; None if it is not."""
+    if config.warmup_steps <= num_steps:
+        return None
+    reached = learning_rate(num_steps - 1, num_steps, config)
+    return (
+        f"optim.warmup_steps={config.warmup_steps} is more than the run's steps ({num_steps}): the learning rate only "
+        f"comes to {reached:.2g} of optim.lr={config.lr:g}; give a shorter warm-up, or more steps"
+    )

@@ -25,6 +25,7 @@ from unmask.training.distributed import check_alike, device_of
 from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.logging import BadStep, MetricsFile, NonFiniteMonitor, StepDisplay, TensorBoardWriter
+from unmask.training.optim import about_warmup
 from unmask.training.parallel import check_parallel
 from unmask.training.saving import Progress, Saver
 from unmask.training.trainer import StepReport, Trainer, require_memory_for_training, resolve_device
@@ -83,6 +84,8 @@ class Run:
                     self._check_data(read_environment(self.folder.path).get("data"), "environment.json")
         self._check_alike(stream.epoch_size, resume=resume, restart_pool=restart_pool, data_changed=self.data_changed)
         self.trainer = Trainer(self.config, self.task.tokens, stream, self.peers)
+        if self.peers.is_main and (said := about_warmup(self.trainer.num_steps, self.config.optim)):
+            warn(said)
         writers = self.peers if self.trainer.is_sharded else ALONE
         self.saver = Saver(self.folder.checkpoints, self.config.train, writers)
         known = read_environment(self.folder.path).get("attention") if resume else None

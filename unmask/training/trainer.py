@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unmask import noise
 from unmask.config.run import RunConfig
+from unmask.config.settings import LARGEST_INT
 from unmask.data.stream import EpochStream
 from unmask.errors import UserError
 from unmask.masking.process import ProcessContext, build_process, masked_batch
@@ -74,11 +75,22 @@ def resolve_device(name: str) -> torch.device:
 
 
 def num_steps(config: RunConfig, stream: EpochStream) -> int:
-    """Returns `train.steps`, or else epochs x examples / batch size, rounded up."""
-    if config.train.steps is not None:
-        return config.train.steps
-    assert config.train.epochs is not None, "RunConfig has one of them"
-    return math.ceil(config.train.epochs * stream.epoch_size / config.train.batch_size)
+    """Returns `train.steps`, or else epochs x examples / batch size, rounded up.
+
+    Raises:
+        UserError: a part of an epoch is less than a step, or the epochs are more steps than can be counted.
+    """
+    train = config.train
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None, "RunConfig has one of them"
+    steps = train.epochs * stream.epoch_size / train.batch_size
+    if steps > LARGEST_INT or (steps < 1 and train.epochs < 1):
+        raise UserError(
+            f"train.epochs={train.epochs:g} of {stream.epoch_size:,} examples are {steps:.3g} steps of "
+            f"train.batch_size={train.batch_size}; give train.steps, or other epochs"
+        )
+    return math.ceil(steps)
 
 
 def require_memory_for_training(config: RunConfig, tokens: TokenSpec, peers: Peers, device: torch.device) -> None:

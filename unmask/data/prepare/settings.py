@@ -123,8 +123,8 @@ class PrepareSettings:
         require_memory(self.workers * _WORKER_BYTES, f"--workers {self.workers}", "take fewer")
         if not 0 < self.validation_ratio < 1:
             raise UserError(f"--validation-ratio {self.validation_ratio}: must be between 0 and 1, such as 0.02")
-        if self.split_seed < 0:
-            raise UserError(f"--split-seed {self.split_seed}: must not be negative")
+        if not 0 <= self.split_seed < 2**63:
+            raise UserError(f"--split-seed {self.split_seed}: must be from 0 to 2^63 - 1")
 
     def _check_kind(self) -> None:
         """Raises `UserError` for options that this kind of data does not have."""
