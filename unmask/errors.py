@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class RunFailed(Exception):
-    """The end of a training that cannot go on. Everything it has saved is complete.
+    """The end of a training that cannot go on, or of work on a model that gives no numbers. What is saved is complete.
 
     The message says what happened, and how to go on. The command line prints it without a traceback and exits with
     code 1.

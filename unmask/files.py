@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +39,17 @@ _NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _warned: set[tuple[str, Path]] = set()
 _swept: set[Path] = set()
+_FOLLOWS_LINKS: ContextVar[bool] = ContextVar("follows_links", default=False)
+
+
+def follow_links() -> None:
+    """Lets the parts of a run be links out of its folder, in this context (`contextvars`)."""
+    _FOLLOWS_LINKS.set(True)
+
+
+def follows_links() -> bool:
+    """True if `follow_links` was called in this context."""
+    return _FOLLOWS_LINKS.get()
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -78,13 +78,20 @@ def decode(content: bytes, where: str, *, first_line: int = 1) -> str:
         ) from error
 
 
-def read_json(path: Path, kind: Any = Any, *, max_bytes: int = MAX_BYTES) -> Any:
+def read_json(path: Path, kind: Any = Any, *, max_bytes: int = MAX_BYTES, infinity_as_null: bool = False) -> Any:
     """Reads a JSON file whose value is of type `kind` (a type, dataclass or model that pydantic can validate strictly).
+
+    Args:
+        path: the file.
+        kind: default: any value.
+        max_bytes: the most that it may have.
+        infinity_as_null: as in `parse_json`.
 
     Raises:
         UserError: it cannot be read, is not JSON, or a field is of another type or out of range; names the field.
     """
-    return checked(parse_json(read_text(path, max_bytes=max_bytes), str(path)), kind, str(path))
+    text = read_text(path, max_bytes=max_bytes)
+    return checked(parse_json(text, str(path), infinity_as_null=infinity_as_null), kind, str(path))
 
 
 def checked(value: Any, kind: Any, where: str) -> Any:
@@ -108,14 +115,14 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
-    """Parses JSON; `NaN` and `Infinity`, which are no JSON, are errors.
+def parse_json(text: str | bytes, where: str, *, infinity_as_null: bool = False) -> Any:
+    """Parses JSON; `NaN` and `Infinity`, which are no JSON, are errors, or null where older files have them.
 
     Raises:
         UserError: it is not JSON, is nested too deeply, or holds half of a character, which no text can.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
+        value = json.loads(text, parse_constant=_null if infinity_as_null else _refuse_constant, parse_int=_integer)
         if _ESCAPED_HALF.search(text if isinstance(text, str) else text.decode(errors="replace")):
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -128,6 +135,10 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise UserError(f"{where}: is nested too deeply") from error
     except ValueError as error:
         raise UserError(f"{where}: is not JSON: {error}") from error
+
+
+def _null(word: str) -> None:
+    return None
 
 
 def _refuse_constant(word: str) -> float:

@@ -27,11 +27,11 @@ from unmask.blocks import blocks_of, count_blocks, in_blocks
 from unmask.config.settings import as_section
 from unmask.data.stream import ExampleStream, Prefetcher, examples_of
 from unmask.errors import UserError
-from unmask.masking.process import ProcessContext, Requirements, RowShard
+from unmask.masking.process import LARGEST_COUNT, ProcessContext, Requirements, RowShard, check_count
 from unmask.masking.uniform import BLOCK_SIZE, mask_exactly
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, RevealSettings, RevealState
-from unmask.types import CleanBatch, MaskedBatch, TokenStats
+from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats
 
 _ENTROPY = "neg_entropy"
 
@@ -351,6 +351,48 @@ class Pool(ABC):
             "estimate": None if self.estimate is None else gather(self.estimate),
             "pool": None if self.rows is None else {name: gather(own) for name, own in vars(self.rows).items()},
         }
+
+    def check_state(self, state: dict[str, Any], tokens: TokenSpec) -> None:
+        """Checks a saved state: its counters, and names, shapes, formats and values of its rows.
+
+        Raises:
+            UserError: it is damaged, or of another pool; names the field.
+        """
+        for name in ("step", "first_turn", "num_refills"):
+            check_count(state, name)
+        saved, estimate = state.get("pool"), state.get("estimate")
+        expected = (self.shard.known, tokens.length)
+        if saved is not None:
+            self._check_rows(saved, tokens)
+        if estimate is not None:
+            is_floating = isinstance(estimate, Tensor) and estimate.is_floating_point() and estimate.ndim == 3
+            if not (is_floating and estimate.shape[:2] == expected and bool(estimate.isfinite().all())):
+                raise UserError(f"estimate: holds other than finite numbers, {expected} times the width")
+
+    def _check_rows(self, saved: Any, tokens: TokenSpec) -> None:
+        rows, length = self.shard.known, tokens.length
+        blocks = (rows, count_blocks(length, self.block_size))
+        expected: dict[str, tuple[tuple[int, ...], int]] = {
+            "example": ((rows,), LARGEST_COUNT),
+            "visit": ((rows,), LARGEST_COUNT),
+            "stage": (blocks, LARGEST_COUNT),
+            "x0": ((rows, length), tokens.vocab_size - 1),
+            "prompt_mask": ((rows, length), 1),
+            "is_masked": ((rows, length), 1),
+        }
+        if not isinstance(saved, dict) or saved.keys() != expected.keys():
+            found = ", ".join(map(str, saved)) if isinstance(saved, dict) else str(saved)
+            raise UserError(f"pool: holds {found[:200]}; a pool has {', '.join(expected)}")
+        for name, (shape, most) in expected.items():
+            value, dtype = saved[name], torch.bool if name in ("prompt_mask", "is_masked") else torch.long
+            if not isinstance(value, Tensor) or tuple(value.shape) != shape or value.dtype != dtype:
+                found = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else str(value)[:40]
+                raise UserError(f"pool.{name}: is {found}, here {shape} of {dtype}; is it this run's?")
+            least, largest = (int(end) for end in torch.aminmax(value.int() if dtype == torch.bool else value))
+            if least < 0 or largest > most:
+                raise UserError(f"pool.{name}: holds {least if least < 0 else largest}, not from 0 to {most}")
+        if bool((saved["is_masked"] & saved["prompt_mask"]).any()):
+            raise UserError("pool.is_masked: masks a token of a prompt")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`, bit for bit.

@@ -20,6 +20,8 @@ from unmask.errors import UserError
 from unmask.peers import ALONE, Peers
 from unmask.types import MaskedBatch, TokenSpec, TokenStats
 
+LARGEST_COUNT = 2**40
+"""Largest step, example or visit of a saved state: products with the rows of a batch stay within 64 bits."""
 PAD_MULTIPLE = 128  # scored positions are padded to a multiple of this, so that few shapes occur
 
 
@@ -90,7 +92,8 @@ class MaskingProcess(Protocol):
     """The masking of training sequences. The trainer knows no more of a method than this.
 
     A class that is named in `process.name` also has `Config`, a `config.settings.Section` with the field `name`,
-    and `from_config(config, context)`.
+    and `from_config(config, context)`. It may have `check_state(state, tokens)`, which raises `UserError` for a state
+    that is not safe to load: a checkpoint may come from anybody.
     """
 
     requirements: Requirements
@@ -130,6 +133,13 @@ def build_process(config: Section, context: ProcessContext) -> MaskingProcess:
     process: MaskingProcess = registry.build("process", name_of(config), config, context)
     registry.require_parts("process", name_of(config), process, MaskingProcess)
     return process
+
+
+def check_count(state: dict[str, Any], name: str) -> None:
+    """Raises `UserError` unless `state[name]` is a number of steps or examples."""
+    value = state.get(name)
+    if type(value) is not int or not 0 <= value <= LARGEST_COUNT:
+        raise UserError(f"{name}={str(value)[:40]}: is no count; the checkpoint is damaged, or was altered")
 
 
 def make_batch(
@@ -215,6 +225,14 @@ class IndependentBatches(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Returns all that the next batches depend on."""
         return {"step": self.step}
+
+    def check_state(self, state: dict[str, Any], tokens: TokenSpec) -> None:
+        """Checks a saved state.
+
+        Raises:
+            UserError: it is damaged; names the field.
+        """
+        check_count(state, "step")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`, bit for bit."""

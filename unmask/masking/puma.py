@@ -28,12 +28,12 @@ from unmask.blocks import blocks_of, in_blocks
 from unmask.data.stream import ExampleStream
 from unmask.masking import time, weights
 from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows
-from unmask.masking.process import masked_batch
+from unmask.masking.process import check_count, masked_batch
 from unmask.masking.time import DensityConfig, Uniform, masked_count, stratified
 from unmask.masking.uniform import TIME
 from unmask.noise import Purpose
 from unmask.reveal import most_confident
-from unmask.types import CleanBatch, MaskedBatch, TokenStats
+from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats
 
 
 def _check_schedule(schedule: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -205,6 +205,20 @@ class PumaPool(Pool):
     def state_dict(self) -> dict[str, Any]:
         """Returns `Pool.state_dict` and K."""
         return {**super().state_dict(), "num_stages": self.num_stages}
+
+    def check_state(self, state: dict[str, Any], tokens: TokenSpec) -> None:
+        """Checks a saved state: `Pool.check_state`, K and the stages.
+
+        Raises:
+            UserError: it is damaged, or of another pool; names the field.
+        """
+        super().check_state(state, tokens)
+        check_count(state, "num_stages")
+        valid = {self.config.num_stages, *(k for _, k in self.config.stage_schedule)}
+        if state["num_stages"] not in valid:
+            raise UserError(f"num_stages={state['num_stages']}: process.num_stages and stage_schedule have {valid}")
+        if state["pool"] is not None and int(state["pool"]["stage"].max()) > state["num_stages"]:
+            raise UserError(f"pool.stage: goes beyond num_stages={state['num_stages']}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`, bit for bit."""

@@ -9,8 +9,9 @@ import copy
 import hashlib
 import json
 import re
+import stat
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +20,18 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unmask import files
+from unmask import files, formats
 from unmask.errors import UserError
 from unmask.peers import ALONE, Peers
 from unmask.training import parallel
 from unmask.training.parallel import LazyTensor, TensorShard
+from unmask.training.state import SEPARATOR, Progress, join, progress_of, split
 
 _COMPLETE = "COMPLETE"
 _STATE = "state.json"
 _TENSORS = ".safetensors"
-_SEPARATOR = "/"
-_NAME = re.compile(r"step_\d{8,}")
+_NAME = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,15})")
+_PLAIN = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]{1,200}")
 _PATIENCE = 30.0
 _UNFINISHED = (files.ASIDE, ".removing_")  # what a process that died was writing or deleting
 
@@ -73,8 +75,8 @@ def _finish(aside: Path, target: Path, state: dict[str, Any], checksums: dict[st
     """Turns the folder `aside`, whose tensor files are synced, into the checkpoint `target`."""
     # The order matters. Every file is on the disk before COMPLETE names it, and COMPLETE before the rename gives the
     # folder its name: whenever the power goes, a folder with the final name is complete.
-    _, rest = _split(state)
-    files.put(aside / _STATE, json.dumps(rest, indent=1))
+    _, rest = split(state)
+    files.put(aside / _STATE, formats.to_json(rest, indent=1))
     files.sync(aside / _STATE)
     checksums |= {_STATE: _checksum(aside / _STATE)}
     files.put(aside / _COMPLETE, json.dumps(dict(sorted(checksums.items())), indent=1))
@@ -94,10 +96,10 @@ def _finish(aside: Path, target: Path, state: dict[str, Any], checksums: dict[st
 
 def _write_tensors(aside: Path, state: dict[str, Any], peers: Peers) -> dict[str, str]:
     """Writes and syncs a file for each section, and one for its shards; returns the files' checksums."""
-    tensors, _ = _split(state)
+    tensors, _ = split(state)
     written = []
-    for section in sorted({name.split(_SEPARATOR)[0] for name in tensors}):
-        own = {name: value for name, value in tensors.items() if name.split(_SEPARATOR)[0] == section}
+    for section in sorted({name.split(SEPARATOR)[0] for name in tensors}):
+        own = {name: value for name, value in tensors.items() if name.split(SEPARATOR)[0] == section}
         whole = {name: value.contiguous() for name, value in own.items() if isinstance(value, Tensor)}
         if whole and peers.is_main:
             written.append(aside / f"{section}{_TENSORS}")
@@ -169,28 +171,59 @@ def snapshot(state: Any) -> Any:
 
 
 def load(path: Path, *, unread: Collection[str] = ()) -> dict[str, Any]:
-    """Reads the checkpoint folder `path`, with tensors on the CPU, and `LazyTensor`s in the sections `unread`."""
+    """Reads the checkpoint folder `path`, with tensors on the CPU, and `LazyTensor`s in the sections `unread`.
+
+    Raises:
+        UserError: it holds no state, or tensors that have no place in it.
+    """
     found = {
-        name: stored if name.split(_SEPARATOR)[0] in unread else stored.whole()
+        name: stored if name.split(SEPARATOR)[0] in unread else stored.whole()
         for name, stored in _tensors(path).items()
     }
-    return _join(found, json.loads((path / _STATE).read_text()))
+    return join(found, load_rest(path), str(path / _STATE))
 
 
 def load_part(path: Path, part: str) -> dict[str, Tensor]:
-    """Reads the tensors of one dict of the state, such as `model` or `ema/shadow`; empty if there are none."""
-    prefix = part + _SEPARATOR
+    """Reads the tensors of one dict of the state, such as `model` or `ema/shadow`; empty if there are none.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    prefix = part + SEPARATOR
     stored = _tensors(path)
     return {name.removeprefix(prefix): stored[name].whole() for name in stored if name.startswith(prefix)}
 
 
+def read_progress(path: Path) -> Progress:
+    """Reads the counters of the checkpoint folder `path`.
+
+    Raises:
+        UserError: they are wrong, or not of the step in its name.
+    """
+    return progress_of(load_rest(path), str(path / _STATE), step_of(path))
+
+
 def load_rest(path: Path) -> dict[str, Any]:
-    """Reads everything of the checkpoint folder `path` but its tensors."""
-    return dict(json.loads((path / _STATE).read_text()))
+    """Reads everything of the checkpoint folder `path` but its tensors.
+
+    Raises:
+        UserError: it is no JSON object; names the file.
+    """
+    # Runs of 2026 hold Infinity where there was no evaluation yet.
+    found: dict[str, Any] = formats.read_json(path / _STATE, dict[str, Any], infinity_as_null=True)
+    return found
 
 
 def _tensors(path: Path) -> dict[str, LazyTensor]:
-    return parallel.read(path / name for name in _listed(path) if name.endswith(_TENSORS))
+    try:
+        found = parallel.read(path / name for name in _listed(path) if name.endswith(_TENSORS))
+        for stored in found.values():
+            stored.check()
+    except FileNotFoundError:
+        raise
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: {error}; take another checkpoint") from error
+    return found
 
 
 def steps(folder: Path) -> list[int]:
@@ -224,8 +257,7 @@ def _first_damage(path: Path) -> str | None:
             return f"{name} does not match its checksum"
         if name.endswith(_TENSORS) and (problem := _not_tensors(path / name)):
             return f"{name}: {problem}"
-    if not isinstance(json.loads((path / _STATE).read_text()), dict):
-        return f"{_STATE} holds no state"
+    load_rest(path)
     return None
 
 
@@ -242,12 +274,22 @@ def _listed(path: Path) -> dict[str, str]:
     """Reads the names of a checkpoint's files, with their checksums.
 
     Raises:
-        ValueError: `COMPLETE` does not list them.
+        ValueError: `COMPLETE` does not list them, or lists what is no file of the checkpoint.
     """
-    checksums = json.loads((path / _COMPLETE).read_text())
-    if not isinstance(checksums, dict) or _STATE not in checksums:
+    _check_regular(path / _COMPLETE)
+    checksums: dict[str, str] = formats.read_json(path / _COMPLETE, dict[str, str])
+    if _STATE not in checksums:
         raise ValueError(f"{_COMPLETE} does not list {_STATE}")
+    for name in checksums:
+        if not _PLAIN.fullmatch(name):
+            raise ValueError(f"{_COMPLETE} lists {name[:100]!r}, which is no name of a file in the checkpoint")
+        _check_regular(path / name)
     return checksums
+
+
+def _check_regular(file: Path) -> None:
+    if not stat.S_ISREG((file.stat() if files.follows_links() else file.lstat()).st_mode):
+        raise ValueError(f"{file.name} is no regular file")
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
@@ -290,10 +332,13 @@ def step_of(path: Path) -> int:
 
 
 def best_step(path: Path) -> int:
-    """Returns the best step so far that the checkpoint `path` records; its own step if nothing was evaluated."""
-    state = json.loads((path / _STATE).read_text())
-    best = state["progress"]["best_step"]
-    return best if best is not None else state["progress"]["step"]
+    """Returns the best step so far that the checkpoint `path` records; its own step if nothing was evaluated.
+
+    Raises:
+        UserError: it records none.
+    """
+    progress = Progress.read(load_rest(path).get("progress"), str(path / _STATE))
+    return progress.step if progress.best_step is None else progress.best_step
 
 
 def _as_step(which: str, run: Path) -> int:
@@ -336,44 +381,6 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int
             files.remove(aside)
 
 
-def _split(state: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor | TensorShard], dict[str, Any]]:
-    """Splits a state into its tensors, by path, and the tree of everything else."""
-    tensors: dict[str, Tensor | TensorShard] = {}
-    rest: dict[str, Any] = {}
-    for key, value in state.items():
-        if isinstance(value, Tensor):
-            tensors[prefix + key] = value.detach()
-        elif isinstance(value, TensorShard):
-            tensors[prefix + key] = value
-        elif isinstance(value, dict):
-            inner, rest[key] = _split(value, f"{prefix}{key}{_SEPARATOR}")
-            tensors |= inner
-        else:
-            rest[key] = value
-    return tensors, rest
-
-
-def _join(tensors: Mapping[str, Tensor | LazyTensor], rest: dict[str, Any]) -> dict[str, Any]:
-    """Undoes `_split`, in place of `rest`."""
-    for name, tensor in tensors.items():
-        *path, last = name.split(_SEPARATOR)
-        place = rest
-        for key in path:
-            place = place[key]
-        place[last] = tensor
-    return rest
-
-
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def differences(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
-    """Describes the first three tensors whose shapes in `own` and `other` differ; empty if none do."""
-    wrong = [name for name in sorted({*own, *other}) if _shape(own, name) != _shape(other, name)]
-    return "; ".join(f"{name} is {_shape(other, name)}, here {_shape(own, name)}" for name in wrong[:3])
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | str:
-    return tuple(tensors[name].shape) if name in tensors else "missing"

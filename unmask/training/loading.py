@@ -1,19 +1,21 @@
 """Trained models: opening a run or an export, writing exports, and the weights that a training starts from."""
 
 import json
+import stat
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unmask import files, paths, progress
+from unmask import files, formats, paths, progress
 from unmask.config import registry
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section
@@ -21,14 +23,14 @@ from unmask.data.fingerprint import DataFingerprint, read_fingerprint
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.decoding.decoder import Decoder
-from unmask.errors import UserError
+from unmask.errors import RunFailed, UserError
 from unmask.models import hf
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import resolve_dtype
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.tasks.task import Task, build_task, check_same_data, keep_files, may_change
-from unmask.training import checkpoint
+from unmask.training import checkpoint, state
 from unmask.training.folder import read_config, read_environment, resolve_config
 from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import CleanBatch, TokenSpec
@@ -87,7 +89,9 @@ class LoadedRun:
             return replace(_open_export(path, weights, step, device), is_published=is_published)
         config = read_config(path).of_run(path)
         found = checkpoint.find(path, step, warn)
+        checkpoint.read_progress(found)
         tensors, averaged = checkpoint.load_part(found, "model"), checkpoint.load_part(found, "ema/shadow")
+        state.check_weights(tensors, averaged, str(found))
         if weights == "ema" and not averaged:
             raise UserError(f"{path}: has no averaged weights (ema.decay=0); use --weights raw")
         weights = weights or ("ema" if averaged else "raw")
@@ -152,9 +156,14 @@ class LoadedRun:
     def model(self) -> Denoiser:
         """The denoiser with these weights, in eval mode on `device`; in the format they were saved in, until `prepare`
         or `decoder` sets another."""
-        saved = next(value.dtype for value in self.tensors.values() if value.is_floating_point())
-        dtype = "float64" if saved == torch.float64 else "float32"
-        model = build_denoiser(self.config.model, self.tokens, dtype=dtype)
+        is_double = any(value.dtype == torch.float64 for value in self.tensors.values())
+        model = build_denoiser(self.config.model, self.tokens, dtype="float64" if is_double else "float32")
+        parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        where = str(self.checkpoint or self.path)
+        state.check_tensors(model.state_dict(), self.tensors, where, finite=())
+        for name in parameters:
+            if found := state.not_finite(self.tensors[name]):
+                raise RunFailed(f"{where}: {name} holds {found}, so the model gives nan; use another checkpoint")
         model.load_state_dict(self.tensors)
         return model.to(self.device).eval()
 
@@ -197,14 +206,15 @@ class LoadedRun:
             raise UserError(f"{self.path}: an export holds no training; give the run that it was made from")
         train = self.config.train.model_copy(update={"compile": False, "device": str(self.device)})
         config = self.config.model_copy(update={"train": train})
-        state = checkpoint.load(self.checkpoint)
+        saved, where = checkpoint.load(self.checkpoint), str(self.checkpoint)
         self._check_data(self.task)
         trainer = Trainer(config, self.tokens, self.task.train_stream(train.seed))
-        trainer.model.load_state_dict(state["model"])
-        trainer.process.load_state_dict(state["process"])
-        trainer.step_number = state["trainer"]["step_number"]
+        trainer.check(saved, where)
+        trainer.model.load_state_dict(saved["model"])
+        trainer.load_process(saved["process"], where)
+        trainer.step_number = saved["trainer"]["step_number"]
         if trainer.ema is not None:
-            trainer.ema.load_state_dict(state["ema"])
+            trainer.ema.load_state_dict(saved["ema"])
         trainer.model.eval()
         return trainer
 
@@ -256,6 +266,7 @@ def _export(run: str | Path, target: Path, weights: str | None, step: str) -> Lo
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is not an empty folder; name another one")
     source = LoadedRun.open(run, weights=weights, step=step)
+    source.model  # noqa: B018 - building it checks names, shapes and values of all weights
     description = {
         "format": "unmask",
         "step": source.step,
@@ -271,28 +282,58 @@ def _export(run: str | Path, target: Path, weights: str | None, step: str) -> Lo
     return source
 
 
+class _Tokens(BaseModel):
+    """A `TokenSpec` in a file."""
+
+    vocab_size: Annotated[int, Field(ge=1, le=2**31)]
+    length: Annotated[int, Field(ge=1, le=2**31)]
+    mask_id: Annotated[int, Field(ge=0)]
+    eos_id: Annotated[int, Field(ge=0)] | None = None
+    pad_id: Annotated[int, Field(ge=0)] | None = None
+    fingerprint: str | None = None
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> "_Tokens":
+        for name in ("mask_id", "eos_id", "pad_id"):
+            if (getattr(self, name) or 0) >= self.vocab_size:
+                raise ValueError(f"{name} is beyond vocab_size={self.vocab_size}")
+        return self
+
+
+class _Description(BaseModel):
+    """An export's `config.json`."""
+
+    format: Literal["unmask"] = "unmask"
+    step: state.Count
+    weights: Literal["ema", "raw"]
+    tokens: _Tokens
+    run: dict[str, Any]
+    data: Any = None
+
+
 def _is_export(path: Path) -> bool:
     return (path / "model.safetensors").exists()
 
 
 def _open_export(path: Path, weights: str | None, step: str, device: str | None) -> LoadedRun:
     file = path / "config.json"
-    try:
-        description: dict[str, Any] = json.loads(file.read_text())
-        tokens, tree = TokenSpec(**description["tokens"]), description["run"]
-        own_weights, own_step = description["weights"], description["step"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not the description of an export: {error!r}") from error
+    description: _Description = formats.read_json(file, _Description)
+    tokens = TokenSpec(**description.tokens.model_dump())
+    own_weights, own_step = description.weights, description.step
     if weights not in (None, own_weights) or step not in ("last", str(own_step)):
         raise UserError(
             f"{path}: this export holds the {own_weights} weights of step {own_step} alone; choose at export"
         )
-    config = resolve_config(tree, file).of_run(path)
+    config = resolve_config(description.run, file).of_run(path)
+    weights_file = path / "model.safetensors"
     try:
-        tensors = load_file(path / "model.safetensors")
+        if not stat.S_ISREG(weights_file.stat().st_mode):  # a fifo would wait for its writer
+            raise UserError(f"{weights_file}: is no regular file; export it again")
+        tensors = load_file(weights_file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path / 'model.safetensors'}: damaged: {error}; export it again") from error
-    place, data = _device_for(config, device), read_fingerprint(description.get("data"), str(file))
+        raise UserError(f"{weights_file}: damaged: {error}; export it again") from error
+    state.check_weights(tensors, {}, str(weights_file))
+    place, data = _device_for(config, device), read_fingerprint(description.data, str(file))
     return LoadedRun(path, config, tensors, own_weights, own_step, place, kept_tokens=tokens, data=data)
 
 
@@ -326,7 +367,11 @@ def read_initial_weights(source: str, task: Task, settings: Section, model: nn.M
     own = model.state_dict()
     may_be_missing = (*Transformer.STARTS_AT_ZERO, "attention.out.bias")  # a model without them has 0 there
     weights = {name: torch.zeros_like(own[name]) for name in own if name.endswith(may_be_missing)} | weights
-    if named := checkpoint.differences(own, weights):
+    same_format = {
+        name: value.to(own[name].dtype) if name in own and value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+    if named := state.differences(own, same_format):
         raise UserError(
             f"train.init={source}: its model differs from this one: {named}; set `model` as it has it, or name another"
         )

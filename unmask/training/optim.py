@@ -66,6 +66,15 @@ class Optimizer:
             found |= {names[number]: dict(values) for number, values in member.state_dict()["state"].items()}
         return found
 
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """Returns, by parameter name, tensors of the shapes and formats that `state_dict` has once there are some."""
+        adam = {"step": torch.zeros((), dtype=torch.float32)}
+        return {
+            name: {"momentum_buffer": p} if isinstance(member, SkippingMuon) else adam | {"exp_avg": p, "exp_avg_sq": p}
+            for member in self.members
+            for name, p in zip(self._names(member), _parameters(member), strict=True)
+        }
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         for member in self.members:
@@ -75,7 +84,11 @@ class Optimizer:
     def _names(self, member: torch.optim.Optimizer) -> list[str]:
         """Returns parameter names in the order in which `member` numbers them."""
         name_of = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        return [name_of[id(parameter)] for group in member.param_groups for parameter in group["params"]]
+        return [name_of[id(parameter)] for parameter in _parameters(member)]
+
+
+def _parameters(member: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in member.param_groups for parameter in group["params"]]
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:

@@ -32,12 +32,24 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from unmask import files
+from unmask import files, formats
 from unmask.config.run import TrainConfig
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.peers import Peers
 
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _OFFSETS = "DCP_SHARDING_INFO"
 _OFFSET = "saved_offsets"
 
@@ -58,7 +70,39 @@ class LazyTensor:
         """Open file and name in it, by the first row there."""
 
     def add(self, start: int, file: Any, name: str) -> None:
+        """Adds the rows from `start` on.
+
+        Raises:
+            ValueError: they are there already.
+        """
+        if start in self._parts:
+            raise ValueError(f"{name}: its rows from {start} on are there twice")
         self._parts[start] = file, name
+
+    @property
+    def dtype(self) -> torch.dtype | str:
+        """The number format, or its name in the file if it is one that is never saved."""
+        file, name = self._parts[min(self._parts)]
+        kind = file.get_slice(name).get_dtype()
+        return _DTYPES.get(kind, kind)
+
+    def check(self) -> None:
+        """Checks that the parts are one tensor, without reading them.
+
+        Raises:
+            ValueError: rows are missing or there twice, or of several shapes or formats.
+        """
+        stop = 0
+        kinds = set()
+        for start, (file, name) in sorted(self._parts.items()):
+            part = file.get_slice(name)
+            rows, *rest = part.get_shape() or [1]
+            kinds.add((part.get_dtype(), *rest))
+            if start != stop or len(kinds) > 1:
+                raise ValueError(
+                    f"{name}: rows {start} to {start + rows} do not follow those before, which end at {stop}"
+                )
+            stop = start + rows
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,12 +153,12 @@ def read(paths: Iterable[Path]) -> dict[str, LazyTensor]:
 
     Raises:
         SafetensorError: not such a file.
-        ValueError: the offsets in a file are malformed.
+        ValueError: the offsets in a file are malformed, or rows are there twice.
     """
     found: dict[str, LazyTensor] = {}
     for path in paths:
         file: Any = safe_open(path, framework="pt")
-        offsets = json.loads((file.metadata() or {}).get(_OFFSETS, "{}"))
+        offsets = formats.parse_json((file.metadata() or {}).get(_OFFSETS, "{}"), f"{path}, {_OFFSETS}")
         for name in file.keys():  # noqa: SIM118 - no mapping
             found.setdefault(name, LazyTensor()).add(_shard_start(offsets, name), file, name)
     return found
@@ -122,9 +166,11 @@ def read(paths: Iterable[Path]) -> dict[str, LazyTensor]:
 
 def _shard_start(offsets: Any, name: str) -> int:
     try:
-        start: int = (offsets[name][_OFFSET] or [0])[0] if name in offsets else 0
+        start = (offsets[name][_OFFSET] or [0])[0] if name in offsets else 0
     except (TypeError, KeyError) as error:
         raise ValueError(f"{_OFFSETS} says nothing of where {name} begins") from error
+    if type(start) is not int or not 0 <= start < 2**53:
+        raise ValueError(f"{_OFFSETS} lets {name} begin at {str(start)[:40]}, which is no row")
     return start
 
 
@@ -213,6 +259,11 @@ def gather_weights(model: nn.Module) -> Iterator[None]:
 def gather_tensor(value: Tensor) -> Tensor:
     """Gathers a sharded tensor; returns any other as it is. Collective."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local_part(value: Tensor) -> Tensor:
+    """Returns this process's part of a sharded tensor; any other as it is."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def to_shards(tree: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -27,7 +28,8 @@ from unmask.training.folder import RunFolder, describe_environment, read_environ
 from unmask.training.logging import BadStep, MetricsFile, NonFiniteMonitor, StepDisplay, TensorBoardWriter
 from unmask.training.optim import about_warmup
 from unmask.training.parallel import check_parallel
-from unmask.training.saving import Progress, Saver
+from unmask.training.saving import Saver
+from unmask.training.state import Progress, progress_of
 from unmask.training.trainer import StepReport, Trainer, require_memory_for_training, resolve_device
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -153,12 +155,16 @@ class Run:
         step = self._broadcast(self._newest_step() if resume and self.peers.is_main else None)
         if step is not None:
             with self.peers.raise_together():
-                state = self._load(step, restart_pool)
+                state, progress = self._load(step)
+            path = self._checkpoint(step)
             with self.peers.raise_together():
-                self.trainer.load_state_dict(state)
+                self.trainer.check(state, str(path))
+                if restart_pool:
+                    state["process"] = self._without_rows(state["process"])
+                self.trainer.load_state_dict(state, str(path), is_checked=True)
             self.saved_step = self.saver.whole_step = self.trainer.step_number
             console.print(f"Resuming {self.folder.path} from step {self.saved_step}")
-            return Progress(**state["progress"])
+            return progress
         if resume:
             console.print(f"No complete checkpoint in {self.folder.path}: starting at step 0")
             self._start_warm()
@@ -172,23 +178,28 @@ class Run:
         checkpoint.set_aside(self.folder.checkpoints, after=-1 if step is None else step)
         return step
 
-    def _load(self, step: int, restart_pool: bool) -> dict[str, Any]:
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder.checkpoints / f"step_{step:08d}"
+
+    def _load(self, step: int) -> tuple[dict[str, Any], Progress]:
+        path = self._checkpoint(step)
         try:
             unread = Trainer.PER_PARAMETER if self.trainer.is_sharded else ()
-            state = checkpoint.load(self.folder.checkpoints / f"step_{step:08d}", unread=unread)
+            state = checkpoint.load(path, unread=unread)
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.folder.path}: the main process has a checkpoint of step {step} here, this one has not: "
                 f"{error}; put the run where all processes see it"
             ) from error
         self._check_data(state.get("data"), f"checkpoints/step_{step:08d}/state.json")
-        if restart_pool:
-            drop_rows = getattr(self.trainer.process, "drop_rows", None)
-            if drop_rows is None:
-                raise UserError("--restart-pool: this run's process has no pool; leave it out")
-            state["process"] = drop_rows(state["process"])
-            console.print("The pool is restarted: its rows are dropped, and new examples take their place")
-        return state
+        return state, progress_of(state, str(path), step)
+
+    def _without_rows(self, saved: dict[str, Any]) -> dict[str, Any]:
+        drop_rows = getattr(self.trainer.process, "drop_rows", None)
+        if drop_rows is None:
+            raise UserError("--restart-pool: this run's process has no pool; leave it out")
+        console.print("The pool is restarted: its rows are dropped, and new examples take their place")
+        return drop_rows(saved)
 
     def _start_warm(self) -> None:
         init, model = self.config.train.init, self.trainer.model

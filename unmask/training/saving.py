@@ -1,9 +1,8 @@
 """Saves a run's state in a thread, while training goes on."""
 
-import math
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,7 @@ from unmask.config.run import TrainConfig
 from unmask.peers import Peers
 from unmask.training import checkpoint
 from unmask.training.logging import MetricsFile
-
-
-@dataclass
-class Progress:
-    """A run's counters and best evaluation, saved beside the trainer's state."""
-
-    step: int = 0
-    seconds: float = 0.0
-    """Seconds spent in training steps, without evaluation and saving."""
-    metrics_position: int = 0
-    """Length of `metrics.jsonl` in bytes."""
-    skips: int = 0
-    """Number of steps whose update was skipped, because loss or gradient was not finite."""
-    evaluated_step: int = 0
-    """Last step that was evaluated; if an evaluation was due since, the resumed run makes it first."""
-    best_step: int | None = None
-    best_score: float = -math.inf
-    best_nelbo: float = math.inf
-
-    def is_better(self, score: float, nelbo: float) -> bool:
-        """True if this evaluation is the best so far: by accuracy, and at equal accuracy (0, early on) by NELBO."""
-        return (score, -nelbo) > (self.best_score, -self.best_nelbo)
+from unmask.training.state import Progress
 
 
 class Background:

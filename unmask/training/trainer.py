@@ -27,7 +27,7 @@ from unmask.models.measuring import measure_fastest
 from unmask.models.precision import parameter_dtype, resolve_dtype, should_compile
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
-from unmask.training import checkpoint, parallel
+from unmask.training import parallel, state
 from unmask.training.distributed import device_of, shard_of
 from unmask.training.optim import Optimizer, learning_rate
 from unmask.types import MaskedBatch, TokenSpec, TokenStats
@@ -270,27 +270,78 @@ class Trainer:
         }
         return parallel.to_shards(state)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(
+        self, saved: dict[str, Any], where: str = "the checkpoint", *, is_checked: bool = False
+    ) -> None:
         """Restores a state, saved by any number of processes; sections `PER_PARAMETER` may be `LazyTensor`s.
 
-        Raises:
-            UserError: the state is of another model.
-        """
-        if different := checkpoint.differences(self.model.state_dict(), state["model"]):
-            raise UserError(f"the checkpoint is of another model: {different}; is it this run's?")
-        self.step_number = state["trainer"]["step_number"]
-        self.model.load_state_dict(self._local_shards(state["model"]))
-        self.optimizer.load_state_dict(self._local_shards(state["optimizer"]))
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"] | {"shadow": self._local_shards(state["ema"]["shadow"])})
-        self.process.load_state_dict(state["process"])
-        if self.has_dropout:
-            self._set_dropout_rng(state["trainer"]["dropout_rng"])
+        Args:
+            saved: what `state_dict` returned.
+            where: names it in errors.
+            is_checked: `check` has seen it.
 
-    def _local_shards(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Returns this process's part of `values`, by parameter name."""
+        Raises:
+            UserError: the state is of another model, or damaged. Nothing is loaded then.
+        """
+        if not is_checked:
+            self.check(saved, where)
+        self.step_number = saved["trainer"]["step_number"]
+        self.model.load_state_dict(self._local_shards(saved["model"], f"{where}, model"))
+        moments = self._local_shards(saved["optimizer"], f"{where}, optimizer")
+        self.optimizer.load_state_dict(moments)
+        if self.ema is not None:
+            average = self._local_shards(saved["ema"]["shadow"], f"{where}, ema")
+            self.ema.load_state_dict(saved["ema"] | {"shadow": average})
+        self.load_process(saved["process"], where)
+        if self.has_dropout:
+            self._set_dropout_rng(saved["trainer"]["dropout_rng"])
+
+    def load_process(self, saved: dict[str, Any], where: str) -> None:
+        """Restores the masking process.
+
+        Raises:
+            UserError: the state is not of this process.
+        """
+        try:
+            self.process.load_state_dict(saved)
+        except UserError as error:
+            raise UserError(f"{where}, process: {error}") from error
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{where}, process: {error!r}: is it this run's?") from error
+
+    def check(self, saved: dict[str, Any], where: str) -> None:
+        """Checks all of a state, before anything of it is loaded.
+
+        Raises:
+            UserError: something is not as this trainer's own state has it, or not finite.
+        """
+        own, moments = self.model.state_dict(), self.optimizer.moments()
+        averaged = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        state.check(saved, where, own=own, moments=moments, averaged=averaged if self.ema is not None else None)
+        check_process = getattr(self.process, "check_state", None)
+        if check_process is not None:
+            try:
+                check_process(saved["process"], self.tokens)
+            except UserError as error:
+                raise UserError(f"{where}, process: {error}") from error
+        estimate = saved["process"].get("estimate")
+        if isinstance(estimate, Tensor) and not self.model.is_self_conditioned:
+            raise UserError(f"{where}, process: estimate: is of a self-conditioned model, which this is not")
+        rng = saved["trainer"].get("dropout_rng")
+        wide = len(self._dropout_rng()[0]) if self.has_dropout and self.peers.size == 1 else None
+        if rng is not None and (rng.dtype != torch.uint8 or rng.ndim != 2 or wide not in (None, rng.shape[1])):
+            raise UserError(
+                f"{where}, trainer: dropout_rng: is {tuple(rng.shape)} of {rng.dtype}: no generator's state"
+            )
+
+    def _local_shards(self, values: dict[str, Any], where: str = "the weights") -> dict[str, Any]:
+        """Returns this process's part of `values`, by parameter name; checks those that are read here."""
         own = self.model.state_dict()
-        return {name: parallel.local_shard(value, own[name]) for name, value in values.items()}
+        shards = {name: parallel.local_shard(value, own[name]) for name, value in values.items()}
+        if self.is_sharded:
+            for name, tensor in state.split(shards)[0].items():
+                state.check_finite(name.rpartition(state.SEPARATOR)[2], parallel.local_part(tensor), where)
+        return shards
 
     def _dropout_rng(self) -> Tensor:
         """Returns the generator states of all processes, (processes, bytes): each draws for its own rows."""
