@@ -149,8 +149,10 @@ MATRICES = {"backbone.embedding.weight": "model.embed_tokens.weight", "backbone.
         (None, [*range(ROWS), None]),
         ([7, 49, None, 0, 7], [7, 49, None, 0, 7]),
         ([*range(ROWS), None, None], [*range(ROWS), None, None]),
+        ([0, ROWS, None, ROWS + 6], [0, None, None, None]),
+        (None, [*range(ROWS), None, None]),
     ],
-    ids=["all", "the padding dropped", "and a mask", "chosen", "two new ones"],
+    ids=["all", "the padding dropped", "and a mask", "chosen", "two new ones", "behind the rows", "two behind them"],
 )
 def test_the_rows_of_the_vocabulary(original_ids: list | None, rows: list, tmp_path: Path) -> None:
     """Of embedding and head alike; a new token's is the mean."""
@@ -166,8 +168,8 @@ def test_the_rows_of_the_vocabulary(original_ids: list | None, rows: list, tmp_p
 @pytest.mark.parametrize(
     ("original_ids", "vocab_size", "message"),
     [
-        (None, ROWS + 2, r"model.safetensors: has 50 tokens, this run has 52; use the checkpoint's tokenizer"),
-        ([0, ROWS, None], 3, r"has 50 tokens, token 1 stands for its 50; prepare the data with the checkpoint's"),
+        (None, ROWS + 20, r"model.safetensors: has 50 tokens, and none for 20 of this run's 70 .token 50 stands for"),
+        ([0, *range(ROWS, ROWS + 17)], 18, r"token 1 stands for its 50.; prepare the data with the checkpoint's"),
         ([0, -1], 2, "token 1 stands for its -1"),
         ([0, 1, None], 4, "3 original ids for 4 tokens; give one for each"),
     ],

@@ -20,6 +20,7 @@ from torch import Tensor
 from unmask.config.settings import check_section
 from unmask.errors import UserError
 from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.progress import warn
 from unmask.types import TokenSpec
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -218,6 +219,8 @@ _IN_BLOCK = {
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
 }
+_FEW = 16
+"""Tokens without a row that every tokenizer may have."""
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -231,7 +234,8 @@ def read_weights(
     Args:
         folder: the checkpoint.
         original_ids: the checkpoint's id of each of our tokens, None for a new one, such as the mask. Default: ids are
-            the checkpoint's; rows beyond `vocab_size` are dropped, and one token more than there are rows is the mask.
+            the checkpoint's; rows beyond `vocab_size` are dropped. A few ids may lie behind the checkpoint's last row:
+            these are new too.
         vocab_size: V, including the mask token.
 
     Raises:
@@ -312,23 +316,27 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 def _rows(
     file: Path, num_rows: int, original_ids: Sequence[int | None] | None, vocab_size: int
 ) -> Sequence[int | None]:
-    """Returns the checkpoint's row of each of V tokens, None for a new one."""
-    if original_ids is None:
-        if vocab_size > num_rows + 1:
-            raise UserError(
-                f"{file}: has {num_rows} tokens, this run has {vocab_size}; use the checkpoint's tokenizer and at most "
-                "one more token, the mask"
-            )
-        return [*range(min(vocab_size, num_rows)), *([None] if vocab_size > num_rows else [])]
-    if len(original_ids) != vocab_size:
-        raise UserError(f"{file}: {len(original_ids)} original ids for {vocab_size} tokens; give one for each")
-    for token, row in enumerate(original_ids):
-        if row is not None and not 0 <= row < num_rows:
-            raise UserError(
-                f"{file}: has {num_rows} tokens, token {token} stands for its {row}; prepare the data with the "
-                "checkpoint's tokenizer"
-            )
-    return original_ids
+    """Returns the checkpoint's row of each of V tokens, None for a new one and for those behind its last row.
+
+    A tokenizer may have tokens that were added to it, a mask among them, and to the embedding not. Where many have no
+    row, it is the tokenizer of another model.
+    """
+    ids = range(vocab_size) if original_ids is None else original_ids
+    if len(ids) != vocab_size:
+        raise UserError(f"{file}: {len(ids)} original ids for {vocab_size} tokens; give one for each")
+    behind = [token for token, row in enumerate(ids) if row is not None and not 0 <= row < num_rows]
+    negative = any(row is not None and row < 0 for row in ids)
+    if negative or len(behind) > max(_FEW, vocab_size // 20):
+        raise UserError(
+            f"{file}: has {num_rows} tokens, and none for {len(behind)} of this run's {vocab_size} (token {behind[0]} "
+            f"stands for its {ids[behind[0]]}); prepare the data with the checkpoint's tokenizer"
+        )
+    if len(behind) > (original_ids is None):  # without a tokenizer, one more than there are rows is the mask
+        warn(
+            f"{file}: has {num_rows} tokens, and no row for {len(behind)} of this run's; they start as the mean of all "
+            f"rows (the first is token {behind[0]})"
+        )
+    return [None if row is not None and row >= num_rows else row for row in ids]
 
 
 def _select(matrix: Float[Tensor, "R D"], rows: Sequence[int | None]) -> Float[Tensor, "V D"]:
