@@ -74,6 +74,12 @@ def prepare(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="List unusable rows in bad_rows.jsonl instead of stopping at the first.")
     ] = False,
+    lossy: Annotated[
+        bool,
+        typer.Option(
+            "--lossy", help="Take a tokenizer that does not give texts back as they were, such as without line ends."
+        ),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes to use (default: one per CPU that it may use).", show_default=False)
     ] = None,
@@ -115,6 +121,7 @@ def prepare(
         validation_ratio=validation_ratio,
         split_seed=split_seed,
         skip_bad=skip_bad,
+        lossy=lossy,
         workers=machine.cpus() if workers is None else workers,
     )
     meta = _prepare(settings)

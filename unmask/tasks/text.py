@@ -96,6 +96,7 @@ def make_settings(sources: Sequence[str], config: TextData, out: Path) -> Prepar
         text_field=config.field,
         validation_ratio=config.validation_ratio,
         split_seed=config.seed,
+        lossy=True,  # bytes give back everything; for the run's tokenizer it is too late to ask
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.prepare.hub import HubSource
+from unmask.data.prepare.round_trip import SAMPLE, check_round_trip
 from unmask.data.prepare.settings import DATASETS, Dataset, PrepareSettings
 from unmask.data.prepare.sources import ENDINGS, FileSource, Row, RowSource
 from unmask.data.prepare.writing import Report, Shard
@@ -81,6 +82,7 @@ def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSet
     fates: Counter[str] = Counter()
     kept: list[NDArray[np.uint32]] = []
     keys = []
+    checked: list[tuple[str, list[int]]] = []
     places = list(texts)
     for start in range(0, len(places), _AT_ONCE):
         some = places[start : start + _AT_ONCE]
@@ -88,6 +90,8 @@ def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSet
             if problem := find_special_token(ids, vocabulary):
                 problems[i] = problem
                 continue
+            if len(checked) < SAMPLE:
+                checked.append((texts[i][0], ids))
             fate = _fate(ids, vocabulary, settings)
             fates[fate] += 1
             if fate in ("kept", "truncated"):
@@ -96,6 +100,8 @@ def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSet
                 seed = str(settings.split_seed).encode()
                 digest = hashlib.blake2b(texts[i][0].encode(), digest_size=8, key=seed).digest()
                 keys.append(int.from_bytes(digest, "big"))
+    if not settings.lossy:
+        check_round_trip(checked, vocabulary, settings.tokenizer, is_exact=False)
     counts = dict(fates) | {"read": len(rows), "kept": len(kept), "bad": len(problems)}
     return Shard(
         ids=np.concatenate([np.zeros(0, np.uint32), *kept]),

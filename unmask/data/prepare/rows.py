@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unmask.data.infill import encode_prompts
 from unmask.data.prepare import writing
 from unmask.data.prepare.documents import find_special_token, read_texts
+from unmask.data.prepare.round_trip import check_round_trip
 from unmask.data.prepare.settings import PrepareSettings
 from unmask.data.prepare.sources import PART, Row
 from unmask.data.prepare.writing import Block, Report, Shard, model_ids
@@ -33,14 +34,18 @@ def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSet
     answers = vocabulary.encode_batch([answer for _, answer in texts.values()])
     fates: Counter[str] = Counter()
     kept: list[tuple[list[int], int]] = []
+    checked: list[tuple[str, list[int]]] = []
     for i, prompt, answer in zip(texts, prompts, answers, strict=True):
         if problem := find_special_token(prompt + answer, vocabulary):
             problems[i] = problem
             continue
+        checked.append((texts[i][1], answer))
         fate = _fate(len(prompt), len(answer), settings) if all(texts[i]) else "dropped_empty"
         fates[fate] += 1
         if fate in ("kept", "truncated"):
             kept.append(((prompt + answer)[: settings.length], len(prompt)))
+    if not settings.lossy:
+        check_round_trip(checked, vocabulary, settings.tokenizer, is_exact=True)
     counts = dict(fates) | {"read": len(rows), "kept": len(kept), "bad": len(problems)}
     bad = [{"place": rows[i].place, "problem": problems[i]} for i in sorted(problems)]
     return _join(kept, Report(counts, bad))

@@ -1,5 +1,6 @@
 """Runs a preparation, from settings to store."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import chain, islice
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 from unmask import files
 from unmask.data.prepare.documents import find_sources
 from unmask.data.prepare.hub import HubSource, write_rows
+from unmask.data.prepare.round_trip import LossyTokenizer
 from unmask.data.prepare.settings import PrepareSettings
 from unmask.data.prepare.sources import RowSource
 from unmask.data.prepare.workers import KINDS, WorkFolder, tokenise
@@ -52,6 +54,9 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
             )
             _write_test(sources, settings, work)
             _publish(work, settings)
+    except LossyTokenizer:
+        shutil.rmtree(settings.partial, ignore_errors=True)  # of no use for any other tokenizer
+        raise
     except OSError as error:
         raise UserError(
             f"{settings.partial}: cannot be written: {error}; mend that, and the same command goes on"

@@ -55,7 +55,7 @@ _ONLY_FOR = {"text": ("rows", "text_field"), "answers": ("separator", "prompt_fi
 _LONGEST = 2**24
 _MOST_WORKERS = 1024
 _WORKER_BYTES = 2**24  # of a process, beside what it shares with the others
-_FREE = ("out", "workers", "skip_bad")
+_FREE = ("out", "workers", "skip_bad", "lossy")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class PrepareSettings:
         validation_ratio, split_seed: share and seed of the split: documents of text are split here; for prompts
             with answers they are noted in `meta.json`, and training splits the rows.
         skip_bad: leave out rows that cannot be used, and list them, instead of stopping at the first.
+        lossy: take a tokenizer that does not give texts back as they were (`round_trip.py`).
         workers: processes; 1 for this one.
         batch_rows: rows of a shard.
     """
@@ -102,6 +103,7 @@ class PrepareSettings:
     validation_ratio: float = 0.02
     split_seed: int = 0
     skip_bad: bool = False
+    lossy: bool = False
     workers: int = 1
     batch_rows: int = 1000
 
