@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import io
 import json
 import os
 import signal
@@ -16,12 +17,15 @@ import torch
 
 from tests.helpers.text import byte_level, rows, save_tokenizer, settings, write_lines
 from unmask.config import recipes
+from unmask.data import source_files
 from unmask.data.infill import encode_prompt
 from unmask.data.prepare import prepare, run, workers, writing
 from unmask.data.prepare.settings import DATASETS, PrepareSettings
 from unmask.data.store import RowStore
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
+from unmask.tasks.sudoku import formats
+from unmask.tasks.text_rows import read_problems
 from unmask.types import CleanBatch
 
 STORE = ["labels.bin", "meta.json", "prompt_mask.bin", "tokenizer.json", "vocabulary.json"]
@@ -422,7 +426,7 @@ BAD_ROWS: dict[str, tuple[object, str]] = {
     "half a row": ('{"question": "How?", "co', "not JSON: "),
     "a list": ([1, 2], "holds no JSON object: [1, 2]"),
     "a number": ("3", "holds no JSON object: 3"),
-    "very deep": ("[" * 100_000, "not JSON: "),
+    "very deep": ("[" * 100_000, "nested too deeply"),
     "no answer": (
         {"question": "How?", "answer": "1"},
         "has no field 'code', but question, answer (name it: --p",
@@ -431,7 +435,7 @@ BAD_ROWS: dict[str, tuple[object, str]] = {
     "an empty object": ({}, "has no field 'question', but none"),
     "answer is a number": (GOOD | {"code": 3}, "field 'code' is 3, not text"),
     "answer is null": (GOOD | {"code": None}, "field 'code' is None, not text"),
-    "half a character": (GOOD | {"code": "\ud83d"}, "field 'code' is no text: "),
+    "half a character": (GOOD | {"code": "\ud83d"}, "not JSON: \\ud83d is half of a character"),
     "the mask": (
         GOOD | {"code": "a<|im_start|>"},
         "holds the mask token '<|im_start|>' (choose another: --mask-tok",
@@ -519,6 +523,61 @@ def test_bad_parquet_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             prepare(settings(tmp_path, name, sources=(str(tmp_path / f"{name}.parquet"),)))
         assert str(caught.value).startswith(f"{tmp_path}/{message}")
+
+
+def test_a_parquet_row_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    codes = [GOOD["code"].encode(), b"def f():\n    return '\xff'", GOOD["code"].encode()]
+    raw = pyarrow.array(codes, pyarrow.binary())
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())  # is not looked at
+    questions = pyarrow.array([f"{i}?" for i in range(3)])
+    parquet.write_table(pyarrow.table({"question": questions, "code": text}), tmp_path / "rows.parquet")
+    asked = {"sources": (str(tmp_path / "rows.parquet"),)}
+    with pytest.raises(UserError, match=r"rows.parquet, row 2: field 'code' is not UTF-8: byte 0xff"):
+        prepare(settings(tmp_path, **asked))
+    assert prepare(settings(tmp_path, skip_bad=True, **asked))["rows"]["kept"] == 2
+
+
+def test_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", [GOOD, '{"question": "\\ud83d?", "code": "def f(): return 1"}', GOOD])
+    with pytest.raises(UserError, match=r"line 2: .*.ud83d is half of a character"):
+        prepare(settings(tmp_path))
+    assert prepare(settings(tmp_path, skip_bad=True))["rows"]["kept"] == 2
+    problems = write_lines(tmp_path / "problems.jsonl", ['{"question": "\\uD83D?", "answer": "1"}'])
+    with pytest.raises(UserError, match=r"line 1: .*.ud83d is half of a character"):
+        read_problems(problems)
+
+
+def test_compressed_and_endless_files_are_read_as_far_as_they_are_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_files, "_FREE", 2**20)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b" " * 2**23))
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"puzzle,solution\n" + b" " * 2**23))
+    os.mkfifo(tmp_path / "fifo.csv")
+    with pytest.raises(UserError, match=r"bomb.jsonl.gz: gives more than .* bytes, over 100 for each"):
+        prepare(settings(tmp_path, sources=(str(tmp_path / "bomb.jsonl.gz"),)))
+    with pytest.raises(UserError, match=r"bomb.csv.gz: gives more than"):
+        formats.load(tmp_path / "bomb.csv.gz")
+    for suffix in ("csv", "txt", "npy", "csv.gz", "npy.gz"):
+        (tmp_path / f"device.{suffix}").symlink_to("/dev/zero")
+        with pytest.raises(UserError, match="is a device"):
+            formats.load(tmp_path / f"device.{suffix}")
+    with pytest.raises(UserError, match="is a fifo"):
+        formats.load(tmp_path / "fifo.csv")
+    monkeypatch.setattr("unmask.data.prepare.sources.MAX_LINE", 100)
+    (tmp_path / "line.jsonl").write_bytes(b'{"question": "' + b"x" * 200)
+    with pytest.raises(UserError, match=r"line.jsonl, line 1: has more than 100 bytes"):
+        prepare(settings(tmp_path, "line", sources=(str(tmp_path / "line.jsonl"),)))
+
+
+def test_an_array_that_claims_more_than_memory_holds(tmp_path: Path) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<i8", "fortran_order": False, "shape": (10**13, 325)})
+    (tmp_path / "x.npy.gz").write_bytes(gzip.compress(head.getvalue()))
+    with pytest.raises(UserError, match=r"x.npy.gz: an array of shape .* needs"):
+        formats.load(tmp_path / "x.npy.gz")
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

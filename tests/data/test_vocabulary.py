@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -108,10 +109,16 @@ def test_fingerprints_tell_meanings_apart() -> None:
 
 DAMAGED = {
     "absent": (None, "cannot be read"),
-    "no JSON": ("{", "cannot be read"),
-    "a list": ("[]", "cannot be read"),
-    "no ids": ("{}", "cannot be read: KeyError('kept')"),
-    "an id too far": ('{"eos_id": 9999, "mask_id": 0, "kept": null}', "cannot be read"),
+    "no JSON": ("{", "is not JSON"),
+    "a list": ("[]", "the value: "),
+    "no ids": ("{}", "eos_id: Field required"),
+    "an id too far": (
+        '{"eos_id": 9999, "mask_id": 0, "kept": null, "vocab_size": 1, "fingerprint": "x"}',
+        "cannot be read",
+    ),
+    "a huge id": ('{"eos_id": 1e30, "mask_id": 0, "vocab_size": 1, "fingerprint": "x"}', "eos_id: "),
+    "kept text": ('{"eos_id": 0, "mask_id": 0, "kept": ["a"], "vocab_size": 1, "fingerprint": "x"}', "kept.0: "),
+    "nested": ("[" * 50_000, "is nested too deeply"),
     "of another tokenizer": (
         f'{{"eos_id": {EOS}, "mask_id": {SIZE}, "kept": null, "vocab_size": {SIZE + 1}, "fingerprint": "x"}}',
         "is not of the tokenizer.json beside it",
@@ -192,8 +199,25 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
     save_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: is not JSON"):
         Vocabulary.from_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("number", [2**32 - 1, 2 * SIZE + 5000])
+def test_an_id_far_beyond_the_others_is_refused_before_tables_are_made(number: int, tmp_path: Path) -> None:
+    content = json.loads(TOKENIZER.to_str())
+    content["added_tokens"][-1]["id"] = number
+    content["model"]["vocab"]["far"] = number
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"tokenizer.json: its largest id is {number}"):
+        Vocabulary.from_source(str(tmp_path))
+
+
+def test_a_tokenizer_is_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match="is no regular file"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_older_files_are_converted(tmp_path: Path) -> None:

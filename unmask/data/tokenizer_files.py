@@ -1,16 +1,20 @@
 """Finds and reads tokenizers: in a folder, a `tokenizer.json`, or on the Hugging Face hub."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from unmask import formats
 from unmask.errors import UserError
 from unmask.paths import user_path
 
 TOKENIZER = "tokenizer.json"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_MAX_BYTES = 2**28
+"""Most bytes of a `tokenizer.json`; the largest that are published have 40 million."""
+_GAP = 4096
+"""Ids that a small tokenizer may leave out."""
 _VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt", "*.model", "*.tiktoken")
 
 
@@ -51,13 +55,33 @@ def read_tokenizer(path: Path, source: str = "") -> Tokenizer:
     if not file.exists() and path.is_dir():
         tokenizer = _convert(path, source or str(path))
     else:
+        text = formats.read_text(file, max_bytes=_MAX_BYTES)
         try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises no narrower one
-            raise UserError(f"{file}: cannot be read as a tokenizer: {error}") from error
+            tokenizer = Tokenizer.from_str(text)
+        except BaseException as error:  # the library raises no narrower one, and, where it panics, no `Exception`
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise UserError(f"{file}: cannot be read as a tokenizer: {str(error)[:500]}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    tokenizer_size(tokenizer, str(file))
     return tokenizer
+
+
+def tokenizer_size(tokenizer: Tokenizer, source: str = "the tokenizer") -> int:
+    """Returns one more than the largest id.
+
+    Raises:
+        UserError: it has no tokens, or ids far beyond their number, for which tables would be made.
+    """
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    largest, most = max(ids, default=-1), 2 * len(ids) + _GAP
+    if not 0 <= largest < most:
+        raise UserError(
+            f"{source}: its largest id is {largest}, of {len(ids)} tokens; ids must be from 0 to {most - 1}: take the "
+            "tokenizer from where it was published"
+        )
+    return largest + 1
 
 
 def find_end_token(path: Path) -> str | None:
@@ -72,12 +96,7 @@ def find_end_token(path: Path) -> str | None:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+    settings = formats.read_json(path) if path.exists() else {}
     return settings if isinstance(settings, dict) else {}
 
 
@@ -90,6 +109,7 @@ def _convert(folder: Path, source: str) -> Tokenizer:
             f"{source}: has no {TOKENIZER}; to make one of older files, pip install 'unmask[hf]'"
         ) from error
     try:
-        return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
+        made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return made.backend_tokenizer
     except Exception as error:  # whatever the files make it stumble over
         raise UserError(f"{source}: has no {TOKENIZER}, and transformers cannot make one: {error}") from error

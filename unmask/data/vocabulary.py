@@ -8,14 +8,17 @@ bytes needs no download, and encodes every text.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from unmask import files
-from unmask.data.tokenizer_files import TOKENIZER, find_end_token, find_tokenizer, read_tokenizer
+from unmask import files, formats
+from unmask.data.tokenizer_files import TOKENIZER, find_end_token, find_tokenizer, read_tokenizer, tokenizer_size
 from unmask.data.tokenizer_files import load_tokenizer as load_tokenizer
 from unmask.data.words import WordEncoder, byte_symbols
 from unmask.errors import UserError
@@ -52,6 +55,18 @@ class ByteEncoder:
 
 
 VOCABULARY = "vocabulary.json"
+_Id = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """The content of `vocabulary.json`."""
+
+    eos_id: _Id
+    mask_id: _Id
+    vocab_size: _Id
+    fingerprint: str
+    kept: list[_Id] | None = None
 
 
 class Vocabulary:
@@ -189,13 +204,13 @@ class Vocabulary:
         """
         path = folder / VOCABULARY
         tokenizer = read_tokenizer(folder / TOKENIZER)
+        saved = formats.read_json(path, _Saved)
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            known = saved["kept"] or range(tokenizer_size(tokenizer))
+            known = saved.kept if saved.kept is not None else range(tokenizer_size(tokenizer))
             masks = dict(enumerate(known)) | {len(known): None}
-            vocabulary = cls(tokenizer, known[saved["eos_id"]], masks[saved["mask_id"]], saved["kept"])
-            is_same = (vocabulary.fingerprint, vocabulary.vocab_size) == (saved["fingerprint"], saved["vocab_size"])
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            vocabulary = cls(tokenizer, known[saved.eos_id], masks[saved.mask_id], saved.kept)
+            is_same = (vocabulary.fingerprint, vocabulary.vocab_size) == (saved.fingerprint, saved.vocab_size)
+        except (LookupError, ValueError, TypeError) as error:
             raise UserError(f"{path}: cannot be read: {error!r}; `unmask prepare` makes it") from error
         if not is_same:
             raise UserError(f"{path}: is not of the {TOKENIZER} beside it, or was changed; prepare the data again")
@@ -263,11 +278,6 @@ class Vocabulary:
     def _decode(self, ids: Iterable[int]) -> str:
         originals = [i for i in self.original(ids) if i is not None]
         return self.tokenizer.decode(originals, skip_special_tokens=False)
-
-
-def tokenizer_size(tokenizer: Tokenizer) -> int:
-    """Returns one more than the largest id."""
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
 def _find_id(tokenizer: Tokenizer, token: str, source: str, option: str, fix: str) -> int:

@@ -7,8 +7,9 @@ import pytest
 
 from tests.helpers.sudoku import CONTRADICTORY, EASY, EASY_SOLUTION, EMPTY, NO_SOLUTION, boards, save, shah_rows
 from unmask.errors import UserError
-from unmask.tasks.sudoku import formats
+from unmask.tasks.sudoku import board, formats
 from unmask.tasks.sudoku.generator import generate
+from unmask.tasks.sudoku.task import Sudoku, SudokuData
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,38 @@ def test_real_rows_of_325(sudoku_data: Path, name: str) -> None:
 
 def test_real_csv(sudoku_data: Path) -> None:
     assert len(formats.load(sudoku_data / "kaggle_20k.csv.gz")) == 20_000
+
+
+@pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        ("source,question,answer,rating", None),  # sudoku-extreme
+        ("id,puzzle,solution,clues,difficulty", None),
+        ("quizzes,solutions", None),
+        ("a,grid,b,filled", ("grid", "filled")),
+        ("puzzle,solution,grid,filled", ("grid", "filled")),
+    ],
+)
+def test_columns_of_well_known_sets_and_those_that_are_named(
+    tmp_path: Path, header: str, columns: tuple[str, str] | None
+) -> None:
+    path = tmp_path / "puzzles.csv"
+    names = header.split(",")
+    first, second = columns or next(pair for pair in formats._COLUMN_NAMES if set(pair) <= set(names))
+    row = dict.fromkeys(names, "x") | {first: EASY.replace("0", "."), second: EASY_SOLUTION}
+    path.write_text(f"{header}\n{','.join(row.values())}\n")
+    found = formats.load(path, columns=columns)
+    assert board.to_text(found.solutions[0]) == EASY_SOLUTION
+    task = Sudoku.from_config(SudokuData(columns=["grid", "filled"]))
+    assert len(task.examples_from_file(path)) == 1  # another file may have other names
+
+
+def test_columns_that_are_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "puzzles.csv"
+    path.write_text(f"puzzle,solution\n{EASY},{EASY_SOLUTION}\n")
+    with pytest.raises(UserError, match=r"line 1: needs the columns a,b; found puzzle,solution .*data\.columns"):
+        formats.load(path, columns=("a", "b"))
+    with pytest.raises(UserError, match=r"data.columns=\['a', 'b'\]: .* has none"):
+        formats.load(tmp_path / "puzzles.txt", columns=("a", "b"))
+    with pytest.raises(ValueError, match="names one column twice"):
+        SudokuData(columns=["a", "a"])

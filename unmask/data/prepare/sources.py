@@ -1,6 +1,5 @@
 """Reads the rows of files, in order (`hub.py`: of the Hugging Face hub)."""
 
-import gzip
 import hashlib
 import os
 import zlib
@@ -9,6 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
+from unmask.data.source_files import MAX_LINE, open_data
 from unmask.errors import UserError
 from unmask.files import parse_object
 from unmask.paths import user_path
@@ -58,7 +58,19 @@ class Row(NamedTuple):
         """The values of the row, by name. Raises `ValueError` if it is no JSON object, or no text."""
         if isinstance(self.content, Passage):
             return self.content.decode()
-        return parse_object(self.content) if isinstance(self.content, bytes) else self.content
+        if isinstance(self.content, bytes):
+            return parse_object(self.content)
+        return {name: _decoded(value, name) for name, value in self.content.items()}
+
+
+def _decoded(value: Any, name: str) -> Any:
+    """Decodes the bytes of a column. Raises `ValueError` if they are not UTF-8."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"field {name!r} is not UTF-8: byte 0x{value[error.start]:02x} at its place {error.start + 1}"
+        ) from error
 
 
 @runtime_checkable
@@ -103,7 +115,7 @@ class FileSource:
     def num_rows(self) -> int | None:
         if self._read is _parquet:
             return _open_parquet(self.path).metadata.num_rows
-        if self._read in (_gzipped_lines, _passages):
+        if self._read is _passages or self.path.suffix == ".gz":
             return None
         with self.path.open("rb") as file:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
@@ -115,20 +127,16 @@ class FileSource:
             raise UserError(f"{self.path}: cannot be read, or is cut short: {error}; fetch it again") from error
 
 
-def _lines(file: Iterator[bytes], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield Row(str(path), number, line)
-
-
-def _plain_lines(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
-    with path.open("rb") as file:
-        yield from _lines(file, path)
-
-
-def _gzipped_lines(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
-    with gzip.open(path, "rb") as file:
-        yield from _lines(file, path)
+def _lines(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
+    with open_data(path) as file:
+        for number in count(1):
+            line = file.readline(MAX_LINE)
+            if not line:
+                return
+            if len(line) == MAX_LINE:
+                raise UserError(f"{path}, line {number}: has more than {MAX_LINE:,} bytes, too many for a row")
+            if line.strip():
+                yield Row(str(path), number, line)
 
 
 def _passages(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
@@ -160,10 +168,25 @@ def _parquet(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     for field in fields:
         if field not in names:
             raise UserError(f"{path}: has no column {field!r}, but {', '.join(names)}; {_FIELDS_FIX}")
+    import pyarrow
+
     number = count(1)
-    for batch in file.iter_batches(columns=list(dict.fromkeys(fields))):
-        for content in batch.to_pylist():
-            yield Row(str(path), next(number), content)
+    try:
+        for batch in file.iter_batches(columns=list(dict.fromkeys(fields))):
+            for content in _rows_of(batch, pyarrow):
+                yield Row(str(path), next(number), content)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def _rows_of(batch: Any, pyarrow: Any) -> list[dict[str, Any]]:
+    """Returns the rows of a batch; where a text is not UTF-8, its column as bytes, so that each row is judged alone."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        kinds = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+        columns = [column.cast(kinds.get(column.type, column.type)).to_pylist() for column in batch.columns]
+        return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _open_parquet(path: Path) -> Any:
@@ -180,8 +203,8 @@ def _open_parquet(path: Path) -> Any:
 
 _FIELDS_FIX = "name the fields with --prompt-field and --answer-field; of text, with --text-field or data.field"
 _KINDS: dict[str, Callable[[Path, tuple[str, ...]], Iterator[Row]]] = {
-    ".jsonl": _plain_lines,
-    ".jsonl.gz": _gzipped_lines,
+    ".jsonl": _lines,
+    ".jsonl.gz": _lines,
     ".parquet": _parquet,
     **dict.fromkeys((".txt", ".md", ".rst", ".py"), _passages),
 }

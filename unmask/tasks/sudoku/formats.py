@@ -1,6 +1,7 @@
 """Reads puzzles from files. Every error names the file, and the line or row.
 
-* `.csv`: columns `puzzle` and `solution` (or `quizzes` and `solutions`, as on Kaggle);
+* `.csv`: columns `puzzle` and `solution` (or `quizzes` and `solutions`, as on Kaggle; or `question` and `answer`, as in
+  sudoku-extreme; or those that `data.columns` names);
 * `.txt`: one puzzle a line, `.` or `0` for an empty cell; the solution is computed and must be the only one;
 * `.npy`: rows of 325 integers (Shah et al. 2024), `[k, 81 x (row, col, value, strategy)]` with the k givens first; the
   order within a quadruple and whether rows count from 0 or 1 are inferred. Or rows of 162: puzzle, then solution.
@@ -10,10 +11,11 @@ Each may be gzipped (`.gz`). Dimensions: N boards.
 """
 
 import csv
-import gzip
+import io
+import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -22,7 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask import machine
+from unmask.data.source_files import open_data, read_data
 from unmask.errors import UserError
+from unmask.paths import existing_file
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.board import Boards, PuzzleSet, check_puzzles
 from unmask.tasks.sudoku.solver import solve
@@ -31,20 +36,36 @@ _CHUNK = 20_000
 _SAMPLE = 100  # rows that show the order of the quadruples
 Quads = tuple[int, int, int, int]
 """The places of row, column and value within a quadruple, and 0 or 1, from which rows and columns count."""
-_COLUMN_NAMES = (("puzzle", "solution"), ("quizzes", "solutions"))
+_COLUMN_NAMES = (("puzzle", "solution"), ("quizzes", "solutions"), ("question", "answer"))
 
 
-def load(path: Path, *, with_turns: bool = False) -> PuzzleSet:
-    """Reads `path` by its suffix; with the turns of a solver if `with_turns`, and if the file holds them.
+def load(
+    path: Path, *, with_turns: bool = False, columns: Sequence[str] | None = None, is_other: bool = False
+) -> PuzzleSet:
+    """Reads `path` by its suffix.
+
+    Args:
+        path: the file.
+        with_turns: with the turns of a solver, if the file holds them.
+        columns: the names of a CSV's columns of puzzles and solutions (default: those of well-known sets).
+        is_other: it is another file than `columns` was set for, and may have those of well-known sets.
 
     Raises:
         UserError: the file cannot be read, is empty or of a wrong format, or a puzzle does not fit its solution.
     """
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     suffix = suffixes[-1] if suffixes else ""
-    if suffix not in (".npy", *_READERS):
+    if suffix not in (".npy", ".csv", ".txt"):
         raise UserError(f"{path}: unknown format {suffix!r}; use .csv, .txt or .npy, each optionally with .gz")
-    result = read_array(path, with_turns=with_turns) if suffix == ".npy" else _READERS[suffix](_read(path), path)
+    if columns is not None and suffix != ".csv" and not is_other:
+        raise UserError(f"data.columns={list(columns)}: {path} has none, as only a .csv has; leave it out")
+    if suffix == ".npy":
+        result = read_array(path, with_turns=with_turns)
+    elif suffix == ".csv":
+        named = [] if columns is None else [tuple(columns)]
+        result = _read_csv(_read(path), path, [*named, *(_COLUMN_NAMES if is_other or not named else ())])
+    else:
+        result = _read_text(_read(path), path)
     if not len(result):
         raise UserError(f"{path}: holds no puzzle")
     return result
@@ -75,13 +96,16 @@ def _read_text(content: str, path: Path) -> PuzzleSet:
     return PuzzleSet(puzzles, solutions.first)
 
 
-def _read_csv(content: str, path: Path) -> PuzzleSet:
+def _read_csv(content: str, path: Path, pairs: Sequence[tuple[str, ...]]) -> PuzzleSet:
     reader = csv.DictReader(content.splitlines())
     try:
         header = reader.fieldnames or []
-        columns = next((pair for pair in _COLUMN_NAMES if set(pair) <= set(header)), None)
+        columns = next((pair for pair in pairs if set(pair) <= set(header)), None)
         if columns is None:
-            raise UserError(f"{path}, line 1: needs the columns puzzle,solution; found {','.join(header)}")
+            raise UserError(
+                f"{path}, line 1: needs the columns {','.join(pairs[0])}; found {','.join(header)[:200]} (name those "
+                "of puzzles and solutions: data.columns=[PUZZLE,SOLUTION])"
+            )
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
@@ -98,10 +122,7 @@ def _read_csv(content: str, path: Path) -> PuzzleSet:
 def _read(path: Path) -> str:
     """Reads the text of `path`, decompressed if it ends in `.gz`."""
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        text = content.decode("utf-8-sig")
+        text = read_data(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text, at byte {error.start}") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -127,9 +148,6 @@ def _parse_boards(texts: list[str], where: Callable[[int], str]) -> Boards:
 def _has_contradiction(puzzles: Boards) -> NDArray[np.bool_]:
     in_units = np.sort(puzzles[:, board.UNITS], axis=-1)
     return ((in_units[..., 1:] == in_units[..., :-1]) & (in_units[..., 1:] > 0)).any(axis=(1, 2))
-
-
-_READERS = {".csv": _read_csv, ".txt": _read_text}
 
 
 def read_array(path: Path, *, with_turns: bool = False) -> PuzzleSet:
@@ -160,19 +178,30 @@ def read_array(path: Path, *, with_turns: bool = False) -> PuzzleSet:
 
 def _load_array(path: Path) -> NDArray[Any]:
     """Loads the array; one that is not compressed is mapped into memory."""
+    path = existing_file(path)
     try:
         if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                array = np.load(file, allow_pickle=False)
+            with open_data(path) as file:
+                _check_size(file, path)
+            with open_data(path) as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
         else:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+    except UserError:
+        raise
     except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a plain .npy array: {error}") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: not a plain .npy array but an archive of several; save one of them with np.save")
     return array
+
+
+def _check_size(file: io.BufferedReader, path: Path) -> None:
+    """Checks, before anything is allocated, that an array whose head stands in `file` fits in memory."""
+    major, _ = np.lib.format.read_magic(file)
+    read_head = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_head(file)
+    machine.require_memory(math.prod(shape) * dtype.itemsize, f"{path}: an array of shape {shape}", "take fewer rows")
 
 
 def _name_row(path: Path, start: int, row: int) -> str:

@@ -39,6 +39,9 @@ class PuzzleData(Section):
     """The settings of the puzzles: a file, or a generator; and their split."""
 
     path: str | None = Field(None, description=".csv, .txt or .npy of puzzles; null = generated")
+    columns: tuple[str, str] | None = Field(
+        None, description="of a .csv: the names of those of puzzles and solutions; null = as well-known sets name them"
+    )
     puzzles: int = Field(20_000, ge=2, description="how many to generate")
     givens: tuple[int, int] = Field((29, 37), description="fewest and most givens of a generated puzzle (24 to 50)")
     difficulty: Difficulty = Field(
@@ -48,6 +51,13 @@ class PuzzleData(Section):
     validation_ratio: float = Field(0.05, gt=0, lt=1, description="share of the puzzles that is held out")
     seed: int = Field(0, ge=0, description="of the generator and of the split")
     cache_dir: str | None = Field(None, description="null = $UNMASK_CACHE or ~/.cache/unmask")
+
+    @field_validator("columns")
+    @classmethod
+    def _check_columns(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+        if value is not None and len(set(value)) < 2:
+            raise ValueError("names one column twice; name that of the puzzles and that of the solutions")
+        return value
 
     @field_validator("givens", mode="before")
     @classmethod
@@ -68,7 +78,8 @@ class PuzzleData(Section):
 def load_puzzles(config: PuzzleData, *, with_turns: bool) -> PuzzleSet:
     """Loads the puzzles of a file, or generated ones."""
     if config.path is not None:
-        return formats.load(paths.existing_file(config.path, "data.path="), with_turns=with_turns)
+        path = paths.existing_file(config.path, "data.path=")
+        return formats.load(path, with_turns=with_turns, columns=config.columns)
     folder = files.cache_folder(config.cache_dir)
     return load_or_generate(config.puzzles, config.givens, config.difficulty, config.seed, folder)
 
@@ -170,7 +181,8 @@ class BoardTask(ABC):
         return self._examples(self._split[1][:limit])
 
     def examples_from_file(self, path: Path) -> CleanBatch:
-        return self._examples(formats.load(path, with_turns=self.with_turns))
+        columns = self.config.columns
+        return self._examples(formats.load(path, with_turns=self.with_turns, columns=columns, is_other=True))
 
     def _examples(self, puzzles: PuzzleSet) -> CleanBatch:
         turns = None if puzzles.turns is None else _tensor(puzzles.turns)
