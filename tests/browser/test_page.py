@@ -9,6 +9,8 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,9 @@ def browse(page: str, script: str, tmp_path: Path, *flags: str) -> Any:
         "document.body.append(out); })();</script>"
     )
     path = tmp_path / "page.html"
-    path.write_text(page.replace("</body>", probe + "</body>"))
+    digest = b64encode(sha256(probe.removeprefix("<script>").removesuffix("</script>").encode()).digest()).decode()
+    allowed = page.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+    path.write_text(allowed.replace("</body>", probe + "</body>"))
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, "--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr, done.stderr
@@ -235,3 +239,19 @@ def test_text_and_lines_can_be_told_from_the_paper(page: str, scheme: str, tmp_p
         assert contrast(seen[name], paper) >= 4.5, name
     for name in ("one", "two"):
         assert contrast(seen[name], paper) >= 3, name
+
+
+def test_the_policy_stops_what_is_not_the_page_s_own(page: str, tmp_path: Path) -> None:
+    """Of scripts and styles put into the page, none acts, while the page's own do: the browser says so, and obeys."""
+    foreign = "<script>document.title = 'taken over'</script><style>body { display: none }</style>"
+    foreign += (
+        '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=" onerror="document.title = \'taken over\'">'
+    )
+    path = tmp_path / "page.html"
+    path.write_text(page.replace("<header>", foreign + "<header>"))
+    assert CHROMIUM is not None
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "<title>taken over" not in done.stdout
+    assert 'class="board"' in done.stdout  # its own script has drawn the puzzles
+    assert done.stderr.count("Content Security Policy") >= 3

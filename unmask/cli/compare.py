@@ -13,7 +13,6 @@ from unmask import machine, paths
 from unmask.cli import options, report
 from unmask.formats import printable
 from unmask.lab.compare import FEWEST_SEEDS, Comparison, Plan, choose_measure
-from unmask.lab.report.curves import Curve
 from unmask.lab.trainings import Training, train_all
 from unmask.progress import console, warn
 from unmask.training.folder import command_line
@@ -115,20 +114,23 @@ def _print(comparison: Comparison, measure: str) -> None:
 def _curves_table(comparison: Comparison, measure: str) -> Table:
     table = Table(title=f"{measure}, mean and standard deviation over seeds", title_justify="left")
     table.add_column("step", justify="right")
-    for method in comparison.methods:
+    at_steps: dict[float, dict[str, list[float]]] = {}
+    for method, curves in comparison.methods.items():
         table.add_column(method, justify="right")
-    steps = sorted({step for curves in comparison.methods.values() for curve in curves for step in curve.spent["step"]})
-    for step in steps:
-        table.add_row(f"{step:.0f}", *(_at(comparison, curves, step) for curves in comparison.methods.values()))
+        for curve in curves:
+            for step, value in zip(curve.spent["step"], curve.values, strict=True):
+                at_steps.setdefault(step, {}).setdefault(method, []).append(value)
+    for step, values in sorted(at_steps.items()):
+        seeds = {method: len(curves) for method, curves in comparison.methods.items()}
+        table.add_row(f"{step:.0f}", *(_mean(comparison, values.get(method, []), seeds[method]) for method in seeds))
     return table
 
 
-def _at(comparison: Comparison, curves: list[Curve], step: float) -> str:
-    values = [value for c in curves for value, own in zip(c.values, c.spent["step"], strict=True) if own == step]
+def _mean(comparison: Comparison, values: list[float], seeds: int) -> str:
     if not values:
         return ""
     spread = f" ± {comparison.text(stdev(values))}" if len(values) > 1 else ""
-    of_all = "" if len(values) == len(curves) else f", {len(values)} of {len(curves)}"
+    of_all = "" if len(values) == seeds else f", {len(values)} of {seeds}"
     return comparison.text(mean(values)) + spread + of_all
 
 

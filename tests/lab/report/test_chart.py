@@ -60,3 +60,46 @@ def test_bars_are_as_long_as_the_errors_and_stay_in_the_frame() -> None:
     low, middle, high = (float(start) - float(end) for start, end in bars)
     assert middle == pytest.approx(4 * low, abs=0.5)  # of the first, the frame cuts off the lower half
     assert high == pytest.approx(10 * low, abs=1.5)  # from the bottom of the frame to its top
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize("kind", [{}, {"is_share": True}, {"is_x_share": True}, {"is_x_log2": True}], ids=str)
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(0.0, 1e308), (1.0, -1e308), (2.0, float("nan")), (3.0, INF)],
+        [(1.0, 1e99), (2.0, -1e99)],
+        [(1.0, 1e-320), (2.0, 0.0)],
+        [(1.0, 5.0), (2.0, 5.000000000000001)],
+        [(1e17, 1.0), (1e17 + 16, 2.0)],
+        [(1e-320, 1e-319)],
+        [(-5.0, -1.0), (-INF, 0.0)],
+        [(1e100, 1.0)],
+    ],
+    ids=str,
+)
+def test_any_number_is_drawn_in_the_frame_or_named(points: list[tuple[float, float]], kind: dict[str, bool]) -> None:
+    svg = Chart(
+        "a", "x", "y", [Line("one", 0, points, seeds=[points], errors=[INF, -1.0, 0.1, 0.1][: len(points)])], **kind
+    ).svg()
+    assert "nan" not in svg
+    assert "inf" not in svg
+    drawn = svg.count("<title>")
+    left_out = re.findall(r"cannot be drawn, (\d+) in all", svg)
+    assert drawn >= 1 or left_out
+    for x, y in re.findall(r'<use href="#mark0" class="[^"]*" x="(.*?)" y="(.*?)"', svg):
+        assert -6 <= float(x) <= 420
+        assert -6 <= float(y) <= 280
+
+
+def test_a_long_line_keeps_its_peaks() -> None:
+    points = [(float(n), 1.0 if n == 70_001 else 0.0) for n in range(100_000)]
+    (path,) = re.findall(
+        r'<path class="line s0" d="M(.*?)"', Chart("a", "x", "y", [Line("one", 0, points)], is_share=True).svg()
+    )
+    places = [tuple(map(float, place.split())) for place in path.split("L")]
+    assert len(places) <= 2100
+    assert min(y for _, y in places) == 12.0  # the top of the frame
+    assert (places[0][0], places[-1][0]) == (52.0, 396.0)

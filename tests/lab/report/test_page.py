@@ -1,14 +1,23 @@
-"""Seeds on a page: their mean where all of them have been, and each of them wherever it was evaluated."""
+"""Seeds on a page, and pages of runs that somebody may have made to harm who looks at them."""
 
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers.runs import write_run
 from unmask.cli import compare
 from unmask.lab.compare import Comparison
-from unmask.lab.report.page import _measure
-from unmask.lab.report.runs import RunsByMethod, read_run
+from unmask.lab.report.diagnoses import Diagnoses
+from unmask.lab.report.models import Study
+from unmask.lab.report.page import _measure, render
+from unmask.lab.report.runs import RunRecord, RunsByMethod, group, read_run
 from unmask.training.logging import MetricsFile
 
 RATE = "eval/accuracy/ema/prob/3"
@@ -34,22 +43,111 @@ def evaluated(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def test_the_mean_is_drawn_where_all_seeds_have_been(evaluated) -> None:  # type: ignore[no-untyped-def]
-    (by_step, by_seconds, _) = (chart.lines[0] for chart in _measure(evaluated([10, 20, 30], [20, 25]), RATE).charts)
+    (by_step, by_seconds, _) = (
+        chart.lines[0] for chart in _measure(evaluated([10, 20, 30], [20, 25]), RATE, has_shares=True).charts
+    )
     assert by_step.points == [(20, 0.2), (25, 0.25)]
     assert by_seconds.points == [(40, 0.2), (50, 0.25)]
     assert by_step.seeds == [[(10, 0.1), (20, 0.2), (30, 0.3)], [(20, 0.2), (25, 0.25)]]
 
 
 def test_seeds_of_one_evaluation_each_can_be_seen(evaluated) -> None:  # type: ignore[no-untyped-def]
-    chart = _measure(evaluated([10], [12]), RATE).charts[0]
+    chart = _measure(evaluated([10], [12]), RATE, has_shares=True).charts[0]
     assert chart.lines[0].points == []
     assert chart.svg().count('class="mark s0 reference"') == 2
 
 
 def test_the_table_says_of_how_many_seeds(evaluated) -> None:  # type: ignore[no-untyped-def]
     curves = [own.curve(RATE) for own in evaluated([10, 20], [10, 20], [10, 22])["puma"]]
-    comparison = Comparison({"puma": curves, "other": curves})
-    assert compare._at(comparison, curves, 10.0) == "10.0% ± 0.0%"
-    assert compare._at(comparison, curves, 20.0) == "20.0% ± 0.0%, 2 of 3"
-    assert compare._at(comparison, curves, 22.0) == "22.0%, 1 of 3"
-    assert compare._at(comparison, curves, 15.0) == ""
+    table = compare._curves_table(Comparison({"puma": curves, "other": curves[:1]}), RATE)
+    shown = list(zip(*(list(column.cells) for column in table.columns), strict=True))
+    assert shown == [
+        ("10", "10.0% ± 0.0%", "10.0%"),
+        ("20", "20.0% ± 0.0%, 2 of 3", "20.0%"),
+        ("22", "22.0%, 1 of 3", ""),
+    ]
+
+
+def rendered(*runs: RunRecord, replay: dict[str, Any] | None = None) -> str:
+    study = Study("prob/1", replay=replay)
+    return render(group(runs), study, Diagnoses(), title="A title", first_measure=None, commands=["unmask report"])
+
+
+EVIL = "</script><script>alert(1)</script>\x1b[2J\u202egnp.exe"
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> RunRecord:
+    folder = write_run(tmp_path / "x[" / "y]<script>alert(1)<b>\x1b\u202e", evaluation={RATE: 0.5, f"eval/{EVIL}": 0.5})
+    environment = {
+        "command": f"unmask train debug\n{EVIL}\nrm -rf /",
+        "device": EVIL,
+        "threads": [1],
+        "dtype": {},
+        "torch": 1,
+    }
+    (folder / "environment.json").write_text(json.dumps(environment))
+    return read_run(folder, lambda line: None)
+
+
+def test_text_from_a_run_is_text_on_the_page(hostile: RunRecord) -> None:
+    replay = {"symbols": {0: EVIL}, "methods": [EVIL], "puzzles": [{"prompt": [0], "traces": []}], "canvas": {}}
+    page = rendered(hostile, replay=replay)
+    assert "<script>alert" not in page
+    assert not CONTROLS.search(page)
+    (data,) = re.findall(r'id="replay-data">(.*?)</script>', page)
+    assert not CONTROLS.search(str(json.loads(data)["symbols"]["0"] + json.loads(data)["methods"][0]))
+    (claim,) = re.findall(r"say they were made by.*?<pre>(.*?)</pre>", page, re.DOTALL)
+    assert len(claim.splitlines()) == 1
+    assert r"unmask train debug\n" in claim
+
+
+def test_the_policy_allows_the_page_s_own_style_and_script_alone(hostile: RunRecord) -> None:
+    page = rendered(hostile)
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)
+    assert page.index(policy) < page.index("<title>")
+    style, script = (
+        re.findall(r"<style>(.*?)</style>", page, re.DOTALL),
+        re.findall(r"<script>(.*?)</script>", page, re.DOTALL),
+    )
+    assert (len(style), len(script)) == (1, 1)
+    own = (f"{kind}-src &#39;sha256-{b64encode(sha256(text.encode()).digest()).decode()}&#39;"
+           for kind, text in (("style", style[0]), ("script", script[0])))  # fmt: skip
+    assert policy == "; ".join(
+        ["default-src &#39;none&#39;", *own, "base-uri &#39;none&#39;", "form-action &#39;none&#39;"]
+    )
+    assert not re.search(r"<[^>]* (style|on\w+)=", page)  # which the policy would stop
+
+
+def test_numbers_that_cannot_be_drawn_are_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    row = {"step": 7, "seconds": 1, "examples_seen": 1, RATE: 0.5}
+    with (folder / "metrics.jsonl").open("a") as file:
+        for value in ("1e308", "-1e308", "1e400", "NaN", "-Infinity", "9" * 400, "null", "-5", "true"):
+            file.write(json.dumps(row)[:-1] + f', "eval/nelbo": {value}}}\n')
+        for steps in ("-1", "1e300", "NaN"):
+            file.write(json.dumps(row).replace("7", steps) + "\n")
+    said: list[str] = []
+    run = read_run(folder, said.append)
+    assert run.curve("eval/nelbo").values == (1.0, -5.0)
+    assert f"{folder / 'metrics.jsonl'}, line 2: eval/nelbo is not drawn: 1e+308" in said
+    assert said[-1].endswith("and 4 more like these")
+    assert "<svg" in rendered(run)
+
+
+class CountedRows(list):  # type: ignore[type-arg]
+    passes = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_a_page_reads_the_rows_a_few_times_however_many_measures_there_are(tmp_path: Path) -> None:
+    measures = {f"eval/accuracy/ema/prob/{n}": 0.5 for n in range(30)}
+    run = read_run(write_run(tmp_path / "run", evaluation=measures), pytest.fail)
+    run = replace(run, rows=CountedRows(run.rows))
+    page = rendered(run)
+    assert page.count('data-measure="') == 30
+    assert run.rows.passes <= 3

@@ -5,16 +5,34 @@ Lines differ in dash and marker as well as in colour. (Libraries that can do thi
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from unmask.formats import printable
+
+T = TypeVar("T")
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 420, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 12, 44
 NUM_STYLES = 6
 """Number of line styles: the classes `s0`, `s1`, .. of the page's style sheet."""
+LARGEST = 1e100
+"""Largest size of a number that is drawn: beyond it, sums and squares could overflow."""
+_MOST_POINTS = 2000
+"""Most corners of a line: more than the drawing has dots."""
+
+
+def shown(value: object) -> Markup:
+    """Makes HTML of anything that a page shows, which may come from a stranger's file. The only way onto a page."""
+    return value if isinstance(value, Markup) else escape(printable(str(value)))
+
+
+def is_drawable(value: int | float) -> bool:
+    """True for finite numbers of at most `LARGEST`."""
+    return -LARGEST <= value <= LARGEST
 
 
 @dataclass(frozen=True)
@@ -45,33 +63,54 @@ class Chart:
     is_x_share: bool = False
     """True if x is between 0 and 1, to be written in percent."""
     is_x_log2: bool = False
-    """True to draw x on a logarithmic axis; it is 1 or more."""
+    """True to draw x on a logarithmic axis; points whose x is below 1 are left out."""
 
     def svg(self) -> Markup:
-        """Draws the chart; without points, says that there are no data."""
-        points = [point for line in self.lines for each in (line.points, *line.seeds) for point in each]
+        """Draws the chart, and says how many points cannot be drawn; without points, says that there are no data."""
+        lines = [self._drawable(line) for line in self.lines]
+        num_left_out = sum(map(_num_points, self.lines)) - sum(map(_num_points, lines))
+        words = Markup('<p class="dim">{}: numbers that cannot be drawn, {} in all.</p>')
+        note = words.format(shown(self.title), num_left_out) if num_left_out else Markup("")
+        points = [point for line in lines for each in (line.points, *line.seeds) for point in each]
         if not points:
-            return Markup("<p>{} No data yet.</p>").format(self.title)
-        x_ticks = self._x_ticks(max(x for x, _ in points))
-        low = 0.0 if self.is_share else min(y for _, y in points)
-        y_ticks = _ticks(low, max(y for _, y in points))
+            return Markup("<p>{} No data yet.</p>").format(shown(self.title)) + note
+        x_ticks = self._x_ticks(min(x for x, _ in points), max(x for x, _ in points))
+        low = min(y for _, y in points)
+        y_ticks = _ticks(min(0.0, low) if self.is_share else low, max(y for _, y in points))
         scale = math.log2 if self.is_x_log2 else float
         frame = _Frame(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1], scale)
         parts = [
             *(frame.x_tick(x, _percent(x) if self.is_x_share else _short(x)) for x in x_ticks),
             *(frame.y_tick(y, _percent(y) if self.is_share else f"{y:g}") for y in y_ticks),
             *frame.labels(self.x_label, self.y_label),
-            *(part for line in self.lines for seed in line.seeds for part in frame.seed(line, seed, self.is_share)),
-            *(bar for line in self.lines for bar in frame.bars(line)),
-            *(part for line in self.lines for part in frame.line(line, self.is_share)),
+            *(part for line in lines for seed in line.seeds for part in frame.seed(line, seed, self.is_share)),
+            *(bar for line in lines for bar in frame.bars(line)),
+            *(part for line in lines for part in frame.line(line, self.is_share)),
         ]
-        head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, _HEIGHT, self.title)
-        return head + Markup("").join(parts) + Markup("</svg>")
+        head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">')
+        return head.format(_WIDTH, _HEIGHT, shown(self.title)) + Markup("").join(parts) + Markup("</svg>") + note
 
-    def _x_ticks(self, high: float) -> list[float]:
+    def _drawable(self, line: Line) -> Line:
+        """Leaves out the points that cannot be drawn; an error that cannot be is none."""
+        least = 1.0 if self.is_x_log2 else -LARGEST
+
+        def can_be(point: tuple[float, float]) -> bool:
+            return is_drawable(point[0]) and point[0] >= least and is_drawable(point[1])
+
+        errors = [
+            error if is_drawable(error) else 0.0
+            for point, error in zip(line.points if line.errors else (), line.errors, strict=True)
+            if can_be(point)
+        ]
+        seeds = [list(filter(can_be, seed)) for seed in line.seeds]
+        return replace(line, points=list(filter(can_be, line.points)), seeds=seeds, errors=errors)
+
+    def _x_ticks(self, low: float, high: float) -> list[float]:
         if self.is_x_log2:
-            return [2.0**k for k in range(max(1, math.ceil(math.log2(high))) + 1)]
-        return _ticks(0.0, 1.0 if self.is_x_share else high)
+            steps = max(1, math.ceil(math.log2(high)))
+            every = max(1, steps // 8)
+            return [2.0**k for k in range(0, steps + every, every)]
+        return _ticks(min(0.0, low), max(1.0, high) if self.is_x_share else high)
 
 
 @dataclass(frozen=True)
@@ -93,25 +132,24 @@ class _Frame:
 
     def x_tick(self, value: float, text: str) -> Markup:
         at, foot = self.x(value), _HEIGHT - _BOTTOM
-        return Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(at, foot + 16, text)
+        return Markup(f'<text class="tick" x="{at:.1f}" y="{foot + 16}" text-anchor="middle">{shown(text)}</text>')
 
     def y_tick(self, value: float, text: str) -> Markup:
         at = self.y(value)
-        grid = Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(_LEFT, at, _WIDTH - _RIGHT)
-        label = '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>'
-        return grid + Markup(label).format(_LEFT - 6, at + 4, text)
+        label = f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{shown(text)}</text>'
+        return Markup(f'<path class="grid" d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/>{label}')
 
     def labels(self, x_label: str, y_label: str) -> list[Markup]:
         middle = (_TOP + _HEIGHT - _BOTTOM) / 2
         below = '<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>'
         beside = '<text class="label" transform="translate(13 {}) rotate(-90)" text-anchor="middle">{}</text>'
         return [
-            Markup(below).format((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_label),
-            Markup(beside).format(middle, y_label),
+            Markup(below).format((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, shown(x_label)),
+            Markup(beside).format(middle, shown(y_label)),
         ]
 
     def path(self, points: Points, kind: str) -> Markup:
-        corners = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
+        corners = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in _outline(points))
         return Markup('<path class="{}" d="M{}"/>').format(kind, corners) if corners else Markup("")
 
     def bars(self, line: Line) -> list[Markup]:
@@ -130,7 +168,7 @@ class _Frame:
 
     def line(self, line: Line, is_share: bool) -> list[Markup]:
         kind = f"line s{line.style % NUM_STYLES}" + (" reference" if line.is_reference else "")
-        marks = [self._mark(line, x, y, is_share, is_open=line.is_reference) for x, y in _thin(line.points)]
+        marks = [self._mark(line, x, y, is_share, is_open=line.is_reference) for x, y in thin(line.points, most=24)]
         return [self.path(line.points, kind), *marks]
 
     def _mark(self, line: Line, x: float, y: float, is_share: bool, *, is_open: bool) -> Markup:
@@ -138,22 +176,42 @@ class _Frame:
         return _mark(line.style, self.x(x), self.y(y), f"{line.name}: {value} at {x:,.4g}", is_open)
 
 
-def _thin(points: Points, most: int = 24) -> Points:
-    """Picks the points that get a marker: few enough not to hide the line, the last one included."""
-    every = max(1, math.ceil(len(points) / most))
-    return points[::-every][::-1]
+def _num_points(line: Line) -> int:
+    return len(line.points) + sum(map(len, line.seeds))
+
+
+def _outline(points: Points) -> Points:
+    """Picks few enough points of a long line: the ends, and the lowest and the highest of each stretch."""
+    if len(points) <= _MOST_POINTS:
+        return points
+    every = math.ceil(2 * len(points) / _MOST_POINTS)
+    picked = {0, len(points) - 1}
+    for start in range(0, len(points), every):
+        stretch = range(start, min(start + every, len(points)))
+        picked |= {min(stretch, key=lambda i: points[i][1]), max(stretch, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(picked)]
+
+
+def thin(values: Sequence[T], most: int) -> Sequence[T]:
+    """Picks `most` values at equal distances, the last one included: so many markers do not hide a line, for one."""
+    every = max(1, math.ceil(len(values) / most))
+    return values[::-every][::-1]
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Chooses round values that cover low .. high: multiples of 1, 2 or 5 times a power of ten."""
-    span = (high - low) or abs(high) or 1.0
+    # Not so narrow that neighbouring ticks are one number.
+    span = max(high - low, 1e-9 * max(abs(low), abs(high))) if high > low else abs(high) or 1.0
+    span = max(span, 1e-290)
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= about)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+    return [float(f"{number * step:.12g}") for number in range(first, max(last, first + 1) + 1)]
 
 
 def _percent(value: float, digits: int = 0) -> str:
+    if abs(value) >= 1e4:
+        return f"{100 * value:g} %"
     return f"{100 * value:.{max(digits, 0 if 100 * value == round(100 * value) else 1)}f} %"
 
 
@@ -174,5 +232,5 @@ def legend_mark(style: int) -> Markup:
 def _mark(style: int, x: float, y: float, title: str = "", is_open: bool = False) -> Markup:
     number = style % NUM_STYLES
     kind = f"mark s{number}" + (" reference" if is_open else "")
-    shape = '<use href="#mark{}" class="{}" x="{:.1f}" y="{:.1f}" width="12" height="12"><title>{}</title></use>'
-    return Markup(shape).format(number, kind, x - 6, y - 6, title)
+    place = f'x="{x - 6:.1f}" y="{y - 6:.1f}" width="12" height="12"'
+    return Markup(f'<use href="#mark{number}" class="{kind}" {place}><title>{shown(title)}</title></use>')

@@ -3,7 +3,7 @@
 Dimensions: B rows, N blocks of a row (1 in plain diffusion), S positions of a block, L of a row, C canvases.
 """
 
-import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,8 @@ from unmask.blocks import count_blocks, in_blocks
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.trace import RecordingDecoder
 from unmask.errors import UserError
-from unmask.lab.report.chart import Points
+from unmask.formats import printable, read_bytes
+from unmask.lab.report.chart import Points, is_drawable
 from unmask.training.logging import RESUMED, lines_that_count
 from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
@@ -90,18 +91,16 @@ class Curve:
         The first evaluation above a level would often be there by luck. So the curve without its noise is taken, on
         straight lines between the middles of its pools.
         """
-        spent = self.spent[axis]
-        values = [pooled for *_, pooled in self._pools]
-        at = [mean(spent[first:end]) for first, end, _ in self._pools]
-        first = next(
-            (i for i, pooled in enumerate(values) if (pooled >= level if self.is_share else pooled <= level)), None
-        )
-        if first is None:
-            return Cost(spent[-1], is_least=True)
-        if first == 0:
-            return Cost(at[0], is_most=True)
-        before, after = values[first - 1 : first + 1]
-        return Cost(at[first - 1] + (level - before) / (after - before) * (at[first] - at[first - 1]))
+        sign = 1.0 if self.is_share else -1.0
+        number = bisect_left(self._pools, sign * level, key=lambda pool: sign * pool[2])
+        if number == len(self._pools):
+            return Cost(self.spent[axis][-1], is_least=True)
+        at = mean(self.spent[axis][slice(*self._pools[number][:2])])
+        if number == 0:
+            return Cost(at, is_most=True)
+        first, end, before = self._pools[number - 1]
+        at_before, after = mean(self.spent[axis][first:end]), self._pools[number][2]
+        return Cost(at_before + (level - before) / (after - before) * (at - at_before))
 
     def at(self, steps: Sequence[float], axis: str) -> list[tuple[float, float]]:
         """Returns the amount spent on `axis` and the value at `steps` within the run, linearly interpolated."""
@@ -112,10 +111,7 @@ class Curve:
 
 def is_finite(value: Any) -> bool:
     """True if `value` can be drawn: a run that diverged has written null, and a broken line may hold anything."""
-    try:
-        return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_drawable(value)
 
 
 def read_metrics(run: Path, warn: Callable[[str], None], *, is_running: bool = False) -> list[Row]:
@@ -127,19 +123,22 @@ def read_metrics(run: Path, warn: Callable[[str], None], *, is_running: bool = F
         UserError: the file cannot be read.
     """
     path = run / "metrics.jsonl"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+    content = read_bytes(path, max_bytes=2**30)
     if is_running:
         content = content[: content.rfind(b"\n") + 1]
-    rows = []
+    rows, complaints = [], []
     for number, line in lines_that_count(content):
         row = _row(line)
         if row is not None:
             rows.append(row)
+            bad = [key for key, value in row.items() if isinstance(value, int | float) and not is_drawable(value)]
+            complaints += [f"line {number}: {printable(key)[:60]} is not drawn: {str(row[key])[:20]}" for key in bad]
         elif line:
-            warn(f"{path}, line {number}: not a line of metrics; skipped")
+            complaints.append(f"line {number}: not a line of metrics; skipped")
+    for complaint in complaints[:_MOST_COMPLAINTS]:
+        warn(f"{path}, {complaint}")
+    if len(complaints) > _MOST_COMPLAINTS:
+        warn(f"{path}: and {len(complaints) - _MOST_COMPLAINTS:,} more like these")
     return rows
 
 
@@ -149,8 +148,12 @@ def _row(line: str) -> Row | None:
     except ValueError:
         return None
     # `lines_that_count` has taken out the lines that say where a run was resumed: one that is left is damaged.
-    return row if RESUMED not in row and all(is_finite(row.get(axis)) for axis in AXES) else None
+    is_sound = RESUMED not in row and all(is_finite(at := row.get(axis)) and 0 <= at <= _MOST_SPENT for axis in AXES)
+    return row if is_sound else None
 
+
+_MOST_COMPLAINTS = 5
+_MOST_SPENT = 1e18  # steps, seconds or examples
 
 _BINS = 10
 

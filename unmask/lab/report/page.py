@@ -1,20 +1,22 @@
 """Builds the report: one self-contained HTML page that shows runs side by side."""
 
-import json
-from collections.abc import Sequence
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import resources
-from statistics import mean
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from unmask.config.settings import flatten
 from unmask.decoding.config import DecodeConfig
+from unmask.formats import printable, to_json
 from unmask.lab.compare import Comparison, CostRow
-from unmask.lab.report.chart import Chart, Line, Points, legend_mark
-from unmask.lab.report.curves import AXES, is_finite
+from unmask.lab.report.chart import Chart, Line, Points, legend_mark, shown, thin
+from unmask.lab.report.curves import AXES, Curve, is_finite
 from unmask.lab.report.diagnoses import Diagnoses, charts, diagnose_methods, overfitting
 from unmask.lab.report.models import Study
 from unmask.lab.report.models import study as study_methods
@@ -69,25 +71,30 @@ def render(
     """
     measures = common_measures(methods)
     measures.sort(key=lambda measure: measure != first_measure)  # a stable sort
+    has_shares = any(key.startswith("eval/accuracy/") for key in measures)
     replay = study.replay and Markup(  # escaped so that it cannot end the script element that holds it
-        json.dumps(study.replay, separators=(",", ":")).replace("<", "\\u003c")
+        to_json(_printable(study.replay), separators=(",", ":")).replace("<", "\\u003c")
     )
+    css, script = (Markup(_asset(name)) for name in ("page.css", "page.js"))
     environment = Environment(
         loader=PackageLoader("unmask.lab.report", "assets"),
         autoescape=True,
+        finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("page.html").render(
         title=title,
-        css=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")),
+        policy=f"default-src 'none'; style-src {_source(css)}; script-src {_source(script)}; "
+        "base-uri 'none'; form-action 'none'",
+        css=css,
+        script=script,
         summary=summary(methods),
         warnings=warnings(methods),
         methods=[describe_method(name, number, runs) for number, (name, runs) in enumerate(methods.items())],
         others=list(methods)[1:],
-        measures=[_measure(methods, measure) for measure in measures],
+        measures=[_measure(methods, measure, has_shares=has_shares) for measure in measures],
         curves_note=curves_note(methods),
         replay=replay,
         is_graded=is_graded(next(iter(methods.values()))[0].config),
@@ -100,12 +107,27 @@ def render(
         undiagnosed=diagnoses.missing,
         differences=differences(methods),
         runs=[describe_run(run) for runs in methods.values() for run in runs],
-        commands=[*dict.fromkeys(run_command(run) for runs in methods.values() for run in runs), *commands],
+        claims=list(dict.fromkeys(run_command(run) for runs in methods.values() for run in runs)),
+        commands=list(commands),
     )
 
 
 def _asset(name: str) -> str:
     return resources.files("unmask.lab.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _source(inline: str) -> str:
+    """Names an inline style or script in the page's policy, by its digest: nothing else is applied or run."""
+    return f"'sha256-{b64encode(sha256(inline.encode()).digest()).decode()}'"
+
+
+def _printable(value: Any) -> Any:
+    """Makes all text within the replay printable, which the page's script shows as it is."""
+    if isinstance(value, Mapping):
+        return {key: _printable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(inner) for inner in value] if value and not isinstance(value[0], int) else value
+    return printable(value) if isinstance(value, str) else value
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -156,11 +178,21 @@ def curves_note(methods: RunsByMethod) -> str:
 
 
 def run_command(run: RunRecord) -> str:
-    return str(run.environment.get("command") or f"# {run.folder}: its command was not recorded")
+    """Returns the command that the run says it was made by, in one line."""
+    command = run.environment.get("command")
+    if not isinstance(command, str) or not command:
+        return f"# {run.folder}: its command was not recorded"
+    return _one_line(command, 2000)
+
+
+def _one_line(text: str, most: int) -> str:
+    line = printable(text[: most + 1]).replace("\n", "\\n").replace("\t", "\\t")
+    return line if len(line) <= most else f"{line[:most]} .."
 
 
 def describe_run(run: RunRecord) -> dict[str, str]:
     last, at = run.rows[-1], run.environment
+    at = {key: value for key, value in at.items() if isinstance(value, str | int | float)}
     parts = [at.get("cpu") if at.get("device") == "cpu" else at.get("device")]
     parts += [f"{at['threads']} thread{'s' * (at['threads'] != 1)}"] if "threads" in at else []
     parts += [at.get("dtype"), "compiled" if at.get("compiled") else None]
@@ -171,7 +203,7 @@ def describe_run(run: RunRecord) -> dict[str, str]:
         "steps": f"{last['step']:,}",
         "seconds": f"{last['seconds']:,.0f}",
         "examples": f"{last['examples_seen']:,}",
-        "machine": ", ".join(str(part) for part in parts if part),
+        "machine": ", ".join(_one_line(str(part), 100) for part in parts if part),
     }
 
 
@@ -187,21 +219,21 @@ class _Measure:
     costs: list[CostRow]
 
 
-def _measure(methods: RunsByMethod, measure: str) -> _Measure:
+def _measure(methods: RunsByMethod, measure: str, *, has_shares: bool) -> _Measure:
     name, is_share = _title(measure)
-    has_shares = any(key.startswith("eval/accuracy/") for key in common_measures(methods))
+    curves = {method: [run.curve(measure) for run in runs] for method, runs in methods.items()}
     charts = [
         Chart(
             title=f"{name} against {_X_LABELS[axis]}",
             x_label=_X_LABELS[axis],
             y_label="solved" if is_share else "bits per byte" if measure == "eval/bits_per_byte" else "nats",
-            lines=[_line(label, number, runs, measure, axis) for number, (label, runs) in enumerate(methods.items())],
+            lines=[_line(label, number, each, axis) for number, (label, each) in enumerate(curves.items())],
             is_share=is_share,
         )
         for axis in AXES
     ]
     has_costs = (is_share or not has_shares) and len(methods) > 1
-    costs = [row for row in Comparison.of(methods, measure).rows() if row.is_reached] if has_costs else []
+    costs = [row for row in Comparison(curves).rows() if row.is_reached] if has_costs else []
     return _Measure(name, charts, costs)
 
 
@@ -221,14 +253,13 @@ def _title(measure: str) -> tuple[str, bool]:
     return f"Share solved, order {order}, {pace}{more}, {weights} weights", True
 
 
-def _line(name: str, style: int, runs: Sequence[RunRecord], measure: str, axis: str) -> Line:
+def _line(name: str, style: int, curves: Sequence[Curve], axis: str) -> Line:
     """Draws the mean over seeds, from the first step that all have evaluated to the last step of the shortest."""
-    curves = [run.curve(measure) for run in runs]
     steps = sorted({step for curve in curves for step in curve.spent["step"]})
     low, high = max(c.spent["step"][0] for c in curves), min(c.spent["step"][-1] for c in curves)
-    at_steps = zip(*(curve.at([step for step in steps if low <= step <= high], axis) for curve in curves), strict=True)
-    means = [(mean(spent for spent, _ in each), mean(value for _, value in each)) for each in at_steps]
-    seeds: list[Points] = [list(zip(c.spent[axis], c.values, strict=True)) for c in curves] if len(runs) > 1 else []
+    shared = thin([step for step in steps if low <= step <= high], most=2000)
+    means = [tuple(each) for each in np.mean([curve.at(shared, axis) for curve in curves], axis=0).tolist()]
+    seeds: list[Points] = [list(zip(c.spent[axis], c.values, strict=True)) for c in curves] if len(curves) > 1 else []
     return Line(name, style, means, seeds)
 
 

@@ -47,9 +47,17 @@ class RunRecord:
 
     def measures(self) -> list[str]:
         """Lists the measures of its evaluations that were finite at least once, in the order in which they appear."""
-        written = ((key, value) for row in self.rows for key, value in row.items() if key.startswith("eval/"))
-        keys = dict.fromkeys(key for key, value in written if is_finite(value))
-        return [key for key in keys if not key.endswith("_stderr")]
+        return list(self._evaluated)
+
+    @cached_property
+    def _evaluated(self) -> dict[str, list[Row]]:
+        """The rows that have a measure, by measure: read once, as a page asks for every measure several times."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            for key, value in row.items():
+                if key.startswith("eval/") and not key.endswith("_stderr") and is_finite(value):
+                    found.setdefault(key, []).append(row)
+        return found
 
     def curve(self, measure: str) -> Curve:
         """Returns its evaluations of `measure`.
@@ -57,7 +65,7 @@ class RunRecord:
         Raises:
             UserError: there are none.
         """
-        curve = Curve.of(self.rows, measure)
+        curve = Curve.of(self._evaluated.get(measure, ()), measure)
         if not curve.values:
             said = ", ".join(self.measures()) or "nothing yet"
             raise UserError(f"{self.folder}: no evaluation has written {measure}; there is {said}")
@@ -136,7 +144,8 @@ def common_measures(methods: RunsByMethod) -> list[str]:
         UserError: there is none.
     """
     runs = [run for same in methods.values() for run in same]
-    common = [key for key in runs[0].measures() if all(key in run.measures() for run in runs)]
+    of_others = [set(run.measures()) for run in runs[1:]]
+    common = [key for key in runs[0].measures() if all(key in own for own in of_others)]
     shown = [key for key in common if key.startswith("eval/accuracy/")]
     shown += [key for key in common if key in ("eval/nelbo", "eval/bits_per_byte")]
     if not shown:
