@@ -50,6 +50,15 @@ def bare_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "page.html").read_text()
 
 
+def allowed(page: str) -> str:
+    """Makes the page's policy, if it has one, allow the styles and scripts that a test has put into it."""
+    for tag in ("style", "script"):
+        texts = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        sources = " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in texts)
+        page = re.sub(f'(<meta http-equiv="Content-Security-Policy"[^>]*{tag}-src ).*?&#39;; ', rf"\1{sources}; ", page)
+    return page
+
+
 def browse(page: str, script: str, tmp_path: Path, *flags: str) -> Any:
     """What `script`, the body of an async function, returns on the page."""
     assert CHROMIUM is not None
@@ -60,9 +69,7 @@ def browse(page: str, script: str, tmp_path: Path, *flags: str) -> Any:
         "document.body.append(out); })();</script>"
     )
     path = tmp_path / "page.html"
-    digest = b64encode(sha256(probe.removeprefix("<script>").removesuffix("</script>").encode()).digest()).decode()
-    allowed = page.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
-    path.write_text(allowed.replace("</body>", probe + "</body>"))
+    path.write_text(allowed(page.replace("</body>", probe + "</body>")))
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, "--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr, done.stderr
@@ -186,7 +193,8 @@ def test_nothing_is_wider_than_the_window(page: str, width: int, tmp_path: Path)
     seen = browse(
         frame + "</body></html>",
         """const frame = document.querySelector('iframe');
-        await new Promise((done) => setTimeout(done, 500));
+        const hasDrawn = () => frame.contentDocument.querySelector('.cells .cell');
+        for (let n = 0; n < 40 && !hasDrawn(); n++) await new Promise((done) => setTimeout(done, 100));
         const root = frame.contentDocument.documentElement;
         return {scroll: root.scrollWidth, client: root.clientWidth,
                 board: frame.contentDocument.querySelector('.cells').clientWidth};""",
