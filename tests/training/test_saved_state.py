@@ -282,3 +282,55 @@ def test_an_export_with_nan_says_that_the_model_gives_nan(copied: Path, tmp_path
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(RunFailed, match=r"backbone.norm.weight holds nan.*the model gives nan"):
         unmask.load(tmp_path / "export")
+
+
+@pytest.mark.parametrize(
+    "part", ["config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "checkpoint", "tensorboard"]
+)
+def test_a_run_whose_parts_are_links_out_of_it_is_refused(
+    part: str, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = newest(copied) if part == "checkpoint" else copied / part
+    (copied / "tensorboard").mkdir()
+    moved = tmp_path / "elsewhere"
+    own.rename(moved)
+    own.symlink_to(moved)
+    before = moved.read_bytes() if moved.is_file() else sorted(moved.iterdir())
+    for arguments in (
+        ("train", tmp_path / "run" / "config.yaml", "train.steps=3", "--resume", "--out", copied),
+        ("eval", copied),
+        ("report", copied, "--out", tmp_path / "report"),
+    ):
+        assert run_cli(*arguments) == 2
+        said = capsys.readouterr().err
+        assert "is a link out of the run's folder" in said
+        assert "--follow-links" in said
+    assert before == (moved.read_bytes() if moved.is_file() else sorted(moved.iterdir()))
+    (tmp_path / "a_link").symlink_to(copied)
+    assert run_cli("eval", tmp_path / "a_link", "--follow-links", "--examples", 1) == 0
+
+
+def test_checkpoints_may_be_a_link_within_the_run_and_the_run_itself_a_link(copied: Path, tmp_path: Path) -> None:
+    (copied / "checkpoints").rename(copied / "kept")
+    (copied / "checkpoints").symlink_to("kept")
+    (tmp_path / "a_link").symlink_to(copied)
+    assert LoadedRun.open(tmp_path / "a_link").step == 2
+
+
+def test_checkpoints_on_another_disk_are_trained_on_with_the_option(copied: Path, tmp_path: Path) -> None:
+    (copied / "checkpoints").rename(tmp_path / "big")
+    (copied / "checkpoints").symlink_to(tmp_path / "big")
+    arguments = ("train", copied / "config.yaml", "train.steps=3", "--resume", "--out", copied)
+    assert run_cli(*arguments) == 2
+    assert run_cli(*arguments, "--follow-links") == 0
+    assert checkpoint.steps(tmp_path / "big") == [3]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    ["[1]", "{", '{"attention": 5}', '{"attention": "x"}', '{"threads": "many"}', "[" * 99_999, '{"data": [1]}'],
+)
+def test_a_damaged_environment_is_refused_with_its_name(environment: str, copied: Path) -> None:
+    (copied / "environment.json").write_text(environment)
+    with pytest.raises(UserError, match=r"environment\.json"):
+        tiny_run(copied, EMA, "process.name=puma").train(resume=True)

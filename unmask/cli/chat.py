@@ -31,6 +31,7 @@ def chat(
     step: options.Step = "last",
     device: options.Device = None,
     trust_code: options.TrustCode = False,
+    follow_links: options.FollowLinks = False,
 ) -> None:
     """Type prompts, and watch them being filled in.
 

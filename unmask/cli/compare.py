@@ -51,6 +51,7 @@ def compare(
     ),
     as_json: options.AsJson = False,
     trust_code: options.TrustCode = False,
+    follow_links: options.FollowLinks = False,
 ) -> None:
     """Train recipes on the same budget, several seeds each, and measure how much sooner each is there than the first.
 

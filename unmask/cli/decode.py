@@ -53,6 +53,7 @@ def decode(
     step: options.Step = "last",
     device: options.Device = None,
     trust_code: options.TrustCode = False,
+    follow_links: options.FollowLinks = False,
 ) -> None:
     """Fill in prompts, and write one JSON object for each; each batch is written as soon as it is done.
 

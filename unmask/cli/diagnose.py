@@ -37,6 +37,7 @@ def diagnose(
     is_json: options.AsJson = False,
     data_changed: options.DataChanged = False,
     trust_code: options.TrustCode = False,
+    follow_links: options.FollowLinks = False,
 ) -> None:
     """Explain a training, from its checkpoint:
 

@@ -75,6 +75,7 @@ def evaluate(
     as_json: options.AsJson = False,
     data_changed: options.DataChanged = False,
     trust_code: options.TrustCode = False,
+    follow_links: options.FollowLinks = False,
 ) -> None:
     """Evaluate a run: NELBO under uniform masks (for a causal model the exact NLL), and accuracy for each decoder; for
     running text also perplexity and bits per byte.

@@ -16,6 +16,7 @@ def export(
     weights: options.Weights = None,
     step: options.Step = "last",
     trust_code: options.TrustCode = False,
+    follow_links: options.FollowLinks = False,
 ) -> None:
     """Export a run: its weights as DIR/model.safetensors, its configuration as DIR/config.json.
 

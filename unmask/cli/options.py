@@ -40,6 +40,23 @@ TrustCode = Annotated[
 ]
 
 
+def _follow(is_followed: bool) -> bool:
+    if is_followed:
+        files.follow_links()
+    return is_followed
+
+
+FollowLinks = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links",
+        callback=_follow,
+        help="Read and write a run's parts also where they are links out of its folder, such as checkpoints on a "
+        "bigger disk.",
+    ),
+]
+
+
 def _accept_changed(is_accepted: bool) -> bool:
     if is_accepted:
         accept_changed_data()

@@ -38,6 +38,7 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page.")] = False,
     data_changed: options.DataChanged = False,
     trust_code: options.TrustCode = False,
+    follow_links: options.FollowLinks = False,
 ) -> None:
     """Compare runs on one self-contained HTML page, which needs no network and no other file.
 

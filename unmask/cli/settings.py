@@ -31,6 +31,7 @@ def settings(
     ] = None,
     as_json: options.AsJson = False,
     trust_code: options.TrustCode = False,
+    follow_links: options.FollowLinks = False,
 ) -> None:
     """List every setting: its key, its value in a recipe or run, and its meaning.
 

@@ -42,6 +42,7 @@ def train(
         ),
     ] = False,
     trust_code: options.TrustCode = False,
+    follow_links: options.FollowLinks = False,
 ) -> None:
     """Train a model.
 

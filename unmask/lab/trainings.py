@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unmask import machine
+from unmask import files, machine
 from unmask.config import registry
 from unmask.config.run import RunConfig
 from unmask.errors import Interrupted, RunFailed, UserError
@@ -37,6 +37,7 @@ class Training:
             *(sys.executable, "-P", str(Path(__file__).with_name("child.py"))),
             *("train", self.recipe, *self.settings, f"train.threads={threads}", "--out", str(self.folder), "--resume"),
             *["--trust-code"] * registry.trusts_code(),
+            *["--follow-links"] * files.follows_links(),
         ]
 
     def start(self, threads: int, lifeline: int) -> subprocess.Popen[bytes]:

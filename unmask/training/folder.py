@@ -6,17 +6,20 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from unmask import files, formats, machine
 from unmask.config.registry import found_in
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
 from unmask.errors import UserError
+from unmask.models.backends import BACKENDS
 
 _MAY_CHANGE = tuple(
     f"train.{key}"
@@ -31,6 +34,8 @@ _BITS_DEPEND_ON = ("torch", "cpu", "threads", "processes", "device", "dtype", "c
 
 
 _LOCK = ".lock"
+_FILES = (_LOCK, "config.yaml", "environment.json", "metrics.jsonl", "tracker_id")
+_FOLDERS = ("checkpoints", "tensorboard", "bad_batches", "vocabulary")
 _OURS = (_LOCK, f"{files.ASIDE}config.yaml")  # how all begins that a run that died at its very start may leave behind
 
 
@@ -142,8 +147,9 @@ def read_config(path: Path) -> RunConfig:
     """Reads the settings of the run in the folder `path`; keys that are newer than it have their defaults.
 
     Raises:
-        UserError: it is no run folder, or holds wrong settings.
+        UserError: it is no run folder, or holds wrong settings, or links out of it.
     """
+    check_parts(path)
     file = path / "config.yaml"
     try:
         tree = formats.read_yaml(file, is_saved=True)
@@ -178,13 +184,62 @@ def schedule_length(config: RunConfig) -> str | None:
     return f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
 
 
+class _Environment(BaseModel):
+    """The fields of `environment.json` that are more than text for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    attention: str | None = None
+    command: str | None = None
+    threads: int | None = None
+    processes: int | None = None
+    compiled: bool | None = None
+
+
 def read_environment(path: Path) -> dict[str, Any]:
-    """Reads `environment.json` of a run folder; empty if that fails."""
-    try:
-        environment = json.loads((path / "environment.json").read_text())
-    except (OSError, ValueError):
+    """Reads `environment.json` of a run folder; empty if there is none.
+
+    Raises:
+        UserError: it is damaged; names the field.
+    """
+    file = path / "environment.json"
+    if not file.exists():
         return {}
-    return environment if isinstance(environment, dict) else {}
+    found: dict[str, Any] = formats.read_json(file, dict[str, Any])
+    chosen = formats.checked(found, _Environment, str(file)).attention
+    if chosen not in (None, *BACKENDS):
+        raise UserError(f"{file}: attention={chosen[:40]!r}: use one of {', '.join(BACKENDS)}, or delete the file")
+    return found
+
+
+def check_parts(path: Path) -> None:
+    """Checks that what a run's folder holds is there itself, unless `files.follow_links` was called.
+
+    A folder that one was given may have links in place of its parts, to files that opening or resuming it would then
+    read or overwrite. The folder itself may be a link.
+
+    Raises:
+        UserError: a part is a link out of the folder, or is neither file nor folder.
+    """
+    parts = [path / name for name in (*_FILES, *_FOLDERS)]
+    for name in ("checkpoints", "vocabulary"):
+        with suppress(OSError):
+            parts += (path / name).iterdir()
+    for part in parts:
+        if part.is_symlink() and not files.follows_links():
+            try:
+                is_inside = part.resolve().is_relative_to(path.resolve())
+            except (OSError, RuntimeError):  # links in a circle
+                is_inside = False
+            if not is_inside:
+                raise UserError(
+                    f"{part}: is a link out of the run's folder, by which other files could be read or overwritten; if "
+                    "you made it, add --follow-links (in Python: unmask.files.follow_links())"
+                )
+        if part.name in _FILES and part.exists() and not part.is_file():
+            raise UserError(f"{part}: is no regular file; a run holds one")
+        if part.name in _FOLDERS and part.exists() and not part.is_dir():
+            raise UserError(f"{part}: is no folder; a run holds one")
 
 
 def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool, processes: int = 1) -> dict[str, Any]:
