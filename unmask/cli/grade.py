@@ -8,7 +8,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from unmask.cli import options
-from unmask.errors import UserError
+from unmask.errors import RunFailed, UserError
 from unmask.formats import to_json
 from unmask.progress import progress
 from unmask.tasks.programs import grading as programs
@@ -25,6 +25,8 @@ class GradedFile:
     """The summary that is printed above the reasons."""
     rows: list[dict[str, Any]]
     """Each row of the file with its verdict."""
+    failure: str | None = None
+    """Says that not every answer could be graded."""
 
 
 def _grade_programs(path: Path) -> GradedFile:
@@ -32,11 +34,17 @@ def _grade_programs(path: Path) -> GradedFile:
     with progress("Running", len(rows)) as update:
         judgements = programs.judge_rows(rows, update)
     grade = programs.grade(judgements)
-    low, high = grade.interval
-    lines = [f"{grade.correct} of {grade.n} right: {grade.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"]
-    return GradedFile(
-        asdict(grade), lines, [row.with_judgement(each) for row, each in zip(rows, judgements, strict=True)]
-    )
+    lines = [f"{grade.correct} of {grade.n} right"]
+    if grade.interval is not None:
+        low, high = grade.interval
+        lines = [f"{lines[0]}: {grade.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"]
+    failure = None
+    if grade.not_graded:
+        lines.append(f"{grade.not_graded} of {len(rows)} not graded: they could not be run")
+        said = programs.say_not_graded([each.output for each in judgements if not each.is_graded], len(rows))
+        failure = f"{said}; grade the file again when more of the machine is free"
+    graded = [row.with_judgement(each) for row, each in zip(rows, judgements, strict=True)]
+    return GradedFile(asdict(grade), lines, graded, failure)
 
 
 def _grade_sudoku(path: Path) -> GradedFile:
@@ -62,8 +70,9 @@ def grade(
     """Grade a file of answers, from this package or any other model, and count the wrong ones by reason.
 
     `gsm8k`: rows with `program` (the text that a model wrote), `answer` (a number, or a text that ends in `#### 18`)
-    and optionally `question`. The program's last function without arguments is called in a sandbox; the row is right if
-    it returns the answer.
+    and optionally `question`. The program's last function without arguments is called in a sandbox, with one second of
+    CPU time; the row is right if it returns the answer. A program that this machine could not run is tried once more,
+    alone; if it still cannot be run, it is counted as not graded, apart from all others, and the exit code is 1.
 
     `sudoku`: rows with the strings `puzzle` and `answer`. A row is right if the answer keeps every given of the puzzle
     and all rows, columns and boxes hold. `exact` counts the puzzles with exactly one solution that were answered with
@@ -87,6 +96,8 @@ def grade(
         options.print_json(graded.result)
     else:
         _print(graded)
+    if graded.failure is not None:
+        raise RunFailed(graded.failure)
 
 
 def _write_rows(rows: list[dict[str, Any]], target: TextIO) -> None:

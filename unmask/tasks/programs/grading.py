@@ -13,6 +13,7 @@ from unmask.evaluation.statistics import wilson
 from unmask.tasks.programs.answers import matches, read_answer
 from unmask.tasks.programs.sandbox import MAX_LENGTH, SECONDS, compiling_part, run_programs
 from unmask.tasks.programs.verdict import Outcome
+from unmask.tasks.programs.worker import SandboxFailed
 
 _DEF = re.compile(r"^def\b", re.MULTILINE)
 _FENCE = re.compile(r"[ \t]*```")
@@ -79,7 +80,8 @@ def _find_preamble(lines: list[str], start: int) -> int:
     return first
 
 
-REASONS = ("correct", "wrong", "no_program", "syntax", "blocked", "error", "timeout", "memory")
+REASONS = ("correct", "wrong", "no_program", "syntax", "blocked", "error", "timeout", "memory", "not_graded")
+"""`not_graded`: the machine could not run it, which is no verdict."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Judgement:
         program: what was run, or tried; None if the text holds no program.
         value: what it returned, if that was a number.
         output: the beginning of what it printed if it gave a number; else why it did not.
-        is_correct: whether `value` matches the right answer.
+        is_correct: whether `value` matches the right answer; false as well if the program was not graded.
         reason: one of `REASONS`.
     """
 
@@ -99,6 +101,11 @@ class Judgement:
     output: str
     is_correct: bool
     reason: str
+
+    @property
+    def is_graded(self) -> bool:
+        """False if the machine could not run the program."""
+        return self.reason != "not_graded"
 
 
 def judge(
@@ -111,8 +118,9 @@ def judge(
 ) -> list[Judgement]:
     """Finds the program in each text, runs it (the same one once only), and compares its value with the right answer.
 
-    Where the right answer is None, the program is run, and is not correct. `update` is called with how many texts are
-    done; the rest is as in `run_programs`.
+    Where the right answer is None, the program is run, and is not correct. A program that the machine could not run is
+    `not_graded`; so are all if no sandbox can be started. `update` is called with how many texts are done; the rest is
+    as in `run_programs`.
     """
     located = [locate(text) for text in texts]
     programs = list(dict.fromkeys(program for program in located if program is not None))
@@ -122,7 +130,10 @@ def judge(
         if update is not None:
             update(known + done)
 
-    outcomes = run_programs(programs, seconds=seconds, workers=workers, update=report)
+    try:
+        outcomes = run_programs(programs, seconds=seconds, workers=workers, update=report)
+    except SandboxFailed as error:
+        outcomes = [Outcome.not_graded(str(error), program) for program in programs]
     by_program = dict(zip(programs, outcomes, strict=True))
     return [
         _judge(None if program is None else by_program[program], gold)
@@ -150,18 +161,29 @@ class ProgramRow:
     def with_judgement(self, judgement: Judgement) -> dict[str, Any]:
         """Returns the row with its verdict."""
         verdict = {"value": judgement.value, "output": judgement.output}
-        return self.row | verdict | {"correct": judgement.is_correct, "reason": judgement.reason}
+        is_correct = judgement.is_correct if judgement.is_graded else None
+        return self.row | verdict | {"correct": is_correct, "reason": judgement.reason}
 
 
 @dataclass(frozen=True)
 class ProgramsGrade:
-    """The grade of a file. `interval`: Wilson's, 95%, of the accuracy; `reasons` counts the programs not correct."""
+    """The grade of a file.
+
+    Attributes:
+        n: programs that were graded.
+        correct: those of them that are right.
+        accuracy: their share; None if none was graded.
+        interval: Wilson's, 95%, of the accuracy.
+        reasons: counts of the programs that are not right.
+        not_graded: programs that the machine could not run; they count nowhere else.
+    """
 
     n: int
     correct: int
-    accuracy: float
-    interval: tuple[float, float]
+    accuracy: float | None
+    interval: tuple[float, float] | None
     reasons: dict[str, int]
+    not_graded: int
 
 
 def read_programs(path: Path) -> list[ProgramRow]:
@@ -183,10 +205,17 @@ def judge_rows(rows: Sequence[ProgramRow], update: Callable[[int], None] | None 
 
 def grade(judgements: Sequence[Judgement]) -> ProgramsGrade:
     """Sums up one judgement or more."""
-    n = len(judgements)
     reasons = Counter(judgement.reason for judgement in judgements)
-    correct = reasons.pop("correct", 0)
-    return ProgramsGrade(n, correct, correct / n, wilson(correct, n), dict(reasons.most_common()))
+    correct, not_graded = reasons.pop("correct", 0), reasons.pop("not_graded", 0)
+    n = len(judgements) - not_graded
+    accuracy, interval = (correct / n, wilson(correct, n)) if n else (None, None)
+    return ProgramsGrade(n, correct, accuracy, interval, dict(reasons.most_common()), not_graded)
+
+
+def say_not_graded(outputs: Sequence[str], total: int) -> str:
+    """Says how many programs of `total` could not be run, and why: `outputs` are their judgements'."""
+    why = "; ".join(text for text, _ in Counter(outputs).most_common(2))
+    return f"{len(outputs)} of {total} programs could not be run, and are not graded ({why})"
 
 
 def _read_row(row: dict[str, Any], where: str) -> ProgramRow:

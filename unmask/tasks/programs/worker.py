@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from unmask.tasks.programs.inside.jail import SandboxLimits
 from unmask.tasks.programs.inside.server import READY
+from unmask.tasks.programs.inside.watch import find_children
 
 _GRACE = 5.0
 """Seconds that a supervisor may take beyond the program's own before the whole server is ended."""
@@ -25,21 +26,34 @@ _OPTIONS = ("-P", "-s", "-S", "-W", "ignore")  # -I, but that it would ignore ou
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some interpreters do not start without
 
 
+class SandboxFailed(RuntimeError):
+    """The sandbox could not be started: the message says why."""
+
+
 class Worker:
-    """A server process that runs one program at a time; another is started if a program manages to end it.
+    """A server process that runs one program at a time.
+
+    Attributes:
+        is_over: True once a program, or the machine, has ended the server; then this one is of no more use.
 
     Raises:
-        RuntimeError: no server can be started.
+        SandboxFailed: no server can be started.
     """
 
     _process: subprocess.Popen[bytes]
-    _read: bytes
     deadline: float
 
     def __init__(self, limits: SandboxLimits) -> None:
         self._limits = limits
         self._job = -1
-        self._start()
+        self._read = b""
+        self.is_over = False
+        try:
+            with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory(prefix="unmask-") as folder:
+                self._start(folder, errors)
+        except OSError as error:
+            raise SandboxFailed(f"the sandbox does not start: {error.strerror or error}") from error
+        # The folder that the server stays in is gone by now: nothing can be made in it, and nothing is left of it.
 
     def fileno(self) -> int:
         """Returns the descriptor that is readable when `poll` has a report."""
@@ -50,7 +64,7 @@ class Worker:
         """Sends a program to run; `poll` returns its report."""
         assert self._process.stdin is not None
         self._job += 1
-        self.deadline = time.monotonic() + self._limits.seconds + _GRACE
+        self.deadline = time.monotonic() + self._limits.wall_seconds + _GRACE
         with suppress(OSError):  # a dead server shows when its report is read
             rest = memoryview(json.dumps([self._job, source]).encode() + b"\n")
             while rest:
@@ -59,10 +73,16 @@ class Worker:
     def poll(self) -> dict[str, Any] | None:
         """Returns the report of the program, or None if there is none yet. Does not wait."""
         if not wait([self.fileno()], 0):
-            return self._restart({"reply": "", "code": None}) if time.monotonic() >= self.deadline else None
+            if time.monotonic() < self.deadline:
+                return None
+            # A program may stop its supervisor, where no layer forbids that; else the machine is to blame.
+            verdict = "asleep" if self._is_stopped() else "clock"
+            self._kill()
+            return {"verdict": verdict}
         part = os.read(self.fileno(), 65536)
         if not part:
-            return self._restart({"reply": "", "code": 1})
+            self._kill()
+            return {"code": 1, "is_lost": True}
         self._read += part
         *lines, self._read = self._read.split(b"\n")
         return next((report for report in map(_parse_report, lines) if report.get("number") == self._job), None)
@@ -83,36 +103,40 @@ class Worker:
             self._process.stdout.close()
 
     def _kill(self) -> None:
+        self.is_over = True
         with suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _restart(self, report: dict[str, Any]) -> dict[str, Any]:
-        self._kill()
-        self.close()
-        self._start()
-        return report
+    def _is_stopped(self) -> bool:
+        """True if the server or what it has started has been stopped by a signal."""
+        own = self._process.pid
+        for pid in (own, *find_children(own)):
+            with suppress(OSError):
+                if (Path("/proc") / str(pid) / "stat").read_text().rpartition(") ")[2][0] == "T":
+                    return True
+        return False
 
-    def _start(self) -> None:
-        self._read = b""
-        with tempfile.TemporaryDirectory(prefix="unmask-") as folder:
-            self._process = self._popen(folder)
-            try:
-                assert self._process.stdout is not None
-                if self._process.stdout.readline() != READY:
-                    raise RuntimeError(f"{sys.executable}: the sandbox does not start (its messages are above)")
-            except BaseException:
-                self._kill()
-                self.close()
-                raise
-        # The folder that the server stays in is gone by now: nothing can be made in it, and nothing is left of it.
+    def _start(self, folder: str, errors: IO[bytes]) -> None:
+        self._process = self._popen(folder, errors)
+        try:
+            assert self._process.stdout is not None
+            if self._process.stdout.readline() != READY:
+                errors.seek(0)
+                said = errors.read(100_000).decode(errors="replace").strip().rpartition("\n")[2]
+                raise SandboxFailed(f"{sys.executable}: the sandbox does not start" + (f": {said}" if said else ""))
+        except BaseException:
+            self._kill()
+            self.close()
+            raise
 
-    def _popen(self, folder: str) -> subprocess.Popen[bytes]:
+    def _popen(self, folder: str, errors: IO[bytes]) -> subprocess.Popen[bytes]:
         arguments = (str(Path(__file__).parent), json.dumps(asdict(self._limits)))
         return subprocess.Popen(
             [sys.executable, *_OPTIONS, "-c", _START, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=errors,
             cwd=folder,
             env=_environment(),
             start_new_session=True,

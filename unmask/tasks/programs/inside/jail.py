@@ -9,6 +9,7 @@ Layers, by the names that `SandboxLimits.without` takes (for tests, which try ea
 * `limits`: CPU time, address space, and no file growth, no new process, no core dump. (`memory` always holds.)
 """
 
+import math
 import os
 import resource
 import signal
@@ -26,16 +27,23 @@ class SandboxLimits:
     """Limits of every program of a server.
 
     Attributes:
-        seconds: wall-clock time for each program.
+        seconds: CPU time for each program, and what it starts.
         memory: bytes of address space for each.
         without: layers to leave out, for tests.
         call: False to parse programs only.
+        patience: times `seconds` that each may take on the clock.
     """
 
     seconds: float
     memory: int
     without: tuple[str, ...] = ()
     call: bool = True
+    patience: float = 10.0
+
+    @property
+    def wall_seconds(self) -> float:
+        """Returns the time on the clock for each program."""
+        return self.patience * max(self.seconds, 0.5)
 
     def has(self, layer: str) -> bool:
         """True if `layer` is in force."""
@@ -113,18 +121,21 @@ def _become_nobody() -> None:
 
 
 def _limit(limits: SandboxLimits) -> None:
-    seconds = int(limits.seconds) + 2  # the wall clock comes first; this is for what would escape it
     most = {resource.RLIMIT_AS: limits.memory}
     if limits.has("limits"):
+        _limit_to(resource.RLIMIT_CPU, math.ceil(limits.seconds), math.ceil(limits.seconds) + 1)
         most |= {
-            resource.RLIMIT_CPU: seconds,
             resource.RLIMIT_FSIZE: 0,
             resource.RLIMIT_CORE: 0,
             resource.RLIMIT_NPROC: 0,
             resource.RLIMIT_NOFILE: 16,
         }
     for limit, value in most.items():
-        with suppress(OSError, ValueError):
-            resource.setrlimit(limit, (value, value))
+        _limit_to(limit, value, value)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _limit_to(limit: int, soft: int, hard: int) -> None:
+    with suppress(OSError, ValueError):
+        resource.setrlimit(limit, (soft, hard))

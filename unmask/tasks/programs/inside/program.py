@@ -16,6 +16,10 @@ Send = Callable[[dict[str, Any]], None]
 MAX_OUTPUT = 500
 """Most characters that are kept of what a program printed, or of why it failed."""
 
+NOT_STARTED = 77
+"""The exit code of a process that could not be locked up. A program has sent its number of lines before it runs, so it
+cannot claim this afterwards."""
+
 _OUT_OF_MEMORY = b'{"reason": "memory", "value": null, "output": "needs more memory than it may have"}\n'
 _QUIET_EVENTS = frozenset(("exec", "compile", "object.__getattr__", "object.__setattr__", "object.__delattr__"))
 
@@ -37,8 +41,11 @@ def run(source: str, limits: SandboxLimits, output: int) -> NoReturn:
     """Runs `source` and writes up to two lines of JSON to `output`: `{"lines": n}` once n lines of it have compiled,
     and `{"reason", "value", "output"}`. The value is an int, float or str, of exactly that type.
     """
-    output = jail.enter(limits, output)
-    reserve = bytearray(4 << 20)  # freed when there is no memory left to report that
+    try:
+        output = jail.enter(limits, output)
+        reserve = bytearray(4 << 20)  # freed when there is no memory left to report that
+    except BaseException:  # of the machine: no descriptors, no memory
+        os._exit(NOT_STARTED)
     try:
         message = _answer(source, limits, lambda message: _write(output, message))
     except MemoryError:

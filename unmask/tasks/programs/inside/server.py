@@ -1,6 +1,6 @@
 """A server that forks one program after another: starting an interpreter for each would take ten times as long.
 
-Three generations: this server; per program a supervisor, which holds the clock and outlives the program; the program.
+Three generations: this server; per program a supervisor, which watches its time and outlives the program; the program.
 A job comes as a line on stdin, `[number, source]`; its report goes to stdout as a line. When stdin closes all end.
 """
 
@@ -10,12 +10,12 @@ import os
 import select
 import signal
 import sys
-import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from . import jail, kernel, program
 from .jail import SandboxLimits
+from .watch import Watch, count_killed_for_memory, find_children
 
 READY = b"ready\n"
 MAX_REPLY = 16384
@@ -34,37 +34,57 @@ def main(arguments: str) -> None:
         kernel.hide_memory()
     gc.freeze()  # so that no collection in a program copies our pages
     os.write(1, READY)
+    killed = count_killed_for_memory()
     while line := sys.stdin.buffer.readline():
-        _run(json.loads(line), limits)
+        _run(json.loads(line), limits, killed)
 
 
-def _run(job: tuple[int, str], limits: SandboxLimits) -> None:
+def _run(job: tuple[int, str], limits: SandboxLimits, killed: int) -> None:
     number, source = job
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        _write_report(number, failed=_explain(error))
+        return
     if pid == 0:
-        _supervise(number, source, limits)
+        _supervise(number, source, limits, killed)
     if os.waitpid(pid, 0)[1] != 0:
-        _write_report(number, reply="", code=0)  # it was killed before it could report
+        _write_report(number, code=0, is_lost=True)  # it was killed before it could report
 
 
-def _supervise(number: int, source: str, limits: SandboxLimits) -> NoReturn:
+def _supervise(number: int, source: str, limits: SandboxLimits, killed: int) -> NoReturn:
     status = 1
     try:
-        deadline = time.monotonic() + limits.seconds
         for prepare in (kernel.die_with_parent, kernel.adopt_orphans):
             with suppress(OSError):
                 prepare()
-        pid, pipe = _start(source, limits)
-        code = None
+        watch = Watch(limits)
         try:
-            reply = _listen(pipe, deadline)
-            code = _wait(pid, deadline)
-        finally:
-            _end(pid, is_over=code is not None)
-        _write_report(number, reply.decode("utf-8", "replace"), code)
+            pid, pipe = _start(source, limits)
+        except OSError as error:
+            _write_report(number, failed=_explain(error))
+        else:
+            code = None
+            try:
+                reply, code = _follow(pid, pipe, watch)
+            finally:
+                _end(pid, is_over=code is not None)
+            _write_report(
+                number,
+                reply=reply.decode("utf-8", "replace"),
+                code=code,
+                verdict=watch.verdict,
+                seconds=watch.seconds,
+                is_lost=code == -signal.SIGKILL,
+                is_machine=code == -signal.SIGKILL and count_killed_for_memory() > killed,
+            )
         status = 0
     finally:
         os._exit(status)
+
+
+def _explain(error: OSError) -> str:
+    return f"no process for it: {error.strerror}"
 
 
 def _start(source: str, limits: SandboxLimits) -> tuple[int, int]:
@@ -80,33 +100,33 @@ def _start(source: str, limits: SandboxLimits) -> tuple[int, int]:
     return pid, pipe
 
 
-def _listen(pipe: int, deadline: float) -> bytes:
-    """Reads the program's reply, until it closes the pipe, writes too much, or the deadline passes."""
-    reply = b""
-    while len(reply) <= MAX_REPLY and (left := deadline - time.monotonic()) > 0:
-        ready = select.select([pipe, 0], [], [], left)[0]
+def _follow(pid: int, pipe: int, watch: Watch) -> tuple[bytes, int | None]:
+    """Reads the program's reply until it ends; returns it, and the exit code (negative: the signal that ended it).
+
+    The code is None if the program has to be ended.
+    """
+    reply, code, is_open, pause = b"", None, True, 0.0
+    while True:
+        ready = select.select([pipe, 0] if is_open else [0], [], [], pause)[0]
         if 0 in ready:  # between jobs nothing comes but the end
             raise EOFError
-        if ready:
+        if pipe in ready:
             part = os.read(pipe, 65536)
-            if not part:
-                break
             reply += part
-    return reply
-
-
-def _wait(pid: int, deadline: float) -> int | None:
-    """Waits for the program's exit code (negative: the signal that ended it); None if it still runs at the deadline."""
-    pause = 0.0001
-    while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= deadline:
-            return None
-        if select.select([0], [], [], pause)[0]:
-            raise EOFError
-        pause = min(2 * pause, 0.01)
+            if not part or len(reply) > MAX_REPLY:
+                os.close(pipe)  # so that a program that writes on does not wait for a reader
+                is_open, pause = False, 0.0001
+            continue
+        if code is not None:
+            return reply, code
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:  # what it wrote last may still be in the pipe, which others may hold open
+            watch.end(usage.ru_utime + usage.ru_stime)
+            code, pause = os.waitstatus_to_exitcode(status), 0.0
+        elif watch.is_over():
+            return reply, None
+        else:
+            pause = watch.pause() if is_open else min(2 * pause, 0.01)
 
 
 def _end(pid: int, is_over: bool) -> None:
@@ -116,7 +136,7 @@ def _end(pid: int, is_over: bool) -> None:
     if not is_over:
         os.kill(pid, signal.SIGKILL)
     while True:
-        for child in _find_children():
+        for child in find_children(os.getpid()):
             with suppress(OSError):
                 os.kill(child, signal.SIGKILL)
         try:
@@ -125,15 +145,12 @@ def _end(pid: int, is_over: bool) -> None:
             return
 
 
-def _find_children() -> list[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:  # noqa: PTH123 (pathlib would be one import more)
-            return [int(child) for child in file.read().split()]
-    except OSError:
-        return []
+def _write_report(number: int, **report: Any) -> None:
+    """Writes the report of a job, or of what has become of it.
 
-
-def _write_report(number: int, reply: str, code: int | None) -> None:
-    """Writes the report of a job. `code` is the program's exit code as of a subprocess; None if it had to be ended."""
-    report: dict[str, Any] = {"number": number, "reply": reply, "code": code}
-    os.write(1, json.dumps(report).encode() + b"\n")
+    `reply`: what the program wrote. `code`: its exit code, as of a subprocess; None if it had to be ended, and then
+    `verdict` says why (of `Watch`), also if it ended by itself with its time spent. `seconds`: its CPU time. `failed`:
+    why it could not be started. `is_lost`: something has killed it, or its supervisor. `is_machine`: the kernel has
+    ended processes for want of memory.
+    """
+    os.write(1, json.dumps({"number": number} | report).encode() + b"\n")
