@@ -34,7 +34,7 @@ class Gsm8kData(TextRowsData):
     mask_id: int = Field(151_644, ge=0, description="an id that no row holds")
     eos_id: int | None = Field(151_643, ge=0, description="ends an answer, and pads it")
     separator: str = Field("\n", description="between a question and its program")
-    seconds: float = Field(1.0, gt=0, description="that a program may run")
+    seconds: float = Field(1.0, gt=0, le=3600, description="of CPU time that a program may take")
 
 
 class Gsm8k(TextRows):

@@ -39,6 +39,7 @@ MEMORY = 512 << 20
 MAX_LENGTH = 50_000
 """Most characters of a program; a longer one counts as a syntax error."""
 
+_WORKERS_PER_CPU = 2  # a program takes milliseconds, and two forks: while one starts, another runs
 _PATIENCE_ALONE = 30.0
 """Times `seconds` on the clock for a program that is tried again."""
 _PAUSE_BEFORE_RETRY = 1.0
@@ -61,7 +62,7 @@ def run_programs(
     Args:
         seconds: CPU time for each program and what it starts; it may take ten times as long on the clock.
         memory: bytes of address space for each, its interpreter (some 40 MB) included.
-        workers: programs at once (default: one per CPU); fewer where the system lets us have no more processes.
+        workers: programs at once (default: two per CPU); fewer where the system lets us have no more processes.
         update: is called with how many programs are done.
         without: layers to leave out (`inside.jail.LAYERS`): for tests only.
 
@@ -85,7 +86,7 @@ def _run(
             outcomes[number] = Outcome("syntax", None, f"longer than {MAX_LENGTH} characters", program)
     todo = deque(number for number in range(len(programs)) if number not in outcomes)
     crew = _Crew(programs, limits, outcomes, update)
-    crew.run(todo, workers or cpus())
+    crew.run(todo, workers or _WORKERS_PER_CPU * cpus())
     if doubtful := [number for number, outcome in outcomes.items() if outcome.is_doubtful]:
         time.sleep(_PAUSE_BEFORE_RETRY)
         crew.limits = replace(limits, patience=_PATIENCE_ALONE)
