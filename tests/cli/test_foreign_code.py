@@ -108,6 +108,8 @@ def test_a_step_that_exits_is_no_success(module: Path, capsys: pytest.CaptureFix
     module.write_text(FROM + "class Mine(RandomMasking):\n    def observe(self, batch, stats):\n        exit(0)\n")
     assert run_cli("train", "debug", *SHORT, "process.name=theirs:Mine", "--out", "run") == 1
     assert "a step called sys.exit(0)" in capsys.readouterr().err
+    assert run_cli("bench", "step", "debug", *SHORT, "process.name=theirs:Mine", "--count", "1") == 1
+    assert "theirs.py:5: sys.exit(0): the command did not finish" in capsys.readouterr().err.replace("\n", "")
 
 
 def test_an_interrupt_stays_one(module: Path) -> None:

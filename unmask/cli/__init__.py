@@ -55,6 +55,10 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as stop:  # typer always ends so, also after a message about a wrong option
         if (hidden := _hidden_in(stop)) is not None:
             raise hidden from None
+        from unmask.config.registry import own_line
+
+        if (place := own_line(stop)) is not None:  # code of the user's own, which a verb has called
+            raise RunFailed(f"{place}: sys.exit({stop.code!r}): the command did not finish") from stop
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
 

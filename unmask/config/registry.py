@@ -148,26 +148,28 @@ def foreign_code(kind: str, name: str, what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if name in COMPONENTS[kind]:
             raise
-        if (place := _own_line(error)) is None:
+        if (place := own_line(error, name.partition(":")[0].partition(".")[0])) is None:
             raise UserError(f"{kind}.name={name}: {what}: {error}") from error
         cause = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
         cause = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else cause
         raise UserError(f"{place}: {cause}\n{kind}.name={name}: {what}; mend it there") from error
 
 
-def _own_line(error: BaseException) -> str | None:
-    """Returns `FILE:LINE` of the code behind a component that raised `error`; None if it never came that far."""
+def own_line(error: BaseException, package: str = "") -> str | None:
+    """Returns `FILE:LINE` of the code that raised `error` and is neither unmask's nor a library's; None if none is.
+
+    The code of `package` counts although it may be installed among the libraries.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
-    package = f"{Path(__file__).parents[1]}{os.sep}"
-    frames = [
+    libraries = (f"{Path(__file__).parents[1]}{os.sep}", "<frozen", *_LIBRARIES)
+    own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((package, "<frozen", importlib.__path__[0]))
+        if not frame.filename.startswith(libraries)
+        or package in (Path(frame.filename).stem, *Path(frame.filename).parts)
     ]
-    # The code of a package that is installed lies among the libraries that it calls.
-    known = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)] or frames[-1:]
-    own = [frame for frame in known if frame.filename == known[0].filename]
+    own = [frame for frame in own if frame.filename == own[0].filename]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
 
