@@ -26,6 +26,7 @@ from torch import Tensor
 from unmask import noise
 from unmask.blocks import blocks_of, in_blocks
 from unmask.data.stream import ExampleStream
+from unmask.errors import UserError
 from unmask.masking import time, weights
 from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows
 from unmask.masking.process import check_count, masked_batch
