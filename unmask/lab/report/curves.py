@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean as mean
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class Curve:
         return list(zip(spent.tolist(), values.tolist(), strict=True))
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     """True if `value` can be drawn: a run that diverged has written null, and a broken line may hold anything."""
     return isinstance(value, int | float) and not isinstance(value, bool) and is_drawable(value)
 
