@@ -1,57 +1,23 @@
 """Masked diffusion language models: training with PUMA and its baselines, and decoding."""
 
-from unmask.config.run import RunConfig
-from unmask.decoding.build import build_decoder
-from unmask.decoding.config import DecodeConfig
-from unmask.decoding.decoder import Decoder, predictor_from_logits
-from unmask.decoding.sampling import Sampling
-from unmask.errors import UserError
-from unmask.masking.ar import NextToken
-from unmask.masking.process import MaskingProcess, RowShard
-from unmask.masking.puma import PumaPool
-from unmask.masking.puma_variable import VariablePumaPool
-from unmask.masking.uniform import RandomMasking
-from unmask.models.denoiser import Denoiser
-from unmask.reveal import CosineSteps, EntropyBound, Factor, Fixed, NumSteps, RevealRule, RevealState, Threshold
-from unmask.training.loading import export, load
-from unmask.types import CleanBatch, Decoded, MaskedBatch, Prediction, Query, TokenSpec, TokenStats
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-# Their names until version 0.2, which go on working.
-Ask = Query
-Steps = NumSteps
+if TYPE_CHECKING:
+    from unmask.public import *
 
-__all__ = [
-    "Ask",
-    "CleanBatch",
-    "CosineSteps",
-    "DecodeConfig",
-    "Decoded",
-    "Decoder",
-    "Denoiser",
-    "EntropyBound",
-    "Factor",
-    "Fixed",
-    "MaskedBatch",
-    "MaskingProcess",
-    "NextToken",
-    "NumSteps",
-    "Prediction",
-    "PumaPool",
-    "Query",
-    "RandomMasking",
-    "RevealRule",
-    "RevealState",
-    "RowShard",
-    "RunConfig",
-    "Sampling",
-    "Steps",
-    "Threshold",
-    "TokenSpec",
-    "TokenStats",
-    "UserError",
-    "VariablePumaPool",
-    "build_decoder",
-    "export",
-    "load",
-    "predictor_from_logits",
-]
+
+def __getattr__(name: str) -> Any:
+    # The public names come with PyTorch, which takes seconds: the command line must be there before, to hear signals.
+    is_special = name.startswith("__") and name != "__all__"
+    if is_special or find_spec(f"{__name__}.{name}") is not None:  # a module, which Python then imports by itself
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from unmask import public
+
+    return getattr(public, name)
+
+
+def __dir__() -> list[str]:
+    from unmask import public
+
+    return [*globals(), *public.__all__]

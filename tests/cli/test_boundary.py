@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,25 @@ def test_what_nobody_has_foreseen_is_one_line(
     assert printed.removeprefix("\nAborted.\n").count("\n") == (1 if words else 0)  # typer's word for an end of file
     assert run_cli("settings", "--traceback", "debug") == code
     assert ("Traceback" in capsys.readouterr().err) == bool(words)
+
+
+LATE = """
+import importlib.abc, os, signal, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder())
+from unmask.cli import run
+run()
+"""
+
+
+def test_a_signal_during_the_imports_is_heard() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE, "settings"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Interrupted by SIGTERM\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -152,7 +152,7 @@ def test_a_run_killed_fifty_times_ends_as_if_it_had_not_been(tmp_path: Path) -> 
     assert_killed_runs_end_alike(tmp_path, num_kills=50, num_steps=2000, seconds=0.8)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_exits_130(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(out)

@@ -19,6 +19,7 @@ from unmask.errors import Interrupted, RunFailed, UserError
 T = TypeVar("T")
 
 _STOPS = (signal.SIGTERM, signal.SIGHUP)
+_INTERRUPTED = 130
 _TRACEBACK = "--traceback"
 _STRICT = ("strict", "surrogateescape")  # on a stream: what it cannot take is an error
 
@@ -38,7 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Runs the console script `unmask`."""
-    sys.exit(main())
+    code = main()
+    if code == _INTERRUPTED:  # at once: without waiting for a compiler, say, that a library's exit hook waits for
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
@@ -91,7 +98,7 @@ def _report(error: BaseException, *, with_traceback: bool) -> int:
         console.print("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, KeyboardInterrupt):
         console.print(str(error) or "Interrupted")
-        return 130
+        return _INTERRUPTED
     code = 2 if isinstance(error, UserError) else 1
     words = str(error) if isinstance(error, UserError | RunFailed) else _in_one_line(error)
     console.print(f"Error: {words}", style="red")
