@@ -13,6 +13,7 @@ from unmask.data import fingerprint
 from unmask.data.fingerprint import file_sha256
 from unmask.data.store import RowStore
 from unmask.errors import UserError
+from unmask.tasks.gsm8k import Gsm8k, Gsm8kData
 from unmask.tasks.sudoku import generator
 from unmask.tasks.text import TextData, find_store
 from unmask.training import checkpoint
@@ -99,7 +100,7 @@ def test_accepted_data_are_those_of_the_run_from_then_on(tmp_path: Path, capsys:
     assert "--data-changed: goes with --resume" in errors(capsys)
 
 
-def test_a_run_from_before_goes_on(tmp_path: Path) -> None:
+def test_a_run_from_before_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(tmp_path / "store", 32)
     assert train(tmp_path, 1) == 0
     environment = read_environment(tmp_path / "run")
@@ -110,7 +111,9 @@ def test_a_run_from_before_goes_on(tmp_path: Path) -> None:
     del state["data"]
     checkpoint.save(found.parent, 1, state)
     assert LoadedRun.open(tmp_path / "run").data is None
+    capsys.readouterr()
     assert run_cli("eval", tmp_path / "run") == 0
+    assert errors(capsys).count("keeps no fingerprint of its data") == 1
     assert train(tmp_path, 2, "--resume") == 0
     assert LoadedRun.open(tmp_path / "run").data is not None
 
@@ -150,6 +153,14 @@ def test_a_cache_that_the_run_names_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "theirs").rename(tmp_path / "elsewhere")
     assert run_cli("eval", tmp_path / "run") == 0
     assert not (tmp_path / "theirs").exists()
+
+
+def test_the_hub_is_not_asked_for_what_a_run_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    typed = Gsm8kData(path=str(tmp_path), tokenizer="owner/name")
+    task = Gsm8k(typed.of_run(tmp_path))
+    with pytest.raises(UserError, match=r"data.tokenizer=owner/name: .*hub is not asked for what a run names"):
+        _ = task.vocabulary
 
 
 def test_a_store_whose_bytes_were_changed_is_refused(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ class LoadedRun:
         path = getattr(self.config.data, "path", None)
         fix = "put the data back as they were, or name examples of your own (`unmask eval --data FILE`)"
         if not self.is_published or path is None:
+            if self.data is None and path is not None and not may_change():
+                progress.warn(f"{self.path} keeps no fingerprint of its data: data.path={path} is taken as it is now")
             check_same_data(task, self.config, self.data, self.path, fix)
             return
         # A page must show nothing of a file that a stranger's run names, not even a line of it in an error.

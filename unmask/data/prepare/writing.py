@@ -6,8 +6,10 @@ import json
 import platform
 import shutil
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -105,10 +107,13 @@ def load_keys(path: Path) -> NDArray[np.uint64]:
         return arrays["keys"]
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """Opens a shard; what is damaged in it shows when it is read inside the context."""
     try:
-        return np.load(path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        with np.load(path) as arrays:
+            yield arrays
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}; delete it, and it is made again") from error
 
 
