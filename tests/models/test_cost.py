@@ -70,6 +70,7 @@ TOO_LARGE = {
     "answers": ["decode", "nowhere", "--n", LARGE],
     "steps of a decoder": ["train", "debug", f"decode.steps={LARGE}"],
     "seeds": ["compare", "debug", "sudoku/puma", "--seeds", LARGE, "--out", "o"],
+    "stages": ["train", "debug", f"process.num_stages={2**62}"],
     "masks": ["diagnose", "nowhere", "--draws", LARGE],
 }
 

@@ -47,7 +47,7 @@ def _check_schedule(schedule: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 StageSchedule = Annotated[
-    list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]],
+    list[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1, le=1_000_000)]]],
     BeforeValidator(lambda value: [] if value is None else value),
     AfterValidator(_check_schedule),
 ]
@@ -68,7 +68,7 @@ class PumaPool(Pool):
         """The settings of a section `process` named `puma`."""
 
         name: str = "puma"
-        num_stages: int = Field(8, ge=1, description="K: masks that a row passes through")
+        num_stages: int = Field(8, ge=1, le=1_000_000, description="K: masks that a row passes through")
         stage_schedule: StageSchedule = Field(
             [], description="[[step, K], ...]: from each step on, K changes; steps increase"
         )
@@ -101,7 +101,7 @@ class PumaPool(Pool):
         self.revealed_share = self.config.time.build().mirrored.to(self.device)
         """Density of the visible fraction r = 1 - t; the K stages have equal mass under it."""
         start = self.config.start
-        self.start = None if start is None else start.density().to(self.device)
+        self.start = None if start is None else start.build().to(self.device)
         self.run: int | None = self.config.run
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
