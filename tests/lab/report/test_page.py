@@ -83,7 +83,7 @@ def hostile(tmp_path: Path) -> RunRecord:
     environment = {
         "command": f"unmask train debug\n{EVIL}\nrm -rf /",
         "device": EVIL,
-        "threads": [1],
+        "threads": 1,
         "dtype": {},
         "torch": 1,
     }
