@@ -13,7 +13,9 @@ from tests.helpers import SHORT, lines, run_cli
 from tests.helpers.text import byte_level, rows, save_tokenizer, settings, write_lines
 from unmask.data.prepare import prepare
 from unmask.errors import UserError
+from unmask.tasks import gsm8k
 from unmask.tasks.gsm8k import Gsm8k, Gsm8kData
+from unmask.tasks.programs.grading import Judgement, judge
 from unmask.training.loading import LoadedRun, load
 
 SMALL = [
@@ -289,6 +291,65 @@ def test_an_autoregressive_run_goes_from_text_to_a_score(
     records = lines(answers)
     assert [record["question"] for record in records] == ["How many?", "How much?", "And now?"]
     assert {"text", "program", "value", "gold", "reason", "output", "accuracy", "nfe"} <= records[0].keys()
+
+
+def fail_to_run(monkeypatch: pytest.MonkeyPatch, *which: int) -> None:
+    """Makes these programs of each call programs that the machine cannot run."""
+
+    def judge_some(texts: list[str], golds: list[float | int | None], **options: Any) -> list[Judgement]:
+        failed = Judgement(None, None, "no process for it", False, "not_graded")
+        return [failed if n in which else each for n, each in enumerate(judge(texts, golds, **options))]
+
+    monkeypatch.setattr(gsm8k, "judge", judge_some)
+
+
+def test_what_cannot_be_run_is_not_wrong(task: Gsm8k, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the answer nor, where the row's own program says what is right, that one; which is run again later."""
+    examples = task.examples_from_file(Path(task.config.path))[:3]
+    fail_to_run(monkeypatch, 0)
+    grades = task.grade(examples, examples.x0)
+    assert grades.is_graded.tolist() == [False, True, True]
+    assert grades.measures["accuracy"].tolist() == [False, True, True]
+    assert grades.details[0]["reason"] == "not_graded"
+    monkeypatch.undo()
+    grades = task.grade(examples, examples.x0)
+    assert grades.is_graded.all()
+    assert grades.measures["accuracy"].all()
+
+
+@pytest.mark.parametrize("which", [(1,), (0, 1, 2)], ids=["one", "all"])
+def test_an_evaluation_fails_where_programs_cannot_be_run(
+    which: tuple[int, ...],
+    ar_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fail_to_run(monkeypatch, *which)
+    problems, answers = write_lines(tmp_path / "test.jsonl", PROBLEMS), tmp_path / "answers.jsonl"
+    assert run_cli("eval", ar_run, "--task", "gsm8k", "--data", problems, "--out", answers, "--json") == 1
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["accuracy"] == {"left_to_right/1": None if len(which) == 3 else 0.0}
+    assert result["not_graded"] == {"left_to_right/1": len(which)}
+    assert sum(result["reasons"].get("left_to_right/1", {}).values()) == 3 - len(which)
+    said = f"could not grade {len(which)} of 3 (left_to_right/1) answers, which count in no share: no process for it"
+    assert said in captured.err
+    assert [record["accuracy"] for record in lines(answers)] == [None if n in which else False for n in range(3)]
+    assert run_cli("eval", ar_run, "--task", "gsm8k", "--data", problems) == 1
+    assert f"{len(which)} of 3 not graded" in capsys.readouterr().out
+
+
+def test_a_training_logs_the_accuracy_of_what_could_be_run(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_to_run(monkeypatch, *range(4))
+    arguments = ["tinygsm/ar_small", f"data.path={store}", *AR, "train.steps=1"]
+    assert run_cli("train", *arguments, "--out", tmp_path / "run") == 0
+    assert "Warning: step 1: the machine could not grade 4 of 4" in capsys.readouterr().err
+    (logged,) = [line for line in lines(tmp_path / "run" / "metrics.jsonl") if "eval/nelbo" in line]
+    assert not any(name.startswith("eval/accuracy") for name in logged)
+    assert [value for name, value in logged.items() if name.startswith("eval/not_graded/")] == [4]
 
 
 def test_held_out_rows_have_an_exact_likelihood(ar_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from unmask.config.registry import resolve
 from unmask.config.run import RunConfig
 from unmask.config.settings import check_section
 from unmask.decoding.config import DecodeConfig, check_guidance
-from unmask.errors import UserError
+from unmask.errors import RunFailed, UserError
 from unmask.evaluation.evaluate import Cells, Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
 from unmask.evaluation.generative import Samples, check_random, sampling_config
@@ -128,6 +128,8 @@ def evaluate(
         options.print_json(result.as_dict() | {"protocol": protocol})
     else:
         _print(result, protocol)
+    if (said := result.say_not_graded()) is not None:
+        raise RunFailed(f"{said}; evaluate again when more of the machine is free")
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,15 @@ from unmask.types import CleanBatch, Decoded
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of examples by measure (`accuracy` first), and forward passes per example."""
+    """Shares of graded examples by measure (`accuracy` first; nan if none is), and forward passes per example."""
 
     shares: dict[str, float]
     nfe: float
     n: int
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """One for each example decoded by this process: the task's record of prompt and answer, its grades, and `nfe`."""
+    not_graded: int = 0
+    """Answers, beside the `n`, that the machine could not grade."""
 
     @property
     def accuracy(self) -> float:
@@ -39,17 +41,20 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval (Wilson)."""
-        return wilson(round(self.accuracy * self.n), self.n)
+        return (0.0, 1.0) if self.n == 0 else wilson(round(self.accuracy * self.n), self.n)
 
     @property
     def reasons(self) -> dict[str, int]:
         """Counts of each recorded `reason`, the most frequent first; empty for tasks that give none."""
-        return dict(Counter(record["reason"] for record in self.records if "reason" in record).most_common())
+        graded = (
+            record["reason"] for record in self.records if "reason" in record and record.get("accuracy", 0) is not None
+        )
+        return dict(Counter(graded).most_common())
 
     @property
     def stderr(self) -> float:
         """The standard error of a binomial share."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
+        return math.nan if self.n == 0 else math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,16 @@ class Answers:
 
     right: dict[str, int]
     records: list[dict[str, Any]]
+    not_graded: int = 0
 
     def over_all(self, peers: Peers = ALONE) -> Accuracy:
         """Returns the accuracy over all examples; `peers` have decoded the others. Collective."""
-        own = self.right, sum(record["nfe"] for record in self.records), len(self.records)
-        rights, nfes, counts = zip(*peers.exchange(own), strict=True)
-        n = sum(counts)  # rank 0 has some, and so knows the measures
-        shares = {measure: sum(right.get(measure, 0) for right in rights) / n for measure in rights[0]}
-        return Accuracy(shares, sum(nfes) / n, n, self.records)
+        own = self.right, sum(record["nfe"] for record in self.records), len(self.records), self.not_graded
+        rights, nfes, counts, failed = zip(*peers.exchange(own), strict=True)
+        n = sum(counts) - sum(failed)
+        totals = {measure: sum(right.get(measure, 0) for right in rights) for measure in rights[0]}  # rank 0 has some
+        shares = {measure: total / n if n else math.nan for measure, total in totals.items()}
+        return Accuracy(shares, sum(nfes) / sum(counts), n, self.records, sum(failed))
 
 
 def grade_answers(
@@ -82,24 +89,28 @@ def grade_answers(
     decoder = build_decoder(config, model, task.tokens)
     records: list[dict[str, Any]] = []
     right: dict[str, int] = {}
+    not_graded = 0
     for rows in batches_of(len(examples), share, config.batch_size):
         part = examples.at(rows)
         canvases = part.masked(task.tokens.mask_id)
         decoded = decoder.decode(canvases.to(device), rows.to(device))
         grades = task.grade(part, decoded.tokens)
         for measure, is_right in grades.measures.items():
-            right[measure] = right.get(measure, 0) + int(is_right.sum())
+            counts = is_right if grades.is_graded is None else is_right & grades.is_graded
+            right[measure] = right.get(measure, 0) + int(counts.sum())
+        not_graded += 0 if grades.is_graded is None else int((~grades.is_graded).sum())
         records += _records(task, canvases, decoded, grades)
         if update is not None:
             update(len(records))
-    return Answers(right, records)
+    return Answers(right, records, not_graded)
 
 
 def _records(task: Task, canvases: Int[Tensor, "B L"], decoded: Decoded, grades: Grades) -> list[dict[str, Any]]:
     tokens, measures = decoded.tokens.cpu(), {name: value.tolist() for name, value in grades.measures.items()}
+    is_graded = [True] * len(canvases) if grades.is_graded is None else grades.is_graded.tolist()
     return [
         task.record(canvases[row], tokens[row])
-        | {name: values[row] for name, values in measures.items()}
+        | {name: values[row] if is_graded[row] else None for name, values in measures.items()}
         | (grades.details[row] if grades.details else {})
         | {"nfe": int(decoded.nfe[row])}
         for row in range(len(canvases))

@@ -3,6 +3,8 @@
 `unmask eval` and the evaluations of training print and save this same object.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,13 +52,32 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """The first decoder's accuracy, 0 without one; a run's best step has the highest."""
+        """The first decoder's accuracy, 0 without one; a run's best step has the highest (and nan is never best)."""
         return next((measured.accuracy for measured in self.accuracy.values()), 0.0)
+
+    @property
+    def not_graded(self) -> dict[str, int]:
+        """Answers that the machine could not grade, and that count in no share: by decoder, where there are any."""
+        return {label: measured.not_graded for label, measured in self.accuracy.items() if measured.not_graded}
+
+    def say_not_graded(self) -> str | None:
+        """Says which answers could not be graded; None if all were."""
+        if not self.not_graded:
+            return None
+        parts = [f"{count} of {count + self.accuracy[label].n} ({label})" for label, count in self.not_graded.items()]
+        why = Counter(
+            str(record.get("output"))
+            for label in self.not_graded
+            for record in self.accuracy[label].records
+            if record.get("accuracy", 0) is None
+        )
+        reason = "".join(f": {text}" for text, _ in why.most_common(1))
+        return f"the machine could not grade {', '.join(parts)} answers, which count in no share{reason}"
 
     def values(self) -> dict[str, float]:
         """Returns all figures for `metrics.jsonl`, by name without the prefix `eval/`."""
         found = {} if self.likelihood is None else self.likelihood.values()
-        if self.accuracy:
+        if self.accuracy and not math.isnan(self.score):
             found["accuracy"] = self.score
         for name, other in self.zero_shot.items():
             found |= {f"zero_shot/{name}/{key}": value for key, value in other.likelihood.values().items()}
@@ -72,6 +93,7 @@ class Evaluation:
             "interval": {label: list(measured.interval) for label, measured in accuracy.items()},
             "shares": {label: measured.shares for label, measured in accuracy.items()},
             "reasons": {label: measured.reasons for label, measured in accuracy.items() if measured.reasons},
+            **({"not_graded": self.not_graded} if self.not_graded else {}),
             "nfe": {label: measured.nfe for label, measured in accuracy.items()},
             **({"zero_shot": {name: own.as_dict() for name, own in self.zero_shot.items()}} if self.zero_shot else {}),
             **({} if self.generative is None else {"generative": self.generative.as_dict()}),
@@ -95,7 +117,7 @@ class Evaluation:
         for name, other in self.zero_shot.items():
             parts += [f"{name} ppl {text.ppl:.1f}"] if (text := other.likelihood.text) is not None else []
         parts += [] if self.generative is None else self.generative.words()
-        shown = ", ".join(f"{label} {measured.accuracy:.1%}" for label, measured in self.accuracy.items())
+        shown = ", ".join(f"{label} {_share(measured.accuracy)}" for label, measured in self.accuracy.items())
         return (f"accuracy {shown}; " if shown else "") + ", ".join(parts)
 
     def lines(self) -> Iterator[str | Cells]:
@@ -105,6 +127,8 @@ class Evaluation:
         for label, measured in self.accuracy.items():
             if measured.reasons:
                 yield f"{label}: " + ", ".join(f"{count} {reason}" for reason, count in measured.reasons.items())
+            if measured.not_graded:
+                yield f"{label}: {measured.not_graded} of {measured.n + measured.not_graded} not graded"
         if self.likelihood is not None:
             own = self.likelihood
             yield f"{own.name} {_plus_minus(own)} nats per maskable token"
@@ -123,7 +147,7 @@ class Evaluation:
         measures = list(next(iter(self.accuracy.values())).shares)
         rows: list[Sequence[str]] = []
         for label, measured in self.accuracy.items():
-            first, *others = (f"{share:.1%}" for share in measured.shares.values())
+            first, *others = (_share(share) for share in measured.shares.values())
             low, high = measured.interval
             rows.append((label, first, f"{low:.1%} to {high:.1%}", *others, f"{measured.nfe:.1f}"))
         return Cells(("decoder", measures[0], "95 % interval", *measures[1:], "NFE"), rows)
@@ -148,6 +172,10 @@ class Evaluation:
             rows.append((name, str(own.counts["rows"]), ppl, f"{own.unigram_entropy:.3f}", shares))
         sizes = ", ".join(map(str, NGRAM_SIZES))
         return Cells(("", "rows", "perplexity", "entropy, nats", f"distinct-{sizes}"), rows)
+
+
+def _share(share: float) -> str:
+    return "not graded" if math.isnan(share) else f"{share:.1%}"
 
 
 def _plus_minus(likelihood: Likelihood) -> str:

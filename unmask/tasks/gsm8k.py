@@ -6,6 +6,7 @@ Dimensions: B rows, L positions.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,17 @@ class Gsm8k(TextRows):
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
         """Grades `accuracy`: the program returns the right number; `runs`: any number; `parses`: it is a program."""
-        golds = list(examples.answers) if examples.answers is not None else self._run_own_programs(examples)
+        golds, unknown = list(examples.answers or ()), {}
+        if examples.answers is None:
+            golds, unknown = self._run_own_programs(examples)
         is_answer = ~examples.prompt_mask
         judged = judge(
             [self._answer(*row) for row in zip(tokens.cpu(), is_answer, strict=True)],
             golds,
             seconds=self.config.seconds,
         )
+        for row, why in unknown.items():
+            judged[row] = replace(judged[row], is_correct=False, reason="not_graded", output=f"the right answer: {why}")
         return Grades(
             {
                 "accuracy": torch.tensor([judgement.is_correct for judgement in judged]),
@@ -112,15 +117,19 @@ class Gsm8k(TextRows):
                 }
                 for judgement, gold in zip(judged, golds, strict=True)
             ],
+            is_graded=torch.tensor([judgement.is_graded for judgement in judged]),
         )
 
-    def _run_own_programs(self, examples: CleanBatch) -> list[float | int | None]:
-        """Runs the rows' own programs; None where one fails."""
+    def _run_own_programs(self, examples: CleanBatch) -> tuple[list[float | int | None], dict[int, str]]:
+        """Runs the rows' own programs; returns their numbers, None where one fails, and of each row whose program the
+        machine could not run, why.
+        """
         programs = [self._answer(*row) for row in zip(examples.x0, ~examples.prompt_mask, strict=True)]
         new = [program for program in dict.fromkeys(programs) if program not in self._numbers]
-        judged = judge(new, [None] * len(new), seconds=self.config.seconds)
-        self._numbers |= {program: judgement.value for program, judgement in zip(new, judged, strict=True)}
-        return [self._numbers[program] for program in programs]
+        judged = dict(zip(new, judge(new, [None] * len(new), seconds=self.config.seconds), strict=True))
+        self._numbers |= {program: own.value for program, own in judged.items() if own.is_graded}
+        unknown = {row: judged[each].output for row, each in enumerate(programs) if each not in self._numbers}
+        return [self._numbers.get(program) for program in programs], unknown
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         if is_infilling(self.vocabulary, prompt.tolist()):

@@ -43,6 +43,8 @@ class Grades:
     """By name, on the CPU; `accuracy`, the first, is the one that counts."""
     details: list[dict[str, Any]] | None = None
     """More about each example, as JSON objects."""
+    is_graded: Bool[Tensor, "B"] | None = None
+    """False where the machine could not grade an answer, which then counts in no share; None: all are graded."""
 
 
 @dataclass(frozen=True)

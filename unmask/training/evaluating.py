@@ -48,11 +48,15 @@ class Evaluator:
 
 
 def metrics(results: dict[str, Evaluation]) -> dict[str, float]:
-    """Names the figures of evaluations by weights: all of the first, and NELBO and accuracies of each."""
+    """Names the figures of evaluations by weights: all of the first, and NELBO and accuracies of each.
+
+    An accuracy is that of the answers that were graded; without any there is none.
+    """
     values = {f"eval/{name}": value for name, value in next(iter(results.values())).values().items()}
     for weights, result in results.items():
         values[f"eval/nelbo/{weights}"] = result.nelbo
-        values |= {rate(weights, label): measured.accuracy for label, measured in result.accuracy.items()}
+        values |= {rate(weights, label): measured.accuracy for label, measured in result.accuracy.items() if measured.n}
+        values |= {f"eval/not_graded/{weights}/{label}": count for label, count in result.not_graded.items()}
     return values
 
 

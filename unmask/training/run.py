@@ -381,6 +381,8 @@ class Run:
         found = next(iter(results.values()))
         self._log(metrics(results))
         console.print(f"{self.title}  step {self.progress.step}: {found.words()}")
+        if (said := found.say_not_graded()) is not None:
+            warn(f"step {self.progress.step}: {said}")
         progress = self.progress
         progress.evaluated_step = progress.step
         if not progress.is_better(found.score, found.nelbo):
