@@ -151,7 +151,33 @@ def _bert(folder: Path) -> None:
     transformers.BertLMHeadModel(config).save_pretrained(folder)
 
 
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def _configured(**changed: object) -> object:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+    return change
+
+
+def _index(folder: Path) -> None:
+    listed = {"weight_map": {"lm_head.weight": "../elsewhere/model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(listed))
+
+
 BAD = {
+    "a pickle": (_pickled, "holds its weights as a pickle.*save them as safetensors"),
+    "code to fetch": (_configured(attn_implementation="someone/kernel"), "config.json: attn_implementation="),
+    "code of its own": (
+        _configured(model_type="own", auto_map={"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"}),
+        "cannot be read as a causal language model",
+    ),
+    "an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "is an adapter"),
+    "deep settings": (lambda folder: (folder / "config.json").write_text("[" * 99_999), ".*nested too deeply"),
     "no model": (without("config.json"), "is not a folder with a model .*nothing is downloaded here: fetch one first"),
     "no weights": (without("model.safetensors"), "cannot be read as a causal language model"),
     "damaged settings": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as a causal"),
@@ -169,6 +195,14 @@ def test_bad_folders(damage: object, message: str, judge: Path, tmp_path: Path) 
     damage(folder)
     with pytest.raises(UserError, match=rf"--generative {folder}: {message}"):
         Scorer.load(str(folder), CPU, "--generative ")
+
+
+def test_an_index_that_leaves_the_folder(judge: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "judge"
+    shutil.copytree(judge, folder)
+    _index(folder)
+    with pytest.raises(UserError, match="which is no safetensors file beside it"):
+        Scorer.load(str(folder), CPU)
 
 
 def test_a_name_on_the_hub_is_not_fetched() -> None:

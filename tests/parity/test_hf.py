@@ -264,6 +264,13 @@ def test_an_absent_part(tmp_path: Path) -> None:
         ("[]", "index.json: holds no JSON object"),
         ('{"weight_map": 3}', "index.json: has no weight_map of file names"),
         ('{"weight_map": {"a": 3}}', "index.json: has no weight_map of file names"),
+        (
+            '{"weight_map": {"a": "../model.safetensors"}}',
+            "index.json: weight_map names .*no safetensors file beside it",
+        ),
+        ('{"weight_map": {"a": "/etc/hostname"}}', "index.json: weight_map names .*no safetensors file beside it"),
+        ('{"weight_map": {"a": "pytorch_model.bin"}}', "index.json: weight_map names .*no safetensors file beside it"),
+        ("[" * 99_999, "index.json: cannot be read: is nested too deeply"),
         ('{"weight_map": {}}', "index.json: lacks model.embed_tokens.weight"),
     ],
 )

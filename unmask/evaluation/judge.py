@@ -5,6 +5,7 @@ Dimensions: b texts of a batch, l tokens of the longest.
 
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from unmask import paths
+from unmask import formats, paths
 from unmask.errors import UserError
+from unmask.models import hf
 
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _TOKENS_AT_ONCE = 4096
 """Tokens of a batch: their logits over a large vocabulary take a GB."""
 
@@ -51,7 +54,7 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: str, device: torch.device, option: str = "") -> "Scorer":
-        """Loads both from `folder` alone: nothing is downloaded, and no code in it is run.
+        """Loads both from `folder` alone: nothing is downloaded, no code in it is run, and no pickle is read.
 
         Args:
             option: the option or setting that named the folder, for messages.
@@ -66,6 +69,7 @@ class Scorer:
                 f"{where}: is not a folder with a model (config.json) of Hugging Face's; nothing is downloaded here: "
                 "fetch one first, such as hf download openai-community/gpt2-large --local-dir FOLDER"
             )
+        _check_files(path, where)
         try:
             import transformers
         except ImportError as error:
@@ -171,11 +175,41 @@ def _start(config: Any, tokenizer: Any) -> int | None:
     return None
 
 
+def _check_files(path: Path, where: str) -> None:
+    """Checks that a model's weights are safetensors, and that its settings name no code that would be fetched."""
+    try:
+        config: dict[str, Any] = formats.read_json(path / "config.json", dict[str, Any])
+    except UserError as error:
+        raise UserError(f"{where}: cannot be read as a causal language model: {error}") from error
+    for key, value in config.items():
+        if key.endswith("_implementation") and "/" in str(value):
+            raise UserError(f"{where}: config.json: {key}={str(value)[:80]!r} names code of others; delete that line")
+    if (path / "adapter_config.json").exists():
+        raise UserError(f"{where}: is an adapter of another model; merge them, and save the whole model here")
+    weights = [file for file in path.iterdir() if file.suffix == ".safetensors"]
+    if not weights and any(file.suffix in _PICKLES for file in path.iterdir()):
+        raise UserError(
+            f"{where}: holds its weights as a pickle, which can run code when it is read; save them as safetensors: "
+            "model.save_pretrained(FOLDER), in a place where you may trust it"
+        )
+    for file in (*weights, path / "config.json"):
+        if not file.is_file():
+            raise UserError(f"{where}: {file.name} is no regular file")
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        hf.listed_files(index)
+
+
 def _model(transformers: Any, path: str, where: str, device: torch.device) -> Any:
     dtype = "auto" if device.type == "cuda" else torch.float32
     try:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=True, dtype=dtype, output_loading_info=True
+            path,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
         )
     except Exception as error:  # whatever the files make it stumble over
         raise UserError(f"{where}: cannot be read as a causal language model: {_first_line(error)}") from error
@@ -188,7 +222,7 @@ def _model(transformers: Any, path: str, where: str, device: torch.device) -> An
 
 def _tokenizer(transformers: Any, path: str, where: str) -> Any:
     try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UserError(
             f"{where}: holds no tokenizer that can be read ({_first_line(error)}); copy the model's tokenizer.json and "

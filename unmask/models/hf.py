@@ -4,19 +4,19 @@ A folder holds `config.json` and `model.safetensors`, or several files that `mod
 Dimensions: R rows of a checkpoint's vocabulary, V of ours, D width.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unmask import formats
 from unmask.config.settings import check_section
 from unmask.errors import UserError
 from unmask.models.transformer import Transformer, TransformerConfig
@@ -43,19 +43,22 @@ _FAMILIES = {
 }
 
 
+_Size = Annotated[int, Field(gt=0, le=2**24)]
+
+
 class _HfConfig(BaseModel):
     """The fields of `config.json` that decide the model."""
 
-    model_config = ConfigDict(strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     model_type: str
-    vocab_size: PositiveInt
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
+    vocab_size: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: Annotated[int, Field(gt=0, le=10_000)]
+    num_attention_heads: _Size
+    num_key_value_heads: _Size | None = None
+    head_dim: _Size | None = None
     rms_norm_eps: PositiveFloat = 1e-6
     tie_word_embeddings: bool = False
     hidden_act: str = "silu"
@@ -193,10 +196,11 @@ def _parse(file: Path) -> _HfConfig:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        value = formats.read_json(file)
+    except UserError as error:
+        problem = str(error).removeprefix(f"{file}: ").removeprefix("cannot be read: ")
         raise UserError(
-            f"{file}: cannot be read: {error}; name the folder of a checkpoint, or download it again"
+            f"{file}: cannot be read: {problem}; name the folder of a checkpoint, or download it again"
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{file}: holds no JSON object; download it again")
@@ -254,15 +258,9 @@ def _load_tensors(folder: Path) -> dict[str, Tensor]:
     """Loads exactly the tensors of `Transformer`, by its names, in fp32."""
     expected, found = _expected(folder), {}
     for file in _files(folder):
-        for theirs, tensor in _tensors(file).items():
+        for theirs, tensor in _tensors(file, {name: shape for name, (_, shape) in expected.items()}).items():
             if theirs in expected:
-                ours, shape = expected[theirs]
-                if tensor.shape != shape:
-                    raise UserError(
-                        f"{file}: {theirs} has shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}; "
-                        "download both again"
-                    )
-                found[ours] = tensor.float()
+                found[expected[theirs][0]] = tensor.float()
             # Ignored, as transformers does: the angles that old checkpoints hold, and the copy of a tied head.
             elif not theirs.endswith("rotary_emb.inv_freq") and theirs != "lm_head.weight":
                 raise UserError(f"{file}: {theirs} is not part of the model in config.json; download both again")
@@ -296,21 +294,49 @@ def _list_of_weights(folder: Path) -> Path:
 
 def _files(folder: Path) -> list[Path]:
     file = _list_of_weights(folder)
-    if file.name == _SINGLE:
-        return [file]
-    weight_map = _read_json(file).get("weight_map")
+    return [file] if file.name == _SINGLE else listed_files(file)
+
+
+def listed_files(index: Path) -> list[Path]:
+    """Returns the files of weights that an index lists.
+
+    Raises:
+        UserError: it lists something else than safetensors in its own folder.
+    """
+    weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise UserError(f"{file}: has no weight_map of file names; download it again")
-    return [folder / name for name in sorted(set(weight_map.values()))]
+        raise UserError(f"{index}: has no weight_map of file names; download it again")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: weight_map names {name[:100]!r}, which is no safetensors file beside it")
+    return [index.with_name(name) for name in names]
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(file: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """Reads a file whose tensors have these shapes, as far as they are known; the heads are checked first."""
     if not file.exists():
         raise UserError(f"{file}: is missing; download it, or save the checkpoint again as safetensors")
+    if not file.is_file():  # a fifo would wait for its writer
+        raise UserError(f"{file}: is no regular file; download it again")
     try:
-        return load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                shape = opened.get_slice(name).get_shape()
+                if name in shapes and tuple(shape) != shapes[name]:
+                    raise UserError(
+                        f"{file}: {name} has shape {tuple(shape)}, its config.json says {tuple(shapes[name])}; "
+                        "download both again"
+                    )
+            tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: damaged: {error}; download it again") from error
+    for name in shapes.keys() & tensors.keys():
+        if not tensors[name].is_floating_point():
+            raise UserError(f"{file}: {name} is of {tensors[name].dtype}; use the checkpoint that was not quantised")
+        if not bool(tensors[name].isfinite().all()):
+            raise UserError(f"{file}: {name} holds nan or infinity; download it again")
+    return tensors
 
 
 def _rows(
