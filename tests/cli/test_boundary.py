@@ -307,8 +307,9 @@ def test_a_file_of_out_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         file.write("whole")
         assert not out.exists()
     assert out.read_text() == "whole"
-    with pytest.raises(UserError, match="exists already; name another file"):
-        write_half(out, Interrupted())
+    for taken in (out, Path(), Path("/")):
+        with pytest.raises(UserError, match="exists already; name another file"):
+            write_half(taken, Interrupted())
 
 
 def test_decoding_onto_a_full_disk_keeps_what_was_done(

@@ -168,9 +168,9 @@ def new_file(path: Path, *, keeps_parts: bool = False) -> Iterator[TextIO]:
         UserError: the file exists, or cannot be made.
     """
     path = paths.user_path(path, _OUT)
-    part = path.with_name(f"{path.name}.part" if keeps_parts else files.aside_name(path))
     if os.path.lexists(path):
         raise UserError(f"{_OUT}{path}: exists already; name another file")
+    part = path.with_name(f"{path.name}.part" if keeps_parts else files.aside_name(path))
     if os.path.lexists(part):
         raise UserError(
             f"{_OUT}{path}: {part.name}, beside it, holds what was done before; move it, or name another file"
