@@ -35,6 +35,7 @@ _WRONG_PATH = {
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
     *(errno.ELOOP, errno.EROFS, errno.EINVAL, errno.ENXIO),
 }
+_LOST = "a power cut may lose what was written last"
 _NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _warned: set[tuple[str, Path]] = set()
@@ -177,14 +178,20 @@ def sync(path: Path) -> None:
     Raises:
         OSError: it is not on the disk; names the file.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    folder = path if path.is_dir() else path.parent
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError as error:
+        if path != folder:
+            raise
+        _warn_once(folder, f"may not be read, so it cannot be synced ({error.strerror}): {_LOST}")
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise OSError(error.errno, error.strerror, str(path)) from error
-        folder = path if path.is_dir() else path.parent
-        _warn_once(folder, f"cannot be synced ({error.strerror}): a power cut may lose what was written last")
+        _warn_once(folder, f"cannot be synced ({error.strerror}): {_LOST}")
     finally:
         os.close(descriptor)
 

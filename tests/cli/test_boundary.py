@@ -264,7 +264,8 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, run: Path, capsys: pytest
             (Path("/dev/zero"), "device"),
             (tmp_path, "folder"),
         ):
-            for arguments in (["decode", run, path], ["grade", path], ["train", "debug", f"data.path={path}"]):
+            verbs = [["decode", run, path], ["grade", path], ["train", "debug", f"data.path={path}"]]
+            for arguments in verbs if path == tmp_path else [*verbs, ["eval", run, "--data", path]]:
                 assert run_cli(*arguments) == 2
                 assert f"{path}: cannot be read: is a {kind}; name a file" in capsys.readouterr().err
     with pytest.raises(UserError, match="no such folder; name a folder"):
@@ -338,6 +339,23 @@ def test_an_export_onto_a_full_disk_leaves_nothing(
     assert run_cli("export", run, tmp_path / "model") == 0
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_may_not_be_read_is_not_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = os.open
+
+    def refuse_folders(path: Any, *arguments: Any, **options: Any) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse_folders)
+    for content in ("one", "two"):
+        files.write(tmp_path / "file", content)
+    assert (tmp_path / "file").read_text() == "two"
+    assert capsys.readouterr().err.count("cannot be synced (Permission denied)") == 1
 
 
 def test_closed_streams_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

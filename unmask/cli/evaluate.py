@@ -92,7 +92,8 @@ def evaluate(
 
     * `unmask eval runs/text-bell --corpus reviews.jsonl --corpus speeches/ --generative models/gpt2-large`
     """
-    data = None if data is None else paths.user_path(data, "--data ")
+    if data is not None and not (data := paths.user_path(data, "--data ")).is_dir():
+        data = paths.existing_file(data, "--data ")
     loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
     config = loaded.config if task is None else _with_task(loaded, task)
     judge = build_task(config)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unmask import machine, paths
+from unmask import files, machine, paths
 from unmask.cli import options
 from unmask.data.prepare import run
 from unmask.data.prepare.settings import DATASETS, PrepareSettings
@@ -133,7 +133,8 @@ def prepare(
 
 def _prepare(settings: PrepareSettings) -> dict[str, Any]:
     try:
-        return run.prepare(settings)
+        with files.naming_only(settings.partial):
+            return run.prepare(settings)
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped. The same command goes on; what is done is in {settings.partial}") from None
 

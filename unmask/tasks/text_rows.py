@@ -85,7 +85,7 @@ class TextRows(StoredRows):
 
     def _load_vocabulary(self, source: str) -> Vocabulary:
         """Loads the vocabulary of all ids of a tokenizer, the mask among them or after them."""
-        if self.config._is_found and not Path(source).expanduser().exists():
+        if self.config._is_found and not paths.user_path(source, "data.tokenizer=").exists():
             raise UserError(
                 f"data.tokenizer={source}: the run keeps no copy of it, there is no such folder, and the Hugging Face "
                 "hub is not asked for what a run names; download it there (hf download), or copy the run whole"

@@ -134,5 +134,5 @@ class Tracker:
 def _netrc() -> str:
     try:
         return Path(os.environ.get("NETRC", "~/.netrc")).expanduser().read_text()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, RuntimeError, UnicodeDecodeError):  # RuntimeError: there is no home folder
         return ""
