@@ -90,9 +90,8 @@ class Gsm8k(TextRows):
 
     def grade(self, examples: CleanBatch, tokens: Int[Tensor, "B L"]) -> Grades:
         """Grades `accuracy`: the program returns the right number; `runs`: any number; `parses`: it is a program."""
-        golds, unknown = list(examples.answers or ()), {}
-        if examples.answers is None:
-            golds, unknown = self._run_own_programs(examples)
+        given = examples.answers
+        golds, unknown = self._run_own_programs(examples) if given is None else (list(given), {})
         is_answer = ~examples.prompt_mask
         judged = judge(
             [self._answer(*row) for row in zip(tokens.cpu(), is_answer, strict=True)],
