@@ -6,6 +6,7 @@ from unmask.config import recipes
 from unmask.masking.process import masked_batch
 from unmask.models.attention import Attention, rotary_angles, rotate
 from unmask.models.build import build_denoiser
+from unmask.models.denoiser import Denoiser
 from unmask.models.presets import PRESETS
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.reveal import CONFIDENCES
@@ -256,3 +257,19 @@ def test_wrong_sizes_are_named(settings: dict, message: str) -> None:
 def test_given_keys_win_over_the_preset() -> None:
     assert TransformerConfig(preset="tiny", dim=64).dim == 64
     assert all(TransformerConfig(preset=name).preset == name for name in PRESETS)
+
+
+def test_a_float64_model_turns_by_float64_angles() -> None:
+    """However it came to be one; and fp32 models by the same angles, rounded once."""
+    config = TransformerConfig(dim=16, ff_dim=16, num_layers=1, num_heads=2, rotary=True, learned_positions=False)
+    tokens = TokenSpec(vocab_size=5, length=50, mask_id=4)
+    place = torch.arange(50, dtype=torch.float64)
+    angle = torch.outer(place, config.rope_theta ** -(torch.arange(0, 8, 2, dtype=torch.float64) / 8))
+    plain = Transformer(config, tokens)
+    assert torch.equal(plain.cos, angle.cos().float())
+    assert torch.equal(plain.sin, angle.sin().float())
+    converted = Denoiser(Transformer(config, tokens), mask_id=4).use_dtype("float64").backbone
+    for model in (converted, Transformer(config, tokens).double()):
+        assert torch.equal(model.cos, angle.cos())
+        assert torch.equal(model.sin, angle.sin())
+        assert torch.equal(model.float().sin, plain.sin)

@@ -98,12 +98,14 @@ def rotate(x: Heads, cos: Float[Tensor, "*rows L P"], sin: Float[Tensor, "*rows 
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def rotary_angles(length: int, head_dim: int, theta: float) -> tuple[Float[Tensor, "L P"], Float[Tensor, "L P"]]:
-    """Computes cos and sin of `position * theta^(-2 e / E)`, for e in 0 .. E/2 - 1."""
+def rotary_angles(
+    length: int, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+) -> tuple[Float[Tensor, "L P"], Float[Tensor, "L P"]]:
+    """Computes cos and sin of `position * theta^(-2 e / E)`, for e in 0 .. E/2 - 1, rounded to `dtype`."""
     # In fp64: the error of a rounded frequency grows with the position.
     frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
-    return angle.cos().float(), angle.sin().float()
+    return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 class Attention(nn.Module):

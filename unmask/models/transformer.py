@@ -8,6 +8,7 @@ positions of one stream or two.
 
 import difflib
 import zlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -159,9 +160,19 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.conditioning = nn.Linear(config.dim, config.dim, bias=False) if config.self_conditioning else None
         if config.rotary:
-            cos, sin = rotary_angles(tokens.length, config.head_width, config.rope_theta)
+            dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+            cos, sin = rotary_angles(tokens.length, config.head_width, config.rope_theta, dtype)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Transformer":
+        """Converts or moves the network; angles that become fp64 are computed anew, not widened from fp32."""
+        before = self.cos.dtype if self.config.rotary else None
+        super()._apply(fn, recurse)
+        if self.config.rotary and self.cos.dtype == torch.float64 and before != torch.float64:
+            angles = rotary_angles(len(self.cos), self.config.head_width, self.config.rope_theta, torch.float64)
+            self.cos, self.sin = (each.to(self.cos.device) for each in angles)
+        return self
 
     @classmethod
     def from_config(cls, config: TransformerConfig, tokens: TokenSpec) -> "Transformer":
