@@ -117,3 +117,13 @@ def test_rows_end_early_only_where_the_task_pads(model) -> None:  # type: ignore
     assert build_decoder(DecodeConfig(), model, unpadded).eos_id is None
     assert build_decoder(DecodeConfig(stop_early=False), model, TOKENS).eos_id is None
     assert build_decoder(DecodeConfig(steps=3, remask="p2"), model, TOKENS).eos_id is None
+
+
+def test_a_size_that_does_not_divide_is_said(model, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    """The last block is shorter, and everything is filled in, block after block; it is said once."""
+    for _ in range(2):
+        decoder = build_decoder(DecodeConfig(block_size=5, stop_early=False), model, TOKENS)
+    said = capsys.readouterr().err
+    assert said.count("decode.block_size=5 does not divide rows of 14 positions: the last block has 4") == 1
+    steps = decoder.decode(torch.full((2, 14), TOKENS.mask_id)).reveal_step
+    assert [steps[:, at].amax().item() for at in (slice(5), slice(5, 10), slice(10, 14))] == [4, 9, 13]

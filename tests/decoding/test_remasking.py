@@ -108,6 +108,19 @@ def test_a_decoder_can_correct_itself() -> None:
     assert Decoder(predict, MASK, rule=NumSteps(6), remasking=P2(1.0)).decode(xt).tokens.tolist() == [[0, 2]]
 
 
+@pytest.mark.parametrize(("remasking", "passes"), [(P2(0.0), 2), (P2(1.0), 2), (RemdmCap(0.0), 2), (RemdmCap(1.0), 10)])
+def test_a_row_ends_when_nothing_is_left_to_do(remasking: Remasking, passes: int) -> None:
+    """Two masked positions in 10 steps: what changes nothing takes no pass, what is masked again takes all."""
+
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
+        return Prediction.from_logits(torch.tensor([[3.0, 1.0, 0.0, 0.0]]).expand(len(at), 4), ask, mask_id=MASK)
+
+    xt = torch.tensor([[1, MASK, 1, MASK]])
+    decoded = Decoder(predict, MASK, rule=NumSteps(10), remasking=remasking).decode(xt)
+    assert decoded.tokens.tolist() == [[1, 0, 1, 0]]
+    assert decoded.nfe.tolist() == [passes]
+
+
 @pytest.mark.parametrize("remasking", [RemdmCap(0.5), RemdmRescale(1.0), RemdmConfidence(1.0)])
 def test_remasking_changes_no_marginal(remasking: Remasking) -> None:
     """Whether a token is masked again does not depend on which token it is: of independent positions, none is bent."""

@@ -1,7 +1,7 @@
 """Builds the decoder for a model from the settings of a section `decode`."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from jaxtyping import Int
@@ -27,6 +27,7 @@ from unmask.decoding.windows import (
 )
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
+from unmask.progress import warn
 from unmask.types import TokenSpec
 
 
@@ -89,6 +90,8 @@ def _check_blocks(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> N
         raise UserError(f"decode.block_size={asked}: this model was trained in blocks of {own}; set {own}, or null")
     if asked is not None and asked > tokens.length:
         raise UserError(f"decode.block_size={asked}: longer than the {tokens.length} positions of a row; use fewer")
+    if asked is not None and own is None and tokens.length % asked:
+        _warn_of_shorter(asked, tokens.length)
     if config.cache == "block" and own is None:
         raise UserError(
             "decode.cache=block: this model sees all positions, so that what it remembers of a block goes out of date; "
@@ -96,6 +99,12 @@ def _check_blocks(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> N
         )
     if config.cache in ("prefix", "dual") and own is not None:
         raise UserError(f"decode.cache={config.cache}: this model sees no later blocks; use block, which is exact")
+
+
+@cache
+def _warn_of_shorter(size: int, length: int) -> None:
+    """Says that blocks of `size` do not fill a row; once, as decoders are built again and again."""
+    warn(f"decode.block_size={size} does not divide rows of {length} positions: the last block has {length % size}")
 
 
 def _check_guidance(config: DecodeConfig, model: Denoiser) -> None:

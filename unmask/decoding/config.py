@@ -32,7 +32,9 @@ class DecodeConfig(RevealSettings):
     confidence_noise: float = Field(
         0.0, ge=0, description="Gumbel noise on the confidence in nats, times the share still masked (2502.06768: 0.5)"
     )
-    block_size: int | None = Field(None, ge=1, description="decode block by block, from left to right")
+    block_size: int | None = Field(
+        None, ge=1, description="decode block by block, from left to right; the last may be shorter"
+    )
     cache: Literal["none", "block", "prefix", "dual"] = Field(
         "none", description="what is kept between steps: finished blocks, what precedes a block, or all beside it"
     )

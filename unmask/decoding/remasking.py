@@ -1,6 +1,9 @@
 """Rules that mask again what was revealed, so that a decoder can correct itself.
 
-All keep to the quota of `reveal.NumSteps`: after a step as many positions are masked as without them.
+They take the number of steps that is asked for, as the papers' samplers do: more steps than masked positions are more
+chances to correct. After step k of T, `floor(n k / T)` of n positions are visible, as `reveal.NumSteps` asks for. Where
+that grows by less than one a step, ReMDM reveals at least one in every step, P2 where a step would change nothing; a
+row is done as soon as nothing in it is masked.
 Dimensions: b rows, L positions.
 """
 
@@ -44,8 +47,8 @@ class Remasking(Protocol):
 class Remdm:
     """ReMDM (2503.00307): a revealed token is masked again with probability sigma; then as many more are revealed.
 
-    A step takes the visible share from alpha_t to alpha_s. sigma is at most `(1 - alpha_s) / alpha_t`: as many as are
-    to be masked afterwards, on average; here never more than that.
+    A step takes the visible share from alpha_t to alpha_s. sigma is at most as many as are to
+    be masked afterwards, on average. Here never more than that: of those drawn, the ones of smallest noise are taken.
     """
 
     eta: float = 1.0
@@ -100,8 +103,11 @@ class P2:
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
         assert isinstance(rule, NumSteps), "remasking needs a number of steps"
         log_prob = torch.where(revealed.is_revealed, (self.eta * revealed.log_prob).nan_to_num(), revealed.log_prob)
-        num_visible = state.num_masked_at_start - rule.num_left_after(state)
-        is_visible = most_confident(log_prob, state.eligible | revealed.is_revealed, num_visible.clamp(min=1))
+        candidates, start = state.eligible | revealed.is_revealed, state.num_masked_at_start
+        num_visible = (start - rule.num_left_after(state)).maximum(start - state.num_masked).clamp(min=1)
+        is_visible = most_confident(log_prob, candidates, num_visible)
+        is_same = (is_visible == revealed.is_revealed).all(dim=-1)  # the next step would read the same canvas again
+        is_visible = most_confident(log_prob, candidates, num_visible + is_same)
         return state.eligible & is_visible, revealed.is_revealed & ~is_visible
 
 
