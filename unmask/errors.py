@@ -1,6 +1,7 @@
 """Errors whose message is written for users: a mistake of theirs, a run that cannot go on, and a signal that came."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -20,6 +21,29 @@ class RunFailed(Exception):
     The message says what happened, and how to go on. The command line prints it without a traceback and exits with
     code 1.
     """
+
+
+class NotFinite(RunFailed):
+    """A model gives numbers that are not finite, so that nothing can be decoded from it or measured of it.
+
+    A training goes on after an evaluation that ends so.
+    """
+
+
+NOT_FINITE_FIX = (
+    "its weights are not finite, or too large for the dtype it computes in; use another checkpoint, or float32"
+)
+
+
+def check_finite(values: Iterable[float], model: str, what: str, numbers: Iterable[int]) -> None:
+    """Checks the values that `model` gives for `what`, an example or a text, of these numbers.
+
+    Raises:
+        NotFinite: one of them is nan or inf.
+    """
+    for value, number in zip(values, numbers, strict=True):
+        if not math.isfinite(value):
+            raise NotFinite(f"{model} gives {value} for {what} {number}: {NOT_FINITE_FIX}")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, predictor_from_logits
 from unmask.decoding.remasking import P2, RemdmRescale
 from unmask.decoding.sampling import Sampling
-from unmask.errors import UserError
+from unmask.errors import NotFinite, UserError
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import TransformerConfig
@@ -234,3 +234,18 @@ def test_a_model_that_gives_no_logits_is_named() -> None:
 def test_a_denoiser_knows_its_words(model, settings: dict) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match="unknown; use "):
         Denoiser(model.backbone, mask_id=3, **settings)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("settings", [{}, {"sampling": Sampling(1.0, top_p=0.9)}, {"remasking": P2(1.0)}])
+def test_a_model_that_gives_nan_is_not_decoded_from(settings: dict, bad: float) -> None:
+    def model(xt: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(*xt.shape, 5)
+        logits[1, 3, 2] = bad if (xt[1] != 4).sum() == 2 else 0.0
+        return logits
+
+    decoder = Decoder(predictor_from_logits(model, 4), 4, rule=NumSteps(4), **settings)
+    seen = []
+    with pytest.raises(NotFinite, match="the model gives nan at position 3 of canvas 1, in step 3: its weights"):
+        seen += decoder.steps(torch.full((2, 4), 4))
+    assert len(seen) <= 3

@@ -1,6 +1,7 @@
 """Losses and gradients that are not finite."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from torch import Tensor
 from tests.helpers import assert_same, lines, metrics_of, run_cli
 from tests.helpers.runs import tiny_run
 from unmask.errors import RunFailed
+from unmask.models.denoiser import Denoiser
 from unmask.training import checkpoint
 from unmask.training.trainer import Trainer
+from unmask.types import MaskedBatch, TokenStats
 
 TEN = ["train.steps=10", "train.checkpoint_every=2", "train.keep_last=9"]
 
@@ -102,3 +105,28 @@ def test_on_a_gpu_it_is_known_when_the_next_step_is_under_way(tmp_path: Path, mo
     skipping = tiny_run(tmp_path / "skipping", *TEN, *settings, "train.on_bad_numbers=skip")
     skipping.train()
     assert skipping.progress.skips == 1
+
+
+def test_an_evaluation_of_nan_does_not_end_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is logged as unknown, and is not the best; the training is what it would have been."""
+    settings = [*TEN, "eval.every=5", "log.every=5"]
+    tiny_run(tmp_path / "plain", *settings).train()
+    real, asked = Denoiser.forward, []
+
+    def overflow(model: Denoiser, batch: MaskedBatch) -> TokenStats:
+        stats = real(model, batch)
+        if not model.training:
+            asked.append(1)
+        return replace(stats, nll=stats.nll * math.nan) if len(asked) == 1 and not model.training else stats
+
+    monkeypatch.setattr(Denoiser, "forward", overflow)
+    tiny_run(tmp_path / "run", *settings).train()
+    assert "step 5: not evaluated: the model gives nan for example 0" in capsys.readouterr().err
+    found = {row["step"]: row["eval/nelbo"] for row in metrics_of(tmp_path / "run") if "eval/nelbo" in row}
+    assert found[5] is None
+    assert found[10] is not None
+    ours, plain = (checkpoint.load(tmp_path / name / "checkpoints" / "step_00000010") for name in ("run", "plain"))
+    assert_same(ours["model"], plain["model"])
+    assert ours["progress"]["best_step"] == 10

@@ -1,6 +1,5 @@
 """The verb `unmask compare`."""
 
-import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from unmask import machine, paths
 from unmask.cli import options, report
-from unmask.formats import printable
+from unmask.formats import printable, to_json
 from unmask.lab.compare import FEWEST_SEEDS, Comparison, Plan, choose_measure
 from unmask.lab.trainings import Training, train_all
 from unmask.progress import console, warn
@@ -84,7 +83,7 @@ def compare(
     methods = plan.read_runs(warn)
     comparison = Comparison.of(methods, measure)
     result = {"measure": measure, "settings": settings, "seeds": seeds} | comparison.as_dict()
-    options.write(out / "comparison.json", json.dumps(result, indent=1) + "\n")
+    options.write(out / "comparison.json", to_json(result, indent=1) + "\n")
     if as_json:
         options.print_json(result)
     else:

@@ -15,7 +15,7 @@ from unmask import noise
 from unmask.decoding.remasking import Remasking, Revealed
 from unmask.decoding.sampling import Sampling
 from unmask.decoding.windows import Blocks, NoCache, OpenReader, Predictor, Reader
-from unmask.errors import UserError, choose
+from unmask.errors import NOT_FINITE_FIX, NotFinite, UserError, choose
 from unmask.models.precision import casts_kept
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, Fixed, RevealRule, RevealState
@@ -143,18 +143,30 @@ class Decoder:
         """Yields the canvases before the first step and after each one; what is masked still holds `mask_id`.
 
         The tensors are the decoder's own: the next step changes them.
+
+        Raises:
+            NotFinite: the model gives nan.
+            UserError: a step filled in nothing.
         """
         xt = xt.long()
         rows = _Rows.of(xt, prompt, self.mask_id)
         done = Decoded(tokens=rows.xt.clone(), nfe=rows.step.clone(), reveal_step=rows.reveal_step.clone())
         reader = NoCache(self.predict) if self.open_reader is None else self.open_reader(xt)
-        yield done
         before = torch.full_like(rows.number, xt.shape[1] + 1)
+        is_bad = torch.zeros_like(rows.is_given)
         while True:
             left = rows.num_masked
-            are_open, is_stuck = torch.stack([(left > 0).all(), (left >= before).any()]).tolist()
+            # One question a step: the device is waited for once.
+            are_open, is_stuck, has_bad = torch.stack([(left > 0).all(), (left >= before).any(), is_bad.any()]).tolist()
+            if has_bad:
+                row, place = is_bad.nonzero()[0].tolist()
+                raise NotFinite(
+                    f"the model gives nan at position {place} of canvas {int(rows.number[row])}, in step "
+                    f"{int(rows.step[row])}: {NOT_FINITE_FIX}"
+                )
             if is_stuck and self.remasking is None:
                 raise UserError("a step filled in nothing: the rule revealed no position, or the mask was written")
+            yield done
             if not are_open:
                 still = (left > 0).nonzero().squeeze(1)
                 rows.keep(still)
@@ -162,14 +174,13 @@ class Decoder:
             if not len(rows.number):
                 return
             before = rows.num_masked
-            self._step(rows, reader)
+            is_bad = self._step(rows, reader)
             done.tokens[rows.number] = rows.xt
             done.nfe[rows.number] = rows.step
             done.reveal_step[rows.number] = rows.reveal_step
-            yield done
 
-    def _step(self, rows: _Rows, reader: Reader) -> None:
-        """Takes rows that all have something masked one forward pass further."""
+    def _step(self, rows: _Rows, reader: Reader) -> Bool[Tensor, "b L"]:
+        """Takes rows that all have something masked one forward pass further; True where the model gave nan."""
         span = self._span(rows)
         answer = self._query(rows, span, reader)
         state = self._state(rows, span, answer)
@@ -188,6 +199,7 @@ class Decoder:
             self._pad(rows, self.eos_id)
         rows.num_masked = (rows.xt == self.mask_id).sum(dim=-1)
         rows.step += 1
+        return torch.zeros_like(rows.is_given).scatter_(1, span.position, state.top1.isnan())
 
     def _span(self, rows: _Rows) -> _Span:
         length = rows.xt.shape[1]

@@ -52,9 +52,9 @@ class Accuracy:
         return dict(Counter(graded).most_common())
 
     @property
-    def stderr(self) -> float:
-        """The standard error of a binomial share."""
-        return math.nan if self.n == 0 else math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
+    def stderr(self) -> float | None:
+        """The standard error of a binomial share; None for a single example."""
+        return None if self.n < 2 else math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
 
 
 @dataclass(frozen=True)

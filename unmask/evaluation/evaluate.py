@@ -6,13 +6,15 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from unmask.decoding.config import DecodeConfig
+from unmask.errors import NotFinite
 from unmask.evaluation.accuracy import Accuracy, grade_answers
 from unmask.evaluation.generative import NGRAM_SIZES
-from unmask.evaluation.nelbo import Likelihood, measure_likelihood, summarise
+from unmask.evaluation.nelbo import Estimate, Likelihood, measure_likelihood, summarise
 from unmask.evaluation.text import Generative, TextMeasures, ZeroShot, zero_shot
 from unmask.models.denoiser import Denoiser
 from unmask.peers import ALONE, Peers
@@ -74,7 +76,7 @@ class Evaluation:
         reason = "".join(f": {text}" for text, _ in why.most_common(1))
         return f"the machine could not grade {', '.join(parts)} answers, which count in no share{reason}"
 
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float | None]:
         """Returns all figures for `metrics.jsonl`, by name without the prefix `eval/`."""
         found = {} if self.likelihood is None else self.likelihood.values()
         if self.accuracy and not math.isnan(self.score):
@@ -131,7 +133,7 @@ class Evaluation:
                 yield f"{label}: {measured.not_graded} of {measured.n + measured.not_graded} not graded"
         if self.likelihood is not None:
             own = self.likelihood
-            yield f"{own.name} {_plus_minus(own)} nats per maskable token"
+            yield f"{own.name} {own.estimate.text('.4f')} nats per maskable token"
             if own.text is not None:
                 bound = "" if own.is_exact else " at most"
                 ppl, bits = f"{own.text.ppl:.2f} per token", f"{own.text.bits_per_byte:.3f} bits per byte"
@@ -158,7 +160,7 @@ class Evaluation:
             own, text = other.likelihood, other.likelihood.text
             assert text is not None, "another corpus is text"
             size, ppl, bits = len(other.corpus.examples), f"{text.ppl:.2f}", f"{text.bits_per_byte:.3f}"
-            rows.append((name, str(size), _plus_minus(own), ppl, bits))
+            rows.append((name, str(size), own.estimate.text(".4f"), ppl, bits))
         first = next(iter(self.zero_shot.values())).likelihood
         at_most = "" if first.is_exact else " ≤"
         header = ("other text", "rows", f"{first.name}, nats", f"perplexity{at_most}", f"bits per byte{at_most}")
@@ -167,7 +169,7 @@ class Evaluation:
     def _generative_table(self, found: Generative) -> Cells:
         rows: list[Sequence[str]] = []
         for name, own in {"samples": found.samples, "real text": found.generation.real}.items():
-            ppl = "no text" if own.ppl is None else f"{own.ppl:.2f} ± {own.ppl_stderr:.2f}"
+            ppl = "no text" if own.ppl is None else Estimate(own.ppl, own.ppl_stderr).text(".2f")
             shares = " / ".join(f"{own.distinct[n]:.3f}" for n in NGRAM_SIZES)
             rows.append((name, str(own.counts["rows"]), ppl, f"{own.unigram_entropy:.3f}", shares))
         sizes = ", ".join(map(str, NGRAM_SIZES))
@@ -178,8 +180,18 @@ def _share(share: float) -> str:
     return "not graded" if math.isnan(share) else f"{share:.1%}"
 
 
-def _plus_minus(likelihood: Likelihood) -> str:
-    return f"{likelihood.estimate.value:.4f} ± {likelihood.estimate.stderr:.4f}"
+@contextmanager
+def _raise_together(peers: Peers) -> Iterator[None]:
+    """Raises `EvaluationLeft` or `NotFinite` of any process in all of them."""
+    problem = None
+    with peers.raise_together(EvaluationLeft):
+        try:
+            yield
+        except NotFinite as error:
+            problem = error
+    with peers.raise_together(NotFinite):
+        if problem is not None:
+            raise problem
 
 
 def evaluate(
@@ -196,6 +208,9 @@ def evaluate(
     """Evaluates in eval mode, and leaves the model in the mode it had. `peers` share the examples. Collective.
 
     Calls `update` with the number done of `len(examples) x len(decoders)` answers and `text.num_samples` samples.
+
+    Raises:
+        NotFinite: the model gives numbers that are not finite.
     """
 
     def count_from(start: int) -> Callable[[int], None] | None:
@@ -204,7 +219,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        with peers.raise_together(EvaluationLeft):  # no communication inside: processes need not be in step
+        with _raise_together(peers):  # no communication inside: processes need not be in step
             rows = None
             if examples.is_known(task.tokens.mask_id):
                 rows = measure_likelihood(model, task, examples, draws=nelbo_draws, share=peers.share)
@@ -217,7 +232,7 @@ def evaluate(
         accuracy = {label: own.over_all(peers) for label, own in graded.items()}
         if text is None:
             return Evaluation(likelihood, accuracy)
-        with peers.raise_together(EvaluationLeft):  # every process measures all of it
+        with _raise_together(peers):  # every process measures all of it
             others = zero_shot(model, text.task, text.corpora, nelbo_draws=nelbo_draws)
             report = count_from(len(graded) * len(examples))
             drawn = None if text.generation is None else text.generation.draw(model, report)

@@ -61,7 +61,7 @@ class Quality:
     ppl: float | None
     """exp(sum of the NLL / sum of the tokens) under the other model, in its tokens; None without any text."""
     ppl_stderr: float | None
-    """The standard error of `ppl`, for independent rows."""
+    """The standard error of `ppl`, for independent rows; None for a single one."""
     unigram_entropy: float
     distinct: dict[int, float]
     counts: dict[str, int]
@@ -169,7 +169,7 @@ def measure_quality(
     ppl = None if nll is None else math.exp(min(700.0, nll.value))
     return Quality(
         ppl=ppl,
-        ppl_stderr=None if ppl is None or nll is None else ppl * nll.stderr,
+        ppl_stderr=None if ppl is None or nll is None or nll.stderr is None else ppl * nll.stderr,
         unigram_entropy=unigram_entropy([row.tokens for row in rows]),
         distinct={n: distinct((ids for row in rows for ids in row.documents), n) for n in NGRAM_SIZES},
         counts=_counts(rows, costs),

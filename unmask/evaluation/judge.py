@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unmask import formats, paths
-from unmask.errors import UserError
+from unmask.errors import UserError, check_finite
 from unmask.models import hf
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -85,11 +85,14 @@ class Scorer:
 
         Raises:
             UserError: the tokenizer has tokens that the model does not know.
+            NotFinite: the model gives nan.
         """
         encoded = [self._encode(passage) for passage in passages]
         costs: dict[int, float] = {}
         for batch in _batches([len(own.ids) for own in encoded]):
-            costs |= zip(batch, self._costs([encoded[i] for i in batch]).tolist(), strict=True)
+            found = self._costs([encoded[i] for i in batch]).tolist()
+            check_finite(found, self.name, "text", batch)
+            costs |= zip(batch, found, strict=True)
         return [Scored(costs[i], own.counted, own.is_cut, own.unknown) for i, own in enumerate(encoded)]
 
     def token_nll(self, ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l-1"]:

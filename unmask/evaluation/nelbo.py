@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import count_blocks
+from unmask.errors import UserError, check_finite
 from unmask.masking.process import make_batch
 from unmask.masking.time import UNIFORM, stratified
 from unmask.masking.uniform import mask_blocks
@@ -29,7 +30,12 @@ class Estimate:
     """A mean and its standard error."""
 
     value: float
-    stderr: float
+    stderr: float | None
+    """None if it is unknown: of a single example."""
+
+    def text(self, form: str) -> str:
+        """Formats the estimate, each number by `form`."""
+        return f"{self.value:{form}}" + ("" if self.stderr is None else f" ± {self.stderr:{form}}")
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,22 @@ class RowLikelihoods:
     """L_eff, the number of maskable tokens."""
 
     def over_corpus(self, peers: Peers = ALONE) -> Estimate:
-        """Returns the ratio estimate `sum(length x row) / sum(length)`; `peers` have the other rows. Collective."""
+        """Returns the ratio estimate `sum(length x row) / sum(length)`; `peers` have the other rows. Collective.
+
+        Raises:
+            UserError: the examples have no maskable token.
+        """
         per_row, length = peers.sum(self.nll), self.length
+        if not length.sum():
+            raise UserError(
+                "there is nothing to predict: all tokens of these examples are given; give some with answers"
+            )
         mean = (length * per_row).sum() / length.sum()
         residual = length * (per_row - mean)
         rows = len(per_row)
-        variance = (residual**2).sum() * rows / max(1, rows - 1)
+        if int((length > 0).sum()) < 2:
+            return Estimate(mean.item(), None)
+        variance = (residual**2).sum() * rows / (rows - 1)
         return Estimate(mean.item(), (variance.sqrt() / length.sum()).item())
 
 
@@ -88,9 +104,9 @@ class Likelihood:
     def name(self) -> str:
         return "NLL" if self.is_exact else "NELBO"
 
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float | None]:
         """Returns the NELBO or NLL (both called `nelbo`), its standard error, and the units of text, by name."""
-        own = {"nelbo": self.estimate.value, "nelbo_stderr": self.estimate.stderr}
+        own: dict[str, float | None] = {"nelbo": self.estimate.value, "nelbo_stderr": self.estimate.stderr}
         return own | ({} if self.text is None else {"ppl": self.text.ppl, "bits_per_byte": self.text.bits_per_byte})
 
 
@@ -143,7 +159,7 @@ def row_nelbos(
     """
     total = torch.zeros(len(examples), dtype=torch.float64)
     for rows, batch in uniform_masks(model, examples, share=share, draws=draws, seed=seed, batch_size=batch_size):
-        total[rows] += _weighted_nll(model, batch)
+        total[rows] += _weighted_nll(model, batch, rows)
     return RowLikelihoods(total / draws, (~examples.prompt_mask).sum(dim=-1).double())
 
 
@@ -186,15 +202,17 @@ def row_nlls(
     for rows in batches_of(len(examples), share, batch_size):
         clean = examples.at(rows).to(device)
         batch = make_batch(clean.x0, clean.x0, clean.answer_mask(eos_id), torch.ones(clean.x0.shape, device=device))
-        total[rows] = _weighted_nll(model, batch)
+        total[rows] = _weighted_nll(model, batch, rows)
     length = (~examples.prompt_mask).sum(dim=-1).double()
     return RowLikelihoods(total / length.clamp(min=1), length)
 
 
-def _weighted_nll(model: Denoiser, batch: MaskedBatch) -> Float[Tensor, "B"]:
-    """Sums the weighted NLL of each row's scored positions, on the CPU."""
+def _weighted_nll(model: Denoiser, batch: MaskedBatch, rows: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """Sums the weighted NLL of each row's scored positions, on the CPU; `rows` number the examples."""
     stats = model(batch)
-    return batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()
+    found = batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()
+    check_finite(found.tolist(), "the model", "example", rows.tolist())
+    return found
 
 
 def batches_of(count: int, share: slice, batch_size: int) -> Sequence[Tensor]:

@@ -47,7 +47,7 @@ class Evaluator:
             )
 
 
-def metrics(results: dict[str, Evaluation]) -> dict[str, float]:
+def metrics(results: dict[str, Evaluation]) -> dict[str, float | None]:
     """Names the figures of evaluations by weights: all of the first, and NELBO and accuracies of each.
 
     An accuracy is that of the answers that were graded; without any there is none.

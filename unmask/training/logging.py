@@ -4,8 +4,6 @@ A run only ever adds lines to `metrics.jsonl`. A resumed run goes on from its ch
 the checkpoint no longer count: a line with the key `resumed_at_byte` cancels all lines from that byte up to itself.
 """
 
-import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from unmask import files
+from unmask.formats import to_json
 from unmask.peers import Peers
 from unmask.progress import console, warn
 from unmask.training.trainer import StepReport
@@ -55,9 +54,8 @@ class MetricsFile:
         files.sync(self.path)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Adds a line. Numbers that are not finite become null: JSON has none."""
-        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
-        files.append(self._file, json.dumps(finite, allow_nan=False).encode() + b"\n")
+        """Adds a line."""
+        files.append(self._file, to_json(line).encode() + b"\n")
 
     def close(self) -> None:
         self._file.close()

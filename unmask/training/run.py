@@ -1,5 +1,6 @@
 """A run: training steps with logging, evaluation, checkpoints and signals, from a configuration to a folder."""
 
+import math
 import signal
 import time
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from unmask import machine
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
 from unmask.data.fingerprint import read_fingerprint
-from unmask.errors import Interrupted, RunFailed, UserError
+from unmask.errors import Interrupted, NotFinite, RunFailed, UserError
 from unmask.evaluation.evaluate import EvaluationLeft
 from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
@@ -335,8 +336,9 @@ class Run:
         head = self._head()
         if self.peers.is_main:
             self.metrics.write(head | values)
+        known = {name: value for name, value in values.items() if value is not None}
         for logger in self.loggers:
-            logger.write(self.progress.step, values)
+            logger.write(self.progress.step, known)
 
     def _owes_evaluation(self) -> bool:
         """True if an evaluation is due after this step and has not been made."""
@@ -376,14 +378,24 @@ class Run:
             self._save()
 
     def _evaluate(self) -> bool:
-        """Evaluates and logs the result; True if it is the best so far."""
-        results = self.evaluator()
+        """Evaluates and logs the result; True if it is the best so far.
+
+        A model that cannot be evaluated, such as an average that has once taken in a weight that was not finite, leaves
+        its likelihood unknown, and the training goes on.
+        """
+        progress = self.progress
+        try:
+            results = self.evaluator()
+        except NotFinite as error:
+            progress.evaluated_step = progress.step
+            self._log({"eval/nelbo": math.nan})
+            warn(f"step {progress.step}: not evaluated: {error}")
+            return False
         found = next(iter(results.values()))
         self._log(metrics(results))
-        console.print(f"{self.title}  step {self.progress.step}: {found.words()}")
+        console.print(f"{self.title}  step {progress.step}: {found.words()}")
         if (said := found.say_not_graded()) is not None:
-            warn(f"step {self.progress.step}: {said}")
-        progress = self.progress
+            warn(f"step {progress.step}: {said}")
         progress.evaluated_step = progress.step
         if not progress.is_better(found.score, found.nelbo):
             return False

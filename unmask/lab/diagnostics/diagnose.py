@@ -152,7 +152,9 @@ def _mismatch_table(found: Mismatch) -> TextTable:
         [f"around {share:.0%} masked", _estimate(own), _estimate(uniform[share]) if share in uniform else "unknown"]
         for share, own in found.trained.by_share
     ]
-    differing = (f"{side.differing.value:.1%} ± {side.differing.stderr:.1%}" for side in (found.trained, found.uniform))
+    differing = (
+        _plus_minus(side.differing.value, side.differing.stderr, ".1%") for side in (found.trained, found.uniform)
+    )
     rows.append(["positions that differ", *differing])
     title = f"MMD² to the masks that {found.decoder} meets, {found.examples} examples (0: the same masks)"
     return TextTable(title, ("masks", "of this run's training", "uniform"), rows)
@@ -197,7 +199,8 @@ def _estimate(found: Estimate) -> str:
     return _plus_minus(found.value, found.stderr)
 
 
-def _plus_minus(value: float, stderr: float) -> str:
+def _plus_minus(value: float, stderr: float | None, form: str = "") -> str:
     if isnan(value):
         return "unknown"
-    return f"{value:.3g} ± {'?' if isnan(stderr) else f'{stderr:.2g}'}"
+    error = "" if stderr is None or isnan(stderr) else f" ± {stderr:{form or '.2g'}}"
+    return f"{value:{form or '.3g'}}{error}"

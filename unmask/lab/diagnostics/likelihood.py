@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.blocks import count_blocks, in_blocks, over_positions
+from unmask.errors import check_finite
 from unmask.evaluation.nelbo import uniform_masks
 from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, NotApplicable, distance_to_visible
 from unmask.models.denoiser import Denoiser
@@ -75,7 +76,9 @@ def masked_nll(
     tally = _Tally(len(examples), count_blocks(examples.x0.shape[1], model.block_size))
     done = 0
     for rows, batch in uniform_masks(model, examples, draws=draws, seed=seed, batch_size=batch_size):
-        nll = batch.scatter(model(batch).nll.double(), nan).cpu()
+        found = model(batch).nll.double()
+        check_finite(batch.scatter(found, 0.0).sum(dim=-1).tolist(), "the model", "example", rows.tolist())
+        nll = batch.scatter(found, nan).cpu()
         tally.add(rows, examples.prompt_mask[rows], batch.xt.cpu() == model.mask_id, nll)
         done += len(rows)
         on_progress(done / (draws * len(examples)))

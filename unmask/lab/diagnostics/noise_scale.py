@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask.blocks import count_blocks, in_blocks
+from unmask.errors import NOT_FINITE_FIX, NotFinite
 from unmask.evaluation.nelbo import Estimate
 from unmask.lab.diagnostics.measures import bin_index
 from unmask.lab.diagnostics.simulation import simulate_masking
@@ -44,12 +45,12 @@ class BinNoise:
     @property
     def is_measured(self) -> bool:
         """True if |G|^2 is two standard errors above 0; if not, only the lower bound `least` of the scale is known."""
-        return self.signal.value > 2 * self.signal.stderr
+        return self.signal.value > 2 * _known(self.signal.stderr)
 
     @property
     def least(self) -> float:
         """The lower bound of the scale that takes |G|^2 two standard errors above its estimate."""
-        return self.variance.value / (max(0.0, self.signal.value) + 2 * self.signal.stderr)
+        return self.variance.value / (max(0.0, self.signal.value) + 2 * _known(self.signal.stderr))
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def gradient(model: Denoiser, batch: MaskedBatch) -> Float[Tensor, "P"]:
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([part.flatten() for part in parts])
     model.zero_grad()
+    if not flat.isfinite().all():
+        raise NotFinite(f"the model gives a gradient that is not finite: {NOT_FINITE_FIX}")
     return flat
 
 
@@ -163,6 +166,10 @@ class Moments:
         return signal, variance, scale
 
 
+def _known(error: float | None) -> float:
+    return nan if error is None else error
+
+
 def _moments(square_of_sum: float, sum_of_squares: float, n: float) -> tuple[float, float, float]:
     if n < 2:
         return nan, nan, nan
@@ -172,6 +179,8 @@ def _moments(square_of_sum: float, sum_of_squares: float, n: float) -> tuple[flo
 
 
 def _jackknife(values: Sequence[float]) -> float:
-    """Computes the standard error from estimates that each leave out one group."""
+    """Computes the standard error from estimates that each leave out one group; nan from one estimate."""
+    if len(values) < 2:
+        return nan
     each = torch.tensor(values, dtype=torch.float64)
     return ((len(each) - 1) / len(each) * ((each - each.mean()) ** 2).sum()).sqrt().item()

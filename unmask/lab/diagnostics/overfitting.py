@@ -42,7 +42,9 @@ class Overfitting:
 
     def gap(self, trained: Estimate) -> Estimate:
         """Returns held out minus `trained`, in nats per maskable token: above 0 if the run overfits."""
-        return Estimate(self.held_out.value - trained.value, hypot(self.held_out.stderr, trained.stderr))
+        errors = self.held_out.stderr, trained.stderr
+        error = None if errors[0] is None or errors[1] is None else hypot(errors[0], errors[1])
+        return Estimate(self.held_out.value - trained.value, error)
 
 
 def measure_overfitting(

@@ -139,4 +139,4 @@ def _by_noise(found: Diagnosis) -> Iterator[_LabelledPoints]:
 
 
 def _at_shares(estimates: Sequence[tuple[float, Estimate]]) -> list[tuple[float, float, float]]:
-    return [(share, own.value, own.stderr) for share, own in estimates]
+    return [(share, own.value, nan if own.stderr is None else own.stderr) for share, own in estimates]

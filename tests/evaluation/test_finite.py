@@ -1,0 +1,50 @@
+"""Numbers that are not finite or not known."""
+
+import pytest
+import torch
+from torch import nn
+
+from unmask.errors import NotFinite, UserError
+from unmask.evaluation.accuracy import Accuracy
+from unmask.evaluation.nelbo import Estimate, RowLikelihoods, nelbo
+from unmask.lab.diagnostics.likelihood import masked_nll
+from unmask.models.denoiser import Denoiser
+from unmask.types import CleanBatch
+
+
+class Overflowing(nn.Module):
+    """Gives nan for canvases that begin with the token 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, xt: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        row = at // xt.shape[1]
+        return torch.where((xt[row, 0] == 2).unsqueeze(1), torch.nan, torch.zeros(len(at), 4))
+
+
+def test_an_evaluation_names_the_example() -> None:
+    model = Denoiser(Overflowing(), mask_id=3)
+    x0 = torch.tensor([[0, 1, 1], [1, 0, 1], [2, 1, 0]])
+    examples = CleanBatch(x0=x0, prompt_mask=torch.arange(3).expand(3, 3) == 0)
+    for measure in (nelbo, masked_nll):
+        with pytest.raises(NotFinite, match="the model gives nan for example 2: its weights are not finite"):
+            measure(model, examples)
+        measure(model, examples[:2])
+
+
+def test_one_example_has_no_standard_error() -> None:
+    one = RowLikelihoods(torch.tensor([1.5, 0.0]).double(), torch.tensor([3.0, 0.0]).double()).over_corpus()
+    assert one == Estimate(1.5, None)
+    assert one.text(".2f") == "1.50"
+    two = RowLikelihoods(torch.tensor([1.5, 0.5]).double(), torch.tensor([3.0, 3.0]).double()).over_corpus()
+    assert two.stderr == pytest.approx(0.5)
+    assert two.text(".2f") == "1.00 ± 0.50"
+    assert Accuracy({"accuracy": 1.0}, nfe=3.0, n=1).stderr is None
+    assert Accuracy({"accuracy": 0.5}, nfe=3.0, n=2).stderr == pytest.approx(8**-0.5)
+
+
+def test_nothing_to_predict_is_said() -> None:
+    with pytest.raises(UserError, match="there is nothing to predict"):
+        RowLikelihoods(torch.zeros(2).double(), torch.zeros(2).double()).over_corpus()
