@@ -19,12 +19,13 @@ def test_a_model_that_gives_nan_is_a_failure(run: Path, tmp_path: Path, capsys: 
     tensors["backbone.norm.weight"].fill_(3e38)
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     capsys.readouterr()
-    for verb in (["decode", model, prompts], ["eval", model, "--examples", 2, "--json"]):
+    for verb in (["decode", model, prompts, "--out", tmp_path / "answers"], ["eval", model, "--examples", 2, "--json"]):
         assert run_cli(*verb) == 1
         out, said = capsys.readouterr()
         assert out == ""
         assert "the model gives nan" in said
         assert "Traceback" not in said
+    assert not (tmp_path / "answers").exists()
 
 
 def test_one_example_has_no_standard_error(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
