@@ -193,8 +193,9 @@ def prediction(
     # So few positions at once would mostly read the head's weights; as many logits as weights take no more memory.
     size = max(len(hidden) * chunk, min(weight.numel(), _WHOLE)) // len(weight)
     parts = [vars(_predict(hidden, weight, query, head, some)) for some in row.split(max(1, size))]
-    columns: dict[str, Any] = {name: [part[name] for part in parts] for name in parts[0]}
-    return Prediction(**{name: None if own[0] is None else torch.cat(own) for name, own in columns.items()})
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    joined: dict[str, Any] = {name: None if own[0] is None else torch.cat(own) for name, own in columns.items()}
+    return Prediction(**joined)
 
 
 def _predict(

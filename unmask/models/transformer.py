@@ -168,7 +168,7 @@ class Transformer(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Transformer":
         """Converts or moves the network; angles that become fp64 are computed anew, not widened from fp32."""
         before = self.cos.dtype if self.config.rotary else None
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.config.rotary and self.cos.dtype == torch.float64 and before != torch.float64:
             angles = rotary_angles(len(self.cos), self.config.head_width, self.config.rope_theta, torch.float64)
             self.cos, self.sin = (each.to(self.cos.device) for each in angles)
