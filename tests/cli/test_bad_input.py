@@ -296,8 +296,9 @@ def test_a_damaged_export_and_a_damaged_cache(
     assert run_cli("eval", run, "--examples", "1") == 0
     (made,) = (tmp_path / "cache").rglob("*.npy")
     made.write_bytes(b"short")
-    assert run_cli("eval", run, "--examples", "1") == 2
-    assert "delete it, and it will be made again" in capsys.readouterr().err
+    assert run_cli("eval", run, "--examples", "1") == 0
+    assert "made again" in capsys.readouterr().err
+    assert made.stat().st_size > 1000
 
 
 def test_decode_does_not_write_over_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

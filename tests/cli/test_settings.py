@@ -58,7 +58,7 @@ def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("settings", "sudoku/puma", "process.num_stages", "optim.schedule") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "process.num_stages 8 K: masks that a row passes through" in printed
-    assert "optim.schedule cosine cosine, constant; learning rate after the warm-up" in printed
+    assert "optim.schedule cosine cosine, wsd, constant; learning rate after the warm-up" in printed
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.helpers import RandomStream, random_stats
 from unmask import noise
 from unmask.data.stream import examples_of
 from unmask.errors import UserError
-from unmask.masking.pool import PoolRows
+from unmask.masking.pool_rows import PoolRows
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.uniform import RandomMasking

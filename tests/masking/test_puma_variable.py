@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.helpers import RandomStream, random_stats
 from unmask.errors import UserError
-from unmask.masking.pool import PoolRows
+from unmask.masking.pool_rows import PoolRows
 from unmask.masking.process import RowShard
 from unmask.masking.puma_variable import VariablePumaPool
 from unmask.types import CleanBatch

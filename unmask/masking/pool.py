@@ -14,21 +14,22 @@ a block, L of a row, D width of the model.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from unmask import noise
-from unmask.blocks import blocks_of, count_blocks, in_blocks
+from unmask.blocks import blocks_of, count_blocks
 from unmask.config.settings import as_section
 from unmask.data.stream import ExampleStream, Prefetcher, examples_of
 from unmask.errors import UserError
-from unmask.masking.process import LARGEST_COUNT, ProcessContext, Requirements, RowShard, check_count
-from unmask.masking.uniform import BLOCK_SIZE, mask_exactly
+from unmask.masking.pool_rows import PoolRows, check_rows
+from unmask.masking.process import ProcessContext, Requirements, RowShard, check_count
+from unmask.masking.uniform import BLOCK_SIZE
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, RevealSettings, RevealState
 from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats
@@ -51,83 +52,6 @@ class PoolConfig(RevealSettings):
                 f"have; set process.order={_ENTROPY}"
             )
         return self
-
-
-@dataclass(kw_only=True)
-class PoolRows:
-    """The state of this process's rows. Its tensors are replaced, never changed in place: batches and saved states
-    hold on to the old ones."""
-
-    example: Int[Tensor, "b"]
-    visit: Int[Tensor, "b"]
-    """Steps that the row's example has been trained on."""
-    stage: Int[Tensor, "b N"]
-    x0: Int[Tensor, "b L"]
-    prompt_mask: Bool[Tensor, "b L"]
-    is_masked: Bool[Tensor, "b L"]
-
-    @property
-    def is_done(self) -> Bool[Tensor, "b"]:
-        """True where no block has anything left to learn from: the row takes its next example before the next step."""
-        return ~self.is_masked.any(dim=-1)
-
-    @property
-    def num_blocks(self) -> int:
-        """N."""
-        return self.stage.shape[1]
-
-    def in_blocks(self, values: Shaped[Tensor, "b L"]) -> Shaped[Tensor, "b N S"]:
-        """Views `values` block by block."""
-        return in_blocks(values, self.num_blocks)
-
-    @property
-    def masked(self) -> Bool[Tensor, "b N S"]:
-        """`is_masked`, in blocks."""
-        return self.in_blocks(self.is_masked)
-
-    @property
-    def eligible(self) -> Bool[Tensor, "b N S"]:
-        """True where a position may be masked, in blocks."""
-        return self.in_blocks(~self.prompt_mask)
-
-    @property
-    def num_maskable(self) -> Int[Tensor, "b N"]:
-        """L_b of each block. Padding counts: the answer's own length is hidden."""
-        return self.eligible.sum(dim=-1)
-
-    @property
-    def num_revealed(self) -> Int[Tensor, "b N"]:
-        """Visible ones of each block's L_b maskable positions."""
-        return self.num_maskable - self.masked.sum(dim=-1)
-
-    @property
-    def block_visit(self) -> Int[Tensor, "b N"]:
-        """`visit N + n`, the key of block n's draws beside the example."""
-        return blocks_of(self.visit, self.num_blocks)
-
-    def xt(self, mask_id: int) -> Int[Tensor, "b L"]:
-        """Returns the canvases: `x0`, with `mask_id` where masked."""
-        return torch.where(self.is_masked, mask_id, self.x0)
-
-
-def new_rows(
-    clean: CleanBatch,
-    example: Int[Tensor, "b"],
-    stage: Int[Tensor, "b N"],
-    num_revealed: Int[Tensor, "b N"],
-    seed: int,
-) -> PoolRows:
-    """Makes rows of new examples, with positions revealed at random: the model has not seen them yet."""
-    eligible = in_blocks(~clean.prompt_mask, stage.shape[1])
-    is_masked = mask_exactly(eligible, eligible.sum(dim=-1) - num_revealed, example, seed, Purpose.MASK)
-    return PoolRows(
-        example=example,
-        visit=torch.zeros_like(example),
-        stage=stage,
-        x0=clean.x0,
-        prompt_mask=clean.prompt_mask,
-        is_masked=is_masked.flatten(1),
-    )
 
 
 class Pool(ABC):
@@ -363,36 +287,11 @@ class Pool(ABC):
         saved, estimate = state.get("pool"), state.get("estimate")
         expected = (self.shard.known, tokens.length)
         if saved is not None:
-            self._check_rows(saved, tokens)
+            check_rows(saved, self.shard.known, self.block_size, tokens)
         if estimate is not None:
             is_floating = isinstance(estimate, Tensor) and estimate.is_floating_point() and estimate.ndim == 3
             if not (is_floating and estimate.shape[:2] == expected and bool(estimate.isfinite().all())):
                 raise UserError(f"estimate: holds other than finite numbers, {expected} times the width")
-
-    def _check_rows(self, saved: Any, tokens: TokenSpec) -> None:
-        rows, length = self.shard.known, tokens.length
-        blocks = (rows, count_blocks(length, self.block_size))
-        expected: dict[str, tuple[tuple[int, ...], int]] = {
-            "example": ((rows,), LARGEST_COUNT),
-            "visit": ((rows,), LARGEST_COUNT),
-            "stage": (blocks, LARGEST_COUNT),
-            "x0": ((rows, length), tokens.vocab_size - 1),
-            "prompt_mask": ((rows, length), 1),
-            "is_masked": ((rows, length), 1),
-        }
-        if not isinstance(saved, dict) or saved.keys() != expected.keys():
-            found = ", ".join(map(str, saved)) if isinstance(saved, dict) else str(saved)
-            raise UserError(f"pool: holds {found[:200]}; a pool has {', '.join(expected)}")
-        for name, (shape, most) in expected.items():
-            value, dtype = saved[name], torch.bool if name in ("prompt_mask", "is_masked") else torch.long
-            if not isinstance(value, Tensor) or tuple(value.shape) != shape or value.dtype != dtype:
-                found = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else str(value)[:40]
-                raise UserError(f"pool.{name}: is {found}, here {shape} of {dtype}; is it this run's?")
-            least, largest = (int(end) for end in torch.aminmax(value.int() if dtype == torch.bool else value))
-            if least < 0 or largest > most:
-                raise UserError(f"pool.{name}: holds {least if least < 0 else largest}, not from 0 to {most}")
-        if bool((saved["is_masked"] & saved["prompt_mask"]).any()):
-            raise UserError("pool.is_masked: masks a token of a prompt")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`, bit for bit.

@@ -28,7 +28,8 @@ from unmask.blocks import blocks_of, in_blocks
 from unmask.data.stream import ExampleStream
 from unmask.errors import UserError
 from unmask.masking import time, weights
-from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows
+from unmask.masking.pool import Pool, PoolConfig
+from unmask.masking.pool_rows import PoolRows, new_rows
 from unmask.masking.process import check_count, masked_batch
 from unmask.masking.time import DensityConfig, Uniform, masked_count, stratified
 from unmask.masking.uniform import TIME

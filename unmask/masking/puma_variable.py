@@ -19,7 +19,8 @@ from torch import Tensor
 from unmask.blocks import in_blocks, over_positions
 from unmask.data.stream import ExampleStream
 from unmask.masking import weights
-from unmask.masking.pool import Pool, PoolConfig, PoolRows, new_rows
+from unmask.masking.pool import Pool, PoolConfig
+from unmask.masking.pool_rows import PoolRows, new_rows
 from unmask.masking.process import make_batch
 from unmask.reveal import most_confident
 from unmask.types import CleanBatch, MaskedBatch, TokenStats

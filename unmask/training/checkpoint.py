@@ -44,7 +44,7 @@ def save(folder: Path, step: int, state: dict[str, Any], peers: Peers = ALONE) -
     Raises:
         OSError: one of the processes could not write. The checkpoints from before are still there.
     """
-    target = folder / f"step_{step:08d}"
+    target = path_of(folder, step)
     aside = folder / f"{files.ASIDE}{target.name}"
     unique_key = f"{peers.unique_key()}: {target.name}"
     if not peers.is_main:
@@ -295,7 +295,7 @@ def _check_regular(file: Path) -> None:
 def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """Returns the newest complete checkpoint, or None; calls `warn` for every damaged one that is newer."""
     for step in reversed(steps(folder)):
-        path = folder / f"step_{step:08d}"
+        path = path_of(folder, step)
         problem = damage(path)
         if problem is None:
             return path
@@ -318,12 +318,17 @@ def find(run: Path, which: str, warn: Callable[[str], None]) -> Path:
     if which == "last":
         return last
     step = best_step(last) if which == "best" else _as_step(which, run)
-    path = folder / f"step_{step:08d}"
+    path = path_of(folder, step)
     if step not in steps(folder):
         raise UserError(f"{run}: no checkpoint of step {step}; there are {', '.join(map(str, steps(folder)))}")
     if problem := damage(path):
         raise UserError(f"{path}: {problem}; choose another with --step")
     return path
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Returns the folder of the checkpoint of `step`, in the `folder` of all."""
+    return folder / f"step_{step:08d}"
 
 
 def step_of(path: Path) -> int:
@@ -365,7 +370,7 @@ def set_aside(folder: Path, after: int) -> None:
         if step > after:
             target = folder / f"damaged_step_{step:08d}"
             files.remove(target)
-            files.rename(folder / f"step_{step:08d}", target)
+            files.rename(path_of(folder, step), target)
     for path in folder.iterdir() if folder.exists() else ():
         if path.name.startswith(_UNFINISHED):
             files.remove(path)
@@ -377,7 +382,7 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int
     for step in present[:-keep_last]:
         if step not in keep and not (keep_every and step % keep_every == 0):
             aside = folder / f".removing_step_{step:08d}"  # half deleted, it would count as damaged
-            files.rename(folder / f"step_{step:08d}", aside)
+            files.rename(path_of(folder, step), aside)
             files.remove(aside)
 
 

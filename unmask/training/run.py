@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,12 +16,12 @@ from unmask import machine
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
 from unmask.data.fingerprint import read_fingerprint
-from unmask.errors import Interrupted, NotFinite, RunFailed, UserError
+from unmask.errors import Interrupted, NotFinite, RunFailed
 from unmask.evaluation.evaluate import EvaluationLeft
 from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
 from unmask.tasks.task import build_task, check_same_data, fingerprint_of, keep_files
-from unmask.training import checkpoint, loading, trackers
+from unmask.training import checkpoint, loading, restoring, trackers
 from unmask.training.distributed import check_alike, device_of
 from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
@@ -100,7 +99,7 @@ class Run:
         ) | {"attention": known, "data": self.data}
         with self.peers.raise_together():
             self.evaluator = Evaluator(self.config, self.task, self.examples, self.trainer)
-        if not self._broadcast(resume and bool(checkpoint.steps(self.folder.checkpoints))):
+        if not self.peers.exchange(resume and bool(checkpoint.steps(self.folder.checkpoints)))[0]:
             self._start_warm()
         try:
             with self.peers.raise_together():
@@ -116,10 +115,6 @@ class Run:
             raise RunFailed(f"{error}. The run stops; {self._what_is_left()}") from error
         finally:
             self.folder.close()
-
-    def _broadcast(self, value: Any) -> Any:
-        """Returns rank 0's `value`, which must be JSON. Collective."""
-        return self.peers.exchange(value)[0]
 
     def _check_alike(self, epoch_size: int, **options: bool) -> None:
         settings = dict(flatten(self.config.model_dump(mode="json")))
@@ -153,16 +148,20 @@ class Run:
 
     def _restore(self, resume: bool, restart_pool: bool) -> Progress:
         """Restores the newest complete checkpoint, or starts at step 0 if there is none."""
-        step = self._broadcast(self._newest_step() if resume and self.peers.is_main else None)
+        folder, trainer = self.folder.checkpoints, self.trainer
+        found = restoring.newest_step(folder) if resume and self.peers.is_main else None
+        step = self.peers.exchange(found)[0]  # rank 0's
         if step is not None:
+            path = checkpoint.path_of(folder, step)
             with self.peers.raise_together():
-                state, progress = self._load(step)
-            path = self._checkpoint(step)
+                state = restoring.read_state(path, Trainer.PER_PARAMETER if trainer.is_sharded else ())
+                self._check_data(state.get("data"), f"checkpoints/{path.name}/state.json")
+                progress = progress_of(state, str(path), step)
             with self.peers.raise_together():
-                self.trainer.check(state, str(path))
+                trainer.check(state, str(path))
                 if restart_pool:
-                    state["process"] = self._without_rows(state["process"])
-                self.trainer.load_state_dict(state, str(path), is_checked=True)
+                    state["process"] = restoring.drop_rows(trainer.process, state["process"])
+                trainer.load_state_dict(state, str(path), is_checked=True)
             self.saved_step = self.saver.whole_step = self.trainer.step_number
             console.print(f"Resuming {self.folder.path} from step {self.saved_step}")
             return progress
@@ -170,37 +169,6 @@ class Run:
             console.print(f"No complete checkpoint in {self.folder.path}: starting at step 0")
             self._start_warm()
         return Progress()
-
-    def _newest_step(self) -> int | None:
-        """Returns the step of the newest complete checkpoint, or None; sets damaged newer ones aside."""
-        checkpoint.put_in_place(self.folder.checkpoints)
-        path = checkpoint.newest(self.folder.checkpoints, warn)
-        step = None if path is None else checkpoint.step_of(path)
-        checkpoint.set_aside(self.folder.checkpoints, after=-1 if step is None else step)
-        return step
-
-    def _checkpoint(self, step: int) -> Path:
-        return self.folder.checkpoints / f"step_{step:08d}"
-
-    def _load(self, step: int) -> tuple[dict[str, Any], Progress]:
-        path = self._checkpoint(step)
-        try:
-            unread = Trainer.PER_PARAMETER if self.trainer.is_sharded else ()
-            state = checkpoint.load(path, unread=unread)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{self.folder.path}: the main process has a checkpoint of step {step} here, this one has not: "
-                f"{error}; put the run where all processes see it"
-            ) from error
-        self._check_data(state.get("data"), f"checkpoints/step_{step:08d}/state.json")
-        return state, progress_of(state, str(path), step)
-
-    def _without_rows(self, saved: dict[str, Any]) -> dict[str, Any]:
-        drop_rows = getattr(self.trainer.process, "drop_rows", None)
-        if drop_rows is None:
-            raise UserError("--restart-pool: this run's process has no pool; leave it out")
-        console.print("The pool is restarted: its rows are dropped, and new examples take their place")
-        return drop_rows(saved)
 
     def _start_warm(self) -> None:
         init, model = self.config.train.init, self.trainer.model

@@ -1,0 +1,47 @@
+"""Restores a run from its newest complete checkpoint."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import UserError
+from unmask.masking.process import MaskingProcess
+from unmask.progress import console, warn
+from unmask.training import checkpoint
+
+
+def newest_step(folder: Path) -> int | None:
+    """Returns the step of the newest complete checkpoint in `folder`, or None; sets damaged newer ones aside."""
+    checkpoint.put_in_place(folder)
+    path = checkpoint.newest(folder, warn)
+    step = None if path is None else checkpoint.step_of(path)
+    checkpoint.set_aside(folder, after=-1 if step is None else step)
+    return step
+
+
+def read_state(path: Path, unread: Collection[str]) -> dict[str, Any]:
+    """Reads the state in the checkpoint folder `path`, on every process, with `LazyTensor`s in the sections `unread`.
+
+    Raises:
+        UserError: this process does not see what the main process has found.
+    """
+    try:
+        return checkpoint.load(path, unread=unread)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path.parent.parent}: the main process has a checkpoint of step {checkpoint.step_of(path)} here, this "
+            f"one has not: {error}; put the run where all processes see it"
+        ) from error
+
+
+def drop_rows(process: MaskingProcess, saved: dict[str, Any]) -> dict[str, Any]:
+    """Returns the state `saved` of a pool without its rows, as --restart-pool asks.
+
+    Raises:
+        UserError: the process has no pool.
+    """
+    drop = getattr(process, "drop_rows", None)
+    if drop is None:
+        raise UserError("--restart-pool: this run's process has no pool; leave it out")
+    console.print("The pool is restarted: its rows are dropped, and new examples take their place")
+    return drop(saved)
