@@ -159,7 +159,8 @@ def solve_fresh_puzzles(threads: int) -> None:
 
 def decode_and_grade(name: str, tokens_per_step: int, environment: dict[str, str]) -> str:
     answers = FOLDER / f"{name}_{tokens_per_step}.jsonl"
-    answers.unlink(missing_ok=True)  # this script's own, of an earlier run
+    for own in (answers, answers.with_name(f"{answers.name}.part")):  # of an earlier run, that was stopped perhaps
+        own.unlink(missing_ok=True)
     decoder = f"prob,tokens_per_step={tokens_per_step}"
     decode = [*unmask(), "decode", str(RUNS[name]), str(PUZZLES), "--out", str(answers), "--decoder", decoder]
     subprocess.run(decode, check=True, env=environment)
