@@ -157,6 +157,11 @@ def zip_of_arrays() -> bytes:
     return buffer.getvalue()
 
 
+def array_of_shape(shape: str) -> bytes:
+    head = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode() + bytes(162 * 8)
+
+
 DAMAGED_GZIP = bytearray(gzip.compress(b"puzzle,solution\n" + bytes(range(200)), mtime=0))
 DAMAGED_GZIP[20:23] = b"\x00\xff\x13"
 
@@ -170,6 +175,7 @@ DAMAGED_GZIP[20:23] = b"\x00\xff\x13"
         ("x.csv", b"\xff\xfe\xfa", "not UTF-8 text, at byte 0"),
         ("line.csv", b'puzzle,solution\n"' + b"1" * 140_000, "line 1: not CSV"),
         ("archive.npy", zip_of_arrays(), "not a plain .npy array but an archive"),
+        ("negative.npy", array_of_shape("(-1, 162)"), "not a plain .npy array"),
         ("zip.npy", b"PK\x03\x04abc", "not a plain .npy array"),
         ("cut.csv.gz", gzip.compress(b"puzzle,solution\n", mtime=0)[:-5], "cannot be read"),
         ("bits.csv.gz", DAMAGED_GZIP, "cannot be read"),

@@ -189,7 +189,7 @@ def _load_array(path: Path) -> NDArray[Any]:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except UserError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a plain .npy array: {error}") from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path}: not a plain .npy array but an archive of several; save one of them with np.save")
