@@ -282,6 +282,10 @@ def test_an_export_with_nan_says_that_the_model_gives_nan(copied: Path, tmp_path
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(RunFailed, match=r"backbone.norm.weight holds nan.*the model gives nan"):
         unmask.load(tmp_path / "export")
+    warm = tiny_run(tmp_path / "warm", f"train.init={tmp_path / 'export'}")
+    with pytest.raises(UserError, match=r"train.init=.*backbone.norm.weight holds nan"):
+        warm.train()
+    assert not (tmp_path / "warm").exists()
 
 
 @pytest.mark.parametrize(

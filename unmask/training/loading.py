@@ -377,6 +377,9 @@ def read_initial_weights(source: str, task: Task, settings: Section, model: nn.M
         raise UserError(
             f"train.init={source}: its model differs from this one: {named}; set `model` as it has it, or name another"
         )
+    for name, value in weights.items():
+        if found := state.not_finite(value):
+            raise UserError(f"train.init={source}: {name} holds {found}; name another checkpoint")
     return weights
 
 
