@@ -61,8 +61,8 @@ def test_a_tracker_gets_what_the_log_gets(
     assert start["config"]["train"]["steps"] == 2
     assert end == {"finished": True}
     logged = [
-        {key: value for key, value in row.items() if key not in ("seconds", "examples_seen")}
-        for row in lines(out / "metrics.jsonl")
+        {key: value for key, value in row.items() if key not in ("seconds", "examples_seen") and value is not None}
+        for row in lines(out / "metrics.jsonl")  # one example has no standard error
     ]
     assert told == logged
     tiny_run(out, f"log.to=[{name}]", "log.project=mine", "train.steps=3").train(resume=True)
@@ -136,3 +136,12 @@ def test_a_missing_package_is_named_before_any_work(
 def test_an_unknown_tracker(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown tracker; use one of wandb, trackio"):
         tiny_run(tmp_path, "log.to=[abacus]")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"../../x", b"a\nb", b"x" * 2000], ids=["none", "bytes", "path", "lines", "long"]
+)
+def test_an_id_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tracker_id").write_bytes(content)
+    with pytest.raises(UserError, match="tracker_id"):
+        trackers.tracker_id(tmp_path)

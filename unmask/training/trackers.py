@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import queue
+import re
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,11 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
-from unmask import files
+from unmask import files, formats
 from unmask.errors import UserError
 from unmask.progress import warn
 
 _QUEUE_LENGTH = 10_000
+_MAX_ID = 1000  # bytes
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # one of older runs may be of one's own
 _PATIENCE = 30.0  # seconds that the end of a run waits for a tracker
 
 
@@ -80,11 +83,18 @@ def check(names: Sequence[str]) -> None:
 
 
 def tracker_id(folder: Path) -> str:
-    """Returns the id of the run in `folder` for trackers; makes it once and keeps it there."""
+    """Returns the id of the run in `folder` for trackers; makes it once and keeps it there.
+
+    Raises:
+        UserError: what is there is no id.
+    """
     path = folder / "tracker_id"
     if not path.exists():
         files.write(path, uuid.uuid4().hex[:8])
-    return path.read_text()
+    found = formats.read_text(path, max_bytes=_MAX_ID).strip()
+    if not _ID.fullmatch(found):
+        raise UserError(f"{path}: {found[:40]!r} is no id of a run; delete the file to get another")
+    return found
 
 
 class Tracker:
