@@ -304,7 +304,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path, *, wait: bool) -> None:
-        self._descriptor = _open_lock(path, os.O_RDWR | os.O_CREAT)
+        self._descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -332,7 +332,7 @@ class FileLock:
     def is_held(path: Path) -> bool:
         """True if a process holds the lock now; False too if the file is missing or cannot be read."""
         try:
-            descriptor = _open_lock(path, os.O_RDONLY)
+            descriptor = open_own(path, os.O_RDONLY)
         except OSError:
             return False
         try:
@@ -346,7 +346,12 @@ class FileLock:
         return False
 
 
-def _open_lock(path: Path, flags: int) -> int:
+def open_own(path: Path, flags: int) -> int:
+    """Opens a file that only this package writes, and returns its descriptor; a link in its place is not followed.
+
+    Raises:
+        OSError: it cannot be opened, or is a link or no regular file.
+    """
     # O_NONBLOCK: a fifo of that name would wait for another process.
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)

@@ -231,3 +231,19 @@ def test_a_training_that_fails_ends_the_comparison(
     assert "is not empty, and holds no run" in capsys.readouterr().err
     assert run_cli("compare", *recipes_of_mine, *TINY, "optim.lr=1e30", "--seeds", "1", "--out", tmp_path / "x") == 1
     assert "the loss is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_a_log_that_is_no_file_of_its_own_is_not_written_to(
+    kind: str, recipes_of_mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, log = tmp_path / "mine", tmp_path / "out" / "pool" / "seed_0.log"
+    mine.write_text("mine\n")
+    log.parent.mkdir(parents=True)
+    if kind == "link":
+        log.symlink_to(mine)
+    else:
+        os.mkfifo(log)
+    assert run_cli("compare", *recipes_of_mine, *TINY, "--seeds", "1", "--out", tmp_path / "out") == 2
+    assert f"{log}: cannot be written: " in " ".join(capsys.readouterr().err.split())
+    assert mine.read_text() == "mine\n"

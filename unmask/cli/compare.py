@@ -10,7 +10,7 @@ from rich.table import Table
 
 from unmask import machine, paths
 from unmask.cli import options, report
-from unmask.formats import printable, to_json
+from unmask.formats import to_json
 from unmask.lab.compare import FEWEST_SEEDS, Comparison, Plan, choose_measure
 from unmask.lab.trainings import Training, train_all
 from unmask.progress import console, warn
@@ -97,9 +97,9 @@ def _progress_table(trainings: list[Training]) -> Table:
     for column in ("training", "last line"):
         table.add_column(column, no_wrap=True)
     for training in trainings:
-        lines = training.log.read_text(errors="replace").splitlines() if training.log.exists() else []
+        lines = training.end_of_log().splitlines()
         folder = f"{training.folder.parent.name}/{training.folder.name}"
-        table.add_row(folder, printable(lines[-1])[:90] if lines else "waiting")
+        table.add_row(folder, lines[-1][:90] if lines else "waiting")
     return table
 
 

@@ -17,6 +17,8 @@ from unmask.errors import Interrupted, RunFailed, UserError
 from unmask.formats import printable
 from unmask.training.folder import RunFolder, read_config, schedule_length
 
+_END_OF_LOG = 2000  # bytes
+
 
 @dataclass(frozen=True)
 class Training:
@@ -44,9 +46,20 @@ class Training:
         """Starts the training, which ends when nobody holds the other end of the pipe `lifeline` any longer."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         # A session of its own, so that Ctrl-C reaches only the parent, which passes it on once.
-        with self.log.open("ab") as log:
+        with files.naming(self.log):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            own = os.open(self.log, flags, 0o666) if files.follows_links() else files.open_own(self.log, flags)
+        with open(own, "ab") as log:  # noqa: PTH123
             command = self.command(threads)
             return subprocess.Popen(command, stdin=lifeline, stdout=log, stderr=log, start_new_session=True)
+
+    def end_of_log(self) -> str:
+        """Returns the last lines of its log, for people; empty if there is none yet."""
+        if not self.log.is_file():
+            return ""
+        with self.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _END_OF_LOG))
+            return printable(log.read(_END_OF_LOG).decode(errors="replace")).strip()
 
 
 def check_budget(folder: Path, config: RunConfig) -> None:
@@ -107,8 +120,8 @@ def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], No
             time.sleep(0.2)
             for training, process in running:
                 if process.poll():
-                    end = printable(training.log.read_text(errors="replace"))[-2000:].strip()
-                    raise TrainingFailed(f"{training.folder} failed (exit code {process.returncode}):\n{end}")
+                    said = training.end_of_log()
+                    raise TrainingFailed(f"{training.folder} failed (exit code {process.returncode}):\n{said}")
             running = [(training, process) for training, process in running if process.poll() is None]
         on_tick()
     except KeyboardInterrupt:
