@@ -361,3 +361,13 @@ def test_a_folder_that_may_not_be_read_is_not_synced(
 def test_closed_streams_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     assert run_cli("settings", "debug", "train.steps") == 0
+
+
+def test_a_current_folder_that_is_gone_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_cli("settings", "debug") == 1
+    assert capsys.readouterr().err == "Error: the current folder is gone; change to one that exists\n"

@@ -110,6 +110,8 @@ def _in_one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         name = error.filename
+        if name is None and isinstance(error, FileNotFoundError) and _is_nowhere():
+            return "the current folder is gone; change to one that exists"
         if name is None:
             return f"{error.strerror}; {_TRACEBACK} shows where"
         return f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror}"
@@ -120,6 +122,15 @@ def _in_one_line(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return f"something is nested too deeply: {text[:200]}; {_TRACEBACK} shows where"
     return f"internal error: {type(error).__name__}: {text[:500]}; {_TRACEBACK} shows where"
+
+
+def _is_nowhere() -> bool:
+    """True if the current folder has been deleted."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return True
+    return False
 
 
 class _Stdout:
