@@ -172,6 +172,10 @@ def _index(folder: Path) -> None:
 BAD = {
     "a pickle": (_pickled, "holds its weights as a pickle.*save them as safetensors"),
     "code to fetch": (_configured(attn_implementation="someone/kernel"), "config.json: attn_implementation="),
+    "code to fetch for a part": (
+        _configured(text_config={"_experts_implementation": "someone/kernel"}),
+        "config.json: _experts_implementation=",
+    ),
     "code of its own": (
         _configured(model_type="own", auto_map={"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"}),
         "cannot be read as a causal language model",

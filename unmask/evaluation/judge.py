@@ -184,9 +184,14 @@ def _check_files(path: Path, where: str) -> None:
         config: dict[str, Any] = formats.read_json(path / "config.json", dict[str, Any])
     except UserError as error:
         raise UserError(f"{where}: cannot be read as a causal language model: {error}") from error
-    for key, value in config.items():
-        if key.endswith("_implementation") and "/" in str(value):
-            raise UserError(f"{where}: config.json: {key}={str(value)[:80]!r} names code of others; delete that line")
+    inner = [config]
+    for settings in inner:  # those of the parts of a model stand within
+        inner += [value for value in settings.values() if isinstance(value, dict)]
+        for key, value in settings.items():
+            if key.endswith("_implementation") and "/" in str(value):
+                raise UserError(
+                    f"{where}: config.json: {key}={str(value)[:80]!r} names code of others; delete that line"
+                )
     if (path / "adapter_config.json").exists():
         raise UserError(f"{where}: is an adapter of another model; merge them, and save the whole model here")
     weights = [file for file in path.iterdir() if file.suffix == ".safetensors"]
