@@ -332,7 +332,17 @@ def test_checkpoints_on_another_disk_are_trained_on_with_the_option(copied: Path
 
 @pytest.mark.parametrize(
     "environment",
-    ["[1]", "{", '{"attention": 5}', '{"attention": "x"}', '{"threads": "many"}', "[" * 99_999, '{"data": [1]}'],
+    [
+        "[1]",
+        "{",
+        '{"attention": 5}',
+        '{"attention": "x"}',
+        '{"threads": "many"}',
+        "[" * 99_999,
+        '{"data": [1]}',
+        f'{{"torch": "{"x" * 2**20}"}}',
+    ],
+    ids=lambda text: text[:20],
 )
 def test_a_damaged_environment_is_refused_with_its_name(environment: str, copied: Path) -> None:
     (copied / "environment.json").write_text(environment)

@@ -30,6 +30,7 @@ _MAY_CHANGE = tuple(
     )
 )
 _SECTIONS_MAY_CHANGE = ("decode", "eval", "log")
+_MOST_TOLD = 2**20  # bytes of an environment.json, parts of which are printed
 _BITS_DEPEND_ON = ("torch", "cpu", "threads", "processes", "device", "dtype", "compiled")
 
 
@@ -124,7 +125,8 @@ class RunFolder:
         old = read_environment(self.path)
         for key in _BITS_DEPEND_ON if old else ():
             if old.get(key) != environment.get(key):
-                warn(f"{key} was {old.get(key)!r}, is {environment.get(key)!r}: results may differ in their last bits")
+                was = repr(old.get(key))[:100]
+                warn(f"{key} was {was}, is {environment.get(key)!r}: results may differ in their last bits")
 
     def _compare_schedule(self, config: RunConfig, warn: Callable[[str], None]) -> None:
         was, now = schedule_length(read_config(self.path) if self.exists() else config), schedule_length(config)
@@ -205,7 +207,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     file = path / "environment.json"
     if not file.exists():
         return {}
-    found: dict[str, Any] = formats.read_json(file, dict[str, Any])
+    found: dict[str, Any] = formats.read_json(file, dict[str, Any], max_bytes=_MOST_TOLD)
     chosen = formats.checked(found, _Environment, str(file)).attention
     if chosen not in (None, *BACKENDS):
         raise UserError(f"{file}: attention={chosen[:40]!r}: use one of {', '.join(BACKENDS)}, or delete the file")
