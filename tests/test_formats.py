@@ -115,7 +115,9 @@ def test_what_is_written_as_yaml_is_read_back(value: Any) -> None:
     assert repr(formats.parse_yaml(yaml.safe_dump(value, sort_keys=False), "f", is_saved=True)) == repr(value)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "NaN", '{"a": Infinity}', "1" * 5_000, '{"a":1', "nul"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "NaN", "1e999", "[-1e400]", '{"a": Infinity}', "1" * 5_000, '{"a":1', "nul"]
+)
 def test_json_that_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=r"^f: is "):
         formats.parse_json(text, "f")

@@ -122,7 +122,8 @@ def parse_json(text: str | bytes, where: str, *, infinity_as_null: bool = False)
         UserError: it is not JSON, is nested too deeply, or holds half of a character, which no text can.
     """
     try:
-        value = json.loads(text, parse_constant=_null if infinity_as_null else _refuse_constant, parse_int=_integer)
+        constant = _null if infinity_as_null else _refuse_constant
+        value = json.loads(text, parse_constant=constant, parse_int=_integer, parse_float=_float)
         if _ESCAPED_HALF.search(text if isinstance(text, str) else text.decode(errors="replace")):
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -149,6 +150,13 @@ def _integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):  # as of 1e999
+        raise ValueError(f"{digits[:40]} is beyond the largest number")
+    return value
 
 
 def to_json(value: Any, **options: Any) -> str:
