@@ -271,6 +271,7 @@ def test_an_absent_part(tmp_path: Path) -> None:
         ('{"weight_map": {"a": "/etc/hostname"}}', "index.json: weight_map names .*no safetensors file beside it"),
         ('{"weight_map": {"a": "pytorch_model.bin"}}', "index.json: weight_map names .*no safetensors file beside it"),
         ("[" * 99_999, "index.json: cannot be read: is nested too deeply"),
+        (f'{{"weight_map": {{"a": "{"a" * 300}.safetensors"}}}}', "weight_map names .*no safetensors file beside it"),
         ('{"weight_map": {}}', "index.json: lacks model.embed_tokens.weight"),
     ],
 )

@@ -225,6 +225,7 @@ _IN_BLOCK = {
 }
 _FEW = 16
 """Tokens without a row that every tokenizer may have."""
+_LONGEST_NAME = 255  # bytes that file systems take
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -308,7 +309,7 @@ def listed_files(index: Path) -> list[Path]:
         raise UserError(f"{index}: has no weight_map of file names; download it again")
     names = sorted(set(weight_map.values()))
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if Path(name).name != name or not name.endswith(".safetensors") or len(name.encode()) > _LONGEST_NAME:
             raise UserError(f"{index}: weight_map names {name[:100]!r}, which is no safetensors file beside it")
     return [index.with_name(name) for name in names]
 
