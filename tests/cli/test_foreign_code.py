@@ -115,3 +115,26 @@ def test_a_step_that_exits_is_no_success(module: Path, capsys: pytest.CaptureFix
 def test_an_interrupt_stays_one(module: Path) -> None:
     module.write_text("raise KeyboardInterrupt\n")
     assert run_cli("train", "debug", *SHORT, "process.name=theirs:Mine", "--out", "run") == 130
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "observe(self, batch, stats):\n        1 / 0\n",
+            "theirs.py:5: ZeroDivisionError: division by zero; --traceback",
+        ),
+        ("metrics(self):\n        raise StopIteration\n", "theirs.py:5: StopIteration; --traceback"),
+        ("state_dict(self):\n        raise ValueError('no state')\n", "theirs.py:5: ValueError: no state; --traceback"),
+        ("observe(self, batch, stats):\n        raise BrokenPipeError\n", "Error: BrokenPipeError. The run stops"),
+    ],
+    ids=["a step", "its numbers", "its state", "an error without words"],
+)
+def test_code_that_fails_in_a_run_is_named(
+    body: str, said: str, module: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module.write_text(f"{FROM}class Mine(RandomMasking):\n    def {body}")
+    assert run_cli("train", "debug", *SHORT, "process.name=theirs:Mine", "--out", "run") == 1
+    message = capsys.readouterr().err.replace("\n", "")
+    assert said.replace(" ", "") in message.replace(" ", "")
+    assert "internal error" not in message

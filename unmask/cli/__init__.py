@@ -121,7 +121,11 @@ def _in_one_line(error: BaseException) -> str:
         return f"the memory is full: {what}; use a smaller batch or model ({_TRACEBACK} shows where)"
     if isinstance(error, RecursionError):
         return f"something is nested too deeply: {text[:200]}; {_TRACEBACK} shows where"
-    return f"internal error: {type(error).__name__}: {text[:500]}; {_TRACEBACK} shows where"
+    from unmask.config.registry import own_line
+
+    words = f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+    place = own_line(error) or "internal error"  # code of the user's own, which a verb has called
+    return f"{place}: {words}; {_TRACEBACK} shows where"
 
 
 def _is_nowhere() -> bool:

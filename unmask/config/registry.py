@@ -162,7 +162,7 @@ def own_line(error: BaseException, package: str = "") -> str | None:
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
-    libraries = (f"{Path(__file__).parents[1]}{os.sep}", "<frozen", *_LIBRARIES)
+    libraries = (f"{Path(__file__).parents[1]}{os.sep}", "<", *_LIBRARIES)  # "<": no file, such as made by dataclasses
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

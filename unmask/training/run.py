@@ -112,7 +112,7 @@ class Run:
         except SystemExit as error:  # from code that does not come with unmask: with 0 it would pass for success
             raise RunFailed(f"a step called sys.exit({error.code!r}). The run stops; {self._what_is_left()}") from error
         except OSError as error:
-            raise RunFailed(f"{error}. The run stops; {self._what_is_left()}") from error
+            raise RunFailed(f"{str(error) or type(error).__name__}. The run stops; {self._what_is_left()}") from error
         finally:
             self.folder.close()
 
