@@ -34,7 +34,7 @@ def test_it_answers_as_decode_does(
 WRONG = {
     "foo": "a puzzle has 81 cells, this has 3",
     '{"puzzle": 3}': "needs the string `puzzle`",
-    "/seed x": "/seed x: give a whole number",
+    "/seed x": "/seed 'x': give a whole number",
     "/decoder certain": "/decoder certain: decode.order='certain': unknown order",
     "/decoder prob,guidance=1": "needs a model that has also seen hidden prompts",
     "/decoder prob,block_size=100": "decode.block_size=100",

@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be(
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" if is_file else tmp_path / "file" / "out"
     assert run_cli("compare", *recipes_of_mine, *TINY, "--seeds", "1", "--out", out) == 2
-    assert f"--out {out}: cannot be made" in " ".join(capsys.readouterr().err.split())
+    assert f"--out {out}: cannot be written" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -647,7 +647,7 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "limit": ({"limit": 0}, "--limit 0: must be at least 1"),
     "workers": ({"workers": 0}, "--workers 0: must be at least 1"),
     "ratio": ({"validation_ratio": 1.0}, "--validation-ratio 1.0: must be between 0 and 1"),
-    "seed": ({"split_seed": -1}, "--split-seed -1: must not be negative"),
+    "seed": ({"split_seed": -1}, "--split-seed -1: must be from 0 to 2^63 - 1"),
     "dataset": ({"dataset": "gsm9k"}, "gsm9k: use tinygsm or gsm8k"),
 }
 

@@ -204,7 +204,7 @@ def test_rows_of_another_layout(tmp_path: Path) -> None:
 
 BAD_OPTIONS = {
     "no corpus": (["--corpus", "no/where"], "--corpus no/where: no such file or folder"),
-    "no data": (["--data", "no/where"], "no/where: no such file or folder"),
+    "no data": (["--data", "no/where"], "--data no/where: cannot be read: no such file"),
     "samples alone": (["--samples", 4], "--samples 4: goes with --generative FOLDER"),
     "no model": (["--generative", "nowhere"], "--generative nowhere: is not a folder with a model"),
     "no samples": (["--generative", "JUDGE", "--samples", 0], "--samples"),

@@ -19,11 +19,11 @@ import unmask
 from tests.helpers import assert_same, run_cli
 from tests.helpers.runs import tiny_run
 from unmask.errors import RunFailed, UserError
-from unmask.training import checkpoint, loading
+from unmask.training import checkpoint, loading, restoring
 from unmask.training.folder import RunFolder
 from unmask.training.loading import LoadedRun
 from unmask.training.run import Run
-from unmask.training.state import Progress
+from unmask.training.state import Progress, progress_of
 
 EMA = "ema.decay=0.9"
 BAD = ["text", -1, 10**30, 1e308, True, None, [], {}, [[0]], "missing"]
@@ -86,7 +86,9 @@ def resume(run: Run, path: Path) -> None:
     before = run.folder
     run.folder = RunFolder(path.parents[1])
     try:
-        state, progress = run._load(2)
+        state = restoring.read_state(path, ())
+        run._check_data(state.get("data"), f"checkpoints/{path.name}/state.json")
+        progress = progress_of(state, str(path), 2)
         run.trainer.load_state_dict(state, str(path))
         run.progress = progress
         run.trainer.step()

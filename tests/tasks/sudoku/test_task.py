@@ -118,7 +118,7 @@ def test_augmentation_never_repeats() -> None:
 
 def test_splits_share_no_puzzle_and_no_grid() -> None:
     sudoku = task(validation_ratio=0.2)
-    train, validation = sudoku._split
+    train, validation, _ = sudoku._split
     assert len(validation) == 20
     assert len(train) + len(validation) == 100
     grids = {bytes(grid) for grid in train.solutions}
