@@ -31,10 +31,11 @@ ASIDE = ".writing_"
 """First letters of the names of files and folders that are being written; a process that died leaves them behind."""
 _STALE = 3600.0
 _LINE = "the line"
-_WRONG_PATH = {
+WRONG_PATH = {
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
     *(errno.ELOOP, errno.EROFS, errno.EINVAL, errno.ENXIO),
 }
+"""Errors of the system that another path would not give; all others are the machine's."""
 _LOST = "a power cut may lose what was written last"
 _NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -241,7 +242,7 @@ def naming(path: Path, where: str = "") -> Iterator[None]:
         with naming_only(path):
             yield
     except OSError as error:
-        if error.errno in _WRONG_PATH:
+        if error.errno in WRONG_PATH:
             raise UserError(f"{where}{path}: cannot be written: {error.strerror}; name another one") from error
         raise
 

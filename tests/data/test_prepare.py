@@ -23,7 +23,7 @@ from unmask.data.prepare import prepare, run, workers, writing
 from unmask.data.prepare.settings import DATASETS, PrepareSettings
 from unmask.data.store import RowStore
 from unmask.data.vocabulary import Vocabulary
-from unmask.errors import UserError
+from unmask.errors import RunFailed, UserError
 from unmask.tasks.sudoku import formats
 from unmask.tasks.text_rows import read_problems
 from unmask.types import CleanBatch
@@ -404,7 +404,7 @@ def test_a_full_disk_is_named_and_the_work_goes_on(tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(writing, "save", full)
-        with pytest.raises(UserError, match=r"out\.partial: cannot be written: .*No space left.*same command goes on"):
+        with pytest.raises(RunFailed, match=r"out\.partial: cannot be written: .*No space left.*same command goes on"):
             prepare(settings(tmp_path))
     prepare(settings(tmp_path))
 

@@ -15,7 +15,7 @@ from unmask.data.prepare.sources import RowSource
 from unmask.data.prepare.workers import KINDS, WorkFolder, tokenise
 from unmask.data.prepare.writing import write_store
 from unmask.data.vocabulary import Vocabulary
-from unmask.errors import UserError
+from unmask.errors import RunFailed, UserError
 from unmask.progress import console, progress, warn
 
 _NUM_SHOWN = 5
@@ -58,7 +58,8 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
         shutil.rmtree(settings.partial, ignore_errors=True)  # of no use for any other tokenizer
         raise
     except OSError as error:
-        raise UserError(
+        failed = UserError if error.errno in files.WRONG_PATH else RunFailed
+        raise failed(
             f"{settings.partial}: cannot be written: {error}; mend that, and the same command goes on"
         ) from error
     return meta
