@@ -75,6 +75,10 @@ def test_bad_text_names_file_and_line(tmp_path: Path, content: str, message: str
 OTHER_SOLUTION = EASY_SOLUTION.translate(str.maketrans("123456789", "234567891"))
 BAD_CSV = {
     "no columns": ("a,b\n1,2\n", "line 1: needs the columns puzzle,solution; found a,b"),
+    "a column twice": (
+        f"puzzle,puzzle,solution\n{'.' * 81},{EASY},{EASY_SOLUTION}\n",
+        "line 1: has 2 columns puzzle; rename all but one",
+    ),
     "wrong solution": (f"puzzle,solution\n{EASY},{'1' * 81}\n", "line 2: the solution breaks a row, column or box"),
     "other solution": (f"puzzle,solution\n{EASY},{OTHER_SOLUTION}\n", "line 2: the solution changes a given"),
     "short solution": (f"puzzle,solution\n{EASY},123\n", "line 2, column solution: a puzzle has 81 cells, this has 3"),

@@ -99,13 +99,16 @@ def _read_text(content: str, path: Path) -> PuzzleSet:
 def _read_csv(content: str, path: Path, pairs: Sequence[tuple[str, ...]]) -> PuzzleSet:
     reader = csv.DictReader(content.splitlines())
     try:
-        header = reader.fieldnames or []
+        header = list(reader.fieldnames or [])
         columns = next((pair for pair in pairs if set(pair) <= set(header)), None)
         if columns is None:
             raise UserError(
                 f"{path}, line 1: needs the columns {','.join(pairs[0])}; found {','.join(header)[:200]} (name those "
                 "of puzzles and solutions: data.columns=[PUZZLE,SOLUTION])"
             )
+        for name in columns:
+            if header.count(name) > 1:
+                raise UserError(f"{path}, line 1: has {header.count(name)} columns {name}; rename all but one")
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
