@@ -231,6 +231,10 @@ BAD_USE = {
     "no number": (["eval", "RUN", "--step", "first"], "--step first: use a number, `last` or `best`"),
     "weights": (["eval", "RUN", "--weights", "mean"], "--weights mean: use ema or raw"),
     "decoder": (["eval", "RUN", "--decoder", "certain"], "use one of prob, margin"),
+    "two amounts": (
+        ["eval", "RUN", "--decoder", "prob,steps=3,tokens_per_step=3"],
+        "steps and tokens_per_step both say how much a step reveals; give one of them",
+    ),
     "decoder key": (
         ["eval", "RUN", "--decoder", "prob,tokens=3"],
         "--decoder prob,tokens=3: unknown key decode.tokens; did you mean decode.tokens_per_step?",

@@ -202,6 +202,19 @@ def test_resume_without_a_run_starts_one(tmp_path: Path, capsys: pytest.CaptureF
     assert "starting at step 0" in capsys.readouterr().err
 
 
+def test_resume_does_not_start_over_what_has_only_damaged_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run_cli("train", "debug", *SHORT, "--out", out) == 0
+    for state in out.glob("checkpoints/*/state.json"):
+        state.write_text("{}")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run_cli("train", "debug", *SHORT, "--out", out, "--resume") == 2
+    assert "no checkpoint is whole (of steps" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("--version") == 0
     assert capsys.readouterr().out == f"unmask {metadata.version('unmask')}\n"

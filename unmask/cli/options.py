@@ -98,9 +98,13 @@ def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder
         if key in given:
             raise UserError(f"{where}: {shown(key)} is given twice; give it once")
         given[key] = formats.parse_yaml(value, f"{where}: {shown(key)}")
+    given = recipes.rename_keys(given)
+    amounts = [key for key in DecodeConfig.alternatives if given.get(key) is not None]
+    if len(amounts) > 1:
+        raise UserError(f"{where}: {' and '.join(amounts)} both say how much a step reveals; give one of them")
     settings = base.model_dump()
     try:
-        recipes.merge(settings, recipes.rename_keys(given), DecodeConfig, "decode")
+        recipes.merge(settings, given, DecodeConfig, "decode")
         return check_section(DecodeConfig, settings, "decode")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

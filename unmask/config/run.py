@@ -58,7 +58,7 @@ class EmaConfig(Section):
 class TrainConfig(Section):
     alternatives = ("steps", "epochs")
 
-    steps: int | None = Field(None, ge=1, description="optimizer steps")
+    steps: int | None = Field(None, ge=1, le=10**15, description="optimizer steps")
     epochs: float | None = Field(
         None, gt=0, description="length in epochs, if train.steps is null: steps = epochs x examples / batch_size"
     )

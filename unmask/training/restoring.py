@@ -11,9 +11,18 @@ from unmask.training import checkpoint
 
 
 def newest_step(folder: Path) -> int | None:
-    """Returns the step of the newest complete checkpoint in `folder`, or None; sets damaged newer ones aside."""
+    """Returns the step of the newest complete checkpoint in `folder`, or None; sets damaged newer ones aside.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged: to start over would lose what the run has logged.
+    """
     checkpoint.put_in_place(folder)
     path = checkpoint.newest(folder, warn)
+    if path is None and (steps := checkpoint.steps(folder)):
+        raise UserError(
+            f"{folder}: no checkpoint is whole (of steps {', '.join(map(str, steps[-5:]))}); bring one back from a "
+            "copy, or start another run with --out"
+        )
     step = None if path is None else checkpoint.step_of(path)
     checkpoint.set_aside(folder, after=-1 if step is None else step)
     return step
