@@ -212,11 +212,17 @@ def test_the_reference_start_is_that_of_pytorchs_layers() -> None:
     torch.testing.assert_close(2 * again.embedding.weight, found.embedding.weight)
 
 
-@pytest.mark.parametrize("recipe", ["sudoku/paper_puma", "sudoku/paper_uniform", "tinygsm/uniform", "tinygsm/ar_small"])
+@pytest.mark.parametrize("recipe", ["sudoku/paper_puma", "sudoku/paper_uniform", "tinygsm/uniform", "tinygsm/ar"])
 def test_the_papers_recipes_start_as_its_code_does(recipe: str) -> None:
     data = "data={vocab_size: 50, mask_id: 49, eos_id: 48, length: 24}" if "tinygsm" in recipe else "data.puzzles=2"
     model = recipes.load(recipe, [data]).model
     assert (model.init, model.qkv_bias, model.out_bias, model.embedding_std) == ("reference", True, True, None)
+
+
+def test_the_small_recipes_keep_our_own_start() -> None:
+    for recipe in (name for name in recipes.names() if name.startswith("tinygsm/") and name.endswith("_small")):
+        model = recipes.load(recipe, ["data={vocab_size: 50, mask_id: 49, eos_id: 48, length: 24}"]).model
+        assert (model.init, model.out_bias) == ("scaled", False), recipe
 
 
 def test_a_tied_head_is_the_embedding() -> None:
