@@ -13,22 +13,19 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from unmask import files, formats, paths, progress
 from unmask.config import registry
 from unmask.config.run import RunConfig
-from unmask.config.settings import Section
 from unmask.data.fingerprint import DataFingerprint, read_fingerprint
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.decoding.decoder import Decoder
 from unmask.errors import RunFailed, UserError
-from unmask.models import hf
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import resolve_dtype
-from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.tasks.task import Task, build_task, check_same_data, keep_files, may_change
 from unmask.training import checkpoint, state
 from unmask.training.folder import read_config, read_environment, resolve_config
@@ -354,48 +351,3 @@ def _device_for(config: RunConfig, asked: str | None) -> torch.device:
         return resolve_device(config.train.device)
     except UserError:  # trained on another machine
         return resolve_device("auto")
-
-
-def read_initial_weights(source: str, task: Task, settings: Section, model: nn.Module) -> dict[str, Tensor]:
-    """Reads the state of `model`, which has these `settings`, from a run, an export or a Hugging Face folder.
-
-    Tensors that start at 0, and the bias after attention, may be missing there: they are 0 then.
-
-    Raises:
-        UserError: `source` is none of them, or is of another vocabulary or shape; the message says which.
-    """
-    folder = paths.user_path(source, "train.init=")
-    weights = _from_hugging_face(folder, task, settings) if hf.is_checkpoint(folder) else _from_run(source, task)
-    own = model.state_dict()
-    may_be_missing = (*Transformer.STARTS_AT_ZERO, "attention.out.bias")  # a model without them has 0 there
-    weights = {name: torch.zeros_like(own[name]) for name in own if name.endswith(may_be_missing)} | weights
-    same_format = {
-        name: value.to(own[name].dtype) if name in own and value.is_floating_point() else value
-        for name, value in weights.items()
-    }
-    if named := state.differences(own, same_format):
-        raise UserError(
-            f"train.init={source}: its model differs from this one: {named}; set `model` as it has it, or name another"
-        )
-    for name, value in weights.items():
-        if found := state.not_finite(value):
-            raise UserError(f"train.init={source}: {name} holds {found}; name another checkpoint")
-    return weights
-
-
-def _from_run(source: str, task: Task) -> dict[str, Tensor]:
-    found = LoadedRun.open(source)
-    if found.tokens.fingerprint != task.tokens.fingerprint:
-        raise UserError(
-            f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with "
-            "the same tokenizer and vocabulary"
-        )
-    return found.tensors
-
-
-def _from_hugging_face(folder: Path, task: Task, settings: Section) -> dict[str, Tensor]:
-    if not isinstance(settings, TransformerConfig):
-        raise UserError(f"train.init={folder}: is for model.name=transformer, not for a model of your own")
-    hf.check_settings(folder, settings)
-    original_ids = getattr(task, "original_ids", None)
-    return hf.read_weights(folder, original_ids=original_ids, vocab_size=task.tokens.vocab_size)

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from unmask.config.run import OptimConfig
 
-Group = dict[str, Any]
-
 
 class Optimizer:
     """AdamW for all parameters, or Muon for the hidden matrices and AdamW for the rest.

@@ -21,7 +21,7 @@ from unmask.evaluation.evaluate import EvaluationLeft
 from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
 from unmask.tasks.task import build_task, check_same_data, fingerprint_of, keep_files
-from unmask.training import checkpoint, loading, restoring, trackers
+from unmask.training import checkpoint, restoring, trackers
 from unmask.training.distributed import check_alike, device_of
 from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
@@ -174,7 +174,7 @@ class Run:
         init, model = self.config.train.init, self.trainer.model
         if init is not None:
             with self.peers.raise_together():
-                weights = loading.read_initial_weights(init, self.task, self.config.model, model)
+                weights = restoring.read_initial_weights(init, self.task, self.config.model, model)
             self.trainer.load_weights(weights)
 
     def _loop(self) -> None:
