@@ -1,5 +1,6 @@
 """Small runs that several tests share."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ def toy_trainer(*overrides: str) -> Trainer:
     config = recipes.load("debug", [*TOY, *overrides])
     task = Toy.from_config(config.data)
     return Trainer(config, task.tokens, task.train_stream(config.train.seed))
+
+
+def assert_goes_on_exactly(trainer: Trainer, other: Trainer) -> dict[str, Any]:
+    """Checks that `other` takes the same steps from the state of `trainer`, which it returns."""
+    for _ in range(3):
+        trainer.step()
+    state = copy.deepcopy(trainer.state_dict())
+    expected = [trainer.step().loss.item() for _ in range(3)]
+    other.load_state_dict(state)
+    assert [other.step().loss.item() for _ in range(3)] == expected
+    return state
 
 
 def write_run(folder: Path, *settings: str, evaluation: dict | None = None) -> Path:

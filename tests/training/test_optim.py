@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers import assert_same
-from tests.helpers.runs import toy_trainer
+from tests.helpers.runs import assert_goes_on_exactly, toy_trainer
 from unmask.config.run import OptimConfig
 from unmask.training.optim import Optimizer, hidden_matrices, learning_rate
 
@@ -87,13 +87,7 @@ def test_a_bad_step_and_none_are_the_same_from_then_on() -> None:
 
 
 def test_a_run_goes_on_exactly() -> None:
-    trainer, other = toy_trainer(*MUON), toy_trainer(*MUON)
-    for _ in range(3):
-        trainer.step()
-    state = copy.deepcopy(trainer.state_dict())
-    expected = [trainer.step().loss.item() for _ in range(3)]
-    other.load_state_dict(state)
-    assert [other.step().loss.item() for _ in range(3)] == expected
+    state = assert_goes_on_exactly(toy_trainer(*MUON), toy_trainer(*MUON))
     assert set(state["optimizer"]["backbone.blocks.0.attention.q.weight"]) == {"momentum_buffer"}
     assert set(state["optimizer"]["backbone.embedding.weight"]) == {"exp_avg", "exp_avg_sq", "step"}
 

@@ -1,10 +1,9 @@
-import copy
 import math
 
 import pytest
 import torch
 
-from tests.helpers.runs import toy_trainer
+from tests.helpers.runs import assert_goes_on_exactly, toy_trainer
 from unmask.config import recipes
 from unmask.config.registry import resolve
 from unmask.config.run import OptimConfig
@@ -75,12 +74,7 @@ def test_gradients_are_clipped_and_reported_before_clipping() -> None:
 
 def test_dropout_draws_from_a_state_that_is_saved() -> None:
     trainer, other = (toy_trainer("model.dropout=0.2") for _ in range(2))
-    for _ in range(3):
-        trainer.step()
-    state = copy.deepcopy(trainer.state_dict())
-    expected = [trainer.step().loss.item() for _ in range(3)]
-    other.load_state_dict(state)
-    assert [other.step().loss.item() for _ in range(3)] == expected
+    assert_goes_on_exactly(trainer, other)
 
 
 def test_epochs_count_the_data_set() -> None:
