@@ -47,8 +47,9 @@ class Remasking(Protocol):
 class Remdm:
     """ReMDM (2503.00307): a revealed token is masked again with probability sigma; then as many more are revealed.
 
-    A step takes the visible share from alpha_t to alpha_s. sigma is at most as many as are to
-    be masked afterwards, on average. Here never more than that: of those drawn, the ones of smallest noise are taken.
+    A step takes the visible share from alpha_t to alpha_s. sigma is at most `(1 - alpha_s) / alpha_t`: as many as are
+    to be masked afterwards, on average. Here never more than that: of those drawn, the ones of smallest noise are
+    taken.
     """
 
     eta: float = 1.0
