@@ -177,8 +177,8 @@ class PumaPool(Pool):
         """Makes rows of new examples: all masked but for stage 0's share, or on masks of a share drawn from `start`."""
         if self.start is None:
             return self._new_rows(clean, example, example.new_zeros(len(example), num_blocks))
-        # The noise of `RandomMasking`, keyed by the row's turn in place of the step. `masked_count` checks the times, for
-        # which the device is waited for once more.
+        # The noise of `RandomMasking`, keyed by the row's turn in place of the step. `masked_count` checks the times,
+        # for which the device is waited for once more.
         row, turn = self.shard.index(self.device), (example // self.shard.total).unsqueeze(1)
         t = stratified(self.start, row, self.shard.total, self.seed, turn, num_blocks)
         num_maskable = in_blocks(~clean.prompt_mask, num_blocks).sum(dim=-1)
