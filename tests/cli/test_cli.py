@@ -363,6 +363,45 @@ def test_another_process_starts_its_section_afresh() -> None:
     }
 
 
+OPTIM = {"optim.name": "muon", "optim.muon_lr": 2.0, "optim.schedule": "wsd", "optim.decay_share": 0.5}
+
+
+@pytest.mark.parametrize("keys", [["optim.name"], [*OPTIM], [*reversed(OPTIM)]])
+def test_another_optimizer_leaves_its_section_as_it_is(keys: list[str], tmp_path: Path) -> None:
+    given = {key: OPTIM[key] for key in keys}
+    expected = recipes.load("sudoku/puma").model_dump()
+    expected["optim"] |= {key.removeprefix("optim."): value for key, value in given.items()}
+    assert recipes.load("sudoku/puma", [f"{key}={value}" for key, value in given.items()]).model_dump() == expected
+    changed = ", ".join(f"{key.removeprefix('optim.')}: {value}" for key, value in given.items())
+    (tmp_path / "mine.yaml").write_text(f"extends: sudoku/puma\noptim: {{{changed}}}\n")
+    (tmp_path / "longer.yaml").write_text("extends: mine.yaml\noptim: {warmup_steps: 3}\n")
+    assert recipes.load(str(tmp_path / "mine.yaml")).model_dump() == expected
+    expected["optim"]["warmup_steps"] = 3
+    assert recipes.load(str(tmp_path / "longer.yaml")).model_dump() == expected
+
+
+def test_to_name_the_component_that_is_there_changes_nothing(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"  # no section has a name: they are those of the defaults
+    mine.write_text("process: {block_size: 9}\nmodel: {preset: tiny, dropout: 0.1}\ntrain: {steps: 5}\n")
+    same = ["model.name=transformer", "process.name=uniform", "task.name=sudoku"]
+    assert recipes.load(str(mine), same) == recipes.load(str(mine))
+
+
+@pytest.mark.parametrize(
+    ("override", "time"),
+    [
+        ("process.time.name=beta", "{name: beta}"),
+        ("process.time={name: beta, a: 4}", "{name: beta, a: 4}"),
+        ("process.time.of.name=clipped", "{name: mixture, uniform: 0.5, of: {name: clipped}}"),
+        ("process.time.of.a=4", "{name: mixture, uniform: 0.5, of: {name: beta, a: 4, b: 7}}"),
+    ],
+)
+def test_another_density_starts_its_section_afresh(override: str, time: str) -> None:
+    mixture = "process.time={name: mixture, uniform: 0.5, of: {name: beta, a: 2, b: 7}}"
+    found = recipes.load("sudoku/uniform", [mixture, override])
+    assert found == recipes.load("sudoku/uniform", [f"process.time={time}"])
+
+
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("task: {name: toy}\nmodel: {preset: tiny}\ntrain: {steps: 5, batch_size: 8}\n")
     (tmp_path / "mine.yaml").write_text("extends: base.yaml\nprocess: {name: puma, K: 3}\ntrain: {steps: 2}\n")

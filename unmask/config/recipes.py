@@ -6,10 +6,12 @@ A recipe may `extends: other.yaml`, a file beside it, or a shipped recipe, as in
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import SerializeAsAny
 
 from unmask import formats
-from unmask.config.run import RunConfig, section_class
+from unmask.config.run import NAMED_BY, RunConfig, section_class
 from unmask.config.settings import Section, shown
 from unmask.errors import UserError
 from unmask.paths import existing_file, user_path
@@ -132,7 +134,8 @@ def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
     if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
         base.pop("data", None)
     for key, value in update.items():
-        _write(base, key, value, _section(key, base, update))
+        kind, default = NAMED_BY.get(key, ("", ""))
+        _write(base, key, value, _section(key, base, update), is_named=kind == key, default=default)
 
 
 def _section(key: str, *trees: dict[str, Any]) -> type[Section]:
@@ -147,13 +150,33 @@ def _section(key: str, *trees: dict[str, Any]) -> type[Section]:
     return section_class(key, named, field.annotation)
 
 
-def _write(tree: dict[str, Any], key: str, value: Any, section: type[Section] = Section) -> None:
-    """Merges a section into the one in `tree`, or replaces it if it names another component."""
+def _write(
+    tree: dict[str, Any], key: str, value: Any, section: type[Section], *, is_named: bool, default: str | None = None
+) -> None:
+    """Merges a section into the one in `tree`, or replaces it if it names another component.
+
+    If `is_named`, its name stands for a component, by default for `default`; else it is a setting like any other.
+    """
     old = tree.get(key)
-    if isinstance(old, dict) and isinstance(value, dict) and value.get("name") in (None, old.get("name")):
+    is_merged = isinstance(old, dict) and isinstance(value, dict)
+    if is_merged and not (is_named and value.get("name") not in (None, old.get("name", default))):
         merge(old, value, section, key)
     else:
         tree[key] = value
+
+
+def _within(section: type[Section], key: str) -> tuple[type[Section], bool]:
+    """Returns the class of the section `key` within `section`, and whether its name chooses another.
+
+    As far as is known: a name chooses, but for a field of one class of sections (no `SerializeAsAny`).
+    """
+    field = section.model_fields.get(key)
+    if field is None or SerializeAsAny in map(type, field.metadata):
+        return Section, True
+    for own in (field.annotation, *get_args(field.annotation)):
+        if isinstance(own, type) and issubclass(own, Section):
+            return own, False
+    return Section, True
 
 
 def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section], prefix: str) -> None:
@@ -175,4 +198,5 @@ def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section], 
             if update.get(owner) is None:
                 base.pop(key, None)
     for key, value in update.items():
-        _write(base, key, value)
+        own, is_named = _within(section, key)
+        _write(base, key, value, own, is_named=is_named)

@@ -194,7 +194,7 @@ class RunConfig(Section):
         for key, field in RunConfig.model_fields.items():
             section = section_class(key, tree, field.annotation)
             with (
-                foreign_code(*_component(key, tree), "cannot check its settings") if key in _NAMED_BY else nullcontext()
+                foreign_code(*_component(key, tree), "cannot check its settings") if key in NAMED_BY else nullcontext()
             ):
                 checked[key] = check_into(section, tree.get(key, {}), key, problems)
         checked["model"] = _in_blocks(checked["model"], checked["process"], problems)
@@ -208,17 +208,18 @@ class RunConfig(Section):
         return RunConfig(**checked)
 
 
-_NAMED_BY = {"data": ("task", "sudoku"), "model": ("model", "transformer"), "process": ("process", "uniform")}
+NAMED_BY = {"data": ("task", "sudoku"), "model": ("model", "transformer"), "process": ("process", "uniform")}
+"""Sections of components: the kind of component whose name chooses their class, and its default."""
 
 
 def section_class(key: str, tree: dict[str, Any], annotation: Any) -> type[Section]:
     """The class that checks section `key`; for `data`, `model` and `process`, that of the named component."""
-    return resolve(*_component(key, tree)).Config if key in _NAMED_BY else annotation
+    return resolve(*_component(key, tree)).Config if key in NAMED_BY else annotation
 
 
 def _component(key: str, tree: dict[str, Any]) -> tuple[str, str]:
     """Returns the kind and name of the component that has the section `key`."""
-    kind, default = _NAMED_BY[key]
+    kind, default = NAMED_BY[key]
     section = tree.get(kind, {})
     return kind, str(section.get("name", default) if isinstance(section, dict) else default)
 
