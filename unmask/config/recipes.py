@@ -157,9 +157,11 @@ def _write(
 
     If `is_named`, its name stands for a component, by default for `default`; else it is a setting like any other.
     """
-    old = tree.get(key)
+    old: Any = tree.get(key)
     is_merged = isinstance(old, dict) and isinstance(value, dict)
-    if is_merged and not (is_named and value.get("name") not in (None, old.get("name", default))):
+    if is_merged and is_named:
+        is_merged = value.get("name") in (None, old.get("name", default))
+    if is_merged:
         merge(old, value, section, key)
     else:
         tree[key] = value
