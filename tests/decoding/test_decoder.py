@@ -8,7 +8,7 @@ from tests.helpers.decoding import partly_given
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder, predictor_from_logits
-from unmask.decoding.remasking import P2, RemdmRescale
+from unmask.decoding.remasking import P2, Rcr, RemdmRescale
 from unmask.decoding.sampling import Sampling
 from unmask.errors import NotFinite, UserError
 from unmask.models.build import build_denoiser
@@ -76,6 +76,7 @@ SAMPLERS = [
     {"rule": EntropyBound(1.0), "block_size": 5, "temperature": 1.0},
     {"rule": Factor(1.5), "eos_id": 3},
     {"rule": CosineSteps(6), "remasking": P2(0.5)},
+    {"rule": NumSteps(6), "remasking": Rcr(), "temperature": 1.0},
     {"rule": NumSteps(9), "remasking": RemdmRescale(0.7), "temperature": 1.0},
 ]
 
@@ -183,6 +184,7 @@ def test_the_settings_reach_the_decoder(model) -> None:  # type: ignore[no-untyp
     assert (decoder.confidence_noise, decoder.block_size, decoder.remasking) == (0.5, 7, None)
     assert build_decoder(DecodeConfig(tokens_per_step=3), model, TOKENS).rule == Fixed(3)
     assert build_decoder(DecodeConfig(steps=4, remask="p2", remask_eta=0.5), model, TOKENS).remasking == P2(0.5)
+    assert build_decoder(DecodeConfig(steps=4, remask="rcr"), model, TOKENS).remasking == Rcr(1.0)
 
 
 def test_tokens_of_32_bits_are_decoded_as_those_of_64() -> None:
@@ -237,7 +239,9 @@ def test_a_denoiser_knows_its_words(model, settings: dict) -> None:  # type: ign
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("settings", [{}, {"sampling": Sampling(1.0, top_p=0.9)}, {"remasking": P2(1.0)}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"sampling": Sampling(1.0, top_p=0.9)}, {"remasking": P2(1.0)}, {"remasking": Rcr()}]
+)
 def test_a_model_that_gives_nan_is_not_decoded_from(settings: dict, bad: float) -> None:
     def model(xt: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(*xt.shape, 5)

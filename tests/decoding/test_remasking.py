@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from tests.helpers import chi_square
+from unmask import noise
 from unmask.decoding.decoder import Decoder
-from unmask.decoding.remasking import P2, REMASKINGS, Remasking, RemdmCap, RemdmConfidence, RemdmRescale, Revealed
+from unmask.decoding.remasking import P2, REMASKINGS, Rcr, Remasking, RemdmCap, RemdmConfidence, RemdmRescale, Revealed
 from unmask.decoding.sampling import Sampling
+from unmask.noise import Purpose
 from unmask.reveal import CosineSteps, NumSteps, RevealState
 from unmask.types import Prediction, Query
 
@@ -91,6 +93,50 @@ def test_p2_keeps_the_likeliest_of_all() -> None:
     assert not P2(0.0)(now, doubted, NumSteps(6))[1].any()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [3, 5, 9])
+def test_rcr_is_its_definition(temperature: float, steps: int) -> None:
+    """As its paper has it: fill in all, then mask again those of lowest confidence, whenever they were filled in."""
+    length, seed = 11, 3
+    table = torch.randn(3, length, length, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    table[:2] *= 2
+
+    def log_probs(xt: torch.Tensor) -> torch.Tensor:  # of one row (L,): what is visible changes all predictions
+        is_visible, is_one = (xt != MASK)[:, None, None], (xt == 1)[:, None, None]
+        logits = table[2, 0] + (table[0] * is_visible + table[1] * is_one).sum(0)
+        logits[:, MASK] = -torch.inf
+        return logits.log_softmax(-1)
+
+    def predict(xt: torch.Tensor, at: torch.Tensor, ask: Query) -> Prediction:
+        return Prediction.from_logits(torch.cat([log_probs(row) for row in xt])[at], ask, mask_id=MASK)
+
+    start = torch.full((16, length), MASK)
+    start[:, 0] = torch.arange(16) % 3
+    start[8:, 4] = torch.arange(8) % 4  # some of them masked
+    sampling = Sampling(temperature, seed=seed)
+    decoded = Decoder(predict, MASK, rule=NumSteps(steps), sampling=sampling, remasking=Rcr()).decode(start)
+    num_corrected = 0
+    for number, given in enumerate(start):
+        row, confidence, filled_in = given.clone(), torch.ones(length, dtype=torch.float64), torch.full((length,), -1)
+        num_masked = int((given == MASK).sum())
+        for step in range(steps):
+            p = log_probs(row)
+            values = p.argmax(-1)
+            if temperature:
+                place = torch.arange(length).unsqueeze(1)
+                gumbel = noise.gumbel(seed, Purpose.VALUE, torch.full_like(place, number), step, place, torch.arange(4))
+                values = (p / temperature + gumbel).argmax(-1)
+            for i in (row == MASK).nonzero().flatten().tolist():
+                row[i], confidence[i], filled_in[i] = values[i], p[i, values[i]].exp(), step
+            num_left = num_masked - (step + 1) * num_masked // steps
+            least = sorted((i for i in range(length) if given[i] == MASK), key=lambda i: float(confidence[i]))
+            num_corrected += sum(filled_in[i] < step for i in least[:num_left])
+            row[least[:num_left]] = MASK
+        assert torch.equal(decoded.tokens[number], row)
+        assert torch.equal(decoded.reveal_step[number], filled_in)
+    assert num_corrected > 0
+
+
 def test_a_decoder_can_correct_itself() -> None:
     """The first token is written blindly; once the second is there, P2 doubts the first and writes it anew."""
 
@@ -108,7 +154,9 @@ def test_a_decoder_can_correct_itself() -> None:
     assert Decoder(predict, MASK, rule=NumSteps(6), remasking=P2(1.0)).decode(xt).tokens.tolist() == [[0, 2]]
 
 
-@pytest.mark.parametrize(("remasking", "passes"), [(P2(0.0), 2), (P2(1.0), 2), (RemdmCap(0.0), 2), (RemdmCap(1.0), 10)])
+@pytest.mark.parametrize(
+    ("remasking", "passes"), [(P2(0.0), 2), (P2(1.0), 2), (Rcr(), 2), (RemdmCap(0.0), 2), (RemdmCap(1.0), 10)]
+)
 def test_a_row_ends_when_nothing_is_left_to_do(remasking: Remasking, passes: int) -> None:
     """Two masked positions in 10 steps: what changes nothing takes no pass, what is masked again takes all."""
 

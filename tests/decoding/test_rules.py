@@ -32,6 +32,8 @@ SETTINGS: list[dict[str, object]] = [
     {"steps": 5},
     {"steps": 5, "schedule": "cosine"},
     {"steps": 5, "remask": "p2"},
+    {"steps": 5, "remask": "rcr"},
+    {"steps": 5, "remask": "rcr", "remask_eta": 0.5},
     {"steps": 5, "remask": "remdm_cap"},
     {"steps": 5, "remask": "remdm_cap", "remask_eta": 0.5},
     {"threshold": 0.9},
@@ -69,6 +71,7 @@ WITHOUT_LABEL = {"dtype", "batch_size", "compile"}
 IMPOSSIBLE: list[tuple[dict[str, object], str, dict[str, object]]] = [
     ({"schedule": "cosine"}, "schedule=cosine", {"steps": 5}),
     ({"remask": "p2"}, "remask=p2", {"steps": 5}),
+    ({"remask": "rcr"}, "remask=rcr", {"steps": 5}),
     ({"remask_eta": 0.5, "steps": 5}, "remask_eta=0.5", {"remask": "p2"}),
     ({"remask": "p2", "steps": 5, "block_size": 4}, "remask=p2", {"block_size": None}),
     ({"remask": "p2", "steps": 5, "cache": "block"}, "remask=p2", {"cache": "none"}),

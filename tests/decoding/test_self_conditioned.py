@@ -71,6 +71,7 @@ def test_a_cache_that_is_always_refreshed_changes_nothing(cache: str) -> None:
 DECODERS = [
     ({}, {"threshold": 0.4, "temperature": 0.7}),
     ({"alignment": "next"}, {"steps": 6, "remask": "p2", "temperature": 1.0}),
+    ({}, {"steps": 6, "remask": "rcr", "temperature": 1.0}),
     ({}, {"block_size": 4, "tokens_per_step": 2, "forbid": [2]}),
     ({"block_size": 4}, {"cache": "block", "threshold": 0.4}),
     ({}, {"block_size": 4, "cache": "dual", "refresh_every": 3, "threshold": 0.4}),

@@ -44,7 +44,7 @@ class DecodeConfig(RevealSettings):
     stop_early: bool = Field(
         True, description="what follows the first end token is filled in at once, where the task pads with it"
     )
-    remask: Literal["none", "remdm_cap", "remdm_rescale", "remdm_confidence", "p2"] = Field(
+    remask: Literal["none", "remdm_cap", "remdm_rescale", "remdm_confidence", "p2", "rcr"] = Field(
         "none", description="how what was revealed is masked again"
     )
     remask_eta: float = Field(1.0, ge=0, le=1, description="how much is masked again")
@@ -70,7 +70,7 @@ class DecodeConfig(RevealSettings):
     @property
     def is_random(self) -> bool:
         """True if two answers to one prompt may differ."""
-        draws_masks = self.remask not in ("none", "p2")
+        draws_masks = self.remask.startswith("remdm")
         return bool(self.temperature or self.confidence_noise or self.order == "random" or draws_masks)
 
     @property

@@ -55,6 +55,8 @@ class _Rows:
     reveal_step: Int[Tensor, "b L"]
     confidence: Float[Tensor, "b L"]
     """The largest probability at each revealed position, when it was revealed; kept for remasking alone."""
+    log_prob: Float[Tensor, "b L"]
+    """Log-probability of each revealed token, when it was revealed; kept for remasking alone."""
 
     @staticmethod
     def of(xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None, mask_id: int) -> "_Rows":
@@ -73,6 +75,7 @@ class _Rows:
             is_given=is_given,
             reveal_step=torch.full_like(xt, -1),
             confidence=torch.zeros(xt.shape, dtype=torch.float64, device=xt.device),
+            log_prob=torch.zeros(xt.shape, dtype=torch.float64, device=xt.device),
         )
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
@@ -193,6 +196,7 @@ class Decoder:
         if is_again is not None:
             tokens, reveal_step = tokens.masked_fill(is_again, self.mask_id), reveal_step.masked_fill(is_again, -1)
             rows.confidence = torch.where(is_new, state.top1.double(), rows.confidence)
+            rows.log_prob = torch.where(is_new, span.to_dense(answer.log_prob).double(), rows.log_prob)
         rows.xt = rows.xt.scatter(1, span.position, tokens)
         rows.reveal_step = rows.reveal_step.scatter(1, span.position, reveal_step)
         if self.eos_id is not None:
@@ -269,10 +273,11 @@ class Decoder:
 
     def _revealed(self, rows: _Rows, span: _Span, answer: Prediction) -> Revealed:
         keys = (rows.prompt.unsqueeze(1), rows.step.unsqueeze(1), span.position)
+        log_prob = span.to_dense(answer.log_prob)
         return Revealed(
             is_revealed=span.is_revealed,
             confidence=rows.confidence,
-            log_prob=span.to_dense(answer.log_prob),
+            log_prob=torch.where(span.is_asked, log_prob, rows.log_prob.to(log_prob.dtype)),
             uniform=lambda: noise.uniform(self.sampling.seed, Purpose.REMASK, *keys),
         )
 

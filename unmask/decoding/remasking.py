@@ -2,8 +2,8 @@
 
 They take the number of steps that is asked for, as the papers' samplers do: more steps than masked positions are more
 chances to correct. After step k of T, `floor(n k / T)` of n positions are visible, as `reveal.NumSteps` asks for. Where
-that grows by less than one a step, ReMDM reveals at least one in every step, P2 where a step would change nothing; a
-row is done as soon as nothing in it is masked.
+that grows by less than one a step, ReMDM reveals at least one in every step, P2 and RCR where a step would change
+nothing; a row is done as soon as nothing in it is masked.
 Dimensions: b rows, L positions.
 """
 
@@ -28,7 +28,8 @@ class Revealed:
     confidence: Float[Tensor, "b L"]
     """The largest probability when a position was revealed."""
     log_prob: Float[Tensor, "b L"]
-    """Log-probability of the values at masked positions; for rules that read them, of the tokens at revealed ones."""
+    """Log-probability of the values at masked positions, and of the tokens at revealed ones: now, for rules that read
+    them; else as it was when they were revealed."""
     uniform: Callable[[], Float[Tensor, "b L"]]
     """Draws noise in [0, 1)."""
 
@@ -92,14 +93,15 @@ class RemdmConfidence(Remdm):
 
 
 @dataclass(frozen=True)
-class P2:
-    """P2, self-planning (2502.03540): of all positions, masked or not, those with the likeliest tokens are visible.
+class Ranked:
+    """Of all positions, masked or not, those with the likeliest tokens are visible, as many as the steps ask for.
 
-    Revealed tokens are ranked by `eta log p` under the model as it reads them: at eta = 0 none is masked again.
+    Revealed tokens are ranked by `eta log p`: at eta = 0 none is masked again. Masked ones by log p of the value that
+    would be written now.
     """
 
     eta: float = 1.0
-    reads_revealed: ClassVar[bool] = True
+    reads_revealed: ClassVar[bool]
 
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
         assert isinstance(rule, NumSteps), "remasking needs a number of steps"
@@ -112,9 +114,25 @@ class P2:
         return state.eligible & is_visible, revealed.is_revealed & ~is_visible
 
 
+class P2(Ranked):
+    """P2, self-planning (2502.03540): p of a revealed token is what the model, which reads it, gives it now."""
+
+    reads_revealed = True
+
+
+class Rcr(Ranked):
+    """Running confidence remasking (MDPO, 2508.13148): p of a revealed token is what it had when it was revealed.
+
+    Every step fills in all that is masked, and masks again what was least sure when it was filled in, however long ago.
+    """
+
+    reads_revealed = False
+
+
 REMASKINGS: dict[str, Callable[[float], Remasking]] = {
     "remdm_cap": RemdmCap,
     "remdm_rescale": RemdmRescale,
     "remdm_confidence": RemdmConfidence,
     "p2": P2,
+    "rcr": Rcr,
 }
