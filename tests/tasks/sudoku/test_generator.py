@@ -35,6 +35,20 @@ def test_the_seed_decides() -> None:
     assert (make(0) != make(1)).any()
 
 
+def test_several_processes_make_what_one_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator, "_BATCH", 300)  # so that there are several of full size, and then smaller ones
+
+    def make(processes: int) -> list[np.ndarray]:
+        seen: list[int] = []
+        found = generate(
+            1000, givens=(40, 45), difficulty="singles", seed=3, processes=processes, on_progress=seen.append
+        )
+        assert seen[-1] == 1000
+        return list(found)
+
+    assert all((one == two).all() for one, two in zip(make(1), make(2), strict=True))
+
+
 @pytest.mark.parametrize(("givens", "why"), [((23, 30), "hardly ever"), ((30, 51), "no test"), ((31, 30), "lower end")])
 def test_givens_out_of_range_say_why(givens: tuple[int, int], why: str) -> None:
     with pytest.raises(UserError, match=why):

@@ -2,14 +2,20 @@
 
 A puzzle is dug: from a random solved grid, cells are emptied in random order as long as the rest determines them. For
 `singles` that test is naked and hidden singles, which can only lead to the one solution. For `harder` it is search,
-and the result must not be solvable by singles. All in batches (see `solver`). Generated puzzles are kept on
-disk. Dimensions: N boards.
+and the result must not be solvable by singles. All in batches (see `solver`), each with random numbers of its own, so
+that several processes make the puzzles that one makes. Generated puzzles are kept on disk. Dimensions: N boards.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Callable
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +25,7 @@ from numpy.typing import NDArray
 from unmask import files, formats, noise
 from unmask.errors import UserError
 from unmask.files import exclusive
-from unmask.machine import require_memory
+from unmask.machine import cpus, require_memory
 from unmask.noise import Purpose
 from unmask.progress import console, progress, warn
 from unmask.tasks.sudoku.board import Boards, PuzzleSet, check_puzzles
@@ -48,9 +54,10 @@ def generate(
     givens: tuple[int, int],
     difficulty: Difficulty,
     seed: int,
+    processes: int = 1,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Boards, Boards]:
-    """Generates `count` puzzles (N, 81) and their solutions (N, 81).
+    """Generates `count` puzzles (N, 81) and their solutions (N, 81), the same with any number of processes.
 
     The number of givens is drawn uniformly from [lo, hi]. Grids that cannot be dug that far are dropped: numbers below
     about 27 come less often.
@@ -60,26 +67,68 @@ def generate(
     """
     check_givens(givens)
     puzzles, solutions, found, fruitless, batch = [], [], 0, 0, 0
-    while found < count:
-        rng = np.random.default_rng(noise.integer(seed, Purpose.GENERATE, batch))
-        grids = random_grids(min(_BATCH, max(256, 2 * (count - found))), rng)
-        targets = rng.integers(givens[0], givens[1] + 1, size=len(grids))
-        dug = (
-            _dig(grids, targets, rng, _singles_restore) if difficulty == "singles" else _dig_harder(grids, targets, rng)
-        )
-        complete = (dug > 0).sum(axis=1) == targets
-        puzzles.append(dug[complete])
-        solutions.append(grids[complete])
-        found += int(complete.sum())
-        batch += 1
-        fruitless = 0 if complete.any() else fruitless + 1
-        if fruitless == _MAX_FRUITLESS:
-            raise UserError(
-                f"data.givens={list(givens)} with data.difficulty={difficulty}: no such puzzle in "
-                f"{fruitless * len(grids)} attempts; with more givens, fewer puzzles need more than singles"
-            )
-        on_progress(min(found, count))
+    with _batches(processes, givens, difficulty, seed) as make:
+        while found < count:
+            size = min(_BATCH, max(256, 2 * (count - found)))
+            some, solved = make(batch, size)
+            puzzles.append(some)
+            solutions.append(solved)
+            found += len(some)
+            batch += 1
+            fruitless = 0 if len(some) else fruitless + 1
+            if fruitless == _MAX_FRUITLESS:
+                raise UserError(
+                    f"data.givens={list(givens)} with data.difficulty={difficulty}: no such puzzle in "
+                    f"{fruitless * size} attempts; with more givens, fewer puzzles need more than singles"
+                )
+            on_progress(min(found, count))
     return np.concatenate(puzzles)[:count], np.concatenate(solutions)[:count]
+
+
+def _make_batch(
+    batch: int, size: int, givens: tuple[int, int], difficulty: Difficulty, seed: int
+) -> tuple[Boards, Boards]:
+    """Digs `size` grids; returns the puzzles that came as far as their number of givens, and their solutions."""
+    rng = np.random.default_rng(noise.integer(seed, Purpose.GENERATE, batch))
+    grids = random_grids(size, rng)
+    targets = rng.integers(givens[0], givens[1] + 1, size=size)
+    dug = _dig(grids, targets, rng, _singles_restore) if difficulty == "singles" else _dig_harder(grids, targets, rng)
+    complete = (dug > 0).sum(axis=1) == targets
+    return dug[complete], grids[complete]
+
+
+@contextmanager
+def _batches(
+    processes: int, givens: tuple[int, int], difficulty: Difficulty, seed: int
+) -> Iterator[Callable[[int, int], tuple[Boards, Boards]]]:
+    """Yields a function that returns batches by number, from 0 on, and their size; others are made ahead of it."""
+    settings = (givens, difficulty, seed)
+    if processes == 1:
+        yield lambda batch, size: _make_batch(batch, size, *settings)
+        return
+    ahead: deque[Future[tuple[Boards, Boards]]] = deque()  # the next ones, of full size: only the last are smaller
+    with ProcessPoolExecutor(processes, get_context("spawn"), _leave_interrupts_to_the_parent) as pool:
+
+        def make(batch: int, size: int) -> tuple[Boards, Boards]:
+            if size < _BATCH:
+                return _make_batch(batch, size, *settings)
+            while len(ahead) < 2 * processes:
+                ahead.append(pool.submit(_make_batch, batch + len(ahead), size, *settings))
+            return ahead.popleft().result()
+
+        try:
+            yield make
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that generated puzzles was killed, perhaps for want of memory; or a script trains without "
+                "`if __name__ == '__main__':`, which other processes need. Ask for fewer data.puzzles, or add that line"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def check_givens(givens: tuple[int, int]) -> None:
@@ -218,13 +267,20 @@ def load_or_generate(count: int, givens: tuple[int, int], difficulty: Difficulty
         if problem is not None:
             warn(f"{path}: was changed or damaged: {problem}. It is of the cache, and is made again now")
         with progress(f"Generating {count} puzzles ({difficulty}, {givens[0]}-{givens[1]} givens)", count) as update:
-            puzzles, solutions = generate(count, givens=givens, difficulty=difficulty, seed=seed, on_progress=update)
+            puzzles, solutions = generate(
+                count, givens=givens, difficulty=difficulty, seed=seed, processes=_processes(count), on_progress=update
+            )
         buffer = io.BytesIO()
         np.save(buffer, np.concatenate([puzzles, solutions], axis=1))
         files.write(checksum, f"{hashlib.sha256(buffer.getbuffer()).hexdigest()}\n")
         files.write(path, buffer.getvalue())
         console.print(f"Puzzles kept in {path}")
         return PuzzleSet(puzzles, solutions)
+
+
+def _processes(count: int) -> int:
+    """Returns how many processes are worth their start, which takes as long as some batches."""
+    return min(cpus(), 1 + count // (8 * _BATCH))
 
 
 def _read_table(path: Path, checksum: Path, count: int) -> tuple[PuzzleSet | None, str | None]:
