@@ -1,11 +1,14 @@
 #!/bin/sh
-# All that wants a GPU, in one go: the tests marked `gpu`, then the table against the reference implementation.
-#   benchmarks/gpu.sh PUMA results.json      (PUMA: a clone of JaeyeonKim01/PUMA)
+# All that wants a GPU, within a number of minutes, and without a network: see `benchmarks/gpu.sh --help`.
+# Packages that the machine lacks (benchmarks/gpu_wheels.txt) are taken from the folder $WHEELS, .wheels unless set.
 set -eu
-reference=${1:?"give a clone of the reference implementation"}
-results=${2:?"name the JSON file for the results"}
 cd "$(dirname "$0")/.."
-python -m pytest -m gpu
-python benchmarks/against_reference.py --reference "$reference" --device cuda --batch 32 --steps 20 --json "$results" \
-  --only sudoku-step tinygsm-step decode-own
-python -m unmask bench step tinygsm/puma train.batch_size=32 --json
+python=${PYTHON:-python3}
+wheels=${WHEELS:-.wheels}
+if [ -d "$wheels" ]; then
+  site=$(mktemp -d)
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl
+  PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+fi
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+exec "$python" benchmarks/gpu.py "$@"

@@ -58,7 +58,7 @@ def step(config: RunConfig, *, count: int) -> Result:
     return {
         "seconds_per_step": seconds,
         "examples_per_second": config.train.batch_size / seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
+        **_peaks(trainer.device),
         "process_share": statistics.median(shares),
         "compile_seconds": max(0.0, first_step - seconds),
         "steps": count,
@@ -95,7 +95,7 @@ def decode(config: RunConfig, *, rows: int) -> Result:
         "nfe": decoded.nfe.double().mean().item(),
         "tokens_per_second": (~clean.prompt_mask).sum().item() / seconds,
         "tokens_sha256": hashlib.sha256(decoded.tokens.cpu().numpy().tobytes()).hexdigest(),
-        "peak_rss_bytes": peak_rss_bytes(),
+        **_peaks(device),
         "dtype": dtype,
         "threads": torch.get_num_threads(),
     }
@@ -151,6 +151,12 @@ def _set_threads(config: RunConfig) -> None:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _peaks(device: torch.device) -> Result:
+    """Returns the peak memory of this process, and on a GPU that of its tensors there."""
+    on_device: Result = {"peak_device_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
+    return {"peak_rss_bytes": peak_rss_bytes()} | on_device
 
 
 def peak_rss_bytes() -> int:

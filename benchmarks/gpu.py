@@ -1,0 +1,271 @@
+"""All that wants a GPU, within a number of minutes: its tests, the speed of a step, and the PUMA paper's Sudoku.
+
+    benchmarks/gpu.sh [--out runs/gpu] [--minutes 9] [--reference PUMA]
+
+1. The tests marked `gpu`; meanwhile, on the CPUs, the puzzles are generated (1.8 million, kept in OUT/cache).
+2. `unmask bench step`: tokens a second, peak memory, and the share of the rate of a bfloat16 matrix product here.
+3. With --reference, `against_reference.py`: a step of both systems.
+4. Until the time is up, sudoku/paper_uniform and sudoku/paper_puma side by side, with evaluations as they go.
+
+OUT/summary.md and summary.json say what came out, after every part. The same command again leaves out what is done and
+goes on with both trainings from their checkpoints. No part needs a network. A machine that lacks packages is given them
+as wheels, in a folder .wheels here, before:
+
+    pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_17_x86_64 \
+      -d .wheels -r benchmarks/gpu_wheels.txt
+
+--small is a rehearsal for a CPU, with small models and few puzzles. Exit codes: 0 done, 1 a part failed (the others are
+run all the same).
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmask.config import recipes
+from unmask.models.cost import count_parameters
+from unmask.models.transformer import TransformerConfig
+from unmask.tasks.task import build_task
+
+METHODS = ("sudoku/paper_uniform", "sudoku/paper_puma")
+SPEED = ("sudoku/paper_uniform", "sudoku/paper_puma", "tinygsm/puma")
+SMALL = ["model.dim=32", "model.ff_dim=64", "model.num_layers=1", "model.num_heads=2", "train.batch_size=4"]
+SAVING = 25  # seconds that a training is given to end its step, evaluation and checkpoint, before the time is up
+
+
+@dataclass
+class Session:
+    """One call: its folder, what earlier ones found, when it ends, and the seconds kept for the trainings."""
+
+    out: Path
+    is_small: bool
+    ends: float
+    reserve: float
+    found: dict[str, Any]
+    has_failed: bool = False
+
+    def left(self) -> float:
+        return self.ends - time.monotonic()
+
+    def run(self, name: str, command: list[str], *, most: float) -> str | None:
+        """Runs a command for at most `most` seconds; returns its output, None if it failed, or had too little time."""
+        seconds = min(most, self.left() - self.reserve)
+        if seconds < SAVING:
+            print(f"{self.left():4.0f} s left: {name} is left to another call", flush=True)
+            return None
+        print(f"{self.left():4.0f} s left: {name}", flush=True)
+        with (self.out / f"{name}.log").open("w") as log, started(command, log) as process:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            ended = process.poll()
+        text = (self.out / f"{name}.log").read_text(errors="replace")
+        if ended == 0:
+            return text
+        why = "took too long" if ended is None else f"ended with {ended}"
+        print(f"  {why}: {self.out / name}.log: {(text.strip().splitlines() or [''])[-1][:200]}", flush=True)
+        self.has_failed = True
+        return None
+
+    def keep(self, name: str, value: Any) -> None:
+        """Notes what a part found, and writes the summary anew."""
+        self.found[name] = value
+        (self.out / "summary.json").write_text(json.dumps(self.found, indent=1))
+        (self.out / "summary.md").write_text(summary(self.found))
+
+
+@contextmanager
+def started(command: list[str], log: Any) -> Iterator[subprocess.Popen[str]]:
+    """Starts a command in a process group of its own, and ends all of the group."""
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--minutes", type=float, default=9.0, help="all of it ends before")
+    parser.add_argument("--reference", type=Path, help="a clone of JaeyeonKim01/PUMA")
+    parser.add_argument("--steps", type=int, default=40_000, help="of each training, whose learning rate falls to 0")
+    parser.add_argument("--small", action="store_true", help="a rehearsal, on a CPU too")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    kept = asked.out / "summary.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    seconds = 60 * asked.minutes
+    session = Session(asked.out, asked.small, time.monotonic() + seconds, 0.4 * seconds, found)
+    session.keep("machine", found.get("machine") or machine())
+    with Path(os.devnull).open("w") as nowhere, started(puzzles(session), nowhere) as generating:
+        only = [] if torch.cuda.is_available() else ["--collect-only"]  # a rehearsal
+        tests = python("-m", "pytest", "-m", "gpu", "-q", *only)
+        if "tests" not in found and (said := session.run("tests", tests, most=150)):
+            session.keep("tests", said.strip().splitlines()[-1])
+        speed(session)
+        if asked.reference is not None:
+            against_reference(session, asked.reference)
+        with suppress(subprocess.TimeoutExpired):
+            generating.wait(max(1, session.left() - 2 * SAVING))
+    train(session, asked.steps)
+    print(f"\n{(asked.out / 'summary.md').read_text()}")
+    return int(session.has_failed)
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def machine() -> dict[str, Any]:
+    """Describes the device, and measures its bfloat16 matrix product in operations a second."""
+    is_cuda = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if is_cuda else "CPU"
+    size = 8192 if is_cuda else 1024
+    one = torch.randn(size, size, device="cuda" if is_cuda else "cpu", dtype=torch.bfloat16)
+    for rounds in (3, 10):  # the first ones warm up
+        _wait()
+        began = time.perf_counter()
+        for _ in range(rounds):
+            one @ one
+        _wait()
+    seconds = (time.perf_counter() - began) / rounds
+    return {"device": name, "torch": torch.__version__, "cpus": os.cpu_count(), "product_flops": 2 * size**3 / seconds}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def data(session: Session) -> list[str]:
+    """Returns the settings of the puzzles."""
+    return [f"data.puzzles={2000 if session.is_small else 1_800_000}", f"data.cache_dir={session.out / 'cache'}"]
+
+
+def puzzles(session: Session) -> list[str]:
+    """Returns the command that generates the puzzles, and keeps them."""
+    make = "import sys; from unmask.config import recipes; from unmask.tasks.task import build_task"
+    code = f"{make}; build_task(recipes.load({METHODS[0]!r}, sys.argv[1:])).train_stream(0)"
+    return python("-c", f"if __name__ == '__main__':\n  {code}", *data(session))
+
+
+def speed(session: Session) -> None:
+    """Measures a step of each recipe."""
+    rows = session.found.setdefault("speed", {})
+    for recipe in SPEED:
+        if recipe in rows:
+            continue
+        settings = SMALL if session.is_small else ["train.batch_size=32"]
+        count = "4" if session.is_small else "40"
+        command = python("-m", "unmask", "bench", "step", recipe, "--count", count, "--json", *settings)
+        if said := session.run(f"step_{recipe.replace('/', '_')}", command, most=120):
+            result = json.loads(said[said.index("{") :])
+            rows[recipe] = result | rates(recipe, settings, result["seconds_per_step"])
+            session.keep("speed", rows)
+
+
+def rates(recipe: str, settings: list[str], seconds: float) -> dict[str, float]:
+    """Returns tokens and operations a second: for each token 6 a matrix entry, and 12 dim L a layer for attention."""
+    config = recipes.load(recipe, [*settings, "data.puzzles=8"] if recipe.startswith("sudoku") else settings)
+    model, tokens = config.model, build_task(config).tokens
+    assert isinstance(model, TransformerConfig)
+    count = config.train.batch_size * tokens.length
+    looked_up = model.dim * (tokens.vocab_size * (not model.tied_head) + tokens.length * model.learned_positions)
+    matrices = count_parameters(model, tokens) - looked_up
+    flops = count * (6 * matrices + 12 * model.num_layers * model.dim * tokens.length)
+    return {"tokens_per_second": count / seconds, "flops": flops / seconds}
+
+
+def against_reference(session: Session, folder: Path) -> None:
+    if "reference" in session.found:
+        return
+    kept = session.out / "against_reference.json"
+    command = python("benchmarks/against_reference.py", "--reference", str(folder), "--only", "sudoku-step", "--json")
+    options = ["--rounds", "1", *(["--batch", "2", "--steps", "2"] if session.is_small else ["--steps", "20"])]
+    if session.run("against_reference", [*command, str(kept), *options], most=150):
+        session.keep("reference", json.loads(kept.read_text())["rows"])
+
+
+def train(session: Session, steps: int) -> None:
+    """Trains both methods side by side until the time is up; a call after that goes on."""
+    every = 50 if session.is_small else 1000
+    settings = [*data(session), f"train.steps={steps}", f"train.checkpoint_every={every}", f"eval.every={every}"]
+    settings += [f"eval.examples={every // 2}", "eval.orders=[prob]", "eval.tokens_per_step=[1,3]", "log.every=100"]
+    settings += SMALL if session.is_small else []
+    folders = {recipe: session.out / recipe.rpartition("/")[2] for recipe in METHODS}
+    processes = {}
+    for recipe, folder in folders.items():
+        command = python("-m", "unmask", "train", recipe, *settings, "--out", str(folder), "--resume")
+        log = folder.with_suffix(".log").open("a")
+        processes[recipe] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    print(f"{session.left():4.0f} s left: trainings", flush=True)
+    while session.left() > SAVING and any(process.poll() is None for process in processes.values()):
+        time.sleep(1)
+        session.keep("training", {recipe: evaluations(folder) for recipe, folder in folders.items()})
+    for process in processes.values():
+        process.send_signal(signal.SIGTERM)  # ends the step, and saves
+    for recipe, process in processes.items():
+        try:
+            code = process.wait(max(1, session.left()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        if code not in (0, 128 + signal.SIGTERM, 130):
+            print(f"  {recipe} ended with {code}: {folders[recipe].with_suffix('.log')}", flush=True)
+            session.has_failed = True
+    session.keep("training", {recipe: evaluations(folder) for recipe, folder in folders.items()})
+
+
+def evaluations(folder: Path) -> list[dict[str, float]]:
+    """Reads a run's evaluations; its last line may still be half written."""
+    rows = []
+    with suppress(OSError):
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+    return [row for row in rows if any(key.startswith("eval/") for key in row)]
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Writes what was found as Markdown."""
+    about = found["machine"]
+    peak = about["product_flops"]
+    lines = [
+        f"{about['device']}, torch {about['torch']}, {about['cpus']} CPUs, bfloat16 product {peak / 1e12:.3g} Tflop/s"
+    ]
+    lines += ["", f"Tests marked `gpu`: {found.get('tests', 'not run to the end')}"]
+    if rows := found.get("speed"):
+        lines += ["", "| a step of | seconds | tokens a second | share of the product | peak GB | compiled |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
+    for recipe, row in found.get("speed", {}).items():
+        gigabytes = row.get("peak_device_bytes", row["peak_rss_bytes"]) / 1e9
+        rate = f"{row['tokens_per_second']:,.0f} | {row['flops'] / peak:.1%}"
+        lines.append(f"| {recipe} | {row['seconds_per_step']:.4g} | {rate} | {gigabytes:.2f} | {row['compiled']} |")
+    for name, row in found.get("reference", {}).items():
+        for pair, ratio in row["ratios"].items():
+            lines += ["", f"{name}: {pair}: time {ratio['seconds'][0]:.2f}, peak memory {ratio['peak_bytes'][0]:.2f}"]
+    for recipe, rows in found.get("training", {}).items():
+        measures = sorted({key for row in rows for key in row if key.startswith(("eval/nelbo/", "eval/accuracy/"))})
+        lines += ["", f"| {recipe}: step | seconds | examples | {' | '.join(measures)} |"]
+        lines += ["| --- " * (3 + len(measures)) + "|"]
+        for row in rows:
+            values = " | ".join(f"{row[key]:.4g}" for key in measures)
+            lines.append(f"| {row['step']} | {row['seconds']:.0f} | {row['examples_seen']} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""`benchmarks/gpu.py`: what it does when time runs out, and its count of operations."""
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from unmask.config import recipes
+from unmask.masking.process import masked_batch
+from unmask.models.build import build_denoiser
+from unmask.tasks.task import build_task
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+
+
+@pytest.fixture(scope="module")
+def gpu() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_script", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_script"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def session(gpu: ModuleType, out: Path, *, seconds: float, reserve: float = 0.0) -> object:
+    return gpu.Session(out, True, time.monotonic() + seconds, reserve, {})
+
+
+def test_a_part_that_takes_too_long_is_ended_with_what_it_started(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "SAVING", 0.1)
+    one = session(gpu, tmp_path, seconds=60)
+    assert one.run("part", ["sh", "-c", f"(sleep 3; touch {tmp_path / 'late'}) & wait"], most=0.5) is None
+    time.sleep(3)
+    assert one.has_failed
+    assert not (tmp_path / "late").exists()
+
+
+def test_what_the_time_does_not_allow_is_left_to_another_call(gpu: ModuleType, tmp_path: Path) -> None:
+    one = session(gpu, tmp_path, seconds=60, reserve=50)
+    assert one.run("part", ["touch", str(tmp_path / "made")], most=100) is None
+    assert not one.has_failed
+    assert not (tmp_path / "made").exists()
+
+
+def test_operations_are_about_those_that_torch_counts(gpu: ModuleType) -> None:
+    settings = [*gpu.SMALL, "model.qkv_bias=false", "model.out_bias=false"]
+    config = recipes.load("sudoku/paper_uniform", [*settings, "data.puzzles=8", "model.attention=matmul"])
+    task = build_task(config)
+    model = build_denoiser(config.model, task.tokens, seed=0, dtype="float32", device=torch.device("cpu"))
+    x0 = torch.ones(config.train.batch_size, task.tokens.length, dtype=torch.int64)
+    batch = masked_batch(x0, torch.full_like(x0, task.tokens.mask_id), task.tokens.mask_id, torch.ones(len(x0)))
+    with FlopCounterMode(display=False) as counter:
+        model(batch).nll.sum().backward()
+    counted = gpu.rates("sudoku/paper_uniform", settings, 1.0)["flops"]
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)  # those of the loss are not counted
