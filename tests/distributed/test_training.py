@@ -46,17 +46,15 @@ def assert_near(ours: dict[str, Tensor], expected: dict[str, Tensor], atol: floa
 
 
 def assert_same_training(case: str, ours: dict, expected: dict) -> None:
-    """Pools and masks exactly, and so what was seen; weights to 1e-9, or to what bfloat16 leaves."""
-    # Muon orthogonalises in bfloat16; of matrices in shards the products are sums over processes.
-    atol, rtol = (1e-4, 1e-3) if case == "muon, shards" else (1e-9, 1e-9)
+    """Pools and masks exactly, and so what was seen; weights to 1e-9."""
     pools = [dict(state["process"]) for state in (ours, expected)]
     estimates = [pool.pop("estimate", None) for pool in pools]
     assert_same(*pools)
     if estimates[1] is not None:  # what a model says is as near as its weights
         assert torch.allclose(*estimates, rtol=0, atol=1e-9)
-    assert_near(ours["model"], expected["model"], atol)
-    assert_near(ours["ema"]["shadow"], expected["ema"]["shadow"], atol)
-    assert ours["extra"]["losses"] == pytest.approx(expected["extra"]["losses"], rel=rtol)
+    assert_near(ours["model"], expected["model"], atol=1e-9)
+    assert_near(ours["ema"]["shadow"], expected["ema"]["shadow"], atol=1e-9)
+    assert ours["extra"]["losses"] == pytest.approx(expected["extra"]["losses"], rel=1e-9)
     assert ours["extra"]["metrics"] == expected["extra"]["metrics"]
     assert ours["extra"]["examples"] == expected["extra"]["examples"]
 

@@ -37,7 +37,8 @@ CASES = {
     "short runs": ["process={name: puma, num_stages: 6, start: uniform, run: 2, threshold: 0.2}"],
     "ar": ["process={name: ar}", *CAUSAL],
     "muon": ["process={name: uniform}", "optim.name=muon"],
-    "muon, shards": ["process={name: uniform}", FSDP, "optim.name=muon", "model.tied_head=true"],
+    # Rows that two processes cannot share out evenly, and an odd number of matrices of a shape.
+    "muon, shards": ["process={name: uniform}", FSDP, "optim.name=muon", "model.ff_dim=63", "model.num_layers=3"],
     "dropout": ["process={name: puma, num_stages: 3, confidence: random}", "model.dropout=0.1", FSDP],
 }
 

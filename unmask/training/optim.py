@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from unmask.config.run import OptimConfig
+from unmask.training.muon import Muon
 
 
 class Optimizer:
@@ -31,13 +32,14 @@ class Optimizer:
             torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         ]
         if hidden:
+            is_narrow = getattr(model, "compute_dtype", None) == "bfloat16"
             self.members.append(
-                SkippingMuon(
+                Muon(
                     hidden,
                     lr=config.lr * config.muon_lr,
-                    weight_decay=config.weight_decay,
                     momentum=config.muon_momentum,
-                    adjust_lr_fn="match_rms_adamw",
+                    weight_decay=config.weight_decay,
+                    dtype=torch.bfloat16 if is_narrow else hidden[0].dtype,
                 )
             )
 
@@ -48,7 +50,7 @@ class Optimizer:
             # moments and its step count as they were. Neither another process nor the host has to know.
             member.found_inf = is_bad.float()  # type: ignore[attr-defined]
             for group in member.param_groups:
-                group["lr"] = lr * (self.config.muon_lr if isinstance(member, SkippingMuon) else 1.0)
+                group["lr"] = lr * (self.config.muon_lr if isinstance(member, Muon) else 1.0)
             member.step()
 
     def zero_grad(self) -> None:
@@ -68,7 +70,7 @@ class Optimizer:
         """Returns, by parameter name, tensors of the shapes and formats that `state_dict` has once there are some."""
         adam = {"step": torch.zeros((), dtype=torch.float32)}
         return {
-            name: {"momentum_buffer": p} if isinstance(member, SkippingMuon) else adam | {"exp_avg": p, "exp_avg_sq": p}
+            name: {"momentum_buffer": p} if isinstance(member, Muon) else adam | {"exp_avg": p, "exp_avg_sq": p}
             for member in self.members
             for name, p in zip(self._names(member), _parameters(member), strict=True)
         }
@@ -94,26 +96,6 @@ def hidden_matrices(model: nn.Module) -> list[Tensor]:
     head = getattr(getattr(model, "backbone", None), "head_weight", None)
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return [module.weight for module in linear if module.weight is not head]
-
-
-class SkippingMuon(torch.optim.Muon):
-    """PyTorch's Muon (momentum, then an orthogonalised update; 2502.16982) that leaves all as it is if `found_inf`."""
-
-    found_inf: Tensor
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        # The flag stays on the device, so a bad step is undone instead of left out. A gradient in whose place stands
-        # the momentum leaves the momentum as it is, and keeps the update finite; the weights are put back afterwards.
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        before = [parameter.clone() for parameter in parameters]
-        is_bad = self.found_inf > 0
-        for parameter in parameters:
-            momentum = self.state[parameter].get("momentum_buffer", torch.zeros_like(parameter))
-            parameter.grad = torch.where(is_bad, momentum, parameter.grad)
-        super().step()  # type: ignore[no-untyped-call]
-        for parameter, old in zip(parameters, before, strict=True):
-            parameter.copy_(torch.where(is_bad, old, parameter))
 
 
 def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
