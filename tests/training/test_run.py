@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import SHORT, lines, metrics_of, run_cli
+from tests.helpers import SHORT, assert_same, lines, metrics_of, run_cli
 from tests.helpers.runs import TWELVE_STEPS, debug_run
 from unmask.config import recipes
 from unmask.errors import RunFailed, UserError
@@ -156,11 +156,32 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         debug_run(tmp_path / "run").train(resume=True)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
 def test_extending_a_run_says_what_becomes_of_its_learning_rate(
     schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    debug_run(tmp_path / "run", "train.steps=4", f"optim.schedule={schedule}").train()
-    debug_run(tmp_path / "run", "train.steps=6", f"optim.schedule={schedule}").train(resume=True)
+    optim = [f"optim.schedule={schedule}", "optim.warmup_steps=1", "optim.decay_share=0.5"]
+    debug_run(tmp_path / "run", "train.steps=4", *optim).train()
+    assert "optim.schedule" not in capsys.readouterr().err
+    debug_run(tmp_path / "run", "train.steps=6", *optim).train(resume=True)
     said = " ".join(capsys.readouterr().err.split())
-    assert ("optim.schedule=cosine was of 4 steps, is of 6 steps" in said) == (schedule == "cosine")
+    assert (f"optim.schedule={schedule} was of 4 steps, is of 6 steps" in said) == (schedule != "constant")
+    assert ("go on from a checkpoint of step 2 or before" in said) == (schedule == "wsd")
+
+
+def test_one_run_gives_several_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under wsd a shorter run, from a checkpoint before its rate falls, is the one from the start, bit for bit."""
+    optim = ["optim.schedule=wsd", "optim.warmup_steps=1", "optim.decay_share=0.5", "train.checkpoint_every=2"]
+    debug_run(tmp_path / "long", "train.steps=8", "train.keep_every=2", *optim).train()
+    debug_run(tmp_path / "short", "train.steps=4", *optim).train()
+    shutil.copytree(tmp_path / "long", tmp_path / "branch")
+    for step in (4, 6, 8):
+        shutil.rmtree(checkpoint.path_of(tmp_path / "branch" / "checkpoints", step))
+    capsys.readouterr()
+    debug_run(tmp_path / "branch", "train.steps=4", *optim).train(resume=True)
+    assert "optim.schedule" not in capsys.readouterr().err
+    ours, other = (
+        checkpoint.load(checkpoint.path_of(tmp_path / run / "checkpoints", 4)) for run in ("branch", "short")
+    )
+    for part in ("model", "optimizer", "process"):
+        assert_same(ours[part], other[part])

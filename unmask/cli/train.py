@@ -49,9 +49,9 @@ def train(
     The run folder receives config.yaml (all settings), metrics.jsonl, TensorBoard files and checkpoints. Ctrl-C saves
     and stops; `--resume` goes on, bit for bit.
 
-    To extend a finished run, raise `train.steps` with `--resume`: exact with `optim.schedule=constant`, while a cosine
-    schedule becomes a longer one. `train.init=RUN` starts a new run from another run's weights. Under `torchrun` (or
-    another launcher) several processes share each batch.
+    To extend a finished run, raise `train.steps` with `--resume`: exact with `optim.schedule=constant`, and with `wsd`
+    from a checkpoint before the rate falls, while a cosine schedule becomes a longer one. `train.init=RUN` starts a new
+    run from another run's weights. Under `torchrun` (or another launcher) several processes share each batch.
 
     Examples:
 

@@ -47,6 +47,8 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.before: RunConfig | None = None
+        """The settings that the run has had so far, once it is open; None for a new one."""
         self._lock: files.FileLock | None = None
 
     def exists(self) -> bool:
@@ -90,7 +92,7 @@ class RunFolder:
         self.check(config, resume=resume)  # again: another process may have come and gone since
         files.sweep(self.path)
         self._compare_environment(environment, warn)
-        self._compare_schedule(config, warn)
+        self.before = read_config(self.path) if self.exists() else None
         files.write(self.path / "config.yaml", to_yaml(config))
         self.write_environment(environment)
 
@@ -127,14 +129,6 @@ class RunFolder:
             if old.get(key) != environment.get(key):
                 was = repr(old.get(key))[:100]
                 warn(f"{key} was {was}, is {environment.get(key)!r}: results may differ in their last bits")
-
-    def _compare_schedule(self, config: RunConfig, warn: Callable[[str], None]) -> None:
-        was, now = schedule_length(read_config(self.path) if self.exists() else config), schedule_length(config)
-        if was != now:
-            warn(
-                f"optim.schedule={config.optim.schedule} was of {was}, is of {now}: the learning rate goes on as if it "
-                f"had always been; a run of {now} from the start is another one (not if optim.schedule=constant)"
-            )
 
 
 def _may_change(key: str) -> bool:

@@ -109,7 +109,7 @@ def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "wsd":
-        return config.lr * min(1.0, max(0, num_steps - step) / max(1, round(config.decay_share * num_steps)))
+        return config.lr * min(1.0, max(0, num_steps - step) / max(1, _decay_steps(num_steps, config)))
     done = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
@@ -123,3 +123,26 @@ def about_warmup(num_steps: int, config: OptimConfig) -> str | None:
         f"optim.warmup_steps={config.warmup_steps} is more than the run's steps ({num_steps}): the learning rate only "
         f"comes to {reached:.2g} of optim.lr={config.lr:g}; give a shorter warm-up, or more steps"
     )
+
+
+def about_other_length(step: int, before: int, now: int, config: OptimConfig) -> str | None:
+    """Says what comes of going on after `step` steps with `now` instead of `before` in all.
+
+    None if this is the run that has had `now` from the start: if both schedules agree up to here.
+    """
+    shared = config.warmup_steps
+    if config.schedule == "wsd":
+        shared = max(shared, min(total - _decay_steps(total, config) for total in (before, now)))
+    if before == now or config.schedule == "constant" or step <= shared:
+        return None
+    exact = f"go on from a checkpoint of step {shared} or before (move newer ones away)"
+    if config.schedule == "cosine":
+        exact = "start anew; under optim.schedule=wsd or constant a run can be extended exactly"
+    return (
+        f"optim.schedule={config.schedule} was of {before} steps, is of {now} steps: from step {step} on the learning "
+        f"rate is that of the new length, but until here it was another one. For exactly a run of {now} steps, {exact}"
+    )
+
+
+def _decay_steps(num_steps: int, config: OptimConfig) -> int:
+    return round(config.decay_share * num_steps)

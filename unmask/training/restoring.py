@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask import paths
+from unmask.config.run import RunConfig
 from unmask.config.settings import Section
 from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess
@@ -17,6 +18,8 @@ from unmask.progress import console, warn
 from unmask.tasks.task import Task
 from unmask.training import checkpoint, state
 from unmask.training.loading import LoadedRun
+from unmask.training.optim import about_other_length
+from unmask.training.trainer import Trainer, num_steps
 
 
 def newest_step(folder: Path) -> int | None:
@@ -50,6 +53,14 @@ def read_state(path: Path, unread: Collection[str]) -> dict[str, Any]:
             f"{path.parent.parent}: the main process has a checkpoint of step {checkpoint.step_of(path)} here, this "
             f"one has not: {error}; put the run where all processes see it"
         ) from error
+
+
+def warn_of_other_length(trainer: Trainer, before: RunConfig | None) -> None:
+    """Warns if `trainer`, just restored, is not where a run of its length would be: `before` had another."""
+    if before is not None:
+        was, now = num_steps(before, trainer.stream), trainer.num_steps
+        if said := about_other_length(trainer.step_number, was, now, trainer.config.optim):
+            warn(said)
 
 
 def drop_rows(process: MaskingProcess, saved: dict[str, Any]) -> dict[str, Any]:

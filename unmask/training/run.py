@@ -88,8 +88,7 @@ class Run:
         self.trainer = Trainer(self.config, self.task.tokens, stream, self.peers)
         if self.peers.is_main and (said := about_warmup(self.trainer.num_steps, self.config.optim)):
             warn(said)
-        writers = self.peers if self.trainer.is_sharded else ALONE
-        self.saver = Saver(self.folder.checkpoints, self.config.train, writers)
+        self.saver = Saver(self.folder.checkpoints, self.config.train, self.peers if self.trainer.is_sharded else ALONE)
         known = read_environment(self.folder.path).get("attention") if resume else None
         environment = describe_environment(
             self.trainer.device,
@@ -164,6 +163,7 @@ class Run:
                 trainer.load_state_dict(state, str(path), is_checked=True)
             self.saved_step = self.saver.whole_step = self.trainer.step_number
             console.print(f"Resuming {self.folder.path} from step {self.saved_step}")
+            restoring.warn_of_other_length(trainer, self.folder.before)
             return progress
         if resume:
             console.print(f"No complete checkpoint in {self.folder.path}: starting at step 0")
