@@ -1,7 +1,7 @@
 """What Muon costs: CPU seconds of a training step beside the same step with AdamW.
 
     OMP_NUM_THREADS=1 python -m benchmarks.optim sudoku/uniform
-    OMP_NUM_THREADS=1 python -m benchmarks.optim tinygsm/uniform_small data.vocab_size=4096 data.mask_id=4095
+    OMP_NUM_THREADS=1 python -m benchmarks.optim tinygsm/uniform_small data.vocab_size=16384
 
 Two trainings of a recipe take their steps in turn, in one process and on the same random rows, so that a busy machine
 slows both. Printed are medians, and the median and quartiles of the ratio of a pair.
