@@ -2,19 +2,25 @@
 
 import json
 import os
+import sys
+from contextvars import copy_context
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.helpers import run_cli
 from tests.helpers.stores import EOS, LENGTH, MASK, VOCAB, rows_with_prompts, write_store
+from unmask.config.registry import found_in
 from unmask.data import fingerprint
 from unmask.data.fingerprint import file_sha256
 from unmask.data.store import RowStore
+from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 from unmask.tasks.gsm8k import Gsm8k, Gsm8kData
 from unmask.tasks.sudoku import generator
+from unmask.tasks.task import accept_changed_data
 from unmask.tasks.text import TextData, find_store
 from unmask.training import checkpoint
 from unmask.training.folder import read_environment
@@ -100,22 +106,93 @@ def test_accepted_data_are_those_of_the_run_from_then_on(tmp_path: Path, capsys:
     assert "--data-changed: goes with --resume" in errors(capsys)
 
 
-def test_a_run_from_before_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_rows(tmp_path / "store", 32)
-    assert train(tmp_path, 1) == 0
-    environment = read_environment(tmp_path / "run")
+def strip_fingerprint(run: Path) -> None:
+    """Makes `run` one from before fingerprints were kept."""
+    environment = read_environment(run)
     del environment["data"]
-    (tmp_path / "run" / "environment.json").write_text(json.dumps(environment))
-    (found,) = (tmp_path / "run" / "checkpoints").iterdir()
+    (run / "environment.json").write_text(json.dumps(environment))
+    (found,) = (run / "checkpoints").iterdir()
     state = checkpoint.load(found)
     del state["data"]
     checkpoint.save(found.parent, 1, state)
-    assert LoadedRun.open(tmp_path / "run").data is None
-    capsys.readouterr()
-    assert run_cli("eval", tmp_path / "run") == 0
-    assert errors(capsys).count("keeps no fingerprint of its data") == 1
+    assert LoadedRun.open(run).data is None
+
+
+def test_a_run_from_before_goes_on(tmp_path: Path) -> None:
+    write_rows(tmp_path / "store", 32)
+    assert train(tmp_path, 1) == 0
+    strip_fingerprint(tmp_path / "run")
+    assert run_cli("eval", tmp_path / "run", "--data-changed") == 0
+    assert run_cli("eval", tmp_path / "run", "--data", tmp_path / "store") == 0
     assert train(tmp_path, 2, "--resume") == 0
     assert LoadedRun.open(tmp_path / "run").data is not None
+    assert run_cli("eval", tmp_path / "run") == 0
+
+
+opened: list[str] = []
+"""Files that this process has opened since the last `clear`, once `sees_opened` was used."""
+
+
+@pytest.fixture(scope="module")
+def sees_opened() -> None:
+    sys.addaudithook(lambda event, values: opened.append(str(values[0])) if event == "open" else None)
+
+
+@pytest.mark.usefixtures("sees_opened")
+def test_no_verb_opens_unasked_what_a_run_names_without_a_fingerprint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run may be a stranger's, and the path lead to a private file."""
+    write_rows(tmp_path / "store", 32)
+    assert train(tmp_path, 1, "eval.every=1") == 0
+    run = tmp_path / "run"
+    strip_fingerprint(run)
+    export(run, tmp_path / "export")
+    description = json.loads((tmp_path / "export" / "config.json").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for key in ("length", "eos_id", "fingerprint"):  # a store fills in what is missing, where it is the user's
+        del config["data"][key]
+        del description["run"]["data"][key]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "export" / "config.json").write_text(json.dumps(description))
+    (tmp_path / "prompt.txt").write_text("[1, 2]\n")
+    page, diagnose = tmp_path / "page.html", ("diagnose", run, "--only", "nll", "--draws", 1, "--examples", 2)
+    commands = [
+        *(("eval", run), ("eval", tmp_path / "export"), ("eval", run, "--task", "tokens"), diagnose),
+        *(
+            ("report", run, "--out", page),
+            ("decode", run, tmp_path / "prompt.txt"),
+            ("export", run, tmp_path / "other"),
+        ),
+    ]
+    for command in commands:
+        opened.clear()
+        capsys.readouterr()
+        status, said = run_cli(*command), errors(capsys)
+        assert not [path for path in opened if path.startswith(str(tmp_path / "store"))], command
+        if command[0] in ("eval", "diagnose"):
+            assert (status, said.count("so they are not opened")) == (2, 1)
+            assert "--data-changed" in said
+    assert str(tmp_path / "store" / "meta.json") not in opened
+    assert "so they are not opened" in page.read_text()
+
+
+def test_a_vocabulary_that_only_the_run_names_needs_its_fingerprint(tmp_path: Path) -> None:
+    ours = Vocabulary.of_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    ours.save(tmp_path / "elsewhere")
+    ids = {"vocab_size": ours.vocab_size, "mask_id": ours.mask_id, "eos_id": ours.eos_id}
+    with found_in(tmp_path):
+        read = [
+            Gsm8kData(tokenizer=str(tmp_path / "elsewhere"), fingerprint=fingerprint, **ids).of_run(tmp_path / "run")
+            for fingerprint in (None, ours.fingerprint, "another")
+        ]
+    with pytest.raises(UserError, match=r"neither its vocabulary nor a fingerprint of it.*--data-changed"):
+        _ = Gsm8k(read[0]).vocabulary
+    assert copy_context().run(lambda: (accept_changed_data(), Gsm8k(read[0]).vocabulary.vocab_size)[1]) == 258
+    assert Gsm8k(read[1]).vocabulary.fingerprint == ours.fingerprint
+    with pytest.raises(UserError, match="is not the data's tokenizer"):
+        _ = Gsm8k(read[2]).vocabulary
 
 
 def test_an_export_keeps_it(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

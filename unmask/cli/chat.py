@@ -30,6 +30,7 @@ def chat(
     weights: options.Weights = None,
     step: options.Step = "last",
     device: options.Device = None,
+    data_changed: options.DataChanged = False,
     trust_code: options.TrustCode = False,
     follow_links: options.FollowLinks = False,
 ) -> None:

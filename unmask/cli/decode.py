@@ -52,6 +52,7 @@ def decode(
     weights: options.Weights = None,
     step: options.Step = "last",
     device: options.Device = None,
+    data_changed: options.DataChanged = False,
     trust_code: options.TrustCode = False,
     follow_links: options.FollowLinks = False,
 ) -> None:

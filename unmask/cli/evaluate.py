@@ -12,7 +12,7 @@ from rich.table import Table
 
 from unmask import paths
 from unmask.cli import options, prompts
-from unmask.config.registry import resolve
+from unmask.config.registry import found_in, resolve
 from unmask.config.run import RunConfig
 from unmask.config.settings import check_section
 from unmask.decoding.config import DecodeConfig, check_guidance
@@ -240,7 +240,8 @@ def _with_task(loaded: LoadedRun, task: str) -> RunConfig:
     config, section = loaded.config, resolve("task", task).Config
     given = {key: value for key, value in config.data.model_dump().items() if key in section.model_fields}
     choice = config.task.model_copy(update={"name": task})
-    data = check_section(section, given, f"--task {task}: data").of_run(loaded.path)
+    with found_in(loaded.path):
+        data = check_section(section, given, f"--task {task}: data").of_run(loaded.path)
     return config.model_copy(update={"task": choice, "data": data})
 
 

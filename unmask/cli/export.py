@@ -15,6 +15,7 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.", show_default=False)],
     weights: options.Weights = None,
     step: options.Step = "last",
+    data_changed: options.DataChanged = False,
     trust_code: options.TrustCode = False,
     follow_links: options.FollowLinks = False,
 ) -> None:

@@ -68,7 +68,8 @@ DataChanged = Annotated[
     typer.Option(
         "--data-changed",
         callback=_accept_changed,
-        help="Read the run's data even if they are no longer those that it began with.",
+        help="Read the run's data even if they are no longer those that it began with, or if it does not say which "
+        "these were (an older run).",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -86,6 +86,11 @@ def found_in(file: Path) -> Iterator[None]:
         _file.reset(token)
 
 
+def is_found() -> bool:
+    """True inside `found_in`: settings are read that the user did not type."""
+    return _file.get() is not None
+
+
 def resolve(kind: str, name: str) -> Any:
     """Returns the class behind `name`: a shipped one, one that an installed package registers, or an import path.
 

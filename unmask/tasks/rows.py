@@ -14,12 +14,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from unmask import noise, paths
+from unmask.config.registry import is_found
 from unmask.config.settings import Section
 from unmask.data.fingerprint import DataFingerprint, digest
 from unmask.data.store import RowStore, read_meta
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
 from unmask.noise import Purpose
+from unmask.tasks.task import may_change
 from unmask.types import CleanBatch, TokenSpec
 
 
@@ -43,6 +45,8 @@ class TokensData(Section):
     @classmethod
     def _fill_in_store(cls, given: Any) -> Any:
         if not isinstance(given, dict) or not isinstance(given.get("path"), str):
+            return given
+        if is_found() and not may_change():  # a run's settings are whole, and its path is not opened unasked
             return given
         try:
             meta = read_meta(paths.user_path(given["path"], "data.path="))

@@ -24,7 +24,7 @@ from unmask.files import parse_object
 from unmask.progress import warn
 from unmask.tasks.programs.answers import read_answer
 from unmask.tasks.rows import StoredRows, TokensData
-from unmask.tasks.task import DisplayLayout
+from unmask.tasks.task import DisplayLayout, may_change
 from unmask.types import CleanBatch
 
 _FOLDER = "vocabulary"
@@ -37,7 +37,7 @@ class TextRowsData(TokensData):
         None, description="its folder, or its name on the hub; null = what data.path holds, or the run's own copy"
     )
     _is_found: bool = PrivateAttr(False)
-    """True for settings that a run was found with, which nobody typed."""
+    """True for settings that a run was found with, which nobody typed, if it keeps no vocabulary of its own."""
 
     def of_run(self, folder: Path) -> "TextRowsData":
         """Returns the settings with the vocabulary that the run in `folder` keeps, if it does.
@@ -45,9 +45,10 @@ class TextRowsData(TokensData):
         What a run names is not asked of the hub, and nothing is written where it says.
         """
         own, fields = folder / _FOLDER, type(self).model_fields
-        changes = {"tokenizer": str(own)} if (own / VOCABULARY).exists() else {}
+        is_kept = (own / VOCABULARY).exists()
+        changes = {"tokenizer": str(own)} if is_kept else {}
         found = self.model_copy(update=changes | ({"cache_dir": None} if "cache_dir" in fields else {}))
-        found._is_found = True
+        found._is_found = not is_kept
         return found
 
 
@@ -70,7 +71,14 @@ class TextRows(StoredRows):
         source = self.config.tokenizer or self.config.path
         if source is None:
             raise UserError("data.tokenizer is missing; give the folder of a tokenizer, or its name on the hub")
-        folder = paths.user_path(source, "data.tokenizer=" if self.config.tokenizer else "data.path=")
+        key = "data.tokenizer=" if self.config.tokenizer else "data.path="
+        folder = paths.user_path(source, key)
+        is_unknown = self.config._is_found and self.config.fingerprint is None
+        if is_unknown and folder.exists() and not may_change():
+            raise UserError(
+                f"{key}{source}: the run keeps neither its vocabulary nor a fingerprint of it, so what it names is not "
+                "opened; if the run is yours: add --data-changed"
+            )
         if (folder / VOCABULARY).exists():
             vocabulary = Vocabulary.load(folder)
         elif self.config.tokenizer is not None:

@@ -116,32 +116,31 @@ class LoadedRun:
         """Returns up to `limit` of its held-out examples, as those of `task` (default: its own).
 
         Raises:
-            UserError: the data are not those that it was trained on.
+            UserError: the data are not those that it was trained on, or it does not say which these were.
         """
         task = task or self.task
         self._check_data(task)
         return task.validation(limit)
 
     def _check_data(self, task: Task) -> None:
-        """Raises `UserError` if the data, which the run names and its user did not, are not what it was trained on."""
+        """Raises `UserError` unless the data are what it was trained on, or the user accepts others.
+
+        A path that only the run names may lead to anything, as the run may be a stranger's. So it is not opened without
+        a fingerprint to compare with, and its content is used only if it has that fingerprint.
+        """
         path = getattr(self.config.data, "path", None)
-        fix = "put the data back as they were, or name examples of your own (`unmask eval --data FILE`)"
-        if not self.is_published or path is None:
-            if self.data is None and path is not None and not may_change():
-                progress.warn(f"{self.path} keeps no fingerprint of its data: data.path={path} is taken as it is now")
-            check_same_data(task, self.config, self.data, self.path, fix)
-            return
-        # A page must show nothing of a file that a stranger's run names, not even a line of it in an error.
-        if self.data is None and not may_change():
+        if path is not None and not may_change() and (self.data is None or not hasattr(task, "data_fingerprint")):
             raise UserError(
-                f"{self.path}: names data.path={path}, but keeps no fingerprint of it, and the page would show what is "
-                "there; if the run is yours: --data-changed"
+                f"{self.path}: names data.path={path}, but keeps no fingerprint of these data, so they are not opened; "
+                "if the run is yours and they are what it was trained on: add --data-changed"
             )
+        fix = "put the data back as they were, or name examples of your own (`unmask eval --data FILE`)"
         try:
             check_same_data(task, self.config, self.data, self.path, fix)
         except UserError:
-            if may_change():
+            if path is None or not self.is_published:
                 raise
+            # A page must show nothing of a file that only the run names, not even a line of it in an error.
             raise UserError(
                 f"{self.path}: data.path={path} is not what it was trained on; {fix}; to show it all the same: "
                 "--data-changed"
