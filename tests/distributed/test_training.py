@@ -1,5 +1,6 @@
 """Two processes train as one does: gradients, pools and weights; and go on with what either has saved."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.distributed import train_cases
+from tests.distributed import damaged_shards, train_cases
 from tests.distributed.launching import launch
 from tests.distributed.train_cases import (
     CASES,
@@ -111,3 +112,12 @@ def test_a_model_in_shares_answers_as_a_whole_one(folder: Path) -> None:
         assert torch.allclose(found["together"], confidence, rtol=1e-12)
         assert torch.allclose(found["alone"], logits, rtol=1e-12)
         assert torch.equal(found["again"], found["together"])
+
+
+@pytest.mark.parametrize("name", damaged_shards.DAMAGES)
+def test_damaged_shards_are_refused_by_file_before_anything_is_loaded(folder: Path, name: str) -> None:
+    """By both processes, although the damage is in what one of them would read."""
+    for rank in range(WORLD):
+        found = json.loads((folder / "damaged" / f"said_{rank}.json").read_text())
+        assert found["is_same"]
+        assert damaged_shards.DAMAGES[name][0] in (found["said"][name] or "it was taken")

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.distributed import damaged_shards
 from unmask.config import recipes
 from unmask.config.registry import resolve
 from unmask.peers import ALONE, Peers
@@ -24,10 +25,11 @@ from unmask.training.trainer import Trainer
 WORLD, HALF, STEPS = 2, 2, 4
 BASE = ["train.dtype=float64", "train.batch_size=4", "optim.grad_clip=null", "data.puzzles=64", "train.threads=1"]
 FSDP = "train.parallel=fsdp"
+SHARDS = "uniform, shards"
 CAUSAL = ["model.causal=true", "model.alignment=next", "data.layout=two_grid"]
 CASES = {
     "uniform": ["process={name: uniform}"],
-    "uniform, shards": ["process={name: uniform}", FSDP, "train.accumulate=2", "optim.grad_clip=0.5"],
+    SHARDS: ["process={name: uniform}", FSDP, "train.accumulate=2", "optim.grad_clip=0.5"],
     "puma": ["process={name: puma, num_stages: 3, threshold: 0.2}", "train.accumulate=2"],
     "puma, shards": ["process={name: puma, num_stages: 3}", FSDP, "model.tied_head=true", "model.checkpointing=true"],
     "blocks": ["process={name: puma, num_stages: 3, block_size: 27}"],
@@ -124,6 +126,7 @@ def main(folder: Path) -> None:
             train_second_half(case, folder / case / "two", folder / case / "two_again", peers)
             train_second_half(case, folder / case / "one", folder / case / "two_from_one", peers)
         ask(folder, peers)
+        damaged_shards.refuse_all(make(SHARDS, peers), folder / SHARDS / "two" / f"step_{HALF:08d}", folder / "damaged")
 
 
 if __name__ == "__main__":

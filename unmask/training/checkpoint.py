@@ -106,7 +106,7 @@ def _write_tensors(aside: Path, state: dict[str, Any], peers: Peers) -> dict[str
             written.append(aside / f"{section}{_TENSORS}")
             files.put_tensors(written[-1], whole)
         if shared := {name: value for name, value in own.items() if isinstance(value, TensorShard)}:
-            written.append(aside / f"{section}-{peers.rank + 1:05d}-of-{peers.size:05d}{_TENSORS}")
+            written.append(aside / parallel.file_name(section, peers.rank, peers.size))
             parallel.write(written[-1], shared)
     for path in written:
         files.sync(path)
@@ -218,8 +218,11 @@ def load_rest(path: Path) -> dict[str, Any]:
 def _tensors(path: Path) -> dict[str, LazyTensor]:
     try:
         found = parallel.read(path / name for name in _listed(path) if name.endswith(_TENSORS))
-        for stored in found.values():
+        for name, stored in found.items():
             stored.check()
+            for file in stored.files():
+                if name.split(SEPARATOR)[0] != parallel.section_of(file):
+                    raise ValueError(f"{file}: holds {name[:200]}, which has no place there")
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, ValueError) as error:
@@ -288,6 +291,8 @@ def _listed(path: Path) -> dict[str, str]:
         if not _PLAIN.fullmatch(name):
             raise ValueError(f"{_COMPLETE} lists {name[:100]!r}, which is no name of a file in the checkpoint")
         _check_regular(path / name)
+        if missing := parallel.files_beside(name) - checksums.keys():
+            raise ValueError(f"{_COMPLETE} lists {name}, but not {min(missing)}")
     return checksums
 
 

@@ -10,6 +10,7 @@ exchange between processes, so a thread can write it while they train.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -68,16 +69,25 @@ class LazyTensor:
     def __init__(self) -> None:
         self._parts: dict[int, tuple[Any, str]] = {}
         """Open file and name in it, by the first row there."""
+        self._files: dict[int, str] = {}
+        """Names of the files, in the same way."""
 
-    def add(self, start: int, file: Any, name: str) -> None:
+    def add(self, start: int, file: Any, name: str, file_name: str) -> None:
         """Adds the rows from `start` on.
 
         Raises:
             ValueError: they are there already.
         """
         if start in self._parts:
-            raise ValueError(f"{name}: its rows from {start} on are there twice")
+            raise ValueError(f"{file_name}: rows of {name} from {start} on are in {self._files[start]} too")
         self._parts[start] = file, name
+        self._files[start] = file_name
+
+    def files(self, rows: slice = slice(None)) -> list[str]:
+        """Names the files that hold these rows."""
+        first, last, _ = rows.indices((self.shape or (1,))[0])
+        held = ((start, start + (self._shape(*part) or (1,))[0]) for start, part in sorted(self._parts.items()))
+        return [self._files[start] for start, stop in held if start < last and stop > first]
 
     @property
     def dtype(self) -> torch.dtype | str:
@@ -87,22 +97,25 @@ class LazyTensor:
         return _DTYPES.get(kind, kind)
 
     def check(self) -> None:
-        """Checks that the parts are one tensor, without reading them.
+        """Checks that the parts are one tensor, in the order of their files, without reading them.
 
         Raises:
-            ValueError: rows are missing or there twice, or of several shapes or formats.
+            ValueError: rows are missing or there twice, or of several shapes or formats; names the file.
         """
-        stop = 0
-        kinds = set()
+        stop, before, kind = 0, "", None
         for start, (file, name) in sorted(self._parts.items()):
-            part = file.get_slice(name)
+            part, here = file.get_slice(name), self._files[start]
             rows, *rest = part.get_shape() or [1]
-            kinds.add((part.get_dtype(), *rest))
-            if start != stop or len(kinds) > 1:
+            if start > stop and (lacking := files_beside(here) - {*self._files.values()}):
+                raise ValueError(f"{min(lacking)}: lacks rows {stop} to {start} of {name}")
+            if start != stop or here < before:
+                others = f"those in {before}" if before else "others"
                 raise ValueError(
-                    f"{name}: rows {start} to {start + rows} do not follow those before, which end at {stop}"
+                    f"{here}: rows {start} to {start + rows} of {name} do not follow {others}, which end at {stop}"
                 )
-            stop = start + rows
+            if kind not in (None, (own := [part.get_dtype(), *rest])):
+                raise ValueError(f"{here}: rows of {name} are {own}, in {before} {kind}")
+            stop, before, kind = start + rows, here, [part.get_dtype(), *rest]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,6 +153,28 @@ class LazyTensor:
         return self[:]
 
 
+_FILE = re.compile(r"(.+?)(?:-[0-9]{5}-of-([0-9]{5}))?\.safetensors")
+
+
+def file_name(section: str, rank: int, size: int) -> str:
+    """Returns the name of the file in which process `rank` of `size` saves its shards of a section of the state."""
+    return f"{section}-{rank + 1:05d}-of-{size:05d}.safetensors"
+
+
+def section_of(file: str) -> str | None:
+    """Returns the section of which the file of this name holds tensors, whole or in shards."""
+    found = _FILE.fullmatch(file)
+    return None if found is None else found[1]
+
+
+def files_beside(file: str) -> set[str]:
+    """Returns the names of all processes' files of the section, if `file` names one of shards; else nothing."""
+    found = _FILE.fullmatch(file)
+    if found is None or found[2] is None:
+        return set()
+    return {file_name(found[1], rank, int(found[2])) for rank in range(int(found[2]))}
+
+
 def write(path: Path, shares: dict[str, TensorShard]) -> None:
     """Writes the shards of one process, by tensor name; leaves out shards without rows."""
     held = {name: share for name, share in shares.items() if len(share.own)}
@@ -160,17 +195,17 @@ def read(paths: Iterable[Path]) -> dict[str, LazyTensor]:
         file: Any = safe_open(path, framework="pt")
         offsets = formats.parse_json((file.metadata() or {}).get(_OFFSETS, "{}"), f"{path}, {_OFFSETS}")
         for name in file.keys():  # noqa: SIM118 - no mapping
-            found.setdefault(name, LazyTensor()).add(_shard_start(offsets, name), file, name)
+            found.setdefault(name, LazyTensor()).add(_shard_start(offsets, name, path.name), file, name, path.name)
     return found
 
 
-def _shard_start(offsets: Any, name: str) -> int:
+def _shard_start(offsets: Any, name: str, file: str) -> int:
     try:
         start = (offsets[name][_OFFSET] or [0])[0] if name in offsets else 0
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{_OFFSETS} says nothing of where {name} begins") from error
+        raise ValueError(f"{file}: {_OFFSETS} says nothing of where {name} begins") from error
     if type(start) is not int or not 0 <= start < 2**53:
-        raise ValueError(f"{_OFFSETS} lets {name} begin at {str(start)[:40]}, which is no row")
+        raise ValueError(f"{file}: {_OFFSETS} lets {name} begin at {str(start)[:40]}, which is no row")
     return start
 
 
@@ -293,6 +328,13 @@ def local_shard(value: Any, like: Tensor) -> Any:
     return DTensor.from_local(
         share, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
+
+
+def local_rows(like: Tensor) -> slice:
+    """Returns the rows of a tensor that this process holds of one sharded as `like`; otherwise all."""
+    if not isinstance(like, DTensor) or not like.ndim:
+        return slice(None)
+    return slice(_start(like), _start(like) + len(like.to_local()))
 
 
 def _start(value: DTensor) -> int:

@@ -156,10 +156,10 @@ class Run:
                 state = restoring.read_state(path, Trainer.PER_PARAMETER if trainer.is_sharded else ())
                 self._check_data(state.get("data"), f"checkpoints/{path.name}/state.json")
                 progress = progress_of(state, str(path), step)
-            with self.peers.raise_together():
-                trainer.check(state, str(path))
+                state = trainer.read_own(state, str(path))
                 if restart_pool:
                     state["process"] = restoring.drop_rows(trainer.process, state["process"])
+            with self.peers.raise_together():
                 trainer.load_state_dict(state, str(path), is_checked=True)
             self.saved_step = self.saver.whole_step = self.trainer.step_number
             console.print(f"Resuming {self.folder.path} from step {self.saved_step}")

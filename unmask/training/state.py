@@ -220,7 +220,15 @@ def check_weights(tensors: Mapping[str, Tensor], averaged: Mapping[str, Tensor],
 def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Describes the first three tensors whose shapes or formats in `own` and `other` differ; empty if none do."""
     wrong = [name for name in sorted({*own, *other}) if _kind(own, name) != _kind(other, name)]
-    return "; ".join(f"{name} is {_words(other, name, own)}, here {_words(own, name, other)}" for name in wrong[:3])
+    return "; ".join(
+        f"{name} is {_words(other, name, own)}{_files(other.get(name))}, here {_words(own, name, other)}"
+        for name in wrong[:3]
+    )
+
+
+def _files(value: Any) -> str:
+    """Names the files of a tensor that is not read yet."""
+    return f" (in {' and '.join(value.files()[:4])})" if isinstance(value, LazyTensor) else ""
 
 
 def _kind(tensors: Mapping[str, Any], name: str) -> tuple[Any, ...]:

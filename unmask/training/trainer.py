@@ -278,20 +278,18 @@ class Trainer:
         Args:
             saved: what `state_dict` returned.
             where: names it in errors.
-            is_checked: `check` has seen it.
+            is_checked: `read_own` returned it.
 
         Raises:
             UserError: the state is of another model, or damaged. Nothing is loaded then.
         """
         if not is_checked:
-            self.check(saved, where)
+            saved = self.read_own(saved, where)
         self.step_number = saved["trainer"]["step_number"]
-        self.model.load_state_dict(self._local_shards(saved["model"], f"{where}, model"))
-        moments = self._local_shards(saved["optimizer"], f"{where}, optimizer")
-        self.optimizer.load_state_dict(moments)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema is not None:
-            average = self._local_shards(saved["ema"]["shadow"], f"{where}, ema")
-            self.ema.load_state_dict(saved["ema"] | {"shadow": average})
+            self.ema.load_state_dict(saved["ema"])
         self.load_process(saved["process"], where)
         if self.has_dropout:
             self._set_dropout_rng(saved["trainer"]["dropout_rng"])
@@ -334,13 +332,30 @@ class Trainer:
                 f"{where}, trainer: dropout_rng: is {tuple(rng.shape)} of {rng.dtype}: no generator's state"
             )
 
+    def read_own(self, saved: dict[str, Any], where: str) -> dict[str, Any]:
+        """Checks all of a state, and returns it with this process's part of each tensor. Nothing is loaded.
+
+        Raises:
+            UserError: as `check`, or what is read of a shard is not finite; names the file.
+        """
+        self.check(saved, where)
+        sections = {name: self._local_shards(saved[name], where) for name in ("model", "optimizer")}
+        if saved["ema"] is not None:
+            sections["ema"] = saved["ema"] | {"shadow": self._local_shards(saved["ema"]["shadow"], where)}
+        return saved | sections
+
     def _local_shards(self, values: dict[str, Any], where: str = "the weights") -> dict[str, Any]:
         """Returns this process's part of `values`, by parameter name; checks those that are read here."""
         own = self.model.state_dict()
         shards = {name: parallel.local_shard(value, own[name]) for name, value in values.items()}
         if self.is_sharded:
+            sources = state.split(values)[0]
             for name, tensor in state.split(shards)[0].items():
-                state.check_finite(name.rpartition(state.SEPARATOR)[2], parallel.local_part(tensor), where)
+                source, parameter = sources[name], own[name.partition(state.SEPARATOR)[0]]
+                files = source.files(parallel.local_rows(parameter)) if isinstance(source, parallel.LazyTensor) else []
+                *above, last = name.split(state.SEPARATOR)
+                place = ", ".join([f"{where}/{' and '.join(files)}" if files else where, *above])
+                state.check_finite(last, parallel.local_part(tensor), place)
         return shards
 
     def _dropout_rng(self) -> Tensor:
