@@ -8,7 +8,7 @@ import torch
 
 from unmask.errors import UserError
 from unmask.models import measuring
-from unmask.models.attention import Attention, set_training_backend
+from unmask.models.attention import Attention, KeyValueCache, set_training_backend
 from unmask.models.backends import BACKENDS, fastest
 from unmask.models.measuring import measure_fastest
 from unmask.models.visibility import EVERYTHING, AttentionPattern
@@ -136,3 +136,44 @@ def test_what_was_measured_is_for_training_alone(monkeypatch: pytest.MonkeyPatch
         with torch.no_grad():
             module(torch.randn(1, 4, 16), None)
     assert used == ["matmul", "sdpa", "sdpa", "sdpa"]
+
+
+class LowRank(torch.nn.Module):
+    """A linear layer with an adapter, as PEFT wraps one."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+        self.a, self.b = torch.nn.Linear(base.in_features, 2), torch.nn.Linear(2, base.out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.b(self.a(x))
+
+
+def both_ways(attention: Attention, x: torch.Tensor) -> list[torch.Tensor]:
+    """Computes the attention over `x` as training does, and beside a cache, as decoding does."""
+    known = KeyValueCache(x.shape[1], x.shape[1])
+    place = torch.arange(x.shape[1]).expand(len(x), -1)
+    return [attention(x, None), attention.extend(x, None, place, known.layer(0))]
+
+
+@pytest.mark.parametrize("targets", ["q", "k", "v", "qkv"])
+def test_an_adapter_of_a_projection_gets_a_gradient_and_moves_the_output(targets: str) -> None:
+    """The three are one product where they are plain; an adapted one must not be passed over for its `weight`."""
+    torch.manual_seed(0)
+    attention = Attention(16, 4, 2, qkv_bias=True, dropout=0.0).double()
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    before = both_ways(attention, x)
+    adapters = {name: LowRank(getattr(attention, name)).double() for name in targets}
+    for name, adapter in adapters.items():
+        setattr(attention, name, adapter)
+    after = both_ways(attention, x)
+    assert torch.allclose(*after)
+    assert not any(torch.allclose(old, new) for old, new in zip(before, after, strict=True))
+    after[0].square().sum().backward()
+    for name, adapter in adapters.items():
+        assert all(layer.weight.grad.abs().max() > 1e-6 for layer in (adapter.a, adapter.b)), name
+    for adapter in adapters.values():
+        torch.nn.init.zeros_(adapter.b.weight)
+        torch.nn.init.zeros_(adapter.b.bias)
+    assert all(torch.allclose(old, new) for old, new in zip(before, both_ways(attention, x), strict=True))

@@ -195,10 +195,15 @@ class Attention(nn.Module):
 
     def _project(self, x: Float[Tensor, "B L D"]) -> tuple[Heads, Float[Tensor, "B G L E"], Float[Tensor, "B G L E"]]:
         """Computes queries, keys and values."""
-        # One product is faster than three narrow ones, and so is its backward pass.
-        weight = torch.cat([self.q.weight, self.k.weight, self.v.weight])
-        bias = None if self.q.bias is None else torch.cat([self.q.bias, self.k.bias, self.v.bias])
-        heads: Float[Tensor, "B J L E"] = F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        own = (self.q, self.k, self.v)
+        if all(type(module) is nn.Linear for module in own):
+            # One product is faster than three narrow ones, and so is its backward pass.
+            weight = torch.cat([self.q.weight, self.k.weight, self.v.weight])
+            bias = None if self.q.bias is None else torch.cat([self.q.bias, self.k.bias, self.v.bias])
+            projected = F.linear(x, weight, bias)
+        else:  # adapters, quantised weights: they are more than their `weight`
+            projected = torch.cat([module(x) for module in own], dim=-1)
+        heads: Float[Tensor, "B J L E"] = projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         return _normalise(self.q_norm, q), _normalise(self.k_norm, k), v
 
