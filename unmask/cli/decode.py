@@ -79,11 +79,12 @@ def decode(
     loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
     config = _with_forbidden(options.parse_decoder(decoder, loaded.config.decode), loaded.task, forbid or [])
     _check_samples(num_samples, config)
-    session = DecodeSession(loaded, config)
+    if trace:
+        config = config.model_copy(update={"batch_size": min(config.batch_size, _MOST_TRACED)})
     asked = prompts.read(loaded.task, file)
+    session = DecodeSession(loaded, config, rows=num_samples * len(asked.canvases))
     asked.check(session.decoder)
-    batch_size = min(config.batch_size, _MOST_TRACED) if trace else config.batch_size
-    job = _Job(session, asked, num_samples, batch_size, trace)
+    job = _Job(session, asked, num_samples, config.batch_size, trace)
     with nullcontext(sys.stdout) if out is None else options.new_file(out, keeps_parts=True) as target:
         if watch:
             session.watch(asked.canvases[:1], asked.keys[:1])

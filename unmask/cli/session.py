@@ -37,14 +37,19 @@ class Answer:
 class DecodeSession:
     """A run and one of its decoders.
 
+    Args:
+        run: the run.
+        settings: of the decoder.
+        rows: canvases that will be decoded.
+
     Raises:
         UserError: the model cannot decode as `settings` say. Other sessions of the run go on as they were.
     """
 
-    def __init__(self, run: LoadedRun, settings: DecodeConfig) -> None:
+    def __init__(self, run: LoadedRun, settings: DecodeConfig, *, rows: int = 1) -> None:
         self.run = run
         self.settings = settings
-        self.decoder = run.decoder(settings)
+        self.decoder = run.decoder(settings, rows=rows)
 
     def steps(self, canvases: Int[Tensor, "b L"], keys: Int[Tensor, "b"]) -> Iterator[Decoded]:
         """Yields the state of the canvases after each step; `keys` key each row's noise."""

@@ -26,23 +26,39 @@ from unmask.decoding.windows import (
     Window,
 )
 from unmask.errors import UserError
+from unmask.models.cost import require_memory_for_decoding
 from unmask.models.denoiser import Denoiser
 from unmask.progress import warn
 from unmask.types import TokenSpec
 
 
-def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec) -> Decoder:
+def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec, *, rows: int = 1) -> Decoder:
     """Builds the decoder of `config` for `model`; a causal model's reads each token once.
 
+    Args:
+        config: the settings.
+        model: the model, where it will decode.
+        tokens: its tokens.
+        rows: canvases that will be decoded, `config.batch_size` of them at once.
+
     Raises:
-        UserError: an order, blocks, a cache or guidance that the model cannot have, or forbidden tokens that are not
-            there.
+        UserError: an order, blocks, a cache or guidance that the model cannot have, forbidden tokens that are not
+            there, or more canvases at once than can fit.
     """
     if model.is_causal:
         _check_causal(config)
     _check_blocks(config, model, tokens)
     _check_guidance(config, model)
     _check_forbidden(config.forbid, tokens)
+    require_memory_for_decoding(
+        getattr(model.backbone, "config", config),
+        tokens,
+        rows=min(rows, config.batch_size),
+        is_cached=model.is_causal or config.cache != "none",
+        what=f"decode.batch_size={config.batch_size}: {min(rows, config.batch_size)} canvases",
+        dtype=config.dtype or "auto",  # the model may be set to its format later
+        device=next(model.parameters()).device,
+    )
     pads_with_eos = model.is_causal or tokens.pad_id == tokens.eos_id
     can_end = config.stop_early and config.remask == "none" and pads_with_eos
     return Decoder(

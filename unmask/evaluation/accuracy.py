@@ -86,7 +86,7 @@ def grade_answers(
 ) -> Answers:
     """Decodes the examples of `share` from their prompts and grades them; calls `update` with the number done."""
     device = next(model.parameters()).device
-    decoder = build_decoder(config, model, task.tokens)
+    decoder = build_decoder(config, model, task.tokens, rows=len(examples))
     records: list[dict[str, Any]] = []
     right: dict[str, int] = {}
     not_graded = 0

@@ -116,7 +116,7 @@ def sample(
 ) -> Int[Tensor, "N L"]:
     """Returns finished canvases, on the CPU; calls `update` with their number. The model keeps its mode."""
     device = next(model.parameters()).device
-    decoder = build_decoder(config, model, task.tokens)
+    decoder = build_decoder(config, model, task.tokens, rows=len(samples.keys))
     was_training = model.training
     model.eval()
     finished: list[Tensor] = []

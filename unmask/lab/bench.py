@@ -80,7 +80,8 @@ def decode(config: RunConfig, *, rows: int) -> Result:
         config.model, task.tokens, rows=rows, at_once=rows, trained=False, what=f"--rows {rows}", device=device
     )
     model = build_denoiser(config.model, task.tokens, seed=config.train.seed, dtype=dtype, device=device).eval()
-    decoder = build_decoder(config.decode, model, task.tokens)
+    whole = config.decode.model_copy(update={"batch_size": rows})
+    decoder = build_decoder(whole, model, task.tokens, rows=rows)
     clean = task.synthetic_stream(config.train.seed)[torch.arange(rows)]
     xt = clean.masked(task.tokens.mask_id).to(device)
     if config.decode.compile:

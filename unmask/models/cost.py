@@ -77,6 +77,45 @@ def require_memory_for_rows(
     require_memory(needed, f"{what}, rows of {tokens.length} tokens,", "take fewer rows", limit=_limit(device))
 
 
+def count_cached(config: TransformerConfig, tokens: TokenSpec) -> int:
+    """Counts the numbers that a cache keeps of a row: keys and values of every layer and position."""
+    return 2 * config.num_layers * (config.num_kv_heads or config.num_heads) * config.head_width * tokens.length
+
+
+def require_memory_for_decoding(
+    config: Section,
+    tokens: TokenSpec,
+    *,
+    rows: int,
+    is_cached: bool,
+    what: str,
+    dtype: str = "auto",
+    device: torch.device | None = None,
+) -> None:
+    """Checks that canvases can fit that are decoded at once: their tokens and, of a transformer, what it computes.
+
+    That is the keys and values of all positions with a cache, and the vectors of one layer without.
+
+    Args:
+        config: the settings of the model; those of a model of the user's own say nothing of its size.
+        tokens: its tokens.
+        rows: canvases.
+        is_cached: keys and values are kept from step to step.
+        what: names the rows, as the start of the message.
+        dtype: number format of the model; auto: 16 bits at least.
+        device: where they are decoded.
+
+    Raises:
+        UserError: they need more than there is.
+    """
+    needed = rows * tokens.length * _ROW_BYTES
+    if isinstance(config, TransformerConfig):
+        numbers = count_cached(config, tokens) if is_cached else tokens.length * config.dim
+        needed += rows * numbers * {"float64": 8, "float32": 4}.get(dtype, _ACTIVATION_BYTES)
+        what += " with the keys and values that are kept of them" * is_cached
+    require_memory(needed, f"{what}, {tokens.length} tokens each,", "take fewer at once", limit=_limit(device))
+
+
 def _limit(device: torch.device | None) -> int | None:
     """Returns the bytes of the GPU `device`; None for the machine's."""
     if device is None or device.type != "cuda":

@@ -23,7 +23,7 @@ class Evaluator:
         self.decoders = config.eval.decoders(config.decode)
         model = trainer.model
         for decoder in self.decoders if is_graded(config) else ():
-            build_decoder(decoder, model, task.tokens)
+            build_decoder(decoder, model, task.tokens, rows=len(examples) // trainer.peers.size)
         if model.alignment == "next" and not examples.prompt_mask[:, 0].all():
             raise UserError(NOTHING_BEFORE)
         self.text = TextMeasures.from_config(config, task, model)

@@ -172,18 +172,19 @@ class LoadedRun:
             self.model.compile_decoding()
         return self.model
 
-    def decoder(self, settings: DecodeConfig, model: Denoiser | None = None) -> Decoder:
+    def decoder(self, settings: DecodeConfig, model: Denoiser | None = None, *, rows: int = 1) -> Decoder:
         """Builds the decoder that `settings` describe, and prepares the model for it.
 
         Args:
             settings: as in the section `decode`.
             model: another model of this run, such as its trainer's, which is used as it is; default: `self.model`.
+            rows: canvases that will be decoded.
 
         Raises:
-            UserError: the model cannot decode so. Nothing has changed then.
+            UserError: the model cannot decode so, or not so many at once. Nothing has changed then.
         """
         check_guidance(settings, self.config.data)
-        decoder = build_decoder(settings, model or self.model, self.tokens)
+        decoder = build_decoder(settings, model or self.model, self.tokens, rows=rows)
         if model is None:
             self.prepare(dtype=settings.dtype, is_compiled=settings.compile)
         return decoder

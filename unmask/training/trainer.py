@@ -61,6 +61,10 @@ class StepReport:
         }
 
 
+_MOST_STEPS = 10**10
+"""Steps of a run that nothing else ends: four months at a thousand a second."""
+
+
 def resolve_device(name: str) -> torch.device:
     """Returns the device called `name`; `auto` is cuda if this machine has it, else cpu.
 
@@ -78,14 +82,20 @@ def num_steps(config: RunConfig, stream: EpochStream) -> int:
     """Returns `train.steps`, or else epochs x examples / batch size, rounded up.
 
     Raises:
-        UserError: a part of an epoch is less than a step, or the epochs are more steps than can be counted.
+        UserError: a part of an epoch is less than a step, or there are more steps than a run can reach.
     """
     train = config.train
+    ends_sooner = train.max_seconds is not None or train.max_examples is not None
     if train.steps is not None:
+        if train.steps > _MOST_STEPS and not ends_sooner:
+            raise UserError(
+                f"train.steps={train.steps}: at a thousand a second these take {train.steps / 3.15e10:,.0f} years; "
+                "give fewer, or say with train.max_seconds or train.max_examples when the run ends"
+            )
         return train.steps
     assert train.epochs is not None, "RunConfig has one of them"
     steps = train.epochs * stream.epoch_size / train.batch_size
-    if steps > LARGEST_INT or (steps < 1 and train.epochs < 1):
+    if steps > (LARGEST_INT if ends_sooner else _MOST_STEPS) or (steps < 1 and train.epochs < 1):
         raise UserError(
             f"train.epochs={train.epochs:g} of {stream.epoch_size:,} examples are {steps:.3g} steps of "
             f"train.batch_size={train.batch_size}; give train.steps, or other epochs"
