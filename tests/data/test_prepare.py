@@ -19,8 +19,9 @@ from tests.helpers.text import byte_level, rows, save_tokenizer, settings, write
 from unmask.config import recipes
 from unmask.data import source_files
 from unmask.data.infill import encode_prompt
-from unmask.data.prepare import prepare, run, workers, writing
+from unmask.data.prepare import prepare, run, sources, workers, writing
 from unmask.data.prepare.settings import DATASETS, PrepareSettings
+from unmask.data.prepare.sources import FileSource
 from unmask.data.store import RowStore
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import RunFailed, UserError
@@ -552,7 +553,7 @@ def test_half_a_surrogate_pair_is_a_bad_row(tmp_path: Path) -> None:
 def test_compressed_and_endless_files_are_read_as_far_as_they_are_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_files, "_FREE", 2**20)
+    monkeypatch.setattr(source_files, "FREE", 2**20)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b" " * 2**23))
     (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"puzzle,solution\n" + b" " * 2**23))
     os.mkfifo(tmp_path / "fifo.csv")
@@ -570,6 +571,49 @@ def test_compressed_and_endless_files_are_read_as_far_as_they_are_data(
     (tmp_path / "line.jsonl").write_bytes(b'{"question": "' + b"x" * 200)
     with pytest.raises(UserError, match=r"line.jsonl, line 1: has more than 100 bytes"):
         prepare(settings(tmp_path, "line", sources=(str(tmp_path / "line.jsonl"),)))
+
+
+def write_repeated(path: Path, value: str, count: int, **options: Any) -> None:
+    """Writes Parquet that holds `value` once, and says that each of `count` rows of each of two groups is it."""
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    places = pyarrow.array([0] * 2 * count, pyarrow.int32())
+    column = pyarrow.DictionaryArray.from_arrays(places, pyarrow.array([value]))
+    parquet.write_table(pyarrow.table({"text": column, "other": places}), path, row_group_size=count, **options)
+
+
+def test_a_small_parquet_file_is_expanded_a_little_at_a_time_and_no_further_than_is_plausible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (source_files, sources):
+        monkeypatch.setattr(module, "FREE", 2**20)
+    read: list[int] = []
+    add = source_files.Plausible.add
+    monkeypatch.setattr(source_files.Plausible, "add", lambda self, number: read.append(number) or add(self, number))
+    path, value = tmp_path / "bomb.parquet", "x" * 2**17
+    write_repeated(path, value, 1000)
+    assert path.stat().st_size < 2**15
+    rows = FileSource(str(path)).rows(("text",))
+    assert next(rows).content == {"text": value}
+    with pytest.raises(UserError, match=r"bomb.parquet: gives more than .* bytes, over 100 for each of its own"):
+        list(rows)
+    assert max(read) <= 2**20
+    monkeypatch.setattr("unmask.machine.memory", lambda: 2**16)
+    with pytest.raises(UserError, match=r"bomb.parquet: to read a row group of it needs .* GiB.*smaller row groups"):
+        next(FileSource(str(path)).rows(("text",)))
+    assert next(FileSource(str(path)).rows(("other",))).content == {"other": 0}
+
+
+def test_rows_of_parquet_are_the_same_however_few_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    given = [{"text": f"text {i}" * (i % 7), "other": i} for i in range(50)]
+    parquet.write_table(pyarrow.Table.from_pylist(given), tmp_path / "rows.parquet", row_group_size=13)
+    for most in (4096, 5, 1):
+        monkeypatch.setattr(sources, "_MOST_ROWS", most)
+        found = list(FileSource(str(tmp_path / "rows.parquet")).rows(("text", "other")))
+        assert [row.content for row in found] == given
+        assert [row.number for row in found] == list(range(1, 51))
 
 
 def test_an_array_that_claims_more_than_memory_holds(tmp_path: Path) -> None:

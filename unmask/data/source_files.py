@@ -9,7 +9,7 @@ from unmask import machine
 from unmask.errors import UserError
 from unmask.paths import existing_file
 
-_FREE = 2**28
+FREE = 2**28
 """Bytes that any compressed file may give."""
 _MOST_RATIO = 100
 """Most bytes, beyond those, for each compressed byte; text gives 3 to 20."""
@@ -32,26 +32,41 @@ def open_data(path: Path) -> io.BufferedReader:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-class _Decompressed(io.RawIOBase):
-    """The content of a gzip file, up to as much as a file of its size may plausibly hold."""
+class Plausible:
+    """Counts the bytes that the compressed file `path` gives, up to as much as one of its size may plausibly hold."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = gzip.open(path, "rb")  # noqa: SIM115 - closed with this file
-        self._most = _FREE + _MOST_RATIO * path.stat().st_size
+        self._most = FREE + _MOST_RATIO * path.stat().st_size
         self._read = 0
+
+    def add(self, number: int) -> None:
+        """Counts `number` bytes more.
+
+        Raises:
+            UserError: these are too many.
+        """
+        self._read += number
+        if self._read > self._most:
+            raise UserError(
+                f"{self._path}: gives more than {self._most:,} bytes, over {_MOST_RATIO} for each of its own, as no "
+                "data do; write it without compression if it is what it should be"
+            )
+
+
+class _Decompressed(io.RawIOBase):
+    """The content of a gzip file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = gzip.open(path, "rb")  # noqa: SIM115 - closed with this file
+        self._given = Plausible(path)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: Any) -> int:
         number = self._file.readinto(target)
-        self._read += number
-        if self._read > self._most:
-            raise UserError(
-                f"{self._path}: gives more than {self._most:,} bytes, over {_MOST_RATIO} for each of its own, as no "
-                "data do; decompress it yourself if it is what it should be"
-            )
+        self._given.add(number)
         return number
 
     def close(self) -> None:

@@ -8,12 +8,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
-from unmask.data.source_files import MAX_LINE, open_data
+from unmask import machine
+from unmask.data.source_files import FREE, MAX_LINE, Plausible, open_data
 from unmask.errors import UserError
 from unmask.files import parse_object
 from unmask.paths import user_path
 
 _CHUNK = 2**20
+_MOST_ROWS = 2**12
+"""Rows of Parquet that are read at once."""
 
 
 PART = 2**16
@@ -170,13 +173,31 @@ def _parquet(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
             raise UserError(f"{path}: has no column {field!r}, but {', '.join(names)}; {_FIELDS_FIX}")
     import pyarrow
 
-    number = count(1)
+    number, given = count(1), Plausible(path)
     try:
-        for batch in file.iter_batches(columns=list(dict.fromkeys(fields))):
-            for content in _rows_of(batch, pyarrow):
-                yield Row(str(path), next(number), content)
+        for group in range(file.metadata.num_row_groups):
+            rows = _rows_at_once(path, file.metadata.row_group(group), fields)
+            for batch in file.iter_batches(rows, [group], list(dict.fromkeys(fields))):
+                given.add(batch.nbytes)
+                for content in _rows_of(batch, pyarrow):
+                    yield Row(str(path), next(number), content)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def _rows_at_once(path: Path, group: Any, fields: tuple[str, ...]) -> int:
+    """Returns how many rows of a row group of Parquet take bounded memory.
+
+    A column may keep each value once, and then repeat it in all rows. So a row takes no more than the whole group, and
+    a file of a few hundred bytes may give gigabytes, if all of its rows are read at once.
+
+    Raises:
+        UserError: a group, or a value, needs more memory than there is.
+    """
+    columns = [group.column(number) for number in range(group.num_columns)]
+    largest = sum(own.total_uncompressed_size for own in columns if own.path_in_schema.split(".")[0] in fields)
+    machine.require_memory(largest, f"{path}: to read a row group of it", "write it with smaller row groups")
+    return max(1, min(_MOST_ROWS, FREE // max(1, largest)))
 
 
 def _rows_of(batch: Any, pyarrow: Any) -> list[dict[str, Any]]:
