@@ -1,14 +1,16 @@
 """A tokenizer that does not give texts back is noticed before anything is trained on it."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tests.helpers.text import byte_level, rows, save_tokenizer, settings, write_lines
 from unmask.data.prepare import PrepareSettings, prepare
-from unmask.data.prepare.round_trip import LossyTokenizer, check_round_trip
+from unmask.data.prepare.round_trip import LossyTokenizer, check_round_trip, choose_rows
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 
@@ -100,3 +102,58 @@ def test_prose_may_lose_capitals_and_accents_but_no_line_ends(tmp_path: Path) ->
     assert prepare(make("lower"))["num_examples"] > 0
     with pytest.raises(UserError, match="does not give back line ends"):
         prepare(make("lines"))
+
+
+BATCH = 1000
+PLACES = {
+    "first": lambda lossy, rows: range(lossy),
+    "last": lambda lossy, rows: range(rows - lossy, rows),
+    "middle": lambda lossy, rows: range((rows - lossy) // 2, (rows + lossy) // 2),
+    "evenly": lambda lossy, rows: range(0, rows, rows // lossy),
+}
+
+
+@pytest.mark.parametrize("num_rows", [100, 400, 1000, 1900, 3000, 12_000, 60_000])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_loss_in_one_row_of_a_hundred_is_seen_in_99_of_100_preparations(
+    num_rows: int, place: str, tmp_path: Path
+) -> None:
+    """By the exact probability that a random sample of each batch misses all such rows, wherever they lie."""
+    config = settings(tmp_path)
+    missed, drawn = 1.0, 0
+    for before in range(0, num_rows, BATCH):
+        count = min(BATCH, num_rows - before)
+        own = choose_rows(count, before, config)
+        assert own == choose_rows(count, before, config)
+        assert own <= set(range(count))
+        lossy = sum(before <= row < before + count for row in PLACES[place](num_rows // 100, num_rows))
+        missed *= math.comb(count - lossy, len(own)) / math.comb(count, len(own))
+        drawn += len(own)
+    assert missed <= 0.01
+    assert drawn <= 600 * (1 + math.log(1 + num_rows / BATCH)) + 16 * num_rows / BATCH
+
+
+def test_the_sample_is_spread_over_a_batch_and_none_where_nothing_can_be_lost(tmp_path: Path) -> None:
+    drawn = [row for before in range(0, 30_000, BATCH) for row in choose_rows(BATCH, before, settings(tmp_path))]
+    counts = np.histogram(drawn, bins=10, range=(0, BATCH))[0]
+    assert abs(counts - len(drawn) / 10).max() < 5 * (len(drawn) / 10) ** 0.5  # five standard errors
+    assert choose_rows(BATCH, 0, settings(tmp_path, lossy=True)) == set()
+    assert choose_rows(BATCH, 0, settings(tmp_path, tokenizer="bytes")) == set()
+
+
+@pytest.mark.parametrize("kind", ["tinygsm", "text"])
+def test_a_preparation_sees_what_one_row_of_fifty_loses(kind: str, tmp_path: Path) -> None:
+    """The row stands where every former sample of 16 passed it by: not first, and not at a multiple of 25."""
+    save_tokenizer(tmp_path / "tokenizer", sentence_pieces(normalizers.Replace("\n@", "@")))
+    given = [row | {"text": row["code"]} for row in rows(400)]
+    for number in range(27, 400, 50):
+        given[number] = {key: f"{value}\n@" for key, value in given[number].items()}
+        given[number]["code"] = given[number]["text"] = "def f():\n    return 1\n@g"
+    write_lines(tmp_path / "rows.jsonl", given)
+    asked = (
+        settings(tmp_path)
+        if kind == "tinygsm"
+        else PrepareSettings("text", str(tmp_path / "tokenizer"), tmp_path / "out", (str(tmp_path / "rows.jsonl"),), 64)
+    )
+    with pytest.raises(UserError, match="does not give back line ends"):
+        prepare(asked)

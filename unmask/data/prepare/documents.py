@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.prepare.hub import HubSource
-from unmask.data.prepare.round_trip import SAMPLE, check_round_trip
+from unmask.data.prepare.round_trip import check_round_trip, choose_rows
 from unmask.data.prepare.settings import DATASETS, Dataset, PrepareSettings
 from unmask.data.prepare.sources import ENDINGS, FileSource, Row, RowSource
 from unmask.data.prepare.writing import Report, Shard
@@ -76,21 +76,22 @@ _AT_ONCE = 32
 """Documents tokenised at a time: more would hold more Python objects, one for each token."""
 
 
-def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSettings) -> Shard:
-    """Tokenises `rows` in the ids of `vocabulary`, each text with the space around it."""
+def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSettings, before: int = 0) -> Shard:
+    """Tokenises `rows`, which follow `before` others, in the ids of `vocabulary`, with the space around each text."""
     texts, problems = read_texts(rows, settings.fields)
     fates: Counter[str] = Counter()
     kept: list[NDArray[np.uint32]] = []
     keys = []
-    checked: list[tuple[str, list[int]]] = []
     places = list(texts)
+    chosen = {places[number] for number in choose_rows(len(places), before, settings)}
     for start in range(0, len(places), _AT_ONCE):
         some = places[start : start + _AT_ONCE]
+        checked: list[tuple[str, list[int]]] = []
         for i, ids in zip(some, vocabulary.encode_batch([texts[i][0] for i in some]), strict=True):
             if problem := find_special_token(ids, vocabulary):
                 problems[i] = problem
                 continue
-            if len(checked) < SAMPLE:
+            if i in chosen:
                 checked.append((texts[i][0], ids))
             fate = _fate(ids, vocabulary, settings)
             fates[fate] += 1
@@ -100,7 +101,6 @@ def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSet
                 seed = str(settings.split_seed).encode()
                 digest = hashlib.blake2b(texts[i][0].encode(), digest_size=8, key=seed).digest()
                 keys.append(int.from_bytes(digest, "big"))
-    if not settings.lossy:
         check_round_trip(checked, vocabulary, settings.tokenizer, is_exact=False)
     counts = dict(fates) | {"read": len(rows), "kept": len(kept), "bad": len(problems)}
     return Shard(

@@ -1,14 +1,22 @@
-"""Checks that a tokenizer gives texts back: what it loses, no model that is trained on its ids can write."""
+"""Checks that a tokenizer gives texts back: what it loses, no model that is trained on its ids can write.
 
+Not all texts are decoded again, which would take half as long as the preparation itself. Of n rows that follow k
+others 512 n / (k + n) are drawn at random, and so some 512 log N of N. Wherever those lie of which a tokenizer loses
+something, one of them is drawn with a probability of at least 1 - exp(-5.12 s), where they are s per cent of all:
+99.4 % at one row in a hundred.
+"""
+
+import random
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from unmask.data.vocabulary import Vocabulary
+from unmask.data.prepare.settings import PrepareSettings
+from unmask.data.vocabulary import BYTES, Vocabulary
 from unmask.errors import UserError
 
-SAMPLE = 16
-"""Most texts of a batch that are decoded again."""
+_SAMPLE = 512
+_LEAST = 16  # rows of a batch
 _FEW = 0.1  # share of a sample in which single characters may be lost
 
 
@@ -16,10 +24,21 @@ class LossyTokenizer(UserError):
     """A tokenizer does not give back what it encoded."""
 
 
+def choose_rows(count: int, before: int, settings: PrepareSettings) -> set[int]:
+    """Chooses those of `count` texts, which follow `before` others, that are decoded again; always the same ones.
+
+    None are with `lossy`, or with the tokenizer of bytes, which loses nothing.
+    """
+    if settings.lossy or settings.tokenizer == BYTES:
+        return set()
+    number = max(_LEAST, -(-_SAMPLE * count // max(1, before + count)))
+    return set(random.Random(before).sample(range(count), min(number, count)))
+
+
 def check_round_trip(
-    encoded: Sequence[tuple[str, Sequence[int]]], vocabulary: Vocabulary, tokenizer: str, *, is_exact: bool
+    sample: Sequence[tuple[str, Sequence[int]]], vocabulary: Vocabulary, tokenizer: str, *, is_exact: bool
 ) -> None:
-    """Decodes the tokens of a sample of `encoded` texts again, and compares.
+    """Decodes the tokens of texts again, and compares.
 
     Programs must come back as they were (`is_exact`), but for the Unicode form of characters (NFC) and the kind of line
     ends. Prose may lose capital letters, accents and spaces, as some tokenizers mean to, but neither line ends nor
@@ -28,7 +47,6 @@ def check_round_trip(
     Raises:
         LossyTokenizer: what is lost, an example, and what to use.
     """
-    sample = encoded[:: -(-len(encoded) // SAMPLE) or 1]
     lost: Counter[str] = Counter()
     example = ""
     for text, ids in sample:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from unmask.data.infill import encode_prompts
 from unmask.data.prepare import writing
 from unmask.data.prepare.documents import find_special_token, read_texts
-from unmask.data.prepare.round_trip import check_round_trip
+from unmask.data.prepare.round_trip import check_round_trip, choose_rows
 from unmask.data.prepare.settings import PrepareSettings
 from unmask.data.prepare.sources import PART, Row
 from unmask.data.prepare.writing import Block, Report, Shard, model_ids
@@ -26,8 +26,8 @@ from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 
 
-def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSettings) -> Shard:
-    """Tokenises `rows`; `vocabulary` is that of all ids."""
+def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSettings, before: int = 0) -> Shard:
+    """Tokenises `rows`, which follow `before` others; `vocabulary` is that of all ids."""
     found, problems = read_texts(rows, settings.fields)
     texts = {i: [text.strip() for text in pair] for i, pair in found.items()}
     prompts = encode_prompts(vocabulary, [prompt for prompt, _ in texts.values()], settings.separator)
@@ -35,17 +35,18 @@ def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSet
     fates: Counter[str] = Counter()
     kept: list[tuple[list[int], int]] = []
     checked: list[tuple[str, list[int]]] = []
-    for i, prompt, answer in zip(texts, prompts, answers, strict=True):
+    chosen = choose_rows(len(texts), before, settings)
+    for number, (i, prompt, answer) in enumerate(zip(texts, prompts, answers, strict=True)):
         if problem := find_special_token(prompt + answer, vocabulary):
             problems[i] = problem
             continue
-        checked.append((texts[i][1], answer))
+        if number in chosen:
+            checked.append((texts[i][1], answer))
         fate = _fate(len(prompt), len(answer), settings) if all(texts[i]) else "dropped_empty"
         fates[fate] += 1
         if fate in ("kept", "truncated"):
             kept.append(((prompt + answer)[: settings.length], len(prompt)))
-    if not settings.lossy:
-        check_round_trip(checked, vocabulary, settings.tokenizer, is_exact=True)
+    check_round_trip(checked, vocabulary, settings.tokenizer, is_exact=True)
     counts = dict(fates) | {"read": len(rows), "kept": len(kept), "bad": len(problems)}
     bad = [{"place": rows[i].place, "problem": problems[i]} for i in sorted(problems)]
     return _join(kept, Report(counts, bad))

@@ -30,7 +30,7 @@ from unmask.errors import UserError
 class Kind(NamedTuple):
     """A kind of data: functions that make a shard of rows, and blocks of finished rows of shards."""
 
-    make_shard: Callable[[Sequence[Row], Vocabulary, PrepareSettings], Shard]
+    make_shard: Callable[[Sequence[Row], Vocabulary, PrepareSettings, int], Shard]
     blocks: Callable[[Sequence[Path], Vocabulary, PrepareSettings], Iterator[Block]]
 
 
@@ -119,23 +119,23 @@ def tokenise(
     with _executor(vocabulary, settings, work) as executor:
         waiting: deque[Callable[[], Report]] = deque()
         for number, rows in enumerate(batches):
-            waiting.append(_submit(executor, rows, work.shard(number)))
+            waiting.append(_submit(executor, rows, work.shard(number), number * settings.batch_rows))
             if len(waiting) > 2 * settings.workers:
                 yield waiting.popleft()()
         while waiting:
             yield waiting.popleft()()
 
 
-def _submit(executor: Executor, rows: list[Row], path: Path) -> Callable[[], Report]:
+def _submit(executor: Executor, rows: list[Row], path: Path, before: int) -> Callable[[], Report]:
     if path.exists():
         return lambda: writing.load_report(path)
-    return executor.submit(_make, rows, path).result
+    return executor.submit(_make, rows, path, before).result
 
 
-def _make(rows: list[Row], path: Path) -> Report:
+def _make(rows: list[Row], path: Path, before: int) -> Report:
     assert _worker is not None
     make_shard = KINDS[_worker.settings.row.kind].make_shard
-    shard = make_shard(rows, _worker.vocabulary, _worker.settings)
+    shard = make_shard(rows, _worker.vocabulary, _worker.settings, before)
     writing.save(path, shard)
     return shard.report
 
