@@ -239,10 +239,14 @@ def test_left_to_right_and_random_orders() -> None:
         ORDERS["left_to_right"].score(confidence, lambda: noise).argsort(descending=True).tolist()
         == [[0, 1, 2, 3, 4]] * 2
     )
+    assert (
+        ORDERS["right_to_left"].score(confidence, lambda: noise).argsort(descending=True).tolist()
+        == [[4, 3, 2, 1, 0]] * 2
+    )
     assert torch.equal(ORDERS["random"].score(confidence, lambda: noise), noise)
 
 
-@pytest.mark.parametrize("order", ["prob", "margin", "neg_entropy", "left_to_right"])
+@pytest.mark.parametrize("order", ["prob", "margin", "neg_entropy", "left_to_right", "right_to_left"])
 def test_training_and_decoding_reveal_the_same_positions(order: str) -> None:
     """One model, one canvas: what PUMA's pool reveals is what the decoder reveals when asked for as many."""
     length, mask_id = 9, 5

@@ -74,6 +74,10 @@ def _by_position(confidence: Scores, uniform: Callable[[], Scores]) -> Scores:
     return -torch.arange(confidence.shape[-1], device=confidence.device, dtype=confidence.dtype).expand_as(confidence)
 
 
+def _by_position_from_the_end(confidence: Scores, uniform: Callable[[], Scores]) -> Scores:
+    return -_by_position(confidence, uniform)
+
+
 def _log(score: Scores) -> Scores:
     return score.clamp(min=torch.finfo(score.dtype).tiny).log()
 
@@ -89,6 +93,7 @@ ORDERS: dict[str, Order] = {
     "neg_entropy": Order(confidence="neg_entropy", score=_by_confidence),
     "random": Order(confidence="prob", score=_by_noise),
     "left_to_right": Order(confidence="prob", score=_by_position),
+    "right_to_left": Order(confidence="prob", score=_by_position_from_the_end),
 }
 
 _ORDER_ALIASES = {

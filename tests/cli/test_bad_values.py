@@ -71,7 +71,14 @@ VALUES: dict[str, Any] = {  # what is written: what it means in YAML 1.2
 }
 TRUTH = {"yes", "true", "0", "1", "-0.0", "'1'"}
 """What a setting that is true or false takes, beside `false`."""
-RECIPES = ["debug", "sudoku/ar", "text/uniform_small", "tinygsm/uniform_small", "tinygsm/puma_variable_small"]
+RECIPES = [
+    "debug",
+    "sudoku/ar",
+    "text/uniform_small",
+    "tinygsm/uniform_small",
+    "tinygsm/puma_variable_small",
+    "addition/puma",
+]
 SECONDS = 20
 """Of this process's CPU, for one command; or 15 times that on the clock."""
 

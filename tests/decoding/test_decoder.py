@@ -62,9 +62,11 @@ def test_one_step_at_a_time_is_the_plain_algorithm(model, order: str) -> None:  
     assert torch.equal(decoded.tokens, xt)
 
 
-def test_left_to_right_is_left_to_right(model) -> None:  # type: ignore[no-untyped-def]
+def test_orders_by_position_are_what_they_are_called(model) -> None:  # type: ignore[no-untyped-def]
     decoded = Decoder(model.predict, 7, order="left_to_right").decode(torch.full((2, 14), 7))
     assert decoded.reveal_step.tolist() == [list(range(14))] * 2
+    decoded = Decoder(model.predict, 7, order="right_to_left").decode(torch.full((2, 14), 7))
+    assert decoded.reveal_step.tolist() == [list(range(13, -1, -1))] * 2
 
 
 SAMPLERS = [

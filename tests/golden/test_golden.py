@@ -24,6 +24,10 @@ SMALL_TEXT = [
 ]
 SMALL_TASK = {
     "sudoku": ["data.puzzles=64", "data.givens=[40, 45]"],
+    "addition": [
+        "data={digits: 3, examples: 50, test_chain: null}",
+        "model={dim: 32, ff_dim: 48, num_layers: 2, num_heads: 4, dropout: 0}",
+    ],
     "tinygsm": SMALL_TEXT,
     "text": [
         f"data={{path: {FILE.with_name('text.jsonl')}, length: 24, validation_ratio: 0.2}}",

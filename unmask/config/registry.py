@@ -27,6 +27,7 @@ COMPONENTS = {
     "task": {
         "sudoku": "unmask.tasks.sudoku.task:Sudoku",
         "sudoku_moves": "unmask.tasks.sudoku.moves:SudokuMoves",
+        "addition": "unmask.tasks.addition.task:Addition",
         "tokens": "unmask.tasks.tokens:Tokens",
         "text": "unmask.tasks.text:Text",
         "gsm8k": "unmask.tasks.gsm8k:Gsm8k",

@@ -52,6 +52,19 @@ class Accuracy:
         return dict(Counter(graded).most_common())
 
     @property
+    def groups(self) -> dict[str, "Accuracy"]:
+        """The accuracy on each kind of example that a task tells apart, of those decoded by this process."""
+        rows: dict[str, list[bool]] = {}
+        for record in self.records:
+            if "group" in record and record["accuracy"] is not None:
+                rows.setdefault(record["group"], []).append(record["accuracy"])
+        nfe = self.nfe
+        return {
+            group: Accuracy({"accuracy": sum(own) / len(own)}, nfe, len(own))
+            for group, own in sorted(rows.items(), key=lambda item: (len(item[0]), item[0]))  # 9 before 10
+        }
+
+    @property
     def stderr(self) -> float | None:
         """The standard error of a binomial share; None for a single example."""
         return None if self.n < 2 else math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
@@ -112,6 +125,7 @@ def _records(task: Task, canvases: Int[Tensor, "B L"], decoded: Decoded, grades:
         task.record(canvases[row], tokens[row])
         | {name: values[row] if is_graded[row] else None for name, values in measures.items()}
         | (grades.details[row] if grades.details else {})
+        | ({"group": grades.groups[row]} if grades.groups else {})
         | {"nfe": int(decoded.nfe[row])}
         for row in range(len(canvases))
     ]

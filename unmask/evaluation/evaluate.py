@@ -96,9 +96,20 @@ class Evaluation:
             "shares": {label: measured.shares for label, measured in accuracy.items()},
             "reasons": {label: measured.reasons for label, measured in accuracy.items() if measured.reasons},
             **({"not_graded": self.not_graded} if self.not_graded else {}),
+            **({"groups": groups} if (groups := self._groups()) else {}),
             "nfe": {label: measured.nfe for label, measured in accuracy.items()},
             **({"zero_shot": {name: own.as_dict() for name, own in self.zero_shot.items()}} if self.zero_shot else {}),
             **({} if self.generative is None else {"generative": self.generative.as_dict()}),
+        }
+
+    def _groups(self) -> dict[str, dict[str, Any]]:
+        return {
+            label: {
+                name: {"accuracy": own.accuracy, "interval": list(own.interval), "examples": own.n}
+                for name, own in measured.groups.items()
+            }
+            for label, measured in self.accuracy.items()
+            if measured.groups
         }
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -126,6 +137,8 @@ class Evaluation:
         """Yields lines and tables with all figures."""
         if self.accuracy:
             yield self._accuracy_table()
+        if self._groups():
+            yield self._group_table()
         for label, measured in self.accuracy.items():
             if measured.reasons:
                 yield f"{label}: " + ", ".join(f"{count} {reason}" for reason, count in measured.reasons.items())
@@ -153,6 +166,14 @@ class Evaluation:
             low, high = measured.interval
             rows.append((label, first, f"{low:.1%} to {high:.1%}", *others, f"{measured.nfe:.1f}"))
         return Cells(("decoder", measures[0], "95 % interval", *measures[1:], "NFE"), rows)
+
+    def _group_table(self) -> Cells:
+        found = [measured.groups for measured in self.accuracy.values()]
+        rows = [
+            (name, str(own.n), *(f"{groups[name].accuracy:.1%}" if name in groups else "" for groups in found))
+            for name, own in found[0].items()
+        ]
+        return Cells(("group", "examples", *self.accuracy), list(rows))
 
     def _zero_shot_table(self) -> Cells:
         rows: list[Sequence[str]] = []

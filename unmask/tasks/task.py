@@ -45,6 +45,8 @@ class Grades:
     """More about each example, as JSON objects."""
     is_graded: Bool[Tensor, "B"] | None = None
     """False where the machine could not grade an answer, which then counts in no share; None: all are graded."""
+    groups: list[str] | None = None
+    """The kind that each example is of, by which an evaluation shows `accuracy` as well."""
 
 
 @dataclass(frozen=True)
