@@ -86,9 +86,7 @@ class TrainConfig(Section):
     timeout: float = Field(
         600.0, ge=1, le=10_000_000, description="seconds that a process waits for the others before it gives up"
     )
-    init: str | None = Field(
-        None, description="weights to start from: a run, an export, or a Hugging Face folder of a Llama or Qwen2/3"
-    )
+    init: str | None = Field(None, description="weights to start from: a run, an export, or a Hugging Face checkpoint")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="newest checkpoints to keep, beside the best")
     keep_every: int | None = Field(None, ge=1, description="also keep every checkpoint at a multiple of this step")

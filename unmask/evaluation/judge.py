@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from unmask import formats, paths
 from unmask.errors import UserError, check_finite
-from unmask.models import hf
+from unmask.models import hf_weights
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _TOKENS_AT_ONCE = 4096
@@ -205,7 +205,7 @@ def _check_files(path: Path, where: str) -> None:
             raise UserError(f"{where}: {file.name} is no regular file")
     index = path / "model.safetensors.index.json"
     if index.exists():
-        hf.listed_files(index)
+        hf_weights.listed_files(index)
 
 
 def _model(transformers: Any, path: str, where: str, device: torch.device) -> Any:

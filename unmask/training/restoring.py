@@ -13,10 +13,12 @@ from unmask.config.settings import Section
 from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess
 from unmask.models import hf
+from unmask.models.hf_weights import read_weights
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.progress import console, warn
 from unmask.tasks.task import Task
 from unmask.training import checkpoint, state
+from unmask.training.hf_tokens import with_own_mask
 from unmask.training.loading import LoadedRun
 from unmask.training.optim import about_other_length
 from unmask.training.trainer import Trainer, num_steps
@@ -117,5 +119,5 @@ def _from_hugging_face(folder: Path, task: Task, settings: Section) -> dict[str,
     if not isinstance(settings, TransformerConfig):
         raise UserError(f"train.init={folder}: is for model.name=transformer, not for a model of your own")
     hf.check_settings(folder, settings)
-    original_ids = getattr(task, "original_ids", None)
-    return hf.read_weights(folder, original_ids=original_ids, vocab_size=task.tokens.vocab_size)
+    original_ids = with_own_mask(hf.read_checkpoint(folder), getattr(task, "original_ids", None), task.tokens)
+    return read_weights(folder, original_ids=original_ids, vocab_size=task.tokens.vocab_size)
