@@ -65,15 +65,20 @@ class CleanBatch:
 
     def is_known(self, mask_id: int) -> bool:
         """True if all answers are known as tokens, so that they have a likelihood."""
-        return not bool((self.x0 == mask_id).any())
+        return not bool(((self.x0 == mask_id) & ~self.prompt_mask).any())
 
     def answer_mask(self, eos_id: int | None) -> Bool[Tensor, "B L"]:
-        """True at the answer: what follows the prompt, up to and including the first `eos_id`; all of it if None."""
+        """True at the answer: what follows the prompt, up to and including the first `eos_id`; all of it if None.
+
+        Where a row has several answers, between them more of the prompt, each ends with its own first `eos_id`.
+        """
         eligible = ~self.prompt_mask
         if eos_id is None:
             return eligible
         is_end = eligible & (self.x0 == eos_id)
-        return eligible & (is_end.cumsum(dim=-1) - is_end.long() == 0)
+        num_ends = is_end.cumsum(dim=-1)
+        num_before_answer = torch.where(self.prompt_mask, num_ends, 0).cummax(dim=-1).values
+        return eligible & (num_ends - is_end.long() == num_before_answer)
 
     def masked(self, mask_id: int) -> Int[Tensor, "B L"]:
         """Returns the canvas at t = 1: the prompt, and `mask_id` everywhere else."""

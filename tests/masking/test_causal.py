@@ -27,6 +27,13 @@ def test_an_answer_ends_with_its_first_end_token() -> None:
     assert torch.equal(clean.answer_mask(None), ~prompt_mask)
 
 
+def test_each_answer_of_a_row_ends_with_its_own_first_end_token() -> None:
+    x0 = torch.tensor([[1, 2, 5, 5, 1, 5, 3, 5, 5], [1, 5, 5, 1, 2, 1, 1, 1, 2]])
+    prompt_mask = torch.tensor([[1, 0, 0, 1, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1, 0, 0, 0]], dtype=torch.bool)
+    expected = [[0, 1, 1, 0, 0, 1, 0, 1, 0], [1, 1, 0, 0, 1, 0, 1, 1, 1]]
+    assert CleanBatch(x0=x0, prompt_mask=prompt_mask).answer_mask(EOS).int().tolist() == expected
+
+
 def test_every_token_of_the_global_batch_counts_the_same(stream: RandomStream) -> None:
     process = NextToken(shard=RowShard.whole(16), eos_id=EOS)
     seen = []

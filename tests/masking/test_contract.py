@@ -95,6 +95,42 @@ def test_the_prompt_is_kept_and_the_rest_is_clean_or_masked(settings: dict) -> N
         process.observe(batch, statistics(process, batch, step))
 
 
+class Conversations(Marked):
+    """Every row has up to three answers, divided by prompts, each but the last ending with the end token 0."""
+
+    def __getitem__(self, number: torch.Tensor) -> CleanBatch:
+        clean = super().__getitem__(number)
+        position = torch.arange(LENGTH)
+        prompt_mask = (position + number.unsqueeze(1)) % 5 < 2
+        prompt_mask[:, -1] = False
+        x0 = torch.where(prompt_mask, PROMPT, 1 + clean.x0 % (PROMPT - 1))
+        ends_answer = ~prompt_mask & prompt_mask.roll(-1, dims=1)
+        padding = position >= 11 - (number % 2).unsqueeze(1)
+        return CleanBatch(x0=torch.where(ends_answer | padding & ~prompt_mask, 0, x0), prompt_mask=prompt_mask)
+
+
+@cases
+def test_every_answer_of_a_conversation_is_learned(settings: dict) -> None:
+    """Whichever answer a token is of, it is masked at some time, has a weight, and is shown at the end."""
+    process, stream = build(settings), Conversations(length=LENGTH, vocab_size=7)
+    weighed, seen, is_learned = torch.zeros(LENGTH), set(), torch.zeros(LENGTH)
+    for step in range(40):
+        batch = process.next_batch(stream)
+        is_prompt = batch.x0 == PROMPT
+        weight = batch.scatter(batch.weight, 0.0)
+        clean = CleanBatch(x0=batch.x0, prompt_mask=is_prompt)
+        assert torch.equal(batch.xt[batch.xt != MASK], batch.x0[batch.xt != MASK])
+        assert not (is_prompt & ((batch.xt == MASK) | (weight > 0))).any()
+        if settings["name"] in ("puma_variable", "ar"):  # which leave out the padding, and it alone
+            assert not (weight[~clean.answer_mask(TOKENS.eos_id)] > 0).any()
+        weighed += (weight > 0).sum(dim=0)
+        is_learned += clean.answer_mask(TOKENS.eos_id).sum(dim=0)
+        seen |= {tuple(row) for row in batch.x0.tolist()}
+        process.observe(batch, statistics(process, batch, step))
+    assert len(seen) > ROWS  # rows are done, and replaced
+    assert (weighed[is_learned > 0] > 0).all()
+
+
 @cases
 def test_scores_are_in_order_and_padding_weighs_nothing(settings: dict, stream: RandomStream) -> None:
     process = build(settings)
