@@ -38,7 +38,7 @@ WRONG = {
     "/decoder certain": "/decoder certain: decode.order='certain': unknown order",
     "/decoder prob,guidance=1": "needs a model that has also seen hidden prompts",
     "/decoder prob,block_size=100": "decode.block_size=100",
-    "/nope": "/nope: no such command; use /decoder, /seed, /help or /quit",
+    "/nope": "/nope: no such command; use /decoder, /seed, /new, /help or /quit",
 }
 
 

@@ -207,6 +207,7 @@ def test_every_row_meets_one_fate_and_is_counted(tmp_path: Path) -> None:
             "read": 8,
             "kept": kept,
             "truncated": kept - 2,
+            "shortened": 0,
             "dropped_too_long": dropped,
             "dropped_no_room": 1,
             "dropped_empty": 2,

@@ -29,6 +29,7 @@ SMALL_TASK = {
         "model={dim: 32, ff_dim: 48, num_layers: 2, num_heads: 4, dropout: 0}",
     ],
     "tinygsm": SMALL_TEXT,
+    "chat": SMALL_TEXT,
     "text": [
         f"data={{path: {FILE.with_name('text.jsonl')}, length: 24, validation_ratio: 0.2}}",
         "model={dim: 32, ff_dim: 48, num_layers: 2, num_heads: 4, dropout: 0}",
@@ -37,7 +38,7 @@ SMALL_TASK = {
     "sudoku/ar": ["data.puzzles=64", "data.givens=[40, 45]", *SMALL_MOVES],
     "sudoku/ar_ordered": SMALL_MOVES,
 }
-NEEDS_DATA = ("tinygsm", "sudoku/ar_ordered")
+NEEDS_DATA = ("tinygsm", "chat", "sudoku/ar_ordered")
 STEPS = 4
 
 
@@ -48,7 +49,7 @@ def trainer(recipe: str) -> Trainer:
     """The start of a small run of `recipe`."""
     family = recipe.split("/")[0]
     small = [*SMALL, *SMALL_TASK.get(recipe, SMALL_TASK.get(family, SMALL_TASK["sudoku"]))]
-    if recipe.startswith(("tinygsm/block_", "text/block_")):
+    if recipe.startswith(("tinygsm/block_", "text/block_", "chat/block_")):
         small.append("process.block_size=8")
     config = recipes.load(recipe, small)
     task = resolve("task", config.task.name).from_config(config.data)
@@ -77,7 +78,7 @@ def test_recipes_that_differ_in_their_sizes_build(recipe: str) -> None:
 def test_every_process_and_task_is_recorded() -> None:
     configs = [recipes.load(recipe) for recipe in RECORDED]
     assert {config.process.name for config in configs} == COMPONENTS["process"].keys()
-    assert {config.task.name for config in configs} == COMPONENTS["task"].keys() - {"toy", "tokens"}
+    assert {config.task.name for config in configs} == COMPONENTS["task"].keys() - {"toy", "tokens", "chat"}
 
 
 def record(asked: list[str]) -> None:

@@ -14,12 +14,14 @@ from unmask.cli.session import DecodeSession
 from unmask.config.settings import LARGEST_INT, shown
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import Interrupted, UserError
+from unmask.formats import to_json
 from unmask.progress import console
 from unmask.training.loading import LoadedRun
 
 _HELP = """A prompt a line, as in `unmask decode`: a question, a puzzle, or a JSON object. Commands:
 /decoder margin,threshold=0.9   change settings of the decoder; alone: show it
 /seed 3                         change the seed: with temperature=1, another answer to the same prompt
+/new                            begin a new conversation, where the task has such: else a line follows those before
 /help                           show this list
 /quit                           leave (as does Ctrl-D)"""
 
@@ -37,7 +39,8 @@ def chat(
     """Type prompts, and watch them being filled in.
 
     Each line is a prompt, as in `unmask decode`. Lines that begin with / are commands; `/help` lists them. Lines that
-    are piped in are answered one by one.
+    are piped in are answered one by one. With a model of conversations (task `chat`) a line is the user's next message,
+    and the answers before are kept, until `/new`.
 
     Examples:
 
@@ -80,6 +83,7 @@ def _lines() -> Iterator[str]:
 class _Conversation:
     def __init__(self, session: DecodeSession) -> None:
         self.session = session
+        self.history: list[dict[str, str]] = []
 
     @property
     def greeting(self) -> str:
@@ -100,6 +104,7 @@ class _Conversation:
         commands: dict[str, Callable[[str], None]] = {
             "/decoder": self._change_decoder,
             "/seed": self._change_seed,
+            "/new": lambda value: self.history.clear(),
             "/help": lambda value: console.print(_HELP),
         }
         if name not in commands:
@@ -121,11 +126,17 @@ class _Conversation:
 
     def _answer(self, line: str) -> None:
         task = self.session.run.task
-        asked = prompts.parse(task, [line], "prompt")
+        is_message = getattr(task, "has_turns", False) and not line.startswith("{")
+        messages = [*self.history, {"role": "user", "content": line}]
+        asked = prompts.parse(task, [to_json({"messages": messages}) if is_message else line], "prompt")
         asked.check(self.session.decoder)
         is_shown = sys.stdin.isatty() and console.is_terminal
         decoded, seconds = self.session.watch(asked.canvases, asked.keys, is_shown=is_shown)
         record = task.record(asked.canvases[0], decoded.tokens[0].cpu())
+        if is_message and record["text"].strip():
+            self.history = [*messages, {"role": "assistant", "content": record["text"]}]
+        if is_message:
+            del record["prompt"]  # all that was said before
         out = options.results()
         for key, value in record.items():
             out.print(f"{key}: {_shown(value)}")

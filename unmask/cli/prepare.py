@@ -11,7 +11,7 @@ from unmask.data.prepare import run
 from unmask.data.prepare.settings import DATASETS, PrepareSettings
 from unmask.data.prepare.writing import COUNTS
 from unmask.data.vocabulary import BYTES
-from unmask.errors import Interrupted
+from unmask.errors import Interrupted, UserError
 
 
 def prepare(
@@ -30,13 +30,17 @@ def prepare(
             metavar="[SOURCE]...",
             help="Files (.jsonl, .jsonl.gz, .parquet; for text also .txt), folders of them, or OWNER/NAME:CONFIG on "
             "the hub, read one after the other (default: the data set on the hub; for text, the source code of "
-            "Python's standard library).",
+            "Python's standard library; for chat there is none).",
             show_default=False,
         ),
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens of a row: a multiple of 8.")] = 512,
     too_long: Annotated[
-        str, typer.Option(help="Treatment of a row with more tokens: truncate (it then has no end token) or drop.")
+        str,
+        typer.Option(
+            help="Treatment of a row with more tokens: truncate (it then has no end token) or drop; of conversations "
+            "also turns (the last turns are left out until the rest fits)."
+        ),
     ] = "truncate",
     vocab: Annotated[
         str,
@@ -66,6 +70,27 @@ def prepare(
     text_field: Annotated[
         str | None, typer.Option(help="Field of the text (default: the data set's usual one).")
     ] = None,
+    messages_field: Annotated[
+        str | None,
+        typer.Option(help="Of chat: field of the list of messages (default: whichever form a row has, see below)."),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Of chat: a file with a chat template (Jinja), or `plain` (default: the tokenizer's own, and plain "
+            "where it has none)."
+        ),
+    ] = None,
+    template_options: Annotated[
+        str | None,
+        typer.Option(
+            help="Of chat: a JSON object of what the template reads beside messages, such as "
+            """'{"enable_thinking": false}'."""
+        ),
+    ] = None,
+    turns: Annotated[
+        str, typer.Option(help="Of chat: turns of the assistant that are learned: all, or the last alone.")
+    ] = "all",
     validation_ratio: Annotated[
         float,
         typer.Option(help="Share to hold out: of a text's documents; of other data's rows, which training divides."),
@@ -85,9 +110,14 @@ def prepare(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make a folder of tokenised rows to train on: prompt, separator, answer and end tokens; or running text.
+    """Make a folder of tokenised rows to train on: prompt, separator, answer and end tokens; conversations; or running
+    text.
 
     If it is stopped, the same command goes on where it was. An existing folder is never changed.
+
+    Conversations (`chat`) are rows with `messages` (a list of `role` and `content`), ShareGPT's `conversations` (a list
+    of `from` and `value`), `prompt` and `completion` (texts, or lists of messages), or Alpaca's `instruction`, `input`
+    and `output`. The chat template writes them as text; what the assistant says is learned.
 
     Examples:
 
@@ -97,6 +127,10 @@ def prepare(
     * `unmask prepare tinygsm rows.jsonl.gz --tokenizer ./qwen --length 256 --vocab used --out data/small`
 
     * `unmask prepare gsm8k train.jsonl --tokenizer gpt2 --limit 1000 --out data/try`
+
+    * `unmask prepare chat talks.jsonl --tokenizer ./qwen --length 1024 --too-long turns --out data/chat`
+
+    * `unmask prepare chat train.jsonl --prompt-field question --answer-field answer --tokenizer bytes --out data/try`
 
     * `unmask prepare text corpus.txt --tokenizer bytes --length 256 --out data/corpus`
 
@@ -118,6 +152,10 @@ def prepare(
         prompt_field=prompt_field,
         answer_field=answer_field,
         text_field=text_field,
+        messages_field=messages_field,
+        template=template,
+        template_options=_read_options(template_options),
+        turns=turns,
         validation_ratio=validation_ratio,
         split_seed=split_seed,
         skip_bad=skip_bad,
@@ -129,6 +167,15 @@ def prepare(
         options.print_json(meta)
     else:
         _print(meta, settings)
+
+
+def _read_options(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        return files.parse_object(text)
+    except ValueError as error:
+        raise UserError(f"--template-options {text}: {error}") from error
 
 
 def _prepare(settings: PrepareSettings) -> dict[str, Any]:

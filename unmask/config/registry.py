@@ -31,6 +31,7 @@ COMPONENTS = {
         "tokens": "unmask.tasks.tokens:Tokens",
         "text": "unmask.tasks.text:Text",
         "gsm8k": "unmask.tasks.gsm8k:Gsm8k",
+        "chat": "unmask.tasks.chat:Chat",
         "toy": "unmask.tasks.toy:Toy",
     },
     "model": {

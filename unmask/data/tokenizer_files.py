@@ -11,6 +11,7 @@ from unmask.paths import user_path
 
 TOKENIZER = "tokenizer.json"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+_TEMPLATE = "chat_template.jinja"
 _MAX_BYTES = 2**28
 """Most bytes of a `tokenizer.json`; the largest that are published have 40 million."""
 _GAP = 4096
@@ -39,7 +40,9 @@ def find_tokenizer(source: str) -> Path:
     import huggingface_hub  # a quarter of a second, which only this needs
 
     try:
-        folder = huggingface_hub.snapshot_download(source, allow_patterns=[TOKENIZER, *_SETTINGS, *_VOCABULARIES])
+        folder = huggingface_hub.snapshot_download(
+            source, allow_patterns=[TOKENIZER, *_SETTINGS, _TEMPLATE, *_VOCABULARIES]
+        )
     except Exception as error:  # it has dozens of kinds: no such name, not logged in, no network, offline
         raise UserError(
             f"tokenizer {source}: no such file or folder, and not to be had from the Hugging Face hub: "
@@ -86,13 +89,31 @@ def tokenizer_size(tokenizer: Tokenizer, source: str = "the tokenizer") -> int:
 
 def find_end_token(path: Path) -> str | None:
     """Finds the `eos_token` in the settings beside a tokenizer; None if they name none."""
+    return find_named_tokens(path).get("eos_token")
+
+
+def find_named_tokens(path: Path) -> dict[str, str]:
+    """Finds the texts of special tokens in the settings beside a tokenizer, by their names there, as `bos_token`."""
     folder = path if path.is_dir() else path.parent
-    for name in _SETTINGS:
-        token = _read_settings(folder / name).get("eos_token")
-        content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str):
-            return content
-    return None
+    found: dict[str, str] = {}
+    for name in reversed(_SETTINGS):
+        for key, token in _read_settings(folder / name).items():
+            content = token.get("content") if isinstance(token, dict) else token
+            if key.endswith("_token") and isinstance(content, str):
+                found[key] = content
+    return found
+
+
+def find_chat_template(path: Path) -> str | None:
+    """Finds the chat template beside a tokenizer; of several the one named `default`; None if there is none."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / _TEMPLATE).exists():
+        return formats.read_text(folder / _TEMPLATE)
+    given = _read_settings(folder / _SETTINGS[0]).get("chat_template")
+    for each in given if isinstance(given, list) else []:
+        if isinstance(each, dict) and each.get("name") == "default":
+            given = each.get("template")
+    return given if isinstance(given, str) else None
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -147,6 +147,20 @@ class Vocabulary:
             UserError: a token is not kept, and nothing can take its place.
         """
         found = [self._fast_encoder.encode(text) if self._fast_encoder else None for text in texts]
+        return self._encode_rest(texts, found)
+
+    def encode_with_ends(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes each text as `encode_batch` does, but end tokens by name are end tokens with every tokenizer.
+
+        In the vocabulary of bytes such a name is else as any other text.
+        """
+        return self._encode_rest(texts, [None] * len(texts)) if self._is_of_bytes else self.encode_batch(texts)
+
+    @property
+    def _is_of_bytes(self) -> bool:
+        return isinstance(self._fast_encoder, ByteEncoder)
+
+    def _encode_rest(self, texts: Sequence[str], found: list[list[int] | None]) -> list[list[int]]:
         rest = [i for i, ids in enumerate(found) if ids is None]
         encodings = self.tokenizer.encode_batch_fast([texts[i] for i in rest], add_special_tokens=False)
         slow = dict(zip(rest, (encoding.ids for encoding in encodings), strict=True))

@@ -69,8 +69,9 @@ class Task(Protocol):
     the ids that its tokens have in the tokenizer of a Hugging Face checkpoint (None: a new one), for `train.init`;
     `data_fingerprint()`, what identifies its data, so that a run notices when they are others (`data/fingerprint.py`);
     `text(tokens)`, a canvas (L,) as text, and `token(text)`, the id of the one token that is written so (`UserError` if
-    there is none; default: the token of that `symbol`). A task with right answers is a `GradedTask`; running text is a
-    `TextTask`.
+    there is none; default: the token of that `symbol`); and `has_turns = True`, if a prompt may be a JSON object whose
+    `messages` are a conversation, which `unmask chat` then keeps. A task with right answers is a `GradedTask`; running
+    text is a `TextTask`.
     """
 
     tokens: TokenSpec

@@ -152,10 +152,12 @@ def find_sources(names: Sequence[str], dataset: Dataset) -> list[RowSource]:
     """Finds the sources `names` (default: the whole of `dataset`).
 
     Raises:
-        UserError: there is no such file, or none in a folder.
+        UserError: there is no such file, or none in a folder; or `dataset` is of one's own, and nothing is named.
     """
     if names:
         return [find_source(name) for name in names]
+    if dataset.kind == "chat":
+        raise UserError("chat: name the conversations: files (.jsonl, .jsonl.gz, .parquet), folders, or OWNER/NAME")
     return [standard_library() if dataset.repository is None else HubSource(dataset, dataset.split)]
 
 

@@ -91,7 +91,8 @@ def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: PrepareSetti
         chosen = (_choose(shard, (shard.keys <= last) == is_held_out, table) for shard in map(writing.load, paths))
         for labels in LAYOUTS[settings.rows](chosen, settings.length, vocabulary.eos_id):
             num_rows += len(labels)
-            yield Block(labels, np.ones(len(labels), np.int64), is_held_out)
+            is_first = np.broadcast_to(np.arange(settings.length) == 0, labels.shape)
+            yield Block(labels, is_first, is_held_out)
         if not num_rows:
             raise UserError(
                 f"the {'held-out' if is_held_out else 'training'} documents fill no row of {settings.length} tokens (a "

@@ -3,10 +3,13 @@
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 from unmask import files
+from unmask.data.chat_template import ChatTemplate
+from unmask.data.prepare.conversations import find_template
 from unmask.data.prepare.documents import find_sources
 from unmask.data.prepare.hub import HubSource, write_rows
 from unmask.data.prepare.round_trip import LossyTokenizer
@@ -29,7 +32,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     Called again after it was stopped or killed, it goes on. Each row is the prompt and the separator
     (`infill.encode_prompts`), then the answer, both without the space around them, then end tokens up to the length. A
     row fits if it has an end token; one that was truncated has none, so that no model learns to end in the middle.
-    (Running text: `packing.py`.)
+    (Running text: `rows.py`; conversations: `conversations.py`.)
 
     Raises:
         UserError: something in `settings`, a source or a row cannot be used, or `settings.out` exists.
@@ -38,6 +41,8 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
         raise UserError(f"--out {settings.out}: exists already; delete it, or name another folder")
     sources = find_sources(settings.sources, settings.row)
     vocabulary = Vocabulary.from_source(settings.tokenizer, settings.eos_token, settings.mask_token)
+    if settings.row.kind == "chat":
+        settings = replace(settings, template=find_template(settings, vocabulary))
     fingerprints = [source.fingerprint() for source in sources]
     identity = settings.identity() | {"sources": fingerprints, "tokenizer": vocabulary.fingerprint}
     try:
@@ -52,6 +57,8 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
                 extra | settings.layout | {"sources": fingerprints},
                 KINDS[settings.row.kind].blocks,
             )
+            if isinstance(settings.template, ChatTemplate):
+                settings.template.save(work.store)
             _write_test(sources, settings, work)
             _publish(work, settings)
     except LossyTokenizer:

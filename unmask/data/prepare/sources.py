@@ -87,7 +87,7 @@ class RowSource(Protocol):
         """Returns the number of rows, if it is known without reading them all."""
 
     def rows(self, fields: tuple[str, ...]) -> Iterator[Row]:
-        """Reads all rows, in order.
+        """Reads all rows, in order; of columns those of `fields`, or all if there are none.
 
         Raises:
             UserError: it cannot be read.
@@ -143,8 +143,9 @@ def _lines(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _passages(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
-    if len(fields) > 1:
-        raise UserError(f"{path}: text has no fields {' and '.join(fields)}; give .jsonl, .jsonl.gz or .parquet")
+    if len(fields) != 1:
+        missing = f"fields {' and '.join(fields)}" if fields else "messages"
+        raise UserError(f"{path}: text has no {missing}; give .jsonl, .jsonl.gz or .parquet")
     number = 1
     with path.open("rb") as file:
         while raw := _read_passage(file):
@@ -168,6 +169,7 @@ def _read_passage(file: BinaryIO) -> bytes:
 def _parquet(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     file = _open_parquet(path)
     names = file.schema_arrow.names
+    fields = fields or tuple(names)
     for field in fields:
         if field not in names:
             raise UserError(f"{path}: has no column {field!r}, but {', '.join(names)}; {_FIELDS_FIX}")

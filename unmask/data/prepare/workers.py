@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from tokenizers import Tokenizer
 
 from unmask import files
-from unmask.data.prepare import documents, rows, writing
+from unmask.data.prepare import conversations, documents, rows, writing
 from unmask.data.prepare.settings import PrepareSettings
 from unmask.data.prepare.sources import Row
 from unmask.data.prepare.writing import Block, Report, Shard
@@ -34,7 +34,11 @@ class Kind(NamedTuple):
     blocks: Callable[[Sequence[Path], Vocabulary, PrepareSettings], Iterator[Block]]
 
 
-KINDS = {"answers": Kind(rows.make_shard, writing.blocks), "text": Kind(documents.make_shard, rows.blocks)}
+KINDS = {
+    "answers": Kind(rows.make_shard, writing.blocks),
+    "chat": Kind(conversations.make_shard, writing.blocks),
+    "text": Kind(documents.make_shard, rows.blocks),
+}
 """By `Dataset.kind`."""
 
 _MANIFEST = "manifest.json"

@@ -28,6 +28,7 @@ COUNTS = {
     "read": "rows read",
     "kept": "rows kept",
     "truncated": "of them cut short, without an end token",
+    "shortened": "of them without their last turns",
     "dropped_too_long": "dropped: too long",
     "dropped_no_room": "dropped: the prompt leaves no room",
     "dropped_empty": "dropped: an empty prompt or answer",
@@ -35,7 +36,7 @@ COUNTS = {
     "dropped_unknown": "dropped: nothing in it is known to the tokenizer",
     "bad": "bad rows, left out",
 }
-"""The fates of rows, and their names for display: `read` is the sum of the others without `truncated`."""
+"""The fates of rows, and their names for display: `read` is the sum of the others without those that are "of them"."""
 
 
 def describe_counts(counts: dict[str, int]) -> str:
@@ -65,6 +66,8 @@ class Shard:
         num_tokens: (n,) ids of each row, the prompt's among them.
         num_prompt: (n,) ids of its prompt.
         keys: (n,) hashes of the texts, by which documents are split; none for rows that are split later.
+        is_given: True at ids that are given, as all users' turns are; one for each of `ids`. None at all where only
+            prompts are given.
     """
 
     ids: NDArray[np.uint32]
@@ -72,6 +75,7 @@ class Shard:
     num_prompt: NDArray[np.int64]
     report: Report
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    is_given: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
 
 def save(path: Path, shard: Shard) -> None:
@@ -85,6 +89,7 @@ def save(path: Path, shard: Shard) -> None:
         num_prompt=shard.num_prompt,
         keys=shard.keys,
         report=np.frombuffer(report, np.uint8),
+        is_given=shard.is_given,
     )
     files.write(path, file.getvalue())
 
@@ -92,7 +97,8 @@ def save(path: Path, shard: Shard) -> None:
 def load(path: Path) -> Shard:
     """Reads the shard at `path`."""
     with _open(path) as arrays:
-        return Shard(arrays["ids"], arrays["num_tokens"], arrays["num_prompt"], _report(arrays), arrays["keys"])
+        known = arrays["ids"], arrays["num_tokens"], arrays["num_prompt"], _report(arrays), arrays["keys"]
+        return Shard(*known, arrays.get("is_given", np.zeros(0, np.bool_)))  # a stopped preparation may be older
 
 
 def load_report(path: Path) -> Report:
@@ -122,10 +128,10 @@ def _report(arrays: Any) -> Report:
 
 
 class Block(NamedTuple):
-    """n finished rows of a store: the model's ids (n, L), and the number of given ids of each (n,)."""
+    """n finished rows of a store: the model's ids (n, L), and which are given, of the prompt (n, L)."""
 
     labels: NDArray[np.uint32]
-    num_prompt: NDArray[np.int64]
+    is_prompt: NDArray[np.bool_]
     is_held_out: bool = False
 
 
@@ -174,7 +180,7 @@ def write_store(
     counts = _sum_counts(paths)
     if not counts["kept"]:
         raise UserError(f"{settings.out}: no row is left: {describe_counts(counts)}; nothing was made")
-    num_rows, checksums = _write_rows(folder, blocks(paths, vocabulary, settings), settings.length)
+    num_rows, checksums = _write_rows(folder, blocks(paths, vocabulary, settings))
     _write_bad(folder, paths)
     vocabulary.save(folder)
     meta = {
@@ -213,14 +219,13 @@ def _sum_counts(paths: Sequence[Path]) -> dict[str, int]:
     return {key: counts[key] for key in COUNTS}
 
 
-def _write_rows(folder: Path, blocks: Iterator[Block], length: int) -> tuple[Counter[bool], dict[str, str]]:
+def _write_rows(folder: Path, blocks: Iterator[Block]) -> tuple[Counter[bool], dict[str, str]]:
     """Writes labels and prompts; returns how many rows are held out or not, and the SHA-256 of both files."""
     labels, prompts = (_HashedFile(folder / name) for name in ("labels.bin", "prompt_mask.bin"))
     num_rows: Counter[bool] = Counter()
     for block in blocks:
         labels.write(block.labels.astype("<u4", copy=False).tobytes())
-        is_prompt = np.arange(length) < block.num_prompt[:, None]
-        prompts.write(np.packbits(is_prompt, axis=-1, bitorder="little").tobytes())
+        prompts.write(np.packbits(block.is_prompt, axis=-1, bitorder="little").tobytes())
         num_rows[block.is_held_out] += len(block.labels)
     return num_rows, {"labels.bin": labels.close(), "prompt_mask.bin": prompts.close()}
 
@@ -236,8 +241,13 @@ def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: PrepareSetti
     table = model_ids(vocabulary)
     for shard in map(load, paths):
         labels = np.full((len(shard.num_tokens), settings.length), vocabulary.eos_id, np.uint32)  # pads with ends
-        labels[np.arange(settings.length) < shard.num_tokens[:, None]] = table[shard.ids]
-        yield Block(labels, shard.num_prompt)
+        position = np.arange(settings.length)
+        is_used = position < shard.num_tokens[:, None]
+        labels[is_used] = table[shard.ids]
+        is_prompt = position < shard.num_prompt[:, None]
+        if len(shard.is_given):
+            is_prompt[is_used] |= shard.is_given
+        yield Block(labels, is_prompt)
 
 
 def model_ids(vocabulary: Vocabulary) -> NDArray[np.uint32]:
