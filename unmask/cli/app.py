@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from unmask.cli import bench, chat, compare, decode, diagnose, evaluate, export, grade, prepare, report, settings, train
+from unmask.cli import (
+    bench,
+    chat,
+    compare,
+    decode,
+    diagnose,
+    evaluate,
+    export,
+    grade,
+    importing,
+    prepare,
+    report,
+    settings,
+    train,
+)
 from unmask.config import recipes
 
 
@@ -50,5 +64,6 @@ app.command("compare")(compare.compare)
 app.command("diagnose")(diagnose.diagnose)
 app.command("report")(report.report)
 app.command("grade")(grade.grade)
+app.command("import")(importing.import_)
 app.command("export")(export.export)
 app.add_typer(bench.app, name="bench")

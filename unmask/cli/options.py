@@ -16,7 +16,7 @@ from unmask.errors import UserError
 from unmask.progress import TextConsole
 from unmask.tasks.task import Task, accept_changed_data
 
-Run = Annotated[str, typer.Argument(help="A run folder, or an export.", show_default=False)]
+Run = Annotated[str, typer.Argument(help="A run folder, an export, or a Hugging Face checkpoint.", show_default=False)]
 Weights = Annotated[
     str | None, typer.Option(help="Weights to use: ema (averaged) or raw (default: ema if the run has it).")
 ]

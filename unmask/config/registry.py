@@ -30,6 +30,7 @@ COMPONENTS = {
         "addition": "unmask.tasks.addition.task:Addition",
         "tokens": "unmask.tasks.tokens:Tokens",
         "text": "unmask.tasks.text:Text",
+        "pretrained": "unmask.tasks.pretrained:Pretrained",
         "gsm8k": "unmask.tasks.gsm8k:Gsm8k",
         "chat": "unmask.tasks.chat:Chat",
         "toy": "unmask.tasks.toy:Toy",

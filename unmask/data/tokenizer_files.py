@@ -71,6 +71,18 @@ def read_tokenizer(path: Path, source: str = "") -> Tokenizer:
     return tokenizer
 
 
+def read_prefix(path: Path) -> list[int]:
+    """Returns the ids that a tokenizer puts before every text by itself, if it puts none after it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    tokenizer = read_tokenizer(path)
+    some, with_special = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
+    before = len(with_special) - len(some)
+    return with_special[:before] if with_special[before:] == some else []
+
+
 def tokenizer_size(tokenizer: Tokenizer, source: str = "the tokenizer") -> int:
     """Returns one more than the largest id.
 

@@ -123,6 +123,19 @@ class Vocabulary:
         return cls(tokenizer, eos, mask)
 
     @classmethod
+    def from_ids(cls, folder: Path, *, eos_id: int | None, mask_id: int) -> "Vocabulary":
+        """Makes the vocabulary of all ids of the tokenizer in `folder`, and of a mask that may come after them.
+
+        Raises:
+            UserError: there is no tokenizer, or the end token is none of its own.
+        """
+        tokenizer = read_tokenizer(folder)
+        size = tokenizer_size(tokenizer)
+        if eos_id is None or eos_id >= size:
+            raise UserError(f"{folder}: its tokenizer has {size} ids, and the end token {eos_id} is none of them")
+        return cls(tokenizer, eos_id, mask_id if mask_id < size else None)
+
+    @classmethod
     def of_bytes(cls) -> "Vocabulary":
         """Makes the vocabulary of the 256 bytes, an end token and a mask."""
         return cls(byte_tokenizer(), EOS_ID)

@@ -125,6 +125,7 @@ class Denoiser(nn.Module):
         self.alignment = alignment
         self.seed = seed
         self.compute_dtype = "float32"
+        self.holds_bfloat16 = False
         self._compiled: Callable[..., Tensor] | None = None
         self._compiled_prediction: Callable[[Tensor, Tensor], Tensor] | None = None
 
@@ -134,7 +135,16 @@ class Denoiser(nn.Module):
         No caller needs an autocast of its own.
         """
         self.compute_dtype = name
-        return self.to(parameter_dtype(name))
+        is_kept = self.holds_bfloat16 and name == "bfloat16"
+        return self.to(torch.bfloat16 if is_kept else parameter_dtype(name))
+
+    def hold_bfloat16(self) -> "Denoiser":
+        """Holds parameters in bfloat16 from now on, whenever it computes in that: half the memory, for reading alone.
+
+        A published model was rounded already; updates by an optimizer would vanish in the rounding.
+        """
+        self.holds_bfloat16 = True
+        return self.use_dtype("bfloat16")
 
     def compile_training(self, *, by_block: bool = False) -> None:
         """Compiles the backbone for `forward` in training; evaluation, whose shapes vary, stays as it is.

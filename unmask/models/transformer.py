@@ -166,11 +166,12 @@ class Transformer(nn.Module):
             self.register_buffer("sin", sin, persistent=False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Transformer":
-        """Converts or moves the network; angles that become fp64 are computed anew, not widened from fp32."""
+        """Converts or moves the network; angles are computed anew for fp64, and stay fp32 where weights are rounded."""
         before = self.cos.dtype if self.config.rotary else None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.config.rotary and self.cos.dtype == torch.float64 and before != torch.float64:
-            angles = rotary_angles(len(self.cos), self.config.head_width, self.config.rope_theta, torch.float64)
+        if self.config.rotary and self.cos.dtype not in (before, torch.float32):
+            dtype = torch.promote_types(self.cos.dtype, torch.float32)
+            angles = rotary_angles(len(self.cos), self.config.head_width, self.config.rope_theta, dtype)
             self.cos, self.sin = (each.to(self.cos.device) for each in angles)
         return self
 

@@ -65,10 +65,11 @@ class HfTokens:
             raise UserError(f"{where}: {self.folder}: its tokenizer has no token {token!r}; name one that it has")
         return found
 
-    def find_mask(self) -> Found | None:
+    def find_mask(self, *, is_masked: bool = False) -> Found | None:
         """Finds the mask: in `config.json`, `generation_config.json`, the tokenizer, or as the family's default.
 
-        A causal model's tokenizer may have a mask token that the model was never trained with, so it is not asked.
+        A causal model's tokenizer may have a mask token that the model was never trained with, so it is not asked,
+        unless the model `is_masked` all the same, as only a user knows.
         """
         checkpoint = self.checkpoint
         if checkpoint.mask_id is not None:
@@ -76,7 +77,7 @@ class HfTokens:
         generation = self._generation.get("mask_token_id")
         if type(generation) is int:
             return Found((generation,), "generation_config.json")
-        if checkpoint.alignment is None:
+        if checkpoint.alignment is None and not is_masked:
             return None
         for file in _SETTINGS:
             token = _content(_read(self.folder / file).get("mask_token"))

@@ -23,12 +23,14 @@ from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.decoding.decoder import Decoder
 from unmask.errors import RunFailed, UserError
+from unmask.models import hf
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import resolve_dtype
 from unmask.tasks.task import Task, build_task, check_same_data, keep_files, may_change
 from unmask.training import checkpoint, state
 from unmask.training.folder import read_config, read_environment, resolve_config
+from unmask.training.importing import Import, Overrides
 from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import CleanBatch, TokenSpec
 
@@ -64,12 +66,12 @@ class LoadedRun:
         warn: Callable[[str], None] = progress.warn,
         is_published: bool = False,
     ) -> "LoadedRun":
-        """Reads a run as its checkpoint left it, or an export. A run may still be training.
+        """Reads a run as its checkpoint left it, an export, or a Hugging Face checkpoint. A run may still be training.
 
         Its saved settings become code in `resolve_config`, before any tensor is read.
 
         Args:
-            path: a folder that `unmask train` or `unmask export` wrote.
+            path: a folder that `unmask train`, `unmask export` or `unmask import` wrote, or a Hugging Face checkpoint.
             weights: a run's `ema` or `raw`; default: `ema` where there is an average.
             step: a run's checkpoint: `last`, `best` or a number, as a string.
             device: default: `train.device` if this machine has it, else `auto`.
@@ -82,6 +84,8 @@ class LoadedRun:
         if weights not in (None, "ema", "raw"):
             raise UserError(f"weights {weights!r}: use ema or raw")
         path = paths.user_path(path)
+        if hf.is_checkpoint(path):
+            return replace(_open_checkpoint(Import(path), weights, step, device), is_published=is_published)
         if _is_export(path):
             return replace(_open_export(path, weights, step, device), is_published=is_published)
         config = read_config(path).of_run(path)
@@ -154,8 +158,11 @@ class LoadedRun:
     def model(self) -> Denoiser:
         """The denoiser with these weights, in eval mode on `device`; in the format they were saved in, until `prepare`
         or `decoder` sets another."""
-        is_double = any(value.dtype == torch.float64 for value in self.tensors.values())
-        model = build_denoiser(self.config.model, self.tokens, dtype="float64" if is_double else "float32")
+        formats = {value.dtype for value in self.tensors.values() if value.is_floating_point()}
+        name = "float64" if torch.float64 in formats else "float32"
+        model = build_denoiser(self.config.model, self.tokens, dtype=name)
+        if formats == {torch.bfloat16}:
+            model.hold_bfloat16()
         parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         where = str(self.checkpoint or self.path)
         state.check_tensors(model.state_dict(), self.tensors, where, finite=())
@@ -222,7 +229,7 @@ def load(source: str | Path, *, weights: str | None = None, step: str = "last", 
     """Returns the denoiser of a run or of an export, in eval mode, on the CPU.
 
     Args:
-        source: a folder that `unmask train` or `unmask export` wrote.
+        source: a folder that `unmask train`, `unmask export` or `unmask import` wrote, or a Hugging Face checkpoint.
         weights: a run's `ema` or `raw`; default: `ema` where there is an average.
         step: a run's checkpoint: `last`, `best` or a number, as a string.
         trust_code: import what the run names by import path, `module:Class`; only for runs whose origin you trust.
@@ -262,9 +269,16 @@ def export(
 
 
 def _export(run: str | Path, target: Path, weights: str | None, step: str) -> LoadedRun:
+    _check_new(target)
+    return _write_export(LoadedRun.open(run, weights=weights, step=step), target)
+
+
+def _check_new(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is not an empty folder; name another one")
-    source = LoadedRun.open(run, weights=weights, step=step)
+
+
+def _write_export(source: LoadedRun, target: Path) -> LoadedRun:
     source.model  # noqa: B018 - building it checks names, shapes and values of all weights
     description = {
         "format": "unmask",
@@ -308,6 +322,28 @@ class _Description(BaseModel):
     tokens: _Tokens
     run: dict[str, Any]
     data: Any = None
+
+
+def _open_checkpoint(made: Import, weights: str | None, step: str, device: str | None) -> LoadedRun:
+    """Opens a Hugging Face checkpoint as if it were an export."""
+    if weights == "ema" or step != "last":
+        raise UserError(
+            f"{made.folder}: a Hugging Face checkpoint holds one set of weights; leave out --weights and --step"
+        )
+    config, tokens = made.config, made.tokens
+    place = _device_for(config, device)
+    return LoadedRun(made.folder, config, made.read_weights(), "raw", 0, place, kept_tokens=tokens)
+
+
+def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrides | None = None) -> LoadedRun:
+    """Writes the Hugging Face checkpoint in `folder` as an export; returns what it wrote.
+
+    Raises:
+        UserError: as `Import`, or `target` already holds something.
+    """
+    source, path = paths.existing_folder(folder), paths.user_path(target)
+    _check_new(path)
+    return _write_export(_open_checkpoint(Import(source, overrides), None, "last", "cpu"), path)
 
 
 def _is_export(path: Path) -> bool:

@@ -18,7 +18,7 @@ from unmask.training.parallel import LazyTensor, TensorShard
 
 SEPARATOR = "/"
 """Between the keys in the name of a saved tensor."""
-_FLOATS = (torch.float32, torch.float64)
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 _NOT_NEGATIVE = ("exp_avg_sq", "step")
 _DAMAGED = "it is damaged, or was altered: take another checkpoint"
 
@@ -211,7 +211,7 @@ def check_weights(tensors: Mapping[str, Tensor], averaged: Mapping[str, Tensor],
         UserError: they are not; names the tensor.
     """
     if not any(value.dtype in _FLOATS for value in tensors.values()):
-        raise UserError(f"{where}: holds no weights in float32 or float64")
+        raise UserError(f"{where}: holds no weights in float32, float64 or bfloat16")
     known = {name: value for name, value in tensors.items() if name in averaged}
     if different := differences(known, averaged):
         raise UserError(f"{where}: the average is of another model than the weights: {different}; {_DAMAGED}")
