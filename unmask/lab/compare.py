@@ -14,13 +14,13 @@ from unmask.config import recipes
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
 from unmask.evaluation.statistics import student
-from unmask.lab.report.curves import AXES, Cost, Curve
+from unmask.lab.report.curves import AXES, Cost, Curve, known_axes
 from unmask.lab.report.runs import MOST_METHODS, RunsByMethod, read_run
 from unmask.lab.trainings import Training, check_budget
 from unmask.training.evaluating import rates
 from unmask.training.folder import RunFolder
 
-AXIS_NAMES = {"step": "steps", "seconds": "seconds", "examples_seen": "examples"}
+AXIS_NAMES = {"step": "steps", "seconds": "seconds", "passes": "passes", "examples_seen": "examples"}
 FEWEST_SEEDS = 3
 """Smallest number of seeds for an interval."""
 
@@ -182,6 +182,11 @@ class Comparison:
         return sum(map(len, self.methods.values()))
 
     @property
+    def axes(self) -> list[str]:
+        """Lists the axes that are known of all runs."""
+        return known_axes(curve.spent for curves in self.methods.values() for curve in curves)
+
+    @property
     def is_share(self) -> bool:
         return self.methods[self.baseline][0].is_share
 
@@ -210,7 +215,7 @@ class Comparison:
 
     def _level(self, name: str, level: float, others: Sequence[str]) -> Level:
         costs = {
-            method: {axis: [curve.cost(level, axis) for curve in curves] for axis in AXES}
+            method: {axis: [curve.cost(level, axis) for curve in curves] for axis in self.axes}
             for method, curves in self.methods.items()
         }
         return Level(
@@ -220,7 +225,7 @@ class Comparison:
             speed_ups={
                 method: {
                     axis: speed_up(costs[self.baseline][axis], costs[method][axis]) if method in others else None
-                    for axis in AXES
+                    for axis in self.axes
                 }
                 for method in self.others
             },
@@ -237,7 +242,7 @@ class Comparison:
                 is_reached=any(not cost.is_least for own in level.costs.values() for cost in own[axis]),
             )
             for level in self.levels()
-            for axis in AXES
+            for axis in self.axes
         ]
 
     def as_dict(self) -> dict[str, Any]:

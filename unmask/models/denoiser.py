@@ -231,12 +231,27 @@ class Denoiser(nn.Module):
         if batch.estimate is not None:
             return batch.estimate
         zero = self.zero_estimate(batch.xt)
-        is_first = batch.is_carried and batch.step is not None
-        if is_first or not has_first_pass(self.seed, batch.step):
+        if not self._makes_first_pass(batch):
             return zero
         with torch.no_grad():
             hidden = self._hidden(batch, zero)
         return self._estimate_from(batch, hidden)
+
+    def _makes_first_pass(self, batch: MaskedBatch) -> bool:
+        if not self.is_self_conditioned or batch.estimate is not None:
+            return False
+        is_first = batch.is_carried and batch.step is not None
+        return not is_first and has_first_pass(self.seed, batch.step)
+
+    def count_passes(self, batch: MaskedBatch) -> float:
+        """Counts the forward passes that `forward` makes of `batch`: positions read, divided by B L.
+
+        A block model reads `[xt ; x0]` but for the last clean block, (2 L - S) / L passes. The first pass for an
+        estimate counts like the other, though it has no gradient.
+        """
+        length = batch.xt.shape[1]
+        clean = 0 if self.block_size is None else num_clean(length, self.block_size)
+        return (1 + self._makes_first_pass(batch)) * (1 + clean / length)
 
     @torch.no_grad()
     def _estimate_from(self, batch: MaskedBatch, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "B L D"]:

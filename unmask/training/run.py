@@ -168,7 +168,7 @@ class Run:
         if resume:
             console.print(f"No complete checkpoint in {self.folder.path}: starting at step 0")
             self._start_warm()
-        return Progress()
+        return Progress(passes=0.0)
 
     def _start_warm(self) -> None:
         init, model = self.config.train.init, self.trainer.model
@@ -186,9 +186,9 @@ class Run:
                 # The votes of before the step are summed while it runs, and read after it: no step waits for them, and
                 # all processes stop at the same one.
                 pending = self.peers.async_all_reduce(self._votes)
-                report = self._run_step(display)
+                report, bad_steps = self._run_step(display)
                 self._sum_votes = pending
-                self._handle(self.monitor.add(progress.step, report))
+                self._handle(bad_steps)
                 if self._is_due(config.log.every):
                     self._log_step(report, display)
                 is_best = self._evaluate_if_owed()
@@ -202,7 +202,7 @@ class Run:
     @contextmanager
     def _open_outputs(self) -> Iterator[None]:
         """Opens everything that steps write to; at the end, waits for the checkpoint that is being saved."""
-        head = self._head()
+        head = self.progress.spent(self.trainer.process.examples_seen)
         if self.peers.is_main:
             self.metrics = MetricsFile(self.folder.metrics, self.progress.metrics_position, head)
         self.loggers = [*self._open_loggers()] if self.peers.is_main else []
@@ -255,17 +255,25 @@ class Run:
         """True at every multiple of `every` steps, and at the end."""
         return self.progress.step % every == 0 or self._is_over()
 
-    def _run_step(self, display: StepDisplay) -> StepReport:
+    def _run_step(self, display: StepDisplay) -> tuple[StepReport, list[BadStep]]:
+        """Takes a step; returns its report, and the steps that are now known to be bad."""
         self.saver.check()
-        started = time.perf_counter()
-        report = self.trainer.step()
-        self.progress.seconds += time.perf_counter() - started
-        self.progress.step = self.trainer.step_number
-        display.step(self.progress.step, self.progress.seconds / self.progress.step)
-        return report
+        progress = self.progress
+        with progress.count_seconds():  # a GPU only queues the step: it is the monitor that waits for it
+            report = self.trainer.step()
+            progress.count_step(report.passes)
+            bad_steps = self.monitor.add(progress.step, report)
+        display.step(progress.step, progress.seconds / progress.step)
+        return report, bad_steps
+
+    def _end_step(self) -> None:
+        """Waits for the step that is under way, if any."""
+        with self.progress.count_seconds():
+            bad_steps = self.monitor.collect()
+        self._handle(bad_steps)
 
     def _log_step(self, report: StepReport, display: StepDisplay) -> None:
-        self._handle(self.monitor.collect())
+        self._end_step()
         values = {**report.metrics(self.peers), **self.trainer.process.metrics()}
         if self.config.train.on_bad_numbers == "skip":
             values["train/skips"] = self.progress.skips
@@ -291,17 +299,8 @@ class Run:
             return f"That is one more than train.max_skips={self.config.train.max_skips}: start a new run, with {start}"
         return f"Go on without such steps with --resume train.on_bad_numbers=skip, or start a new run with {start}"
 
-    def _head(self) -> dict[str, Any]:
-        """Returns the first keys of every line of `metrics.jsonl`: how far the run has come."""
-        progress = self.progress
-        return {
-            "step": progress.step,
-            "seconds": progress.seconds,
-            "examples_seen": self.trainer.process.examples_seen,
-        }
-
     def _log(self, values: dict[str, Any]) -> None:
-        head = self._head()
+        head = self.progress.spent(self.trainer.process.examples_seen)
         if self.peers.is_main:
             self.metrics.write(head | values)
         known = {name: value for name, value in values.items() if value is not None}
@@ -318,7 +317,7 @@ class Run:
         """Evaluates if that is due; True if the result is the best so far. A signal leaves it to the resumed run."""
         if not self._owes_evaluation():
             return False
-        self._handle(self.monitor.collect())
+        self._end_step()
 
         def leave_if_stopped(*_: object) -> None:
             if self.stop_requested:
@@ -372,7 +371,7 @@ class Run:
 
     def _save(self) -> None:
         """Copies the state, which is written while training goes on."""
-        self._handle(self.monitor.collect())
+        self._end_step()
         self.saved_step = self.progress.step
         state = self.trainer.state_dict() | {"data": self.data}
         if self.peers.is_main or self.trainer.is_sharded:

@@ -4,7 +4,9 @@ A checkpoint may come from anybody, and a tensor of another shape or format can 
 """
 
 import math
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -34,7 +36,9 @@ class Progress:
 
     step: Count = 0
     seconds: Annotated[_Number, Field(ge=0)] = 0.0
-    """Seconds spent in training steps, without evaluation and saving."""
+    """Seconds spent in training steps, the device's work included, without evaluation, saving and compilation."""
+    passes: Annotated[_Number, Field(ge=0)] | None = None
+    """Forward passes of training (`Denoiser.count_passes`); None if the run began before they were counted."""
     metrics_position: Count = 0
     """Length of `metrics.jsonl` in bytes."""
     skips: Count = 0
@@ -44,6 +48,26 @@ class Progress:
     best_step: Count | None = None
     best_score: _Number = -math.inf
     best_nelbo: _Number = math.inf
+
+    def count_step(self, passes: float) -> None:
+        """Counts a step, of so many passes."""
+        self.step += 1
+        if self.passes is not None:
+            self.passes += passes
+
+    @contextmanager
+    def count_seconds(self) -> Iterator[None]:
+        """Counts the time within as training."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def spent(self, examples_seen: int) -> dict[str, Any]:
+        """Returns the first keys of every line of `metrics.jsonl`: how far the run has come."""
+        passes = {} if self.passes is None else {"passes": self.passes}
+        return {"step": self.step, "seconds": self.seconds, "examples_seen": examples_seen} | passes
 
     def is_better(self, score: float, nelbo: float) -> bool:
         """True if this evaluation is the best so far: by accuracy, and at equal accuracy (0, early on) by NELBO."""

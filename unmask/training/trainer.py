@@ -44,6 +44,8 @@ class StepReport:
     is_bad: Tensor
     """True if one of the two is not finite; the step has then left weights and moments as they were."""
     lr: float
+    passes: float
+    """Forward passes over the rows of the batch (`Denoiser.count_passes`)."""
     batch: MaskedBatch
     stats: TokenStats
 
@@ -208,7 +210,8 @@ class Trainer:
         # Statistics are those of the weights before the update; the process reveals by them after it.
         self.process.observe(batch, stats)
         self.step_number += 1
-        return StepReport(loss=loss, grad_norm=grad_norm, is_bad=is_bad, lr=lr, batch=batch, stats=stats)
+        passes = self.model.count_passes(batch)
+        return StepReport(loss=loss, grad_norm=grad_norm, is_bad=is_bad, lr=lr, passes=passes, batch=batch, stats=stats)
 
     def _forward_backward(self, batch: MaskedBatch) -> tuple[Tensor, TokenStats]:
         """Accumulates gradients of (weighted sum of NLLs) / (rows of the global batch), in micro-batches."""

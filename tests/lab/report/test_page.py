@@ -43,7 +43,7 @@ def evaluated(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def test_the_mean_is_drawn_where_all_seeds_have_been(evaluated) -> None:  # type: ignore[no-untyped-def]
-    (by_step, by_seconds, _) = (
+    (by_step, by_seconds, _, _) = (
         chart.lines[0] for chart in _measure(evaluated([10, 20, 30], [20, 25]), RATE, has_shares=True).charts
     )
     assert by_step.points == [(20, 0.2), (25, 0.25)]

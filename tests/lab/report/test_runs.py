@@ -8,6 +8,7 @@ import pytest
 from tests.helpers.runs import ACCURACY, write_run
 from unmask.config import recipes
 from unmask.errors import UserError
+from unmask.lab.compare import Comparison
 from unmask.lab.report.curves import read_metrics
 from unmask.lab.report.runs import common_measures, differences, group, read_run
 from unmask.training.folder import RunFolder
@@ -126,3 +127,23 @@ def test_what_cannot_be_reported(tmp_path: Path) -> None:
     (bare / "config.yaml").write_text("optim: {lr: -1}")
     with pytest.raises(UserError, match=r"(?s)bare.*optim.lr=-1"):
         read(bare)
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        (["process.name=uniform"], [5]),
+        (["model.self_conditioning=true"], None),
+        (["process={name: uniform, block_size: 27}"], None),
+    ],
+    ids=["one pass a step", "self-conditioned", "blocks"],
+)
+def test_passes_of_a_run_that_did_not_count_them(settings: list[str], passes: list[int] | None, tmp_path: Path) -> None:
+    """They are the steps, where a step was one pass. Where not, no axis of them is drawn, and counts are kept."""
+    old = read_run(write_run(tmp_path / "old", *settings), pytest.fail)
+    assert [row["passes"] for row in old.rows if "passes" in row] == (passes or [])
+    assert ("passes" in old.curve("eval/nelbo").spent) == (passes is not None)
+    new = read_run(write_run(tmp_path / "new", *settings, evaluation=ACCURACY | {"passes": 7.5}), pytest.fail)
+    assert new.rows[0]["passes"] == 7.5
+    comparison = Comparison({"old": [old.curve("eval/nelbo")], "new": [new.curve("eval/nelbo")]})
+    assert ("passes" in [row.axis for row in comparison.rows()]) == (passes is not None)

@@ -4,7 +4,7 @@ Dimensions: B rows, N blocks of a row (1 in plain diffusion), S positions of a b
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,8 @@ from unmask.training.logging import RESUMED, lines_that_count
 from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
 
-AXES = ("step", "seconds", "examples_seen")
-"""The keys of a row that say what a run has cost so far."""
+AXES = ("step", "seconds", "passes", "examples_seen")
+"""The keys of a row that say what a run has cost so far. `passes` may be unknown: older runs did not count them."""
 
 Row = dict[str, Any]
 
@@ -46,7 +46,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Curve:
-    """The values of one measure at each evaluation, and the amounts spent by then, by axis."""
+    """The values of one measure at each evaluation, and the amounts spent by then, by axis as far as they are known."""
 
     values: tuple[float, ...]
     spent: dict[str, tuple[float, ...]]
@@ -59,7 +59,7 @@ class Curve:
         rows = [row for row in rows if is_finite(row.get(measure))]
         return Curve(
             values=tuple(float(row[measure]) for row in rows),
-            spent={axis: tuple(float(row[axis]) for row in rows) for axis in AXES},
+            spent={axis: tuple(float(row[axis]) for row in rows) for axis in known_axes(rows)},
             is_share=measure.startswith("eval/accuracy"),
         )
 
@@ -109,6 +109,12 @@ class Curve:
         return list(zip(spent.tolist(), values.tolist(), strict=True))
 
 
+def known_axes(spent: Iterable[Container[str]]) -> list[str]:
+    """Lists the axes that all of these curves, or rows of metrics, have."""
+    spent = list(spent)
+    return [axis for axis in AXES if all(axis in own for own in spent)]
+
+
 def is_finite(value: Any) -> TypeGuard[float]:
     """True if `value` can be drawn: a run that diverged has written null, and a broken line may hold anything."""
     return isinstance(value, int | float) and not isinstance(value, bool) and is_drawable(value)
@@ -148,12 +154,13 @@ def _row(line: str) -> Row | None:
     except ValueError:
         return None
     # `lines_that_count` has taken out the lines that say where a run was resumed: one that is left is damaged.
-    is_sound = RESUMED not in row and all(is_finite(at := row.get(axis)) and 0 <= at <= _MOST_SPENT for axis in AXES)
+    spent = [row.get(axis) for axis in AXES if axis != "passes" or axis in row]
+    is_sound = RESUMED not in row and all(is_finite(at) and 0 <= at <= _MOST_SPENT for at in spent)
     return row if is_sound else None
 
 
 _MOST_COMPLAINTS = 5
-_MOST_SPENT = 1e18  # steps, seconds or examples
+_MOST_SPENT = 1e18  # steps, seconds, passes or examples
 
 _BINS = 10
 

@@ -16,7 +16,7 @@ from unmask.decoding.config import DecodeConfig
 from unmask.formats import printable, to_json
 from unmask.lab.compare import Comparison, CostRow
 from unmask.lab.report.chart import Chart, Line, Points, legend_mark, shown, thin
-from unmask.lab.report.curves import AXES, Curve, is_finite
+from unmask.lab.report.curves import Curve, is_finite, known_axes
 from unmask.lab.report.diagnoses import Diagnoses, charts, diagnose_methods, overfitting
 from unmask.lab.report.models import Study
 from unmask.lab.report.models import study as study_methods
@@ -24,7 +24,12 @@ from unmask.lab.report.runs import RunRecord, RunsByMethod, common_measures, dif
 from unmask.progress import progress, warn
 from unmask.tasks.task import is_graded
 
-_X_LABELS = {"step": "training steps", "seconds": "seconds of training", "examples_seen": "examples drawn"}
+_X_LABELS = {
+    "step": "training steps",
+    "seconds": "seconds of training",
+    "passes": "forward passes of training",
+    "examples_seen": "examples drawn",
+}
 
 
 def build(
@@ -171,7 +176,9 @@ def curves_note(methods: RunsByMethod) -> str:
     is_causal = any(getattr(runs[0].config.model, "causal", False) for runs in methods.values())
     return (
         ("Thick lines are means over seeds, thin ones the seeds. " if has_seeds else "")
-        + "Of held-out examples. Seconds are of training, without evaluations, on the machines below. "
+        + "Of held-out examples. Seconds are of training, without evaluations and compilation: they depend on the machines "
+        "below, and on what else ran there, such as runs beside each other (`--jobs`). Passes are forward passes over a "
+        "batch: blocks take almost two a step, self-conditioning 1.5. "
         "A NELBO is taken under uniform masks, whatever a method trains on"
         + ("; of a causal model it is the exact NLL." if is_causal else ".")
     )
@@ -230,7 +237,7 @@ def _measure(methods: RunsByMethod, measure: str, *, has_shares: bool) -> _Measu
             lines=[_line(label, number, each, axis) for number, (label, each) in enumerate(curves.items())],
             is_share=is_share,
         )
-        for axis in AXES
+        for axis in known_axes(own.spent for each in curves.values() for own in each)
     ]
     has_costs = (is_share or not has_shares) and len(methods) > 1
     costs = [row for row in Comparison(curves).rows() if row.is_reached] if has_costs else []

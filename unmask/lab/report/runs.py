@@ -89,7 +89,13 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> RunRecord:
         raise UserError(f"{folder}: its metrics.jsonl holds nothing yet; let it train to its first evaluation")
     if is_running:
         warn(f"{folder}: still training; the report shows it up to step {rows[-1]['step']}")
-    return RunRecord(folder, config, read_environment(folder), rows, is_running)
+    return RunRecord(folder, config, read_environment(folder), _with_passes(rows, config), is_running)
+
+
+def _with_passes(rows: list[Row], config: RunConfig) -> list[Row]:
+    """Adds `passes` to rows from before they were counted: the steps, if each was one pass; else they are unknown."""
+    takes_more = getattr(config.model, "self_conditioning", False) or getattr(config.process, "block_size", None)
+    return rows if takes_more else [{"passes": row["step"]} | row for row in rows]
 
 
 def group(runs: Sequence[RunRecord]) -> RunsByMethod:
