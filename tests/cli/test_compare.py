@@ -14,6 +14,7 @@ import pytest
 
 from tests.helpers import lines, run_cli
 from unmask.config import recipes
+from unmask.lab.compare import Method, Plan
 from unmask.lab.trainings import Training, train_all
 from unmask.training.folder import to_yaml
 from unmask.training.run import Interrupted
@@ -60,6 +61,24 @@ def test_it_trains_says_and_goes_on(
     said = capsys.readouterr()
     assert said.out == printed  # before the page
     assert "report.html: is a folder" in " ".join(said.err.split())
+
+
+def test_methods_of_one_recipe_with_budgets_of_their_own(tmp_path: Path) -> None:
+    """The settings for all, then a method's own, then the seed; `shlex` keeps what is quoted together."""
+    methods = [
+        Method.of_recipe("debug"),
+        Method.parse("muon: debug optim.name=muon"),
+        Method.parse("short:debug train.steps=5 'process={name: puma, num_stages: 3}'"),
+    ]
+    plan = Plan.make(methods, ["train.steps=10", "optim.lr=1e-3"], seeds=2, out=tmp_path)
+    plan.check_folders()
+    assert [own.folder.relative_to(tmp_path).as_posix() for own in plan.queue] == [
+        f"{name}/seed_{seed}" for seed in (0, 1) for name in ("debug", "muon", "short")
+    ]
+    configs = [plan.configs[own] for own in plan.queue[3:]]
+    assert [(own.optim.name, own.train.steps) for own in configs] == [("adamw", 10), ("muon", 10), ("adamw", 5)]
+    assert all(own.optim.lr == 1e-3 and own.train.seed == 1 for own in configs)
+    assert configs[2].process.num_stages == 3
 
 
 def test_a_budget_of_examples(recipes_of_mine: list[str], tmp_path: Path) -> None:
@@ -192,6 +211,16 @@ BAD = {
     "the same twice": (["debug", "debug"], "give two recipes or more"),
     "unknown recipe": (["debug", "sudoku/pumma"], "did you mean sudoku/puma?"),
     "two tasks": (["debug", "TOY"], "of different tasks (sudoku, toy)"),
+    "a method without a name": (["debug", "--method", "sudoku/puma optim.lr=1"], "write 'NAME: RECIPE key=value ..'"),
+    "a method of two recipes": (["debug", "--method", "a: debug sudoku/puma"], "'sudoku/puma' is no key=value"),
+    "a method of no recipe": (["debug", "--method", "a: optim.lr=1"], "the recipe is missing"),
+    "a method that leaves the folder": (["debug", "--method", "../a: debug"], "is a folder's too"),
+    "a quote that is open": (["debug", "--method", "a: debug 'x"], "No closing quotation"),
+    "a recipe's folder": (["sudoku/puma", "--method", "Sudoku-Puma: debug"], "each once and of another name"),
+    "nothing that differs": (["debug", "--method", "a: debug"], "debug and a have the same settings"),
+    "a method's wrong setting": (["debug", "--method", "a: debug optim.lrr=1"], "optim.lrr"),
+    "a seed": (["debug", "--method", "a: debug train.seed=3"], "train.seed=3: a comparison trains the seeds 0, 1, .."),
+    "nothing": ([], "give two recipes or more"),
     "a loss": (["debug", "sudoku/puma", "--measure", "train/loss"], "give one of eval/accuracy/ema/prob/3, eval/nelbo"),
     "wrong setting": (["debug", "sudoku/puma", "train.batch_size=0"], "train.batch_size=0"),
 }

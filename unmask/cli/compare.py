@@ -11,7 +11,7 @@ from rich.table import Table
 from unmask import machine, paths
 from unmask.cli import options, report
 from unmask.formats import to_json
-from unmask.lab.compare import FEWEST_SEEDS, Comparison, Plan, choose_measure
+from unmask.lab.compare import FEWEST_SEEDS, Comparison, Method, Plan, choose_measure
 from unmask.lab.trainings import Training, train_all
 from unmask.progress import console, warn
 from unmask.training.folder import command_line
@@ -19,13 +19,21 @@ from unmask.training.folder import command_line
 
 def compare(
     names: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="RECIPE.. [key=value]..",
             help="The baseline's recipe, then the recipes to compare with it; and settings for all of them.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'NAME: RECIPE [key=value]..'",
+            help="One more to compare, after the recipes: a recipe with settings of its own, which win over those for "
+            "all, and the name to call it by. May be repeated; without other recipes, the first is the baseline.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings of each recipe, with the seeds 0, 1, ..")] = 3,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Budget: steps of each training (default: the recipe's).")
@@ -52,7 +60,8 @@ def compare(
     trust_code: options.TrustCode = False,
     follow_links: options.FollowLinks = False,
 ) -> None:
-    """Train recipes on the same budget, several seeds each, and measure how much sooner each is there than the first.
+    """Train recipes, several seeds each, and measure how much sooner each is there than the first: in steps, seconds,
+    forward passes and examples.
 
     How soon: the cost of 50 % and 90 %, and of the level to which every seed of both methods came. With three seeds or
     more there is a 95 % interval; if 1 is in it, the two are not told apart.
@@ -65,14 +74,22 @@ def compare(
     * `unmask compare sudoku/uniform sudoku/puma --seeds 3`
 
     * `unmask compare sudoku/uniform sudoku/puma process.num_stages=12 --steps 800 --out k12`
+
+    * `unmask compare text/uniform_small --method 'muon: text/uniform_small optim.name=muon optim.lr=2e-3'`
+
+    * `unmask compare sudoku/uniform --steps 2000 --method 'short: sudoku/uniform train.steps=1000'`: a schedule of its
+    own, down after half of the steps
     """
+    names = names or []
     budget = {"train.steps": steps, "train.max_seconds": seconds, "train.max_examples": examples}
     settings = [
         *(name for name in names if "=" in name),
         *(f"{key}={value}" for key, value in budget.items() if value is not None),
     ]
     out = paths.user_path(out, "--out ")
-    plan = Plan.make([name for name in names if "=" not in name], settings, seeds=seeds, out=out)
+    methods = [Method.of_recipe(name) for name in names if "=" not in name]
+    methods += [Method.parse(text) for text in method or []]
+    plan = Plan.make(methods, settings, seeds=seeds, out=out)
     measure = choose_measure(measure, list(plan.configs.values()))
     plan.check_folders()
     options.make_folder(out)
@@ -80,15 +97,16 @@ def compare(
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         count = min(jobs or machine.cpus(), len(queue))
         train_all(queue, count, lambda: live.update(_progress_table(queue)))
-    methods = plan.read_runs(warn)
-    comparison = Comparison.of(methods, measure)
-    result = {"measure": measure, "settings": settings, "seeds": seeds} | comparison.as_dict()
+    runs = plan.read_runs(warn)
+    comparison = Comparison.of(runs, measure)
+    own = {each.name: {"recipe": each.recipe, "settings": list(each.settings)} for each in methods}
+    result = {"measure": measure, "settings": settings, "methods": own, "seeds": seeds} | comparison.as_dict()
     options.write(out / "comparison.json", to_json(result, indent=1) + "\n")
     if as_json:
         options.print_json(result)
     else:
         _print(comparison, measure)
-    report.write(methods, out / "report.html", measure=measure, commands=[command_line()])
+    report.write(runs, out / "report.html", measure=measure, commands=[command_line()])
     console.print(f"{out / 'comparison.json'} holds all of it; open {out / 'report.html'} in a browser to see it")
 
 

@@ -42,8 +42,9 @@ def report(
 ) -> None:
     """Compare runs on one self-contained HTML page, which needs no network and no other file.
 
-    The page shows: curves against steps, seconds, passes and examples; held-out puzzles being solved, cell by cell; the masks
-    that each method trains on; what is hard, and why (see `unmask diagnose`); the settings that differ; the commands.
+    The page shows: curves against steps, seconds, passes and examples; held-out puzzles being solved, cell by cell; the
+    masks that each method trains on; what is hard, and why (see `unmask diagnose`); the settings that differ; the
+    commands.
 
     Runs that differ only in their seed count as one method, named after its folder (METHOD for METHOD/seed_0). The
     first method is the baseline.

@@ -4,14 +4,18 @@ Dimensions: n seeds of a method.
 """
 
 import math
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from statistics import mean, variance
 from typing import Any
 
 from unmask.config import recipes
 from unmask.config.run import RunConfig
+from unmask.config.settings import shown
 from unmask.errors import UserError
 from unmask.evaluation.statistics import student
 from unmask.lab.report.curves import AXES, Cost, Curve, known_axes
@@ -26,6 +30,49 @@ FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True)
+class Method:
+    """A recipe with settings of its own, and the name that its curves and its folder have."""
+
+    name: str
+    recipe: str
+    settings: tuple[str, ...] = ()
+
+    @staticmethod
+    def of_recipe(recipe: str) -> "Method":
+        """Returns the method that is the recipe as it stands."""
+        return Method(recipes.short_name(recipe), recipe)
+
+    @staticmethod
+    def parse(text: str) -> "Method":
+        """Reads `NAME: RECIPE [key=value]..`, in which quotes hold together what has spaces, as in a shell.
+
+        Raises:
+            UserError: it is not of this form, or the name cannot be that of a folder.
+        """
+        where = f"--method {shown(text)}"
+        name, colon, rest = text.partition(":")
+        name = name.strip()
+        if not colon or "=" in name:
+            raise UserError(f"{where}: write 'NAME: RECIPE key=value ..', such as 'muon: sudoku/puma optim.name=muon'")
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"{where}: the name {shown(name)} is a folder's too; take up to 40 letters, digits and . _ - +"
+            )
+        try:
+            recipe, *settings = shlex.split(rest) or [""]
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; quote a value with spaces as in 'process={{name: puma}}'") from None
+        if not recipe or "=" in recipe:
+            raise UserError(f"{where}: the recipe is missing; write 'NAME: RECIPE key=value ..'")
+        if wrong := [word for word in settings if "=" not in word]:
+            raise UserError(f"{where}: {shown(wrong[0])} is no key=value; give one recipe, then settings")
+        return Method(name, recipe, tuple(settings))
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
+
+
+@dataclass(frozen=True)
 class Plan:
     """The trainings of each method, one for each seed, and their configurations; the first method is the baseline."""
 
@@ -33,31 +80,44 @@ class Plan:
     configs: dict[Training, RunConfig]
 
     @staticmethod
-    def make(recipe_names: Sequence[str], settings: Sequence[str], *, seeds: int, out: Path) -> "Plan":
-        """Plans `seeds` trainings of each recipe with `settings`, in folders within `out`, such as sudoku-puma/seed_0.
+    def make(methods: Sequence[Method], settings: Sequence[str], *, seeds: int, out: Path) -> "Plan":
+        """Plans `seeds` trainings of each method, in folders within `out`, such as sudoku-puma/seed_0.
+
+        A method's own settings are written over `settings`, which are for all of them.
 
         Raises:
-            UserError: the recipes cannot be compared, or one of them is wrong.
+            UserError: the methods cannot be compared, or one of them is wrong.
         """
-        methods = [recipes.short_name(recipe) for recipe in recipe_names]
-        folders = [method.replace("/", "-") for method in methods]
-        names = " ".join(recipe_names)
-        if len(recipe_names) < 2 or len(set(folders)) < len(folders):
-            raise UserError(f"compare {names}: give two recipes or more, each once and of another name")
-        if len(recipe_names) > MOST_METHODS:
+        folders = [method.name.replace("/", "-") for method in methods]
+        names = " ".join(method.name for method in methods)
+        if len(methods) < 2 or len({folder.casefold() for folder in folders}) < len(folders):
             raise UserError(
-                f"compare: {len(recipe_names)} recipes are more than a page can tell apart; give {MOST_METHODS} at most"
+                f"compare {names}: give two recipes or more, each once and of another name; for one recipe with "
+                "other settings, --method 'NAME: RECIPE key=value ..'"
             )
+        if len(methods) > MOST_METHODS:
+            raise UserError(
+                f"compare: {len(methods)} recipes are more than a page can tell apart; give {MOST_METHODS} at most"
+            )
+        for setting in (*settings, *(own for method in methods for own in method.settings)):
+            if setting.partition("=")[0].strip() == "train.seed":
+                raise UserError(f"{setting}: a comparison trains the seeds 0, 1, .. of every method; give --seeds")
         trainings = {
-            method: [
-                Training(recipe, (*settings, f"train.seed={seed}"), out / folder / f"seed_{seed}")
+            method.name: [
+                Training(
+                    method.recipe, (*settings, *method.settings, f"train.seed={seed}"), out / folder / f"seed_{seed}"
+                )
                 for seed in range(seeds)
             ]
-            for method, recipe, folder in zip(methods, recipe_names, folders, strict=True)
+            for method, folder in zip(methods, folders, strict=True)
         }
         configs = {own: recipes.load(own.recipe, own.settings) for each in trainings.values() for own in each}
         if len(tasks := {config.task.name for config in configs.values()}) > 1:
             raise UserError(f"compare {names}: of different tasks ({', '.join(sorted(tasks))}); give one task's")
+        firsts = [(name, configs[each[0]]) for name, each in trainings.items()]
+        for (one, config), (other, same) in combinations(firsts, 2):
+            if config == same:
+                raise UserError(f"compare {names}: {one} and {other} have the same settings; let them differ in one")
         return Plan(trainings, configs)
 
     @property

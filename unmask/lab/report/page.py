@@ -176,9 +176,9 @@ def curves_note(methods: RunsByMethod) -> str:
     is_causal = any(getattr(runs[0].config.model, "causal", False) for runs in methods.values())
     return (
         ("Thick lines are means over seeds, thin ones the seeds. " if has_seeds else "")
-        + "Of held-out examples. Seconds are of training, without evaluations and compilation: they depend on the machines "
-        "below, and on what else ran there, such as runs beside each other (`--jobs`). Passes are forward passes over a "
-        "batch: blocks take almost two a step, self-conditioning 1.5. "
+        + "Of held-out examples. Seconds are of training, without evaluations and compilation: they depend on the "
+        "machines below, and on what else ran there, such as runs beside each other (--jobs). Passes are forward "
+        "passes over a batch: blocks take almost two a step, self-conditioning 1.5. "
         "A NELBO is taken under uniform masks, whatever a method trains on"
         + ("; of a causal model it is the exact NLL." if is_causal else ".")
     )
