@@ -78,6 +78,27 @@ def test_a_causal_model_goes_on_greedily_as_transformers_does(tmp_path: Path) ->
     assert record["prompt"].replace(" ", "") == "DEFG"
 
 
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] | upper }}{{ m.content }}<end>{% endfor %}{{ 'Z' if add_generation_prompt }}"
+)
+
+
+def test_messages_are_put_into_the_tokenizers_own_template(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "theirs", "llada")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>", "chat_template": TEMPLATE}))
+    import_checkpoint(folder, tmp_path / "ours")
+    asked = json.dumps({"messages": [{"role": "user", "content": "DE"}]})
+    for place in (folder, tmp_path / "ours"):
+        task = LoadedRun.open(place).task
+        assert task.has_turns
+        assert task.prompts([asked], "x")[0, :6].tolist() == [20, 3, 4, EOS, 25, MASK]
+        assert task.prompts(["DE"], "x")[0, :3].tolist() == [3, 4, MASK]
+    plain = LoadedRun.open(folder_of(tmp_path / "plain", "llada")).task
+    assert not plain.has_turns
+    with pytest.raises(UserError, match="came without a chat template"):
+        plain.prompts([asked], "x")
+
+
 # --- what is found ---------------------------------------------------------------------------------------------------
 
 

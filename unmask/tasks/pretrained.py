@@ -4,19 +4,24 @@ Dimensions: B rows, L positions.
 """
 
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
 from unmask import paths
+from unmask.data.chat_template import CHAT, ChatTemplate
+from unmask.data.conversations import ConversationEncoder
 from unmask.data.infill import encode_spans, is_infilling, pad_with_ends
+from unmask.data.tokenizer_files import find_chat_template, find_named_tokens
 from unmask.data.vocabulary import VOCABULARY, Vocabulary
 from unmask.errors import UserError
+from unmask.tasks.chat import read_messages
 from unmask.tasks.text import Text, TextData
-from unmask.tasks.text_rows import read_prompt
+from unmask.tasks.text_rows import FOLDER, read_prompt
 
 
 class PretrainedData(TextData):
@@ -48,6 +53,35 @@ class Pretrained(Text):
         self._check_ids(vocabulary, source)
         return vocabulary
 
+    @cached_property
+    def encoder(self) -> ConversationEncoder | None:
+        """The encoder of conversations; None if no chat template came with the tokenizer.
+
+        Raises:
+            UserError: it is no template.
+        """
+        vocabulary, folder = self.vocabulary, paths.user_path(str(self.config.tokenizer), "data.tokenizer=")
+        if (folder / CHAT).exists():
+            return ConversationEncoder(vocabulary, ChatTemplate.load(folder))
+        source = find_chat_template(folder)
+        if source is None:
+            return None
+        try:
+            # Prompts are encoded whole, as transformers does.
+            return ConversationEncoder(vocabulary, ChatTemplate(source, find_named_tokens(folder), turns="last"))
+        except UserError as error:
+            raise UserError(f"{folder}: chat_template: {error}") from error
+
+    @property
+    def has_turns(self) -> bool:
+        """True if a prompt may hold `messages`."""
+        return self.encoder is not None
+
+    def keep_files(self, folder: Path) -> None:
+        super().keep_files(folder)
+        if self.encoder is not None and not (folder / FOLDER / CHAT).exists():
+            self.encoder.template.save(folder / FOLDER)
+
     def _folder(self) -> Path:
         raise UserError(
             "this model came without data; give text to evaluate it on (unmask eval MODEL --data FILE), or train with "
@@ -55,6 +89,8 @@ class Pretrained(Text):
         )
 
     def _prompt(self, line: str, where: str) -> list[int]:
+        if line.lstrip().startswith("{") and '"messages"' in line:
+            return self._check_room(self._encode_messages(line, where), where)
         text = read_prompt(line, where, (frozenset({"text"}),))["text"]
         prefix = self.config.prefix
         ids = [*prefix, *encode_spans(self.vocabulary, text, where, room=self.config.length)]
@@ -62,9 +98,26 @@ class Pretrained(Text):
             return pad_with_ends(self.vocabulary, ids, where, length=self.config.length)
         return self._check_room(ids, where)
 
+    def _encode_messages(self, line: str, where: str) -> list[int]:
+        if self.encoder is None:
+            raise UserError(f"{where}: `messages`: the model came without a chat template; give the text itself")
+        try:
+            ids = self.encoder.encode_prompt(read_messages(line))
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+        if self.config.mask_id in ids:
+            raise UserError(f"{where}: holds the mask token; leave it out")
+        return ids
+
+    def _answer(self, tokens: Int[Tensor, "L"], is_answer: Bool[Tensor, "L"]) -> str:
+        """Decodes the answer up to its first end token, or that of a turn."""
+        ids = tokens[is_answer].tolist()
+        ends = {self.config.eos_id} if self.encoder is None else self.encoder.end_ids
+        return self.vocabulary.decode(list(takewhile(lambda token: token not in ends, ids)))
+
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         """Returns the prompt and its continuation up to the end token; or the whole text and its spans."""
-        start = len(self.config.prefix)
+        start = len(self.config.prefix) if prompt[: len(self.config.prefix)].tolist() == self.config.prefix else 0
         if is_infilling(self.vocabulary, prompt.tolist()):
             return super().record(prompt[start:], tokens[start:])
         is_new = prompt == self.config.mask_id
