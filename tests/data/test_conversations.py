@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from tests.helpers.text import byte_level, save_tokenizer, write_lines
 from unmask.data.chat_template import PLAIN_SOURCE, ChatTemplate
@@ -319,6 +319,33 @@ def test_rendering_is_that_of_transformers(tmp_path: Path) -> None:
     assert theirs["input_ids"][:size] == found.ids
     is_learned = [any(start <= place < end for start, end in found.turns) for place in range(size)]
     assert theirs["assistant_masks"] == [int(each) for each in is_learned] + [0] * (len(theirs["input_ids"]) - size)
+
+
+INST = """\
+{%- for m in messages %}
+    {%- if m.role == 'user' %}{{- '[INST] ' + m.content + ' [/INST]' }}
+    {%- else %}{{- ' ' + m.content + eos_token }}{% endif %}
+{%- endfor %}"""
+
+
+def test_a_tokenizer_that_puts_a_space_before_a_text_puts_none_within_one() -> None:
+    transformers = pytest.importorskip("transformers")
+    names = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a", "S", "▁S"]
+    merges = [("▁", "a"), ("▁", "S")]
+    made = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges, byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.add_special_tokens([AddedToken("</s>", normalized=False)])
+    own = ConversationEncoder(Vocabulary(made, 1), ChatTemplate(INST, {"eos_token": "</s>"}))
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+    expected = theirs.apply_chat_template(LONG[1:-1], chat_template=INST, tokenize=True, return_dict=True)
+    found = own.encode(LONG[1:-1])
+    assert found.ids == expected["input_ids"]
+    assert [own.vocabulary.decode(found.ids[start:end]) for start, end in found.turns] == [
+        f" {SAID}</s>",
+        " Yes: 7.</s>",
+    ]
+    assert own.encode_prompt(LONG[1:2]) == found.ids[: found.turns[0][0]]
 
 
 ATTACKS = {

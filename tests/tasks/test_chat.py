@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.evaluation.judges import trained_llama
 from tests.helpers import SHORT, run_cli
 from tests.helpers.runs import decode_prompts
 from tests.helpers.text import byte_level, save_tokenizer, write_lines
@@ -194,3 +195,42 @@ def test_prepare_train_decode_evaluate_and_chat(
     assert capsys.readouterr().out.count("text: Yes.\n") == 3
     contents = [[each["content"] for each in json.loads(line)["messages"]] for line in asked]
     assert contents == [["Why?"], ["Why?", "Yes.", "And?"], ["Who?"]]
+
+
+def test_a_trained_llama_goes_on_as_a_diffusion_model_of_conversations(tiny_llama: Path, tmp_path: Path) -> None:
+    llama = trained_llama(tmp_path / "llama", tiny_llama)
+    rows = write_lines(tmp_path / "rows.jsonl", talks(20))
+    prepare(PrepareSettings("chat", str(llama), tmp_path / "data", (str(rows),), 128, "turns"))
+    sizes = (
+        "model={dim: 64, ff_dim: 172, num_layers: 4, num_heads: 4, qkv_bias: false, tied_head: true, norm_eps: 1e-5}"
+    )
+    warm = [
+        f"data.path={tmp_path / 'data'}",
+        "data.validation_ratio=0.1",
+        f"train.init={llama}",
+        "model.preset=null",
+        sizes,
+    ]
+    short = ["train.steps=2", "train.batch_size=4", "train.compile=false", "train.threads=1", "train.device=cpu"]
+    log = ["eval.every=2", "eval.examples=2", "log.tensorboard=false", "optim.warmup_steps=1"]
+    assert run_cli("train", "chat/block_puma", *warm, *short, *log, "--out", tmp_path / "run") == 0
+    (answer,) = decode_prompts(tmp_path / "run", tmp_path, ["Tell me a story."], "--decoder", "prob,tokens_per_step=32")
+    assert answer["prompt"] == " user:\nTell me a story.</s> \nassistant:\n"
+
+
+def test_gsm8k_as_conversations_of_qwen(gsm8k: Path, qwen: Path, tmp_path: Path) -> None:
+    """What is learned of a problem is its answer and the end of the turn, and it is asked as it was learned."""
+    (tmp_path / "chatml.jinja").write_text(CHATML)
+    fields = {"prompt_field": "question", "answer_field": "answer", "template": str(tmp_path / "chatml.jinja")}
+    source = gsm8k / "train.jsonl"
+    asked = PrepareSettings("chat", str(qwen), tmp_path / "out", (str(source),), 512, "drop", limit=40, **fields)
+    assert prepare(asked)["rows"]["kept"] == 40
+    task = make_task(tmp_path / "out", padding="ignored")
+    examples = task.examples_from_file(tmp_path / "out")
+    problems = [json.loads(line) for line in source.read_text().splitlines()[:40]]
+    for row, problem in enumerate(problems):
+        learned = task.vocabulary.decode(examples.x0[row, ~examples.prompt_mask[row]].tolist())
+        assert learned == f"{problem['answer']}<|im_end|><|endoftext|>"
+        canvas = task.prompts([json.dumps({"prompt": problem["question"]})], "here")[0]
+        assert torch.equal(canvas, examples.masked(task.tokens.mask_id)[row])
+        assert task.record(canvas, examples.x0[row])["text"] == problem["answer"]

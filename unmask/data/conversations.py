@@ -224,7 +224,7 @@ class ConversationEncoder:
         pieces = self.pieces(messages)
         ids: list[int] = []
         turns = []
-        for piece, own in zip(pieces, self.vocabulary.encode_with_ends([piece.text for piece in pieces]), strict=True):
+        for piece, own in zip(pieces, self._encode_parts([piece.text for piece in pieces]), strict=True):
             if piece.is_learned and own:
                 turns.append((len(ids), len(ids) + len(own)))
             ids += own
@@ -246,7 +246,24 @@ class ConversationEncoder:
         if not text.startswith(given):
             raise ValueError(_NOT_A_PREFIX.format(said[-1] + 1, "ends with", *_difference(given, text)))
         texts.append(text[len(given) :])
-        return [i for ids in self.vocabulary.encode_with_ends(texts) for i in ids]
+        return [i for ids in self._encode_parts(texts) for i in ids]
+
+    def _encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes the parts of one text, each apart.
+
+        Some tokenizers put a space before a text, and after every special token. Where neither is before a part, it is
+        encoded after a line end, whose tokens are then taken away.
+        """
+        encode, specials = self.vocabulary.encode_with_ends, tuple(self.special)
+        found = encode(texts)
+        line_end, with_letter, letter = encode(["\n", "\na", "a"])
+        if with_letter == line_end + letter:
+            return found
+        inner = [i for i in range(1, len(texts)) if not texts[i - 1].endswith(specials)]
+        for i, ids in zip(inner, encode(["\n" + texts[i] for i in inner]), strict=True):
+            if ids[: len(line_end)] == line_end:
+                found[i] = ids[len(line_end) :]
+        return found
 
     def pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """Cuts the text of a conversation at the turns that are learned; what follows the last one is left out.
