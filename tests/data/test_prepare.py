@@ -574,12 +574,12 @@ def test_compressed_and_endless_files_are_read_as_far_as_they_are_data(
         prepare(settings(tmp_path, "line", sources=(str(tmp_path / "line.jsonl"),)))
 
 
-def write_repeated(path: Path, value: str, count: int, **options: Any) -> None:
+def write_repeated(path: Path, value: str, count: int) -> None:
     """Writes Parquet that holds `value` once, and says that each of `count` rows of each of two groups is it."""
     parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
     places = pyarrow.array([0] * 2 * count, pyarrow.int32())
     column = pyarrow.DictionaryArray.from_arrays(places, pyarrow.array([value]))
-    parquet.write_table(pyarrow.table({"text": column, "other": places}), path, row_group_size=count, **options)
+    parquet.write_table(pyarrow.table({"text": column, "a.b": column, "other": places}), path, row_group_size=count)
 
 
 def test_a_small_parquet_file_is_expanded_a_little_at_a_time_and_no_further_than_is_plausible(
@@ -593,11 +593,12 @@ def test_a_small_parquet_file_is_expanded_a_little_at_a_time_and_no_further_than
     path, value = tmp_path / "bomb.parquet", "x" * 2**17
     write_repeated(path, value, 1000)
     assert path.stat().st_size < 2**15
-    rows = FileSource(str(path)).rows(("text",))
-    assert next(rows).content == {"text": value}
-    with pytest.raises(UserError, match=r"bomb.parquet: gives more than .* bytes, over 100 for each of its own"):
-        list(rows)
-    assert max(read) <= 2**20
+    for field in ("text", "a.b"):
+        rows = FileSource(str(path)).rows((field,))
+        assert next(rows).content == {field: value}
+        with pytest.raises(UserError, match=r"bomb.parquet: gives more than .* bytes, over 100 for each of its own"):
+            list(rows)
+        assert max(read) <= 2**20
     monkeypatch.setattr("unmask.machine.memory", lambda: 2**16)
     with pytest.raises(UserError, match=r"bomb.parquet: to read a row group of it needs .* GiB.*smaller row groups"):
         next(FileSource(str(path)).rows(("text",)))

@@ -197,7 +197,8 @@ def _rows_at_once(path: Path, group: Any, fields: tuple[str, ...]) -> int:
         UserError: a group, or a value, needs more memory than there is.
     """
     columns = [group.column(number) for number in range(group.num_columns)]
-    largest = sum(own.total_uncompressed_size for own in columns if own.path_in_schema.split(".")[0] in fields)
+    read = tuple(f"{name}." for name in fields)
+    largest = sum(own.total_uncompressed_size for own in columns if f"{own.path_in_schema}.".startswith(read))
     machine.require_memory(largest, f"{path}: to read a row group of it", "write it with smaller row groups")
     return max(1, min(_MOST_ROWS, FREE // max(1, largest)))
 
