@@ -96,3 +96,14 @@ def test_an_interrupt_says_how_it_goes_on(
         assert run_cli("prepare", *files, "--out", tmp_path / "out") == 130
     assert "The same command goes on" in capsys.readouterr().err
     assert run_cli("prepare", *files, "--out", tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "/"])
+def test_a_folder_that_is_always_there_is_refused(
+    files: list[object], out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert run_cli("prepare", *files, "--out", out) == 2
+    assert "exists already; delete it, or name another folder" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before

@@ -187,7 +187,7 @@ class PrepareSettings:
     @property
     def partial(self) -> Path:
         """The folder of unfinished work."""
-        return self.out.with_name(self.out.name + ".partial")
+        return self.out.parent / f"{self.out.name}.partial"  # `with_name` fails at `.` and `/`, which exist
 
     def identity(self) -> dict[str, Any]:
         """Returns the settings that must be the same for a stopped preparation to go on."""
