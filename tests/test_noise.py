@@ -54,6 +54,16 @@ def test_gumbel_has_its_mean_and_variance() -> None:
     assert abs(g.var() - np.pi**2 / 6) < 0.05
 
 
+def test_may_be_below_misses_none_and_adds_few() -> None:
+    key = torch.arange(200_000)
+    limit = 10 ** torch.linspace(-6, 0, len(key))
+    is_below = (-noise.gumbel(0, Purpose.VALUE, key)).exp() < limit
+    found = noise.may_be_below(limit, 0, Purpose.VALUE, key)
+    assert (found | ~is_below).all()
+    assert 0 < found.sum() - is_below.sum() < 0.5 * is_below.sum()
+    assert not noise.may_be_below(torch.zeros(len(key)), 0, Purpose.VALUE, key).any()
+
+
 @given(size=st.integers(1, 300), seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_permute_is_a_permutation(size: int, seed: int, epoch: int) -> None:
     out = noise.permute(torch.arange(size), size, seed, Purpose.SHUFFLE, epoch)

@@ -8,7 +8,7 @@ applied to one key after the other.
 from enum import IntEnum, unique
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -63,10 +63,12 @@ def _mix_int(x: int) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Applies the finaliser of splitmix64 to each entry."""
+    """Applies the finaliser of splitmix64 to each entry of `x`, in place."""
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
         # `>>` of an int64 copies the sign bit in from the left; the mask makes it the unsigned shift of the algorithm.
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier)  # int64 products wrap around
+        x.bitwise_xor_((x >> shift).bitwise_and_((1 << (64 - shift)) - 1))
+        if multiplier != 1:
+            x.mul_(_signed(multiplier))  # int64 products wrap around
     return x
 
 
@@ -108,6 +110,15 @@ def gumbel(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
     """Returns standard Gumbel numbers, float64: fp32 would cut the tails, which lowers a sampler's temperature."""
     u = uniform(seed, purpose, *keys) + 2.0**-54  # inside (0, 1)
     return -torch.log(-torch.log(u))
+
+
+def may_be_below(limit: Float[Tensor, "..."], seed: int, purpose: Purpose, *keys: Key) -> Bool[Tensor, "..."]:
+    """True wherever the exponential number exp(-gumbel(seed, purpose, *keys)) is below `limit`, and seldom elsewhere.
+
+    It takes no logarithm: -ln(u) is at least 1 - u, of which these are the upper 24 bits, as many as fp32 holds.
+    """
+    rest = bits(seed, purpose, *keys).bitwise_not_().bitwise_right_shift_(40).bitwise_and_((1 << 24) - 1)
+    return rest.float() < limit * 2.0**24
 
 
 def permute(index: Int[Tensor, "..."], size: int, seed: int, purpose: Purpose, *keys: Key) -> Int[Tensor, "..."]:

@@ -228,8 +228,8 @@ class Query:
 
     `rows` and `tokens` say which of the M positions and of the V tokens these are: some at a time, or all.
     """
-    is_truncated: bool = False
-    """True if `perturb` must see all tokens of a position at once."""
+    draw: Callable[[Float[Tensor, "m V"], Int[Tensor, "m"]], Int[Tensor, "m"]] | None = None
+    """`(logits, rows) -> values`, in place of `perturb`: a choice that must see all tokens of a position at once."""
     forbidden: Int[Tensor, "F"] | None = None
     """Tokens that have probability 0, as the mask has."""
     given: Int[Tensor, "M"] | None = None
@@ -266,6 +266,8 @@ class Prediction:
         if query.perturb is not None:
             rows, tokens = (torch.arange(size, device=logits.device) for size in logits.shape)
             values = query.perturb(logits, rows, tokens).argmax(dim=-1)
+        if query.draw is not None:
+            values = query.draw(logits, torch.arange(len(logits), device=logits.device))
         if query.given is not None:
             values = torch.where(query.given == mask_id, values, query.given)
         top1 = CONFIDENCES["prob"](log_probs)

@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import chi_square
 from unmask import noise
+from unmask.decoding import sampling as sampling_module
 from unmask.decoding.config import DecodeConfig
-from unmask.decoding.sampling import Sampling, truncated
+from unmask.decoding.sampling import Sampling
+from unmask.decoding.truncation import truncated
 from unmask.models.head import prediction
 from unmask.noise import Purpose
 from unmask.types import Prediction
@@ -98,46 +100,53 @@ def test_draws_follow_the_truncated_softmax(sampling: Sampling) -> None:
         {"top_k": 150, "top_p": 0.9999},
     ],
 )
+@pytest.mark.parametrize("few", [0, 1024])  # whether bins are made, or all is sorted
 def test_a_draw_is_the_best_of_all_that_is_kept(
-    limits: dict[str, float], dtype: torch.dtype, spacing: float | None
+    limits: dict[str, float], dtype: torch.dtype, spacing: float | None, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By brute force: the noise of all tokens is added, and those beyond the limits are left out."""
+    monkeypatch.setattr(sampling_module, "_FEW", few)
     rows, size = 60, 200
     logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
     if spacing is not None:
         logits = (logits / spacing).round() * spacing
     logits[:10] = 0.5  # nothing to tell them apart
+    logits[20:30] *= 8  # most of the mass is that of a few
+    logits[:, [MASK, 100]] = torch.tensor([-torch.inf, torch.finfo(torch.float32).min], dtype=dtype)
     sampling, own = Sampling(0.8, seed=3, **limits), keys(rows)
-    perturb = sampling.query(*own).perturb
-    assert perturb is not None
-    found = perturb(logits, torch.arange(rows), torch.arange(size)).argmax(dim=-1)
+    draw = sampling.query(*own).draw
+    assert draw is not None
+    found = draw(logits, torch.arange(rows))
     drawn = noise.gumbel(3, Purpose.VALUE, *(key.unsqueeze(1) for key in own), torch.arange(size))
     kept = truncated(logits.double() / 0.8, sampling.top_k, sampling.top_p)
     assert torch.equal(found, (kept + drawn).argmax(dim=-1))
 
 
 class Work(TorchDispatchMode):
-    """Counts the values that are sorted, and those of the head that are read."""
+    """Counts the values that are sorted, those of the head that are read, and the logarithms that are taken."""
 
-    num_sorted = num_read = 0
+    num_sorted = num_read = num_logs = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in (torch.ops.aten.sort, torch.ops.aten.argsort):
             self.num_sorted += args[0].numel()
         if func.overloadpacket is torch.ops.aten.mm:
             self.num_read += args[0].numel()
+        if func.overloadpacket is torch.ops.aten.log and args[0].dtype == torch.float64:
+            self.num_logs += args[0].numel()
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("limits", [{"top_k": 50}, {"top_k": 15_000}, {"top_p": 0.5}, {"top_p": 0.95}])
+@pytest.mark.parametrize("limits", [{"top_k": 50}, {"top_k": 15_000}, {"top_p": 0.5}, {"top_p": 0.99}])
 def test_limits_cost_little(limits: dict[str, float]) -> None:
-    """Of a large vocabulary next to nothing is sorted, and the head is read once."""
+    """Of a large vocabulary next to nothing is sorted or gets noise, and the head is read once."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(30, 32, generator=generator), torch.randn(20_000, 32, generator=generator) / 4
     with Work() as work:
         prediction(hidden, weight, Sampling(1.0, **limits).query(*keys(30)), mask_id=0)
     assert work.num_sorted <= 2 * len(weight)
     assert work.num_read == weight.numel()
+    assert 0 < work.num_logs <= 0.05 * 30 * len(weight)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)

@@ -202,10 +202,10 @@ def perturb(logits: Tensor, row: Tensor, token: Tensor) -> Tensor:
     return logits / 2 + noise.gumbel(3, Purpose.VALUE, row[:, None], token)
 
 
-def perturb_likely(logits: Tensor, row: Tensor, token: Tensor) -> Tensor:
+def draw(logits: Tensor, row: Tensor) -> Tensor:
     """Of the three likeliest, which takes all tokens to know."""
-    assert len(token) == logits.shape[1]
-    return perturb(logits, row, token).masked_fill(logits < logits.topk(3).values[:, -1:], -torch.inf)
+    score = perturb(logits, row, torch.arange(logits.shape[1]))
+    return score.masked_fill(logits < logits.topk(3).values[:, -1:], -torch.inf).argmax(dim=-1)
 
 
 FORBIDDEN = torch.tensor([0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 28])  # with a whole chunk of 7, of those of 10
@@ -217,7 +217,7 @@ ASKS: dict[str, dict[str, Any]] = {
     "given": {"given": GIVEN},
     "forbidden": {"forbidden": FORBIDDEN},
     "nothing forbidden": {"forbidden": FORBIDDEN[:0]},
-    "truncated": {"perturb": perturb_likely, "is_truncated": True},
+    "truncated": {"draw": draw},
     "all of it": {"perturb": perturb, "has_entropy": True, "given": GIVEN, "forbidden": FORBIDDEN},
 }
 

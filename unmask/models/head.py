@@ -22,7 +22,7 @@ from unmask.types import Prediction, Query, TokenStats, at_least_fp32
 
 CHUNK = 1024
 """Vocabulary entries per chunk. Smaller: more accumulations into d_hidden. Larger: spills out of CPU cache."""
-_WHOLE, _CACHED = 2**24, 2**20  # logits that a query which needs whole rows holds, and works on, at once
+_WHOLE, _CACHED = 2**24, 2**19  # logits that a query which needs whole rows holds, and works on, at once
 
 # --- confidences: the share of each chunk, and how the shares are joined ---------------------------------------------
 
@@ -188,7 +188,7 @@ def prediction(
         is_compiled=is_compiled,
     )
     row = torch.arange(len(hidden), device=hidden.device)
-    if not query.is_truncated:
+    if query.draw is None:
         return _predict(hidden, weight, query, head, row)
     # So few positions at once would mostly read the head's weights; as many logits as weights take no more memory.
     size = max(len(hidden) * chunk, min(weight.numel(), _WHOLE)) // len(weight)
@@ -201,29 +201,28 @@ def prediction(
 def _predict(
     hidden: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], query: Query, head: "_Head", row: Int[Tensor, "m"]
 ) -> Prediction:
-    """Computes the prediction at the positions `row` of the query; all their logits are in memory if it truncates."""
+    """Computes the prediction at the positions `row` of the query; all their logits are in memory for a `draw`."""
     hidden = hidden[row]
     confidences = (query.confidence, "neg_entropy") if query.has_entropy else (query.confidence,)
     given = torch.full_like(row, head.mask_id) if query.given is None else query.given[row]
-    whole = hidden.new_empty(len(row), len(weight), dtype=head.dtype) if query.is_truncated else None
+    whole = hidden.new_empty(len(row), len(weight), dtype=head.dtype) if query.draw is not None else None
     summaries, guesses, choices, of_given = [], [], [], []
     for part in head.chunks(hidden.to(head.dtype), weight, whole):
         summaries.append(head.run(_summarise, part.logits, *confidences))
         guesses.append(part.pick(head.run(_largest, part.logits)))
         of_given.append(part.logits_of(given))
-        if query.perturb is not None and whole is None:
+        if query.perturb is not None:
             choices.append(part.pick(_largest(query.perturb(at_least_fp32(part.logits).T, row, part.tokens).T)))
     (confidence, *entropy), top1, log_total = _join_chunks(torch.stack(summaries, dim=1), *confidences)
     likeliest, logit = _first_of_largest(guesses)
     values = likeliest
     if choices:
         values, logit = _first_of_largest(choices)
-    elif query.perturb is not None and whole is not None:
+    elif query.draw is not None and whole is not None:
         # A CPU is fastest where the numbers of a few positions stay in its cache, a GPU with all of them.
         size = len(row) if whole.is_cuda else _CACHED // len(weight)
-        token, size = torch.arange(len(weight), device=row.device), max(1, size)
-        pieces = zip(whole.split(size), row.split(size), strict=True)
-        values = torch.cat([query.perturb(at_least_fp32(own), some, token).argmax(dim=-1) for own, some in pieces])
+        pieces = zip(whole.split(max(1, size)), row.split(max(1, size)), strict=True)
+        values = torch.cat([query.draw(at_least_fp32(own), some) for own, some in pieces])
         logit = at_least_fp32(whole.gather(-1, values.unsqueeze(-1)).squeeze(-1))
     log_prob = torch.where(given == head.mask_id, logit, torch.stack(of_given).sum(dim=0)) - log_total
     return Prediction(
