@@ -26,7 +26,7 @@ class RunFailed(Exception):
 class NotFinite(RunFailed):
     """A model gives numbers that are not finite, so that nothing can be decoded from it or measured of it.
 
-    A training goes on after an evaluation that ends so.
+    A training goes on after an evaluation that ends so. It ends so itself before it would save such weights.
     """
 
 

@@ -130,3 +130,28 @@ def test_an_evaluation_of_nan_does_not_end_a_training(
     ours, plain = (checkpoint.load(tmp_path / name / "checkpoints" / "step_00000010") for name in ("run", "plain"))
     assert_same(ours["model"], plain["model"])
     assert ours["progress"]["best_step"] == 10
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_weights_that_are_not_finite_are_never_saved(decay: float, tmp_path: Path) -> None:
+    """The last step's update gives them: no loss after it says so. What was saved before stays."""
+    run, settings = tmp_path / "run", [*TEN[1:], f"ema.decay={decay}", "optim.grad_clip=null", "optim.warmup_steps=0"]
+    with pytest.raises(RunFailed, match=r"step 1: weight .* holds (nan|infinity).*an optim\.lr below 1e\+39"):
+        tiny_run(run, *settings, "train.steps=1", "optim.lr=1e39").train()
+    assert checkpoint.steps(run / "checkpoints") == []
+
+
+def test_an_average_or_moment_that_is_not_finite_ends_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.step
+
+    def spoil_average(trainer: Trainer) -> object:
+        if trainer.step_number == 5:
+            next(iter(trainer.ema.shadow.values())).view(-1)[0] = math.inf
+        return real(trainer)
+
+    monkeypatch.setattr(Trainer, "step", spoil_average)
+    with pytest.raises(RunFailed, match=r"step 6: averaged weight .* holds infinity, so this step is not saved"):
+        tiny_run(tmp_path / "run", *TEN, "ema.decay=0.9").train()
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 4]

@@ -29,7 +29,7 @@ from unmask.training.logging import BadStep, MetricsFile, NonFiniteMonitor, Step
 from unmask.training.optim import about_warmup
 from unmask.training.parallel import check_parallel
 from unmask.training.saving import Saver
-from unmask.training.state import Progress, progress_of
+from unmask.training.state import Progress, check_trained, progress_of
 from unmask.training.trainer import StepReport, Trainer, require_memory_for_training, resolve_device
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -345,11 +345,7 @@ class Run:
             self._save()
 
     def _evaluate(self) -> bool:
-        """Evaluates and logs the result; True if it is the best so far.
-
-        A model that cannot be evaluated, such as an average that has once taken in a weight that was not finite, leaves
-        its likelihood unknown, and the training goes on.
-        """
+        """Evaluates and logs the result; True if it is the best so far. If the model gives nan, that is unknown."""
         progress = self.progress
         try:
             results = self.evaluator()
@@ -370,10 +366,12 @@ class Run:
         return True
 
     def _save(self) -> None:
-        """Copies the state, which is written while training goes on."""
+        """Copies the state, which is written while training goes on; ends the run if its weights are not finite."""
         self._end_step()
-        self.saved_step = self.progress.step
         state = self.trainer.state_dict() | {"data": self.data}
+        with self.peers.raise_together(NotFinite):
+            check_trained(state, self.trainer.model.named_parameters(), self.progress.step, self.config.optim.lr)
+        self.saved_step = self.progress.step
         if self.peers.is_main or self.trainer.is_sharded:
             self.saver.save(state, self.progress, self.metrics if self.peers.is_main else None)
 

@@ -5,7 +5,7 @@ A checkpoint may come from anybody, and a tensor of another shape or format can 
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from unmask import formats
-from unmask.errors import UserError
+from unmask.errors import NotFinite, UserError
 from unmask.training.parallel import LazyTensor, TensorShard
 
 SEPARATOR = "/"
@@ -226,6 +226,28 @@ def not_finite(value: Tensor) -> str:
         return ""
     least, most = (float(end) for end in torch.aminmax(value.detach()))  # both are nan wherever there is one
     return "nan" if math.isnan(least) else "" if math.isfinite(least) and math.isfinite(most) else "infinity"
+
+
+def check_trained(state: Mapping[str, Any], parameters: Iterable[tuple[str, Any]], step: int, lr: float) -> None:
+    """Checks the weights, their average and the optimizer's moments of a trainer's own `state`, before it is saved.
+
+    Raises:
+        NotFinite: one of them is not finite; names it.
+    """
+    known = {name for name, _ in parameters}  # a buffer may hold infinity
+    weights = {name: value for name, value in state["model"].items() if name in known}
+    found = {
+        "weight": weights,
+        "averaged weight": (state["ema"] or {}).get("shadow", {}),
+        "optimizer": state["optimizer"],
+    }
+    for kind, values in found.items():
+        for name, value in split(values)[0].items():
+            if said := not_finite(value.own if isinstance(value, TensorShard) else value):
+                raise NotFinite(
+                    f"step {step}: {kind} {name} holds {said}, so this step is not saved; checkpoints of earlier ones "
+                    f"stay. Start a new run with an optim.lr below {lr:g}, or a longer optim.warmup_steps"
+                )
 
 
 def check_weights(tensors: Mapping[str, Tensor], averaged: Mapping[str, Tensor], where: str) -> None:
