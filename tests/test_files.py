@@ -114,5 +114,14 @@ def test_a_folder_that_cannot_be_synced_is_said_once(
     files.write(tmp_path / "b", "2")
     assert capsys.readouterr().err.count("cannot be synced") == 1
     monkeypatch.setattr(os, "fsync", refuse(errno.EIO))
-    with pytest.raises(OSError, match=r"Input/output error: .*writing_c"):
+    with pytest.raises(OSError, match=r"Input/output error: .*/c'$"):
         files.write(tmp_path / "c", "3")
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    """Not the file aside, which nobody has asked for and which is gone."""
+    (tmp_path / "cache.npy" / "own").mkdir(parents=True)
+    with pytest.raises(OSError, match="directory") as caught:
+        files.write(tmp_path / "cache.npy", b"new")
+    assert str(caught.value).endswith(f": '{tmp_path / 'cache.npy'}'")
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.npy"]

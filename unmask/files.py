@@ -66,8 +66,10 @@ def write(path: Path, content: str | bytes) -> None:
         put(aside, content)
         sync(aside)
         rename(aside, path)
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt) as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(error.filename) == str(aside):  # a name that nobody has given
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync(path.parent)
 
