@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 the user's input is wrong, 130 interrupted (a tr
 nobody reads the output any more.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -138,12 +139,15 @@ def _is_nowhere() -> bool:
 
 
 class _Stdout:
-    """The stream `sys.stdout`; an error of its writes names it."""
+    """The stream `sys.stdout`; an error of its writes names it. To write to one that was closed is an error as well."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, *, is_closed: bool) -> None:
         self._stream = stream
+        self._is_closed = is_closed
 
     def write(self, text: str) -> int:
+        if self._is_closed and text:
+            raise OSError(errno.EBADF, "is closed, so the result is lost; open it, or redirect it to a file", "stdout")
         return self._named(self._stream.write, text)
 
     def flush(self) -> None:
@@ -166,7 +170,11 @@ class _Stdout:
 
 @contextmanager
 def _streams() -> Iterator[None]:
-    """Makes the standard streams take any text: signs that they cannot show become `?`; closed ones lead nowhere."""
+    """Makes the standard streams take any text: signs that they cannot show become `?`.
+
+    A closed stderr leads nowhere. Whatever is written to a closed stdout is an error.
+    """
+    is_closed = sys.stdout is None
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
@@ -176,7 +184,7 @@ def _streams() -> Iterator[None]:
         elif (number or stream.isatty()) and getattr(stream, "errors", None) in _STRICT:
             getattr(stream, "reconfigure", dict)(errors="replace")  # what is piped in: see `paths.stdin_lines`
     stdout = sys.stdout
-    sys.stdout = cast(Any, _Stdout(stdout))
+    sys.stdout = cast(Any, _Stdout(stdout, is_closed=is_closed))
     try:
         yield
     finally:

@@ -1,9 +1,13 @@
 """The command line: `unmask VERB`. Results go to stdout; messages and progress go to stderr."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from unmask.cli import (
     bench,
@@ -21,6 +25,7 @@ from unmask.cli import (
     train,
 )
 from unmask.config import recipes
+from unmask.formats import printable
 
 
 def _print_version(is_asked: bool | None) -> None:
@@ -29,7 +34,30 @@ def _print_version(is_asked: bool | None) -> None:
         raise typer.Exit
 
 
+class _Verbs(TyperGroup):
+    """The verbs. What a usage error quotes of the command line has its control and direction characters escaped."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _printable_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # one of click's, which typer prints in a box
+            error.format_message = partial(printable, error.format_message())
+        raise
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Train masked diffusion language models (MDMs) with PUMA and its baselines, and decode from them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
