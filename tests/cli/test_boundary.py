@@ -114,7 +114,9 @@ def test_nohup_keeps_its_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_full_disk() -> io.TextIOWrapper:
-    return io.TextIOWrapper(Path("/dev/full").open("wb", buffering=0), write_through=True)
+    file = io.TextIOWrapper(Path("/dev/full").open("wb", buffering=0), write_through=True)  # noqa: SIM115
+    file.mode = "w"  # as `open` leaves it: a part of a TextIO
+    return file
 
 
 def test_a_full_disk_behind_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +125,32 @@ def test_a_full_disk_behind_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pyte
             patch.setattr("sys.stdout", full)
             assert run_cli(*arguments) == 1
         assert capsys.readouterr().err == "Error: stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize("state", ["closed", "full"])
+def test_a_result_that_cannot_be_written_is_an_error(
+    state: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever prints a result, exits with 1 and one line; what has none to print takes no harm."""
+    (tmp_path / "x.txt").write_text(EASY)
+    (tmp_path / "x.jsonl").write_text(f'{{"puzzle": "{EASY}", "answer": "{EASY}"}}\n')
+    verbs = [
+        ["--version"],
+        ["--help"],
+        ["settings", "debug"],
+        ["eval", run, "--decoder", "prob,tokens_per_step=40", "--examples", 1, "--json"],
+        ["decode", run, tmp_path / "x.txt", "--decoder", "prob,tokens_per_step=40"],
+        ["grade", tmp_path / "x.jsonl", "--task", "sudoku"],
+        ["diagnose", run, "--only", "nll", "--examples", 2, "--draws", 1, "--json"],
+    ]
+    for number, arguments in enumerate([*verbs, ["export", run, tmp_path / "model"]]):
+        with open_full_disk() as full, monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", None if state == "closed" else full)
+            code = run_cli(*arguments)
+        told = capsys.readouterr().err.splitlines()
+        assert code == (number < len(verbs)), (arguments, told)
+        reason = "is closed, so the result is lost" if state == "closed" else "No space left on device"
+        assert len([line for line in told if line.startswith(f"Error: stdout: {reason}")]) == code, (arguments, told)
 
 
 def test_a_reader_that_leaves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,6 +175,20 @@ def test_a_terminal_that_cannot_print_a_sign(
     assert run_cli("train", "--help") == 0
     stream.flush()
     assert b"0.5 " in stream.buffer.getvalue()
+
+
+def test_what_could_steer_a_terminal_is_escaped_in_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["a\u202eb\x1b[2J"],
+        ["settings", "debug", "--a\u202eb"],
+        ["bench", "a\u202eb"],
+        ["export", "--step"],
+    ):
+        assert run_cli(*arguments) == 2
+        said = capsys.readouterr().err
+        assert not {"\u202e", "\x1b"} & set(said)
+        assert r"a\u202eb" in said or arguments[-1] == "--step"
+    assert run_cli() == 2  # says what there is
 
 
 def test_messages_that_nobody_takes_end_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,8 +330,8 @@ def full(*arguments: Any, **options: Any) -> Any:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def write_half(path: Path, error: BaseException, *, keeps_parts: bool = False) -> None:
-    with options.new_file(path, keeps_parts=keeps_parts) as file:
+def write_half(path: Path, error: BaseException) -> None:
+    with options.new_file(path) as file:
         file.write("half")
         file.flush()
         raise error
@@ -297,14 +339,10 @@ def write_half(path: Path, error: BaseException, *, keeps_parts: bool = False) -
 
 def test_a_file_of_out_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    with pytest.raises(OSError, match=r"No space left.*out"):
-        write_half(out, OSError(errno.ENOSPC, "No space left on device"))
-    assert not [*out.parent.iterdir()]
-    with pytest.raises(Interrupted):
-        write_half(out, Interrupted(), keeps_parts=True)
-    assert [path.name for path in out.parent.iterdir()] == ["out.part"]
-    with pytest.raises(UserError, match=r"out\.part, beside it, holds what was done before"):
-        write_half(out, Interrupted(), keeps_parts=True)
+    for error in (OSError(errno.ENOSPC, "No space left on device"), Interrupted()):
+        with pytest.raises(type(error), match=r"No space left.*out|^$"):
+            write_half(out, error)
+        assert not [*out.parent.iterdir()]
     with options.new_file(out) as file:
         file.write("whole")
         assert not out.exists()
@@ -325,6 +363,9 @@ def test_decoding_onto_a_full_disk_keeps_what_was_done(
     assert "out.part: No space left on device\n" in capsys.readouterr().err
     assert len(lines(tmp_path / "out.part")) == 1
     assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert run_cli("decode", run, tmp_path / "x.txt", "--decoder", decoder, "--out", tmp_path / "out") == 0
+    assert len(lines(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize("operation", ["put", "put_tensors", "sync", "rename"])

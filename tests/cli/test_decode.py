@@ -12,6 +12,7 @@ from tests.helpers import SHORT, lines, run_cli
 from tests.helpers.runs import decode_prompts
 from tests.helpers.sudoku import EASY
 from unmask.cli.session import Answer, DecodeSession
+from unmask.files import FileLock
 
 SAMPLED = ["--decoder", "random,temperature=1,tokens_per_step=9"]
 
@@ -143,10 +144,59 @@ def test_ctrl_c_keeps_what_is_done(
     (tmp_path / "x.txt").write_text("\n".join(puzzles(3)))
     arguments = ["--decoder", "prob,batch_size=1,tokens_per_step=20", "--out", out]
     assert run_cli("decode", run, tmp_path / "x.txt", *arguments) == 130
-    assert f"Interrupted: {num_done} of 3 answers are written to {part}" in capsys.readouterr().err
+    said = f"Interrupted: {num_done} of 3 answers are written to {part}"
+    assert f"{said}{'; the same command goes on from there' * bool(num_done)}\n" in capsys.readouterr().err
     assert len(on_disk) == num_done  # written as soon as they were there
-    assert lines(part) == on_disk if num_done else not part.exists()
+    assert lines(part) == on_disk if num_done else {path.name for path in tmp_path.iterdir()} == {"x.txt"}
     assert not out.exists()
+
+
+def test_the_same_command_goes_on_with_what_was_stopped(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answers are those of a call that nobody stopped, bit for bit, also after a kill in the middle of a line."""
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    prompts, other = tmp_path / "x.txt", tmp_path / "y.txt"
+    prompts.write_text("\n".join(puzzles(3)))
+    other.write_text("\n".join(puzzles(4)[1:]))
+    decoder = "random,temperature=1,batch_size=2,tokens_per_step=30"
+
+    def decode(file: Path = prompts, to: Path = out, decoder: str = decoder, num: int = 2, *more: str) -> int:
+        return run_cli("decode", run, file, "--decoder", decoder, "--n", num, "--out", to, *more)
+
+    assert decode(to=tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodeSession, "decode", interrupting(2, lambda: None))
+        assert decode() == 130
+    part.write_text(part.read_text() + '{"puzzle": "0')
+    before = part.read_bytes()
+    capsys.readouterr()
+    for changed, word in (
+        ({"file": other}, "prompts was"),
+        ({"decoder": f"{decoder},seed=1"}, "decoder.seed was 0 and is 1"),
+        ({"decoder": decoder.replace("size=2", "size=3")}, "decoder.batch_size was 2 and is 3"),
+        ({"num": 3}, "n was 2 and is 3"),
+    ):
+        assert decode(**changed) == 2
+        said = capsys.readouterr().err
+        assert f"{part}: is unfinished work on something else: {word}" in said
+        assert "To go on, give the same again; else move it away, or name another file" in said
+    assert run_cli("decode", run, prompts, "--decoder", decoder, "--n", 2, "--out", out, "--step", 2) == 2
+    assert "checkpoint was" in capsys.readouterr().err
+    with FileLock(part, wait=False):
+        assert decode() == 2
+    assert f"another process is writing {part}" in capsys.readouterr().err
+    assert part.read_bytes() == before
+    assert decode() == 0
+    assert f"Going on with {part}: 4 of 6 answers are there" in capsys.readouterr().err
+    found, expected = lines(out), lines(tmp_path / "whole")
+    assert [record | {"seconds": 0} for record in found] == [record | {"seconds": 0} for record in expected]
+    assert {path.name for path in tmp_path.iterdir()} == {"x.txt", "y.txt", "whole", "out.jsonl"}
+    part.write_text("{}\n")
+    assert decode(to=tmp_path / "out.jsonl") == 2  # it exists
+    out.unlink()
+    assert decode() == 2
+    assert "out.jsonl.part.json, which says of what, is gone" in capsys.readouterr().err
 
 
 def test_guidance_needs_a_run_that_hid_prompts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

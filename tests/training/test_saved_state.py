@@ -196,6 +196,18 @@ def test_resume_eval_and_export_refuse_in_one_line(
     assert (copied / "config.yaml").read_text() == config.replace("steps: 2", "steps: 3")
 
 
+@pytest.mark.parametrize("harmed", ["model", "ema"])
+def test_an_export_holds_finite_weights_whatever_the_others_are(harmed: str, copied: Path, tmp_path: Path) -> None:
+    """The average may be sound where the weights of the moment are not, and only what is exported matters."""
+    change_tensor(newest(copied), harmed, "norm.weight", lambda value: value * torch.inf)
+    sound, unsound = ("ema", "raw") if harmed == "model" else ("raw", "ema")
+    assert run_cli("export", copied, tmp_path / "model", "--weights", sound) == 0
+    exported = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in exported.values())
+    assert run_cli("export", copied, tmp_path / "none", "--weights", unsound) == 1
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(copied: Path) -> None:
     newest(copied).rename(copied / "checkpoints" / "step_00000009")
     with pytest.raises(UserError, match=r"step_00000009.*step=2: its checkpoint is of step 9"):

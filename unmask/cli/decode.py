@@ -14,10 +14,12 @@ from torch import Tensor
 from unmask.cli import options, prompts
 from unmask.cli.prompts import Prompts
 from unmask.cli.session import Answer, DecodeSession
+from unmask.cli.unfinished import open_unfinished
+from unmask.data.fingerprint import digest
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import Interrupted, UserError
 from unmask.formats import to_json
-from unmask.progress import progress
+from unmask.progress import console, progress
 from unmask.tasks.task import Task
 from unmask.training.loading import LoadedRun
 
@@ -36,7 +38,7 @@ def decode(
     ] = "-",
     out: Annotated[
         Path | None,
-        typer.Option(help="New file for the JSON lines (default: stdout); it is OUT.part until all are done."),
+        typer.Option(help="New file for the JSON lines (default: stdout); OUT.part until all are done."),
     ] = None,
     decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
     num_samples: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="Answers to draw for each prompt.")] = 1,
@@ -59,8 +61,8 @@ def decode(
     """Fill in prompts, and write one JSON object for each; each batch is written as soon as it is done.
 
     An object holds the prompt and the answer, `nfe` (forward passes), `seconds` (those of its batch, divided by the
-    batch's rows), `tokens` (all ids) and, for text, `canvas` (all of it as text). Ctrl-C keeps what is written, with
-    --out in OUT.part.
+    batch's rows), `tokens` (all ids) and, for text, `canvas` (all of it as text). Ctrl-C keeps what is written; with
+    --out that is in OUT.part, and the same command goes on from there.
 
     A prompt may be a JSON object: `{"puzzle": ..}` for Sudoku, `{"question": ..}` for word problems. Spans to fill in
     may stand anywhere in a text, `{"text": "I have<mask:2> apples."}`, and in `{"question": .., "program": ..}`.
@@ -85,10 +87,12 @@ def decode(
     session = DecodeSession(loaded, config, rows=num_samples * len(asked.canvases))
     asked.check(session.decoder)
     job = _Job(session, asked, num_samples, config.batch_size, trace)
-    with nullcontext(sys.stdout) if out is None else options.new_file(out, keeps_parts=True) as target:
+    stdout = nullcontext((sys.stdout, 0))
+    unfinished = stdout if out is None else open_unfinished(out, job.identity(), batch_size=config.batch_size)
+    with unfinished as (target, num_done):
         if watch:
             session.watch(asked.canvases[:1], asked.keys[:1])
-        _write(job, target, name="stdout" if out is None else target.name)
+        _write(job, target, num_done, name="stdout" if out is None else target.name)
 
 
 def _with_forbidden(config: DecodeConfig, task: Task, texts: list[str]) -> DecodeConfig:
@@ -112,11 +116,23 @@ class _Job:
     batch_size: int
     with_trace: bool
 
-    def batches(self, update: Callable[[int], None]) -> Iterator[list[dict[str, Any]]]:
-        """Yields the records of each batch; calls `update` with the number of positions that are filled in so far."""
+    def identity(self) -> dict[str, Any]:
+        """Returns all that the answers depend on, as JSON."""
+        run, asked = self.session.run, self.asked
+        return {
+            "checkpoint": run.digest(),
+            "weights": run.weights,
+            "prompts": digest(asked.canvases.numpy(), asked.keys.numpy()),
+            "decoder": self.session.settings.model_dump(mode="json"),
+            "n": self.num_samples,
+            "trace": self.with_trace,
+        }
+
+    def batches(self, update: Callable[[int], None], start: int) -> Iterator[list[dict[str, Any]]]:
+        """Yields the records of each batch from row `start` on; calls `update` with the positions filled in so far."""
         decode = self.session.trace if self.with_trace else self.session.decode
         before = 0
-        for rows in self.asked.rows(self.num_samples, self.batch_size):
+        for rows in self.asked.rows(self.num_samples, self.batch_size, start):
             started = time.perf_counter()
             answers = decode(rows.canvases, rows.keys, _shifted(update, before))
             seconds = round((time.perf_counter() - started) / len(answers), 6)
@@ -141,16 +157,19 @@ def _shifted(update: Callable[[int], None], start: int) -> Callable[[int], None]
     return lambda done: update(start + done)
 
 
-def _write(job: _Job, target: TextIO, name: str) -> None:
-    """Writes batch after batch, so that Ctrl-C keeps those that are done."""
-    total = int((job.asked.canvases == job.session.decoder.mask_id).sum()) * job.num_samples
-    num_written = 0
+def _write(job: _Job, target: TextIO, num_done: int, name: str) -> None:
+    """Writes batch after batch, so that Ctrl-C keeps those that are done; `num_done` rows are there already."""
+    rows = len(job.asked.canvases) * job.num_samples
+    if num_done:
+        console.print(f"Going on with {name}: {num_done} of {rows} answers are there")
+    masked = (job.asked.canvases == job.session.decoder.mask_id).sum(dim=-1).repeat_interleave(job.num_samples)
+    total = int(masked[num_done:].sum())
     try:
         with progress("Decoding", total, is_shown=not target.isatty()) as update:  # or the bar is in the answers' way
-            for records in job.batches(update):
+            for records in job.batches(update, num_done):
                 target.write("".join(to_json(record) + "\n" for record in records))
                 target.flush()
-                num_written += len(records)
+                num_done += len(records)
     except KeyboardInterrupt:
-        of = len(job.asked.canvases) * job.num_samples
-        raise Interrupted(f"Interrupted: {num_written} of {of} answers are written to {name}") from None
+        how = "" if name == "stdout" or not num_done else "; the same command goes on from there"
+        raise Interrupted(f"Interrupted: {num_done} of {rows} answers are written to {name}{how}") from None

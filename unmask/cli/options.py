@@ -162,12 +162,8 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def new_file(path: Path, *, keeps_parts: bool = False) -> Iterator[TextIO]:
+def new_file(path: Path) -> Iterator[TextIO]:
     """Opens the new file of --out for writing. It has its name once the context ends well, until then another.
-
-    Args:
-        path: what the user wrote.
-        keeps_parts: write to `PATH.part`, which stays where the context fails after it has written something.
 
     Raises:
         UserError: the file exists, or cannot be made.
@@ -175,24 +171,19 @@ def new_file(path: Path, *, keeps_parts: bool = False) -> Iterator[TextIO]:
     path = paths.user_path(path, _OUT)
     if os.path.lexists(path):
         raise UserError(f"{_OUT}{path}: exists already; name another file")
-    part = path.with_name(f"{path.name}.part" if keeps_parts else files.aside_name(path))
-    if os.path.lexists(part):
-        raise UserError(
-            f"{_OUT}{path}: {part.name}, beside it, holds what was done before; move it, or name another file"
-        )
+    aside = path.with_name(files.aside_name(path))
     with files.naming(path, _OUT):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = part.open("x", encoding="utf-8")
+        file = aside.open("x", encoding="utf-8")
     try:
         with file:
             yield file
         with files.naming(path, _OUT):
-            files.place_new(part, path)
+            files.place_new(aside, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno and error.filename is None:  # as of a full disk
-            error.filename = str(part)
-        if not (keeps_parts and part.exists() and part.stat().st_size):
-            part.unlink(missing_ok=True)
+            error.filename = str(path)
+        aside.unlink(missing_ok=True)
         raise
 
 

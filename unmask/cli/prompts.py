@@ -32,11 +32,11 @@ class Prompts:
     places: list[str]
     """Place of each prompt, for messages: `FILE, line 3`."""
 
-    def rows(self, num_samples: int, batch_size: int) -> Iterator["PromptBatch"]:
-        """Yields every prompt `num_samples` times, in batches."""
+    def rows(self, num_samples: int, batch_size: int, start: int = 0) -> Iterator["PromptBatch"]:
+        """Yields every prompt `num_samples` times, in batches; `start` is the first row of them."""
         total = len(self.canvases) * num_samples
-        for start in range(0, total, batch_size):
-            row = torch.arange(start, min(start + batch_size, total))
+        for first in range(start, total, batch_size):
+            row = torch.arange(first, min(first + batch_size, total))
             number, sample = row // num_samples, row % num_samples
             yield PromptBatch(self.canvases[number], self.keys[number] + sample * _SEEDS, sample)
 

@@ -312,6 +312,11 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
+def checksums_of(path: Path) -> Path:
+    """Returns the file of the checkpoint folder `path` that holds the checksums of all others."""
+    return path / _COMPLETE
+
+
 def find(run: Path, which: str, warn: Callable[[str], None]) -> Path:
     """Finds the checkpoint `which` of `run`: `last`, `best`, or a step.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from unmask import files, formats, paths, progress
 from unmask.config import registry
 from unmask.config.run import RunConfig
-from unmask.data.fingerprint import DataFingerprint, read_fingerprint
+from unmask.data.fingerprint import DataFingerprint, file_sha256, read_fingerprint
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.decoding.decoder import Decoder
@@ -149,6 +149,11 @@ class LoadedRun:
                 f"{self.path}: data.path={path} is not what it was trained on; {fix}; to show it all the same: "
                 "--data-changed"
             ) from None
+
+    def digest(self) -> str:
+        """Returns a SHA-256 that tells the checkpoint or export that it was read from, from all others."""
+        export = self.path / "model.safetensors"
+        return file_sha256(export if self.checkpoint is None else checkpoint.checksums_of(self.checkpoint))
 
     @property
     def tokens(self) -> TokenSpec:
