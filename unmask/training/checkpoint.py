@@ -28,7 +28,7 @@ from unmask.training import parallel
 from unmask.training.parallel import LazyTensor, TensorShard
 from unmask.training.state import SEPARATOR, Progress, join, progress_of, split
 
-_COMPLETE = "COMPLETE"
+COMPLETE = "COMPLETE"
 _STATE = "state.json"
 _TENSORS = ".safetensors"
 _NAME = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,15})")
@@ -80,8 +80,8 @@ def _finish(aside: Path, target: Path, state: dict[str, Any], checksums: dict[st
     files.put(aside / _STATE, formats.to_json(rest, indent=1))
     files.sync(aside / _STATE)
     checksums |= {_STATE: _checksum(aside / _STATE)}
-    files.put(aside / _COMPLETE, json.dumps(dict(sorted(checksums.items())), indent=1))
-    files.sync(aside / _COMPLETE)
+    files.put(aside / COMPLETE, json.dumps(dict(sorted(checksums.items())), indent=1))
+    files.sync(aside / COMPLETE)
     files.sync(aside)
     old = target.with_name(f".removing_{target.name}")
     # A run that was stopped in its last evaluation saves this step again once it has evaluated. A folder that is not
@@ -283,16 +283,16 @@ def _listed(path: Path) -> dict[str, str]:
     Raises:
         ValueError: `COMPLETE` does not list them, or lists what is no file of the checkpoint.
     """
-    _check_regular(path / _COMPLETE)
-    checksums: dict[str, str] = formats.read_json(path / _COMPLETE, dict[str, str])
+    _check_regular(path / COMPLETE)
+    checksums: dict[str, str] = formats.read_json(path / COMPLETE, dict[str, str])
     if _STATE not in checksums:
-        raise ValueError(f"{_COMPLETE} does not list {_STATE}")
+        raise ValueError(f"{COMPLETE} does not list {_STATE}")
     for name in checksums:
         if not _PLAIN.fullmatch(name):
-            raise ValueError(f"{_COMPLETE} lists {name[:100]!r}, which is no name of a file in the checkpoint")
+            raise ValueError(f"{COMPLETE} lists {name[:100]!r}, which is no name of a file in the checkpoint")
         _check_regular(path / name)
         if missing := parallel.files_beside(name) - checksums.keys():
-            raise ValueError(f"{_COMPLETE} lists {name}, but not {min(missing)}")
+            raise ValueError(f"{COMPLETE} lists {name}, but not {min(missing)}")
     return checksums
 
 
@@ -310,11 +310,6 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
             return path
         warn(f"skipping checkpoint {path}: {problem}")
     return None
-
-
-def checksums_of(path: Path) -> Path:
-    """Returns the file of the checkpoint folder `path` that holds the checksums of all others."""
-    return path / _COMPLETE
 
 
 def find(run: Path, which: str, warn: Callable[[str], None]) -> Path:

@@ -153,7 +153,7 @@ class LoadedRun:
     def digest(self) -> str:
         """Returns a SHA-256 that tells the checkpoint or export that it was read from, from all others."""
         export = self.path / "model.safetensors"
-        return file_sha256(export if self.checkpoint is None else checkpoint.checksums_of(self.checkpoint))
+        return file_sha256(export if self.checkpoint is None else self.checkpoint / checkpoint.COMPLETE)
 
     @property
     def tokens(self) -> TokenSpec:
