@@ -18,7 +18,7 @@ from torch import Tensor
 from unmask import files, formats, paths, progress
 from unmask.config import registry
 from unmask.config.run import RunConfig
-from unmask.data.fingerprint import DataFingerprint, file_sha256, read_fingerprint
+from unmask.data.fingerprint import DataFingerprint, digest, file_sha256, read_fingerprint
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.decoding.decoder import Decoder
@@ -152,8 +152,8 @@ class LoadedRun:
 
     def digest(self) -> str:
         """Returns a SHA-256 that tells the checkpoint or export that it was read from, from all others."""
-        export = self.path / "model.safetensors"
-        return file_sha256(export if self.checkpoint is None else self.checkpoint / checkpoint.COMPLETE)
+        lists_all = None if self.checkpoint is None else self.checkpoint / checkpoint.COMPLETE
+        return digest(*map(file_sha256, [lists_all] if lists_all else sorted(self.path.glob("*.safetensors"))))
 
     @property
     def tokens(self) -> TokenSpec:
