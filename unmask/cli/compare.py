@@ -1,7 +1,6 @@
 """The verb `unmask compare`."""
 
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from rich.table import Table
 from unmask import machine, paths
 from unmask.cli import options, report
 from unmask.formats import to_json
-from unmask.lab.compare import FEWEST_SEEDS, Comparison, Method, Plan, choose_measure
+from unmask.lab.compare import AXIS_NAMES, FEWEST_SEEDS, Comparison, Method, Plan, choose_measure
 from unmask.lab.trainings import Training, train_all
 from unmask.progress import console, warn
 from unmask.training.folder import command_line
@@ -124,13 +123,19 @@ def _progress_table(trainings: list[Training]) -> Table:
 def _print(comparison: Comparison, measure: str) -> None:
     out = options.results()
     out.print(_curves_table(comparison, measure))
+    out.print(_finals_table(comparison))
     out.print(_cost_table(comparison))
+    for method in comparison.short_of_baseline():
+        out.print(
+            f"{method} took fewer steps, and ends short of {comparison.baseline}, which was in the middle of its "
+            "schedule where that came: a baseline of the same steps would be fair."
+        )
     if comparison.num_seeds < FEWEST_SEEDS:
         out.print("With three seeds or more, there would be 95 % intervals; these ratios are not told from 1.")
 
 
 def _curves_table(comparison: Comparison, measure: str) -> Table:
-    table = Table(title=f"{measure}, mean and standard deviation over seeds", title_justify="left")
+    table = Table(title=f"{measure}, mean (least to most of the seeds)", title_justify="left")
     table.add_column("step", justify="right")
     at_steps: dict[float, dict[str, list[float]]] = {}
     for method, curves in comparison.methods.items():
@@ -147,9 +152,19 @@ def _curves_table(comparison: Comparison, measure: str) -> Table:
 def _mean(comparison: Comparison, values: list[float], seeds: int) -> str:
     if not values:
         return ""
-    spread = f" ± {comparison.text(stdev(values))}" if len(values) > 1 else ""
-    of_all = "" if len(values) == seeds else f", {len(values)} of {seeds}"
-    return comparison.text(mean(values)) + spread + of_all
+    return comparison.mean_text(values) + ("" if len(values) == seeds else f", {len(values)} of {seeds}")
+
+
+def _finals_table(comparison: Comparison) -> Table:
+    table = Table(title="at the last evaluation, with what was spent until then", title_justify="left")
+    table.add_column("method", overflow="fold")
+    rows = comparison.finals()
+    has_interval = any(row[2] for row in rows)
+    for name in ("value", *["95 % interval"] * has_interval, *(AXIS_NAMES[axis] for axis in comparison.axes)):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(row if has_interval else [*row[:2], *row[3:]]))
+    return table
 
 
 def _cost_table(comparison: Comparison) -> Table:

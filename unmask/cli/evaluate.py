@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from unmask.errors import RunFailed, UserError
 from unmask.evaluation.evaluate import Cells, Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
 from unmask.evaluation.generative import Samples, check_random, sampling_config
+from unmask.evaluation.paired import PairedComparison
 from unmask.evaluation.text import Generation, TextMeasures, check_text_task, read_corpora
 from unmask.formats import to_json
 from unmask.models.denoiser import Denoiser
@@ -69,6 +71,14 @@ def evaluate(
         str | None,
         typer.Option("--prompts", metavar="FILE", help="Prompts that samples fill in, as in `unmask decode`."),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Another run or export, evaluated on the same examples in the same way: their differences, with a "
+            "paired bootstrap's interval, and McNemar's exact test.",
+        ),
+    ] = None,
     weights: options.Weights = None,
     step: options.Step = "last",
     device: options.Device = None,
@@ -88,6 +98,8 @@ def evaluate(
 
     * `unmask eval runs/sudoku-puma --data hard.csv --step best`
 
+    * `unmask eval runs/sudoku-puma --against runs/sudoku-uniform --examples 1000`
+
     * `unmask eval runs/tinygsm-puma --task gsm8k --data test.jsonl --out answers.jsonl`
 
     * `unmask eval runs/text-bell --corpus reviews.jsonl --corpus speeches/ --generative models/gpt2-large`
@@ -100,6 +112,8 @@ def evaluate(
     asked = _TextOptions(corpus or [], generative, samples, prompt_file, decoder or [])
     text_task = asked.check(judge, config)
     decoders = _decoders(config, decoder or [], out) if generative is None else []
+    if against is not None and (generative is not None or corpus):
+        raise UserError(f"--against {against}: compares examples; leave --generative and --corpus out")
     for each in decoders:
         check_guidance(each, config.data)
     chosen = (
@@ -107,6 +121,7 @@ def evaluate(
         if data is None
         else judge.examples_from_file(data)[:examples]
     )
+    other = None if against is None else _Other.open(against, loaded, chosen, data, task, step, weights, device)
     drawing = asked.decode_config(config, is_causal=loaded.model.is_causal)
     used = [drawing] if generative is not None else decoders
     model = loaded.prepare(dtype=_check_decoders(used), is_compiled=any(decoder.compile for decoder in used))
@@ -114,10 +129,14 @@ def evaluate(
     if text_task is not None:
         text = asked.measures(text_task, model, drawing, limit=limit, real=None if data is None else chosen)
     total = len(chosen) * len(decoders) + (0 if text is None else text.num_samples)
+    paired = None
     with nullcontext() if out is None else options.new_file(out) as file:
         with progress(f"Evaluating {run}", total) as update:
             draws = config.eval.nelbo_draws
             result = evaluate_model(model, judge, chosen, decoders, nelbo_draws=draws, text=text, update=update)
+        if other is not None:
+            with progress(f"Evaluating {against}", total) as update:
+                paired = PairedComparison.of(result, other.evaluate(decoders, config.eval.nelbo_draws, update))
         if file is not None:
             file.writelines(to_json(record) + "\n" for record in result.records())
     protocol = _protocol(loaded, config, chosen, decoders, result) | {
@@ -126,11 +145,58 @@ def evaluate(
         "data": "validation" if data is None else str(data),
     }
     if as_json:
-        options.print_json(result.as_dict() | {"protocol": protocol})
+        found = {} if paired is None else {"against": {"run": against, "measures": paired.as_dict()}}
+        options.print_json(result.as_dict() | found | {"protocol": protocol})
     else:
         _print(result, protocol)
+        if paired is not None and other is not None:
+            _print_paired(paired, other, len(chosen))
     if (said := result.say_not_graded()) is not None:
         raise RunFailed(f"{said}; evaluate again when more of the machine is free")
+
+
+@dataclass(frozen=True)
+class _Other:
+    """The run of `--against`, and its own reading of the examples."""
+
+    loaded: LoadedRun
+    task: Task
+    examples: CleanBatch
+
+    @staticmethod
+    def open(
+        run: str,
+        first: LoadedRun,
+        chosen: CleanBatch,
+        data: Path | None,
+        task: str | None,
+        step: str,
+        weights: str | None,
+        device: str | None,
+    ) -> "_Other":
+        """Opens the run.
+
+        Raises:
+            UserError: its examples are not the `chosen` ones of the `first` run.
+        """
+        loaded = LoadedRun.open(run, weights=weights, step=step, device=device)
+        config = loaded.config if task is None else _with_task(loaded, task)
+        judge = build_task(config)
+        examples = loaded.held_out(len(chosen), judge) if data is None else judge.examples_from_file(data)
+        examples = examples[: len(chosen)]
+        if config.task.name != (task or first.config.task.name) or _sha256(examples) != _sha256(chosen):
+            raise UserError(
+                f"--against {run}: its examples are not those of {first.path}, as task, data or tokens differ; give "
+                "--data FILE that both read alike, or runs of the same data"
+            )
+        return _Other(loaded, judge, examples)
+
+    def evaluate(self, decoders: list[DecodeConfig], draws: int, update: Callable[[int], None]) -> Evaluation:
+        """Evaluates the run as the first one was."""
+        model = self.loaded.prepare(
+            dtype=_check_decoders(decoders), is_compiled=any(decoder.compile for decoder in decoders)
+        )
+        return evaluate_model(model, self.task, self.examples, decoders, nelbo_draws=draws, update=update)
 
 
 @dataclass(frozen=True)
@@ -278,6 +344,17 @@ def _print(result: Evaluation, protocol: dict[str, Any]) -> None:
     )
     for line in result.lines():
         out.print(line if isinstance(line, str) else _table(line))
+
+
+def _print_paired(paired: PairedComparison, other: _Other, count: int) -> None:
+    out = options.results()
+    loaded = other.loaded
+    out.print(f"Against {loaded.path}, step {loaded.step}, {loaded.weights} weights, on the same {count} examples:")
+    out.print(_table(paired.table()))
+    out.print(
+        "Differences of shares in points, with a paired bootstrap's interval; alone: how many examples only this,"
+    )
+    out.print("and only the other run has right; p: McNemar's exact test of these two numbers.")
 
 
 def _table(cells: Cells) -> Table:

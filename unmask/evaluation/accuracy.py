@@ -39,9 +39,14 @@ class Accuracy:
         return self.shares["accuracy"]
 
     @property
+    def right(self) -> int:
+        """The number of right answers."""
+        return round(self.accuracy * self.n) if self.n else 0
+
+    @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval (Wilson)."""
-        return (0.0, 1.0) if self.n == 0 else wilson(round(self.accuracy * self.n), self.n)
+        return (0.0, 1.0) if self.n == 0 else wilson(self.right, self.n)
 
     @property
     def reasons(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from unmask.errors import NotFinite
 from unmask.evaluation.accuracy import Accuracy, grade_answers
 from unmask.evaluation.generative import NGRAM_SIZES
 from unmask.evaluation.nelbo import Estimate, Likelihood, measure_likelihood, summarise
+from unmask.evaluation.statistics import share_text
 from unmask.evaluation.text import Generative, TextMeasures, ZeroShot, zero_shot
 from unmask.models.denoiser import Denoiser
 from unmask.peers import ALONE, Peers
@@ -130,7 +131,10 @@ class Evaluation:
         for name, other in self.zero_shot.items():
             parts += [f"{name} ppl {text.ppl:.1f}"] if (text := other.likelihood.text) is not None else []
         parts += [] if self.generative is None else self.generative.words()
-        shown = ", ".join(f"{label} {_share(measured.accuracy)}" for label, measured in self.accuracy.items())
+        shown = ", ".join(
+            f"{label} {share_text(measured.right, measured.n) if measured.n else 'not graded'}"
+            for label, measured in self.accuracy.items()
+        )
         return (f"accuracy {shown}; " if shown else "") + ", ".join(parts)
 
     def lines(self) -> Iterator[str | Cells]:

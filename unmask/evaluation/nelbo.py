@@ -5,7 +5,7 @@ Dimensions: R examples, D draws (masks) per example, B rows of a batch, N blocks
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -99,6 +99,8 @@ class Likelihood:
     """True for a causal model, whose NLL is known; else the estimate is of a bound, the NELBO."""
     text: TextLikelihood | None = None
     """The same in the units of running text; None for other tasks."""
+    rows: RowLikelihoods | None = field(default=None, repr=False, compare=False)
+    """The likelihoods of this process's examples."""
 
     @property
     def name(self) -> str:
@@ -126,7 +128,7 @@ def summarise(
     estimate, extent = rows.over_corpus(peers), getattr(task, "extent", None)
     num_maskable = int((~examples.prompt_mask).sum())
     text = None if extent is None else TextLikelihood.of(estimate.value, num_maskable, extent(examples))
-    return Likelihood(estimate, model.is_causal, text)
+    return Likelihood(estimate, model.is_causal, text, rows)
 
 
 def nelbo(model: Denoiser, examples: CleanBatch, **options: Any) -> Estimate:

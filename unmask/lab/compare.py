@@ -17,7 +17,7 @@ from unmask.config import recipes
 from unmask.config.run import RunConfig
 from unmask.config.settings import shown
 from unmask.errors import UserError
-from unmask.evaluation.statistics import student
+from unmask.evaluation.statistics import student, wilson
 from unmask.lab.report.curves import AXES, Cost, Curve, known_axes
 from unmask.lab.report.runs import MOST_METHODS, RunsByMethod, read_run
 from unmask.lab.trainings import Training, check_budget
@@ -190,12 +190,17 @@ class Level:
         if not spent:
             return "not reached"
         most = "≤ " * any(cost.is_most for cost in costs)
-        spread = f" ({min(spent):,.0f} to {max(spent):,.0f})" if len(spent) > 1 else ""
+        spread = f" ({_amount(min(spent))} to {_amount(max(spent))})" if len(spent) > 1 else ""
         of_all = "" if len(spent) == len(costs) else f", {len(spent)} of {len(costs)}"
-        return f"{most}{mean(spent):,.0f}{spread}{of_all}"
+        return f"{most}{_amount(mean(spent))}{spread}{of_all}"
 
     def speed_up_text(self, method: str, axis: str) -> str:
         return str(self.speed_ups[method][axis] or "-")
+
+
+def _amount(spent: float) -> str:
+    """Formats what was spent; of a few seconds, the tenths count too."""
+    return f"{spent:,.1f}" if spent < 10 and spent != round(spent) else f"{spent:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,37 @@ class Comparison:
     def text(self, value: float) -> str:
         """Formats a value of the measure."""
         return f"{value:.1%}" if self.is_share else f"{value:.4f}"
+
+    def mean_text(self, values: Sequence[float]) -> str:
+        """Formats the mean (least to most) of several seeds' values."""
+        least, most = (self.text(end).rstrip("%") for end in (min(values), max(values)))
+        return self.text(mean(values)) + (f" ({least} to {most})" if len(values) > 1 else "")
+
+    def finals(self) -> list[list[str]]:
+        """Lists each method's last evaluation: its name, value, Wilson interval, and what was spent by then, by axis.
+
+        All seeds are evaluated on the same examples. So the interval is that of their mean on the examples of one
+        evaluation, not of one: more seeds make it no narrower. It is empty for likelihoods.
+        """
+        rows = []
+        for method, curves in self.methods.items():
+            last = [curve.values[-1] for curve in curves]
+            n = min((curve.examples or 0 for curve in curves), default=0)
+            low, high = wilson(round(mean(last) * n), n) if n else (math.nan, math.nan)
+            spent = (_amount(mean(curve.spent[axis][-1] for curve in curves)) for axis in self.axes)
+            rows.append([method, self.mean_text(last), f"{100 * low:.1f} to {100 * high:.1f}" if n else "", *spent])
+        return rows
+
+    def short_of_baseline(self) -> list[str]:
+        """Lists the methods whose seeds did not all come to the baseline's final value, after fewer steps than it took.
+
+        Costs are then read where the baseline's learning rate had not come down yet, if it does.
+        """
+        steps = {method: max(curve.spent["step"][-1] for curve in own) for method, own in self.methods.items()}
+        sign = 1 if self.is_share else -1
+        worst = {method: min(sign * curve.final for curve in own) for method, own in self.methods.items()}
+        base = self.baseline
+        return [each for each in self.others if steps[each] < steps[base] and worst[each] < worst[base]]
 
     def levels(self, at: Sequence[float] = (0.5, 0.9)) -> list[Level]:
         """Lists the levels: the shares `at`, and for each method the value that it and the baseline both reached.

@@ -52,7 +52,10 @@ def metrics(results: dict[str, Evaluation]) -> dict[str, float | None]:
 
     An accuracy is that of the answers that were graded; without any there is none.
     """
-    values = {f"eval/{name}": value for name, value in next(iter(results.values())).values().items()}
+    first = next(iter(results.values()))
+    values: dict[str, float | None] = {f"eval/{name}": value for name, value in first.values().items()}
+    if first.accuracy:
+        values["eval/examples"] = next(iter(first.accuracy.values())).n
     for weights, result in results.items():
         values[f"eval/nelbo/{weights}"] = result.nelbo
         values |= {rate(weights, label): measured.accuracy for label, measured in result.accuracy.items() if measured.n}

@@ -201,3 +201,18 @@ def test_costs_and_ratios_in_words() -> None:
     assert half.speed_up_text("fast", "step") == "≥ 3.30"  # one seed never got there
     assert final.cost_text("slow", "seconds") == "280 (160 to 480)"
     assert Comparison({"one": slow[:1], "other": fast[:1]}).levels()[0].speed_up_text("other", "step") == "2.00"
+
+
+def test_finals_stand_beside_their_budgets() -> None:
+    """Seeds share the examples of an evaluation, so that the interval is that of 20 of them; none is of width 0."""
+    long = [replace(curve([0.0, 1.0], [10, 200]), examples=20) for _ in range(3)]
+    short = [replace(curve([0.0, end], [10, 100]), examples=20) for end in (0.4, 0.5, 0.6)]
+    comparison = Comparison({"long": long, "short": short})
+    assert comparison.finals() == [
+        ["long", "100.0% (100.0 to 100.0)", "83.9 to 100.0", "200", "400", "2,000"],
+        ["short", "50.0% (40.0 to 60.0)", "29.9 to 70.1", "100", "200", "1,000"],
+    ]
+    assert comparison.short_of_baseline() == ["short"]
+    assert Comparison({"short": short, "long": long}).short_of_baseline() == []
+    assert Comparison({"long": short, "also": long}).short_of_baseline() == []
+    assert Comparison({"long": [curve([0.0, 1.0], [10, 300])] * 2, "done": long}).short_of_baseline() == []

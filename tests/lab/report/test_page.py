@@ -62,8 +62,8 @@ def test_the_table_says_of_how_many_seeds(evaluated) -> None:  # type: ignore[no
     table = compare._curves_table(Comparison({"puma": curves, "other": curves[:1]}), RATE)
     shown = list(zip(*(list(column.cells) for column in table.columns), strict=True))
     assert shown == [
-        ("10", "10.0% ± 0.0%", "10.0%"),
-        ("20", "20.0% ± 0.0%, 2 of 3", "20.0%"),
+        ("10", "10.0% (10.0 to 10.0)", "10.0%"),
+        ("20", "20.0% (20.0 to 20.0), 2 of 3", "20.0%"),
         ("22", "22.0%, 1 of 3", ""),
     ]
 

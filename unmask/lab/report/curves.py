@@ -52,15 +52,20 @@ class Curve:
     spent: dict[str, tuple[float, ...]]
     is_share: bool = True
     """True for the share of examples solved, where more is better; False for a likelihood cost, where less is."""
+    examples: int | None = None
+    """The number of examples of a share, at the last evaluation; None if it is unknown."""
 
     @staticmethod
     def of(rows: Iterable[Row], measure: str) -> "Curve":
         """Collects the lines of metrics that have a finite `measure`."""
         rows = [row for row in rows if is_finite(row.get(measure))]
+        is_share = measure.startswith("eval/accuracy")
+        counted = rows[-1].get("eval/examples") if rows and is_share else None
         return Curve(
             values=tuple(float(row[measure]) for row in rows),
             spent={axis: tuple(float(row[axis]) for row in rows) for axis in known_axes(rows)},
-            is_share=measure.startswith("eval/accuracy"),
+            is_share=is_share,
+            examples=counted if type(counted) is int and 0 < counted <= _MOST_SPENT else None,
         )
 
     @cached_property

@@ -55,7 +55,8 @@ class RunRecord:
         found: dict[str, list[Row]] = {}
         for row in self.rows:
             for key, value in row.items():
-                if key.startswith("eval/") and not key.endswith("_stderr") and is_finite(value):
+                is_measure = key.startswith("eval/") and not key.endswith("_stderr") and key != "eval/examples"
+                if is_measure and is_finite(value):
                     found.setdefault(key, []).append(row)
         return found
 
