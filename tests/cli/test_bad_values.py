@@ -37,7 +37,7 @@ TEXTS = [
     "os:getcwd",
 ]
 TEXTS += [":", "/dev/zero", "\u202ex", "٣", "1e", "0b1", "--", "a.b"]
-NO_VALUES = [".nan", ".inf", "-.inf", "1e999", str(2**200), "5" * 5000, "-" + "5" * 5000, "!!int abc", "!!timestamp x"]
+NO_VALUES = [".nan", ".inf", "-.inf", "1e999", "5" * 5000, "-" + "5" * 5000, "!!int abc", "!!timestamp x"]
 NO_VALUES += [
     "!!python/name:os.system",
     "! 1",
@@ -53,7 +53,7 @@ VALUES: dict[str, Any] = {  # what is written: what it means in YAML 1.2
     **dict.fromkeys(["", "~", "null"]),
     **{word: word for word in TEXTS},
     **dict.fromkeys(NO_VALUES, REFUSED),
-    **{str(number): number for number in (10**12, 2**31, 2**62, 2**63 - 1, -(2**63), -1, 0)},
+    **{str(number): number for number in (10**12, 2**31, 2**62, 2**63 - 1, 2**200, -(2**63), -1, 0)},
     **{str(number): number for number in (1.5, -0.0, 16.0, 1e30, 1e308, 5e-324)},
     "true": True,
     "1_000": 1000,
