@@ -44,6 +44,7 @@ class Purpose(IntEnum):
     REMASK = 17
     PROMPT = 18
     SELF_CONDITION = 19
+    LOOPS = 20
 
 
 Key = int | Int[Tensor, "..."]

@@ -19,6 +19,8 @@ from unmask.decoding.windows import (
     FullCanvas,
     Guided,
     HiddenStateReader,
+    Looped,
+    NoCache,
     OpenReader,
     PrefixWindow,
     SelfConditioned,
@@ -28,6 +30,7 @@ from unmask.decoding.windows import (
 from unmask.errors import UserError
 from unmask.models.cost import require_memory_for_decoding
 from unmask.models.denoiser import Denoiser
+from unmask.models.loops import loops_of
 from unmask.progress import warn
 from unmask.types import TokenSpec
 
@@ -50,11 +53,14 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec, *, r
     _check_blocks(config, model, tokens)
     _check_guidance(config, model)
     _check_forbidden(config.forbid, tokens)
+    if config.loops is not None and loops_of(model.backbone) is None:
+        raise UserError(f"decode.loops={config.loops}: this model has no model.loops; set decode.loops=null")
     require_memory_for_decoding(
         getattr(model.backbone, "config", config),
         tokens,
         rows=min(rows, config.batch_size),
         is_cached=model.is_causal or config.cache != "none",
+        loops=config.loops,
         what=f"decode.batch_size={config.batch_size}: {min(rows, config.batch_size)} canvases",
         dtype=config.dtype or "auto",  # the model may be set to its format later
         device=next(model.parameters()).device,
@@ -76,6 +82,9 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec, *, r
 
 
 def _open_reader(config: DecodeConfig, model: Denoiser) -> OpenReader | None:
+    if (times := config.loops) is not None:
+        open_inner = _open_reader(config.model_copy(update={"loops": None}), model)
+        return lambda xt: Looped(open_inner(xt) if open_inner else NoCache(model.predict), model, times)
     if config.guidance:
         return partial(Guided, model, config.guidance)
     if model.is_self_conditioned:

@@ -48,6 +48,9 @@ class DecodeConfig(RevealSettings):
         "none", description="how what was revealed is masked again"
     )
     remask_eta: float = Field(1.0, ge=0, le=1, description="how much is masked again")
+    loops: int | None = Field(
+        None, ge=1, le=1000, description="how often the layers of model.loops are run; null = as in training at most"
+    )
     guidance: float = Field(0.0, ge=0, description="of the prompt, classifier-free; 0 = off")
     seed: int = Field(0, ge=0, description="of random orders, noise and drawn values")
     dtype: DTypeName | None = Field(None, description="null = train.dtype, which evaluation during training also uses")
@@ -128,6 +131,7 @@ _PART_LABELS = {
     "remask": "",
     "remask_eta": "eta",
     "guidance": "guidance",
+    "loops": "loops",
     "confidence_noise": "noise",
     "temperature": "T",
     "top_k": "top_k",

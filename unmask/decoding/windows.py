@@ -21,6 +21,7 @@ from torch import Tensor
 from unmask.errors import UserError
 from unmask.models.attention import KeyValueCache
 from unmask.models.denoiser import Denoiser, scatter_to_canvas
+from unmask.models.loops import repeated
 from unmask.types import Prediction, Query
 
 
@@ -69,6 +70,22 @@ class NoCache:
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class Looped:
+    """Reads as `inner` does, with the layers of `model.loops` run `times` times."""
+
+    inner: Reader
+    model: Denoiser
+    times: int
+
+    def __call__(self, xt: Int[Tensor, "b L"], at: Int[Tensor, "M"], query: Query, blocks: Blocks) -> Prediction:
+        with repeated(self.model.backbone, self.times):
+            return self.inner(xt, at, query, blocks)
+
+    def keep(self, rows: Int[Tensor, "b"]) -> None:
+        self.inner.keep(rows)
 
 
 class HiddenStateReader(ABC):

@@ -72,14 +72,20 @@ def require_memory_for_rows(
     """
     needed = rows * tokens.length * _ROW_BYTES
     if isinstance(config, TransformerConfig):
-        layers = config.num_layers if trained else 1  # each keeps its input until the backward pass
+        layers = _count_runs(config) if trained else 1  # each run keeps its input until the backward pass
         needed += at_once * tokens.length * config.dim * layers * _ACTIVATION_BYTES
     require_memory(needed, f"{what}, rows of {tokens.length} tokens,", "take fewer rows", limit=_limit(device))
 
 
-def count_cached(config: TransformerConfig, tokens: TokenSpec) -> int:
-    """Counts the numbers that a cache keeps of a row: keys and values of every layer and position."""
-    return 2 * config.num_layers * (config.num_kv_heads or config.num_heads) * config.head_width * tokens.length
+def count_cached(config: TransformerConfig, tokens: TokenSpec, loops: int | None = None) -> int:
+    """Counts the numbers that a cache keeps of a row: keys and values of every position and run of a layer."""
+    heads = config.num_kv_heads or config.num_heads
+    return 2 * _count_runs(config, loops) * heads * config.head_width * tokens.length
+
+
+def _count_runs(config: TransformerConfig, loops: int | None = None) -> int:
+    """Counts the layers of a pass that runs `model.loops` so often; default: as often as training at most."""
+    return config.loops.count(config.num_layers, loops) if config.loops else config.num_layers
 
 
 def require_memory_for_decoding(
@@ -88,6 +94,7 @@ def require_memory_for_decoding(
     *,
     rows: int,
     is_cached: bool,
+    loops: int | None = None,
     what: str,
     dtype: str = "auto",
     device: torch.device | None = None,
@@ -101,6 +108,7 @@ def require_memory_for_decoding(
         tokens: its tokens.
         rows: canvases.
         is_cached: keys and values are kept from step to step.
+        loops: how often `model.loops` are run; default: as often as in training at most.
         what: names the rows, as the start of the message.
         dtype: number format of the model; auto: 16 bits at least.
         device: where they are decoded.
@@ -110,7 +118,7 @@ def require_memory_for_decoding(
     """
     needed = rows * tokens.length * _ROW_BYTES
     if isinstance(config, TransformerConfig):
-        numbers = count_cached(config, tokens) if is_cached else tokens.length * config.dim
+        numbers = count_cached(config, tokens, loops) if is_cached else tokens.length * config.dim
         needed += rows * numbers * {"float64": 8, "float32": 4}.get(dtype, _ACTIVATION_BYTES)
         what += " with the keys and values that are kept of them" * is_cached
     require_memory(needed, f"{what}, {tokens.length} tokens each,", "take fewer at once", limit=_limit(device))

@@ -24,6 +24,7 @@ from unmask import noise
 from unmask.errors import UserError, choose
 from unmask.models.attention import KeyValueCache
 from unmask.models.head import expected_value, prediction, token_stats
+from unmask.models.loops import draw, is_drawn, repeated
 from unmask.models.precision import autocast, parameter_dtype
 from unmask.models.tied import TiedGradient
 from unmask.models.visibility import num_clean
@@ -152,7 +153,7 @@ class Denoiser(nn.Module):
         Args:
             by_block: compile each of its blocks, between which the weights of a sharded model come and go.
         """
-        if by_block:
+        if by_block or is_drawn(self.backbone):  # a graph of a block is the same however often it is run
             for block in getattr(self.backbone, "blocks", ()):
                 _compile_block(block)
             return
@@ -173,7 +174,8 @@ class Denoiser(nn.Module):
         tied = None
         if self._is_large and getattr(self.backbone, "is_tied", False):
             tied = self.backbone.tied = TiedGradient()
-        hidden = self._hidden(batch, self._self_condition(batch))
+        with repeated(self.backbone, draw(self.backbone, self.seed, batch.step)):
+            hidden = self._hidden(batch, self._self_condition(batch))
         stats = self._stats(hidden, batch.gather(batch.x0), tied)
         if self.is_self_conditioned and batch.is_carried:
             return replace(stats, estimate=self._estimate_from(batch, hidden))

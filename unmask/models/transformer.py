@@ -9,19 +9,20 @@ positions of one stream or two.
 import difflib
 import zlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unmask import noise
-from unmask.config.settings import Section
+from unmask.config.settings import Section, known
 from unmask.models.attention import Attention, KeyValueCache, LayerCache, RmsNorm, rotary_angles, select_positions
 from unmask.models.backends import BACKENDS
+from unmask.models.loops import Loops, in_order
 from unmask.models.presets import PRESETS
 from unmask.models.tied import TiedGradient, lookup
 from unmask.models.visibility import AttentionPattern, num_clean
@@ -62,7 +63,9 @@ class TransformerConfig(Section):
     checkpointing: bool = Field(
         False, description="compute every block again in the backward pass: less memory for a third more time"
     )
-    attention: str = Field("auto", description=f"auto = the fastest; or {', '.join(BACKENDS)}")
+    attention: Annotated[str, known("attention", {"auto": None, **BACKENDS})] = Field(
+        "auto", description=f"auto = the fastest; or {', '.join(BACKENDS)}"
+    )
     causal: bool = Field(False, description="a position sees itself and those before it; for process.name=ar")
     block_size: int | None = Field(
         None,
@@ -72,10 +75,10 @@ class TransformerConfig(Section):
     alignment: Literal["same", "next"] = Field(
         "same", description="next: position i is predicted by what is read at i - 1, as AR models learn it"
     )
-
     self_conditioning: bool = Field(
         False, description="masked positions also get their expected embedding from an earlier pass (2208.04202)"
     )
+    loops: Loops | None = Field(None, description="layers that a pass runs several times (2605.26106); null = none")
 
     @model_validator(mode="before")
     @classmethod
@@ -92,13 +95,6 @@ class TransformerConfig(Section):
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(f"model.preset={preset}: unknown; {hint}Presets: {', '.join(PRESETS)}")
         return {**PRESETS[preset], **given}
-
-    @field_validator("attention")
-    @classmethod
-    def _is_backend(cls, value: str) -> str:
-        if value not in ("auto", *BACKENDS):
-            raise ValueError(f"unknown; use auto, {', '.join(BACKENDS)}")
-        return value
 
     @model_validator(mode="after")
     def _check_heads(self) -> "TransformerConfig":
@@ -123,6 +119,8 @@ class TransformerConfig(Section):
                 "model.self_conditioning=true is for masked positions, which model.causal=true does not have; set "
                 "model.self_conditioning=false"
             )
+        if self.loops is not None:
+            self.loops.check(self.num_layers)
         if not (self.rotary or self.learned_positions):
             raise ValueError("the model would not know its positions; set model.rotary or model.learned_positions")
         return self
@@ -146,6 +144,8 @@ class Transformer(nn.Module):
     """Optional weights that start at 0, so that the network is at first the one without them."""
     cos: Tensor
     sin: Tensor
+    times: int | None = None
+    """How often `model.loops` are run now; None: as often as the settings say at most."""
     tied: TiedGradient | None = None
     """Slot for the gradient of a tied head; whoever computes the head sets a new one before every forward pass."""
 
@@ -247,10 +247,11 @@ class Transformer(nn.Module):
             x = x + by_place(self.positions.weight)
         x = self.dropout(x)
         angles = (by_place(self.cos), by_place(self.sin)) if self.config.rotary else None
-        for block in self.blocks[:-1]:
+        *blocks, last = in_order(self.blocks, self.config.loops, self.times)
+        for block in blocks:
             x = self._run(block, x, angles, None, noisy)
         # No later block reads the last one's other positions, so it computes `at` alone.
-        return self.norm(self._run(self.blocks[-1], x, angles, at, noisy))
+        return self.norm(self._run(last, x, angles, at, noisy))
 
     def extend(
         self,
@@ -269,20 +270,16 @@ class Transformer(nn.Module):
             rows: rows of the cache that these canvases are; None: all.
             estimate: as in `forward`, for `tokens`.
         """
-        cache.width = max(cache.width, self._num_seen(position, cache.length))
+        seen, length = self.config.seen, cache.length
+        stop = length if seen.size is None else int(seen.visible_until(position).max())  # waits for the device
+        cache.width = max(cache.width, min(length, stop))
         x = self._add_estimate(self._embed(tokens), estimate)
         if self.positions is not None:
             x = x + self.positions.weight[position]
         angles = (self.cos[position].unsqueeze(1), self.sin[position].unsqueeze(1)) if self.config.rotary else None
-        block: Any  # a Block
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(in_order(self.blocks, self.config.loops, self.times)):
             x = block.extend(x, angles, position, cache.layer(number), rows)
         return self.norm(x)
-
-    def _num_seen(self, position: Int[Tensor, "B n"], length: int) -> int:
-        """Returns the number of positions up to the last one seen from any `position`. Waits for the device."""
-        seen = self.config.seen
-        return length if seen.size is None else min(length, int(seen.visible_until(position).max()))
 
     def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
         if self.config.checkpointing and self.training:
