@@ -54,6 +54,7 @@ SETTINGS: list[dict[str, object]] = [
     {"block_size": 4, "cache": "dual", "refresh_every": 4},
     {"stop_early": False},
     {"guidance": 1.5},
+    {"loops": 3},
     {"seed": 7},
 ]
 
