@@ -14,7 +14,7 @@ from markupsafe import Markup
 from unmask.config.settings import flatten
 from unmask.decoding.config import DecodeConfig
 from unmask.formats import printable, to_json
-from unmask.lab.compare import Comparison, CostRow
+from unmask.lab.compare import AXIS_NAMES, Comparison, CostRow
 from unmask.lab.report.chart import Chart, Line, Points, legend_mark, shown, thin
 from unmask.lab.report.curves import Curve, is_finite, known_axes
 from unmask.lab.report.diagnoses import Diagnoses, charts, diagnose_methods, overfitting
@@ -224,6 +224,9 @@ class _Measure:
     name: str
     charts: list[Chart]
     costs: list[CostRow]
+    axes: list[str]
+    finals: list[list[str]]
+    """The rows of the table of last evaluations (`Comparison.finals`)."""
 
 
 def _measure(methods: RunsByMethod, measure: str, *, has_shares: bool) -> _Measure:
@@ -240,8 +243,10 @@ def _measure(methods: RunsByMethod, measure: str, *, has_shares: bool) -> _Measu
         for axis in known_axes(own.spent for each in curves.values() for own in each)
     ]
     has_costs = (is_share or not has_shares) and len(methods) > 1
-    costs = [row for row in Comparison(curves).rows() if row.is_reached] if has_costs else []
-    return _Measure(name, charts, costs)
+    comparison = Comparison(curves)
+    costs = [row for row in comparison.rows() if row.is_reached] if has_costs else []
+    axes = [AXIS_NAMES[axis] for axis in comparison.axes]
+    return _Measure(name, charts, costs, axes, comparison.finals())
 
 
 _NAMES = {"nelbo": "NELBO (nats)", "bits_per_byte": "Bits per byte"}
