@@ -5,6 +5,7 @@ The `data`, `model` and `process` sections are checked by the `Config` of the cl
 into the tree that `RunConfig.from_tree` checks.
 """
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -200,10 +201,22 @@ class RunConfig(Section):
         train = checked["train"]
         if train is not None and train.steps is None and train.epochs is None:
             problems.append("train.steps is missing; give train.steps or train.epochs")
+        if getattr(checked["model"], "lora", None) is not None and not problems:
+            problems += _about_adapters(checked["train"], checked["optim"])
         if problems:
             raise UserError("\n".join(problems))
         check_guidance(checked["decode"], checked["data"])
         return RunConfig(**checked)
+
+
+def _about_adapters(train: TrainConfig, optim: OptimConfig) -> Iterator[str]:
+    """Yields what in these settings adapters cannot be trained with."""
+    if train.init is None:
+        yield "train.init is missing: model.lora trains adapters on the weights that it names"
+    if optim.name != "adamw":
+        yield f"optim.name={optim.name}: is not for the low-rank matrices of model.lora; use adamw"
+    if train.parallel != "ddp":
+        yield f"train.parallel={train.parallel}: would not shard the frozen weights of model.lora; use ddp"
 
 
 NAMED_BY = {"data": ("task", "sudoku"), "model": ("model", "transformer"), "process": ("process", "uniform")}

@@ -12,6 +12,7 @@ from unmask.errors import UserError
 from unmask.masking.process import Requirements
 from unmask.models.cost import require_memory_for_model
 from unmask.models.denoiser import Backbone, Denoiser
+from unmask.models.lora import add_adapters
 from unmask.types import TokenSpec
 
 
@@ -45,6 +46,8 @@ def build_denoiser(
     if draw is not None:
         with registry.foreign_code("model", name, "cannot draw its weights"):
             draw(seed)
+    if (adapters := getattr(config, "lora", None)) is not None:
+        add_adapters(backbone, adapters, mask_id=tokens.mask_id, seed=seed)
     model = Denoiser(
         backbone,
         mask_id=tokens.mask_id,

@@ -27,6 +27,28 @@ def count_parameters(config: TransformerConfig, tokens: TokenSpec) -> int:
     return config.num_layers * per_layer + embeddings + dim + dim * dim * config.self_conditioning
 
 
+def count_trained(config: TransformerConfig, tokens: TokenSpec) -> int:
+    """Counts the parameters that have a gradient: all, or those of the adapters and the mask token's row."""
+    if config.lora is None:
+        return count_parameters(config, tokens)
+    dim, width = config.dim, config.head_width
+    queries, keys = config.num_heads * width, (config.num_kv_heads or config.num_heads) * width
+    sizes = {"q": dim + queries, "k": dim + keys, "v": dim + keys, "out": queries + dim}
+    sizes |= dict.fromkeys(("gate", "up", "down"), dim + config.ff_dim)
+    return config.num_layers * config.lora.rank * sum(sizes[name] for name in config.lora.targets) + dim
+
+
+def count_held_bytes(config: TransformerConfig, tokens: TokenSpec) -> int:
+    """Counts the bytes of the weights that `count_trained` leaves out, of which nothing else is kept."""
+    if config.lora is None:
+        return 0
+    rows = tokens.vocab_size * (1 if config.tied_head else 2)
+    outside = config.dim * (rows + tokens.length * config.learned_positions)
+    inside = count_parameters(config, tokens) - outside
+    width = {"float32": 8, "bfloat16": 4, "nf4": 1}[config.lora.base]  # half bytes
+    return (inside * width + outside * (8 if config.lora.base == "float32" else 4)) // 2
+
+
 def require_memory_for_model(
     config: Section, tokens: TokenSpec, *, device: torch.device | None = None, copies: int = 1, shards: int = 1
 ) -> None:
@@ -36,7 +58,7 @@ def require_memory_for_model(
         config: the settings of the model; those of a model of the user's own say nothing of its size.
         tokens: its tokens.
         device: where it goes; it is built on the CPU.
-        copies: numbers that are kept for each parameter: 1, and for training its gradient, moments and average.
+        copies: numbers that are kept for each trained parameter: 1, and for training its gradient, moments and average.
         shards: processes that share the copies.
 
     Raises:
@@ -51,8 +73,9 @@ def require_memory_for_model(
     fix = "take fewer layers, narrower ones, or a smaller vocabulary"
     require_memory(count * _BYTES + angles, what, fix)
     if copies > 1:
-        what = f"training {what}, {copies} numbers for each,"
-    require_memory(count * _BYTES * copies // shards, what, fix, limit=_limit(device))
+        what = f"training {what}, {copies} numbers for each that is trained,"
+    needed = count_held_bytes(config, tokens) + count_trained(config, tokens) * _BYTES * copies // shards
+    require_memory(needed, what, fix, limit=_limit(device))
 
 
 def require_memory_for_rows(

@@ -363,7 +363,10 @@ class Denoiser(nn.Module):
         return self._head(self.backbone(xt, self._aligned(xt, at), *_if_given(estimate)))
 
     def _head(self, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        return forbid_tokens(at_least_fp32(F.linear(hidden, self.backbone.head_weight)), self.mask_id)
+        weight = self.backbone.head_weight
+        if not weight.requires_grad:  # of a frozen base, held in its own format (`models/lora.py`)
+            weight = weight.to(hidden.dtype)
+        return forbid_tokens(at_least_fp32(F.linear(hidden, weight)), self.mask_id)
 
 
 def _if_given(estimate: Float[Tensor, "B L D"] | None) -> list[Float[Tensor, "B L D"]]:

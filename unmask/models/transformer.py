@@ -23,6 +23,7 @@ from unmask.config.settings import Section, known
 from unmask.models.attention import Attention, KeyValueCache, LayerCache, RmsNorm, rotary_angles, select_positions
 from unmask.models.backends import BACKENDS
 from unmask.models.loops import Loops, in_order
+from unmask.models.lora import LoraConfig
 from unmask.models.presets import PRESETS
 from unmask.models.tied import TiedGradient, lookup
 from unmask.models.visibility import AttentionPattern, num_clean
@@ -80,6 +81,10 @@ class TransformerConfig(Section):
     )
     loops: Loops | None = Field(None, description="layers that a pass runs several times (2605.26106); null = none")
 
+    lora: LoraConfig | None = Field(
+        None, description="train low-rank adapters on the frozen weights of train.init; null = train all weights"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:
@@ -121,6 +126,10 @@ class TransformerConfig(Section):
             )
         if self.loops is not None:
             self.loops.check(self.num_layers)
+        if self.lora is not None and self.self_conditioning:
+            raise ValueError(
+                "model.self_conditioning=true learns a matrix, which model.lora would freeze; set one of them"
+            )
         if not (self.rotary or self.learned_positions):
             raise ValueError("the model would not know its positions; set model.rotary or model.learned_positions")
         return self
@@ -287,7 +296,8 @@ class Transformer(nn.Module):
         return block(*arguments)
 
     def _embed(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-        return self.embedding(xt) if self.head is not None else self._embed_tied(xt)
+        is_tied = self.head is None and self.embedding.weight.requires_grad  # a frozen one has no gradient to share
+        return self._embed_tied(xt) if is_tied else self.embedding(xt)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _embed_tied(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:

@@ -112,10 +112,11 @@ class RunFolder:
     def _check_same(self, config: RunConfig) -> None:
         held = read_config(self.path)
         old, new = (dict(flatten(each.model_dump(mode="json"))) for each in (held, config))
+        has_base = getattr(config.model, "lora", None) is not None  # named by a digest too, which resuming checks
         changed = [
             f"  {key}: {old.get(key)!r} in {self.path}, now {new.get(key)!r}"
             for key in sorted({*old, *new})
-            if old.get(key) != new.get(key) and not _may_change(key)
+            if old.get(key) != new.get(key) and not (_may_change(key) or (key == "train.init" and has_base))
         ]
         if changed:
             raise UserError(

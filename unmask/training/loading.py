@@ -28,9 +28,10 @@ from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import resolve_dtype
 from unmask.tasks.task import Task, build_task, check_same_data, keep_files, may_change
-from unmask.training import checkpoint, state
+from unmask.training import adapters, checkpoint, state
 from unmask.training.folder import read_config, read_environment, resolve_config
 from unmask.training.importing import Import, Overrides
+from unmask.training.initial import read_base
 from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import CleanBatch, TokenSpec
 
@@ -42,7 +43,7 @@ class LoadedRun:
     path: Path
     config: RunConfig
     tensors: dict[str, Tensor]
-    """The denoiser's state, on the CPU."""
+    """The denoiser's state, on the CPU; adapters are merged into their base, and `config` has none then."""
     weights: str
     """`ema` or `raw`: which of the run's weights `tensors` are."""
     step: int
@@ -93,11 +94,11 @@ class LoadedRun:
         checkpoint.read_progress(found)
         tensors, averaged = checkpoint.load_part(found, "model"), checkpoint.load_part(found, "ema/shadow")
         state.check_weights(tensors, averaged, str(found))
-        if weights == "ema" and not averaged:
-            raise UserError(f"{path}: has no averaged weights (ema.decay=0); use --weights raw")
-        weights = weights or ("ema" if averaged else "raw")
+        weights = adapters.choose_weights(tensors, averaged, weights, path)
         if weights == "ema":
             tensors |= averaged
+        if adapters.lora_of(config) is not None:
+            config, tensors = adapters.merged(config, found, tensors, open_base)
         place = _device_for(config, device)
         data = _read_data(path, found)
         return LoadedRun(
@@ -216,11 +217,14 @@ class LoadedRun:
         if self.checkpoint is None:
             raise UserError(f"{self.path}: an export holds no training; give the run that it was made from")
         train = self.config.train.model_copy(update={"compile": False, "device": str(self.device)})
-        config = self.config.model_copy(update={"train": train})
+        trained = read_config(self.path).model  # with the adapters that `tensors` has merged
+        config = self.config.model_copy(update={"train": train, "model": trained})
         saved, where = checkpoint.load(self.checkpoint), str(self.checkpoint)
         self._check_data(self.task)
         trainer = Trainer(config, self.tokens, self.task.train_stream(train.seed))
         trainer.check(saved, where)
+        if adapters.lora_of(config) is not None:
+            trainer.load_base(read_base(config, self.task, open_base))
         trainer.model.load_state_dict(saved["model"])
         trainer.load_process(saved["process"], where)
         trainer.step_number = saved["trainer"]["step_number"]
@@ -228,6 +232,18 @@ class LoadedRun:
             trainer.ema.load_state_dict(saved["ema"])
         trainer.model.eval()
         return trainer
+
+
+def open_base(path: str | Path) -> LoadedRun:
+    """Opens a run or an export as the base of adapters.
+
+    Raises:
+        UserError: as `LoadedRun.open`, or it has adapters itself.
+    """
+    folder = paths.user_path(path)
+    if not _is_export(folder):
+        adapters.check_whole(read_config(folder), path)
+    return LoadedRun.open(folder)
 
 
 def load(source: str | Path, *, weights: str | None = None, step: str = "last", trust_code: bool = False) -> Denoiser:

@@ -18,6 +18,7 @@ from unmask.config.settings import flatten
 from unmask.data.fingerprint import read_fingerprint
 from unmask.errors import Interrupted, NotFinite, RunFailed
 from unmask.evaluation.evaluate import EvaluationLeft
+from unmask.models.lora import has_adapters
 from unmask.peers import ALONE, Peers
 from unmask.progress import console, warn
 from unmask.tasks.task import build_task, check_same_data, fingerprint_of, keep_files
@@ -25,6 +26,8 @@ from unmask.training import checkpoint, restoring, trackers
 from unmask.training.distributed import check_alike, device_of
 from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
+from unmask.training.initial import Base, read_base, read_initial_weights
+from unmask.training.loading import LoadedRun, open_base
 from unmask.training.logging import BadStep, MetricsFile, NonFiniteMonitor, StepDisplay, TensorBoardWriter
 from unmask.training.optim import about_warmup
 from unmask.training.parallel import check_parallel
@@ -98,7 +101,9 @@ class Run:
         ) | {"attention": known, "data": self.data}
         with self.peers.raise_together():
             self.evaluator = Evaluator(self.config, self.task, self.examples, self.trainer)
-        if not self.peers.exchange(resume and bool(checkpoint.steps(self.folder.checkpoints)))[0]:
+        self.base: Base | None = None
+        has_checkpoint = self.peers.exchange(resume and bool(checkpoint.steps(self.folder.checkpoints)))[0]
+        if not has_checkpoint or has_adapters(self.trainer.model):
             self._start_warm()
         try:
             with self.peers.raise_together():
@@ -156,6 +161,8 @@ class Run:
                 state = restoring.read_state(path, Trainer.PER_PARAMETER if trainer.is_sharded else ())
                 self._check_data(state.get("data"), f"checkpoints/{path.name}/state.json")
                 progress = progress_of(state, str(path), step)
+                if self.base is not None:
+                    self.base.check(state.get("base"), str(path))
                 state = trainer.read_own(state, str(path))
                 if restart_pool:
                     state["process"] = restoring.drop_rows(trainer.process, state["process"])
@@ -167,14 +174,22 @@ class Run:
             return progress
         if resume:
             console.print(f"No complete checkpoint in {self.folder.path}: starting at step 0")
-            self._start_warm()
+            if self.base is None:
+                self._start_warm()
         return Progress(passes=0.0)
 
     def _start_warm(self) -> None:
+        """Loads the weights of `train.init`: all, or the base under the adapters, which no checkpoint holds."""
         init, model = self.config.train.init, self.trainer.model
-        if init is not None:
+        if has_adapters(model):
             with self.peers.raise_together():
-                weights = restoring.read_initial_weights(init, self.task, self.config.model, model)
+                self.base = read_base(self.config, self.task, open_base)
+            check_alike(self.peers, self.base.kept())
+            self.trainer.load_base(self.base)
+        elif init is not None:
+            with self.peers.raise_together():
+                own = model.state_dict()
+                weights = read_initial_weights(init, self.task, self.config.model, own, LoadedRun.open)
             self.trainer.load_weights(weights)
 
     def _loop(self) -> None:
@@ -372,6 +387,8 @@ class Run:
         with self.peers.raise_together(NotFinite):
             check_trained(state, self.trainer.model.named_parameters(), self.progress.step, self.config.optim.lr)
         self.saved_step = self.progress.step
+        if self.base is not None:
+            state["base"] = self.base.kept()
         if self.peers.is_main or self.trainer.is_sharded:
             self.saver.save(state, self.progress, self.metrics if self.peers.is_main else None)
 

@@ -23,12 +23,15 @@ from unmask.models.attention import set_training_backend
 from unmask.models.build import build_denoiser
 from unmask.models.cost import require_memory_for_model, require_memory_for_rows
 from unmask.models.ema import Ema
+from unmask.models.lora import load_base
 from unmask.models.measuring import measure_fastest
 from unmask.models.precision import parameter_dtype, resolve_dtype, should_compile
+from unmask.models.transformer import TransformerConfig
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
 from unmask.training import parallel, state
 from unmask.training.distributed import device_of, shard_of
+from unmask.training.initial import Base
 from unmask.training.optim import Optimizer, learning_rate
 from unmask.types import MaskedBatch, TokenSpec, TokenStats
 
@@ -264,6 +267,12 @@ class Trainer:
         self.model.load_state_dict(self._local_shards(weights))
         if self.ema is not None:
             self.ema = Ema(self.model, self.ema.decay)
+
+    def load_base(self, base: Base) -> None:
+        """Sets the frozen weights under the adapters."""
+        assert isinstance(self.config.model, TransformerConfig), "adapters are the transformer's"
+        assert self.config.model.lora is not None, "there are adapters"
+        load_base(self.model, base.tensors, trains_mask_row=base.trains_mask_row(self.config.model.lora))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that survives a step; all else must be a function of the configuration. Collective.

@@ -1,0 +1,150 @@
+"""Reads the weights that a training starts from, `train.init`: all of them, or the frozen base of adapters."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask import paths
+from unmask.config.run import RunConfig
+from unmask.config.settings import Section
+from unmask.data.fingerprint import digest
+from unmask.errors import UserError
+from unmask.models import hf
+from unmask.models.families import LLAMA_NAMES, TensorNames
+from unmask.models.hf_weights import read_weights
+from unmask.models.lora import LoraConfig
+from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.tasks.task import Task
+from unmask.training import state
+from unmask.training.hf_tokens import with_own_mask
+
+OpenRun = Callable[[str], Any]
+"""`LoadedRun.open`, which itself reads the base of a run that has adapters."""
+
+
+def read_initial_weights(
+    source: str, task: Task, settings: Section, own: Mapping[str, Tensor], open_run: OpenRun
+) -> dict[str, Tensor]:
+    """Reads the weights of a model of these `settings` from a run, an export or a Hugging Face folder.
+
+    Tensors that start at 0, and the bias after attention, may be missing there: they are 0 then.
+
+    Args:
+        source: the folder.
+        task: the task that the model is for.
+        settings: the section `model`.
+        own: tensors of the names, shapes and formats of the model's.
+        open_run: opens a run or an export.
+
+    Raises:
+        UserError: `source` is none of them, or is of another vocabulary or shape; the message says which.
+    """
+    folder = paths.user_path(source, "train.init=")
+    if hf.is_checkpoint(folder):
+        weights = _from_hugging_face(source, task, settings)
+    else:
+        weights = _from_run(source, task, open_run)
+    may_be_missing = (*Transformer.STARTS_AT_ZERO, "attention.out.bias")  # a model without them has 0 there
+    missing = [name for name in own if name.endswith(may_be_missing) and name not in weights]
+    weights |= {name: torch.zeros_like(own[name], device="cpu") for name in missing}
+    same_format = {
+        name: value.to(own[name].dtype) if name in own and value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+    if named := state.differences(own, same_format):
+        raise UserError(
+            f"train.init={source}: its model differs from this one: {named}; set `model` as it has it, or name another"
+        )
+    for name, value in weights.items():
+        if found := state.not_finite(value):
+            raise UserError(f"train.init={source}: {name} holds {found}; name another checkpoint")
+    return weights
+
+
+def _from_run(source: str, task: Task, open_run: OpenRun) -> dict[str, Tensor]:
+    found = open_run(source)
+    if found.tokens.fingerprint != task.tokens.fingerprint:
+        raise UserError(
+            f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with "
+            "the same tokenizer and vocabulary"
+        )
+    return found.tensors
+
+
+def _from_hugging_face(source: str, task: Task, settings: Section) -> dict[str, Tensor]:
+    folder = paths.user_path(source, "train.init=")
+    if not isinstance(settings, TransformerConfig):
+        raise UserError(f"train.init={folder}: is for model.name=transformer, not for a model of your own")
+    hf.check_settings(folder, settings)
+    original_ids = with_own_mask(hf.read_checkpoint(folder), getattr(task, "original_ids", None), task.tokens)
+    return read_weights(folder, original_ids=original_ids, vocab_size=task.tokens.vocab_size)
+
+
+def base_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Returns the SHA-256 of a base's names, shapes and values in fp32."""
+    parts: list[Any] = []
+    for name in sorted(tensors):
+        parts += [[name, [*tensors[name].shape]], tensors[name].detach().float().contiguous().numpy()]
+    return digest(*parts)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen weights under a run's adapters."""
+
+    source: str
+    tensors: dict[str, Tensor]
+    mask_is_new: bool
+    """True if the checkpoint has no row for the mask: it starts as the mean of all rows."""
+    mask_row: int
+    """The checkpoint's row of the mask; the one after its last for a new one."""
+    names: TensorNames = field(default=LLAMA_NAMES, repr=False)
+    """The names that the checkpoint has for our parameters."""
+
+    @cached_property
+    def sha256(self) -> str:
+        return base_digest(self.tensors)
+
+    def trains_mask_row(self, lora: LoraConfig) -> bool:
+        return self.mask_is_new if lora.mask_row == "auto" else lora.mask_row
+
+    def kept(self) -> dict[str, str]:
+        """Returns what a checkpoint says of it."""
+        return {"source": self.source, "sha256": self.sha256}
+
+    def check(self, kept: Any, where: str) -> None:
+        """Raises `UserError` unless it is the base that the checkpoint `where` keeps the name of."""
+        sha256 = kept.get("sha256") if isinstance(kept, dict) else None
+        if sha256 != self.sha256:
+            raise UserError(
+                f"{where}: its adapters were trained on weights with SHA-256 {str(sha256)[:12]}.., those of "
+                f"train.init={self.source} have {self.sha256[:12]}..; put back the weights that were there"
+            )
+
+
+def read_base(config: RunConfig, task: Task, open_run: OpenRun) -> Base:
+    """Reads the base of the adapters that `config` describes.
+
+    Raises:
+        UserError: as `read_initial_weights`, or it has adapters itself.
+    """
+    assert isinstance(config.model, TransformerConfig), "adapters are the transformer's"
+    assert config.train.init is not None, "RunConfig asks for it"
+    source, tokens = config.train.init, task.tokens
+    settings = config.model.model_copy(update={"lora": None})
+    with torch.device("meta"):
+        own = {f"backbone.{name}": each for name, each in Transformer(settings, tokens).named_parameters()}
+    weights = read_initial_weights(source, task, settings, own, open_run)
+    folder = paths.user_path(source, "train.init=")
+    if not hf.is_checkpoint(folder):
+        return Base(source, weights, mask_is_new=False, mask_row=tokens.mask_id)
+    found = hf.read_checkpoint(folder)
+    ids = with_own_mask(found, getattr(task, "original_ids", None), tokens)
+    row = tokens.mask_id if ids is None else ids[tokens.mask_id]
+    is_new = row is None or row >= found.num_rows
+    mask_row = found.num_rows if row is None or is_new else row
+    return Base(source, weights, mask_is_new=is_new, mask_row=mask_row, names=found.family.names)
