@@ -45,6 +45,23 @@ def test_passes_are_the_positions_read_over_those_of_the_batch(settings: list[st
     assert passes == pytest.approx(4 * per_step)
 
 
+def test_a_layer_counts_each_time_that_it_runs() -> None:
+    """Two layers, of which the second is run as often as is drawn."""
+    loops = "model.loops={layers: [1, 1], times: [1, 4]}"
+    trainer = toy_trainer("process.name=uniform", "model.num_layers=2", "train.compile=false", loops)
+    run = 0
+
+    def count(*_: object) -> None:
+        nonlocal run
+        run += 1
+
+    for block in trainer.model.backbone.blocks:
+        block.register_forward_pre_hook(count)
+    passes = [trainer.step().passes for _ in range(5)]
+    assert sum(passes) == run / 2
+    assert len(set(passes)) > 1
+
+
 def test_a_resumed_run_counts_on(tmp_path: Path) -> None:
     out, settings = tmp_path / "run", ["process.name=uniform", "model.self_conditioning=true"]
     tiny_run(out, "optim.schedule=constant", *settings).train()

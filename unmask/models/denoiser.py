@@ -24,7 +24,7 @@ from unmask import noise
 from unmask.errors import UserError, choose
 from unmask.models.attention import KeyValueCache
 from unmask.models.head import expected_value, prediction, token_stats
-from unmask.models.loops import draw, is_drawn, repeated
+from unmask.models.loops import depth, draw, is_drawn, repeated
 from unmask.models.precision import autocast, parameter_dtype
 from unmask.models.tied import TiedGradient
 from unmask.models.visibility import num_clean
@@ -246,14 +246,15 @@ class Denoiser(nn.Module):
         return not is_first and has_first_pass(self.seed, batch.step)
 
     def count_passes(self, batch: MaskedBatch) -> float:
-        """Counts the forward passes that `forward` makes of `batch`: positions read, divided by B L.
+        """Counts the forward passes that `forward` makes of `batch`: positions that layers read, by B L and layers.
 
         A block model reads `[xt ; x0]` but for the last clean block, (2 L - S) / L passes. The first pass for an
-        estimate counts like the other, though it has no gradient.
+        estimate counts like the other, though it has no gradient, and a layer in a loop each time that it runs.
         """
         length = batch.xt.shape[1]
         clean = 0 if self.block_size is None else num_clean(length, self.block_size)
-        return (1 + self._makes_first_pass(batch)) * (1 + clean / length)
+        times = draw(self.backbone, self.seed, batch.step)
+        return (1 + self._makes_first_pass(batch)) * (1 + clean / length) * depth(self.backbone, times)
 
     @torch.no_grad()
     def _estimate_from(self, batch: MaskedBatch, hidden: Float[Tensor, "M D"]) -> Float[Tensor, "B L D"]:

@@ -84,6 +84,12 @@ def draw(backbone: Any, seed: int, step: int | None) -> int | None:
     return low + noise.integer(seed, Purpose.LOOPS, step) % (high - low + 1)
 
 
+def depth(backbone: Any, times: int | None) -> float:
+    """Returns how many layers a pass runs, as a multiple of those that the network has."""
+    loops = loops_of(backbone)
+    return 1.0 if loops is None else loops.count(len(backbone.blocks), times) / len(backbone.blocks)
+
+
 @contextmanager
 def repeated(backbone: Any, times: int | None) -> Iterator[None]:
     """Runs the loops of `backbone` this often inside the context; None changes nothing."""
