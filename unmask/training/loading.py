@@ -7,10 +7,8 @@ from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -316,35 +314,6 @@ def _write_export(source: LoadedRun, target: Path) -> LoadedRun:
     return source
 
 
-class _Tokens(BaseModel):
-    """A `TokenSpec` in a file."""
-
-    vocab_size: Annotated[int, Field(ge=1, le=2**31)]
-    length: Annotated[int, Field(ge=1, le=2**31)]
-    mask_id: Annotated[int, Field(ge=0)]
-    eos_id: Annotated[int, Field(ge=0)] | None = None
-    pad_id: Annotated[int, Field(ge=0)] | None = None
-    fingerprint: str | None = None
-
-    @model_validator(mode="after")
-    def _check_ids(self) -> "_Tokens":
-        for name in ("mask_id", "eos_id", "pad_id"):
-            if (getattr(self, name) or 0) >= self.vocab_size:
-                raise ValueError(f"{name} is beyond vocab_size={self.vocab_size}")
-        return self
-
-
-class _Description(BaseModel):
-    """An export's `config.json`."""
-
-    format: Literal["unmask"] = "unmask"
-    step: state.Count
-    weights: Literal["ema", "raw"]
-    tokens: _Tokens
-    run: dict[str, Any]
-    data: Any = None
-
-
 def _open_checkpoint(made: Import, weights: str | None, step: str, device: str | None) -> LoadedRun:
     """Opens a Hugging Face checkpoint as if it were an export."""
     if weights == "ema" or step != "last":
@@ -373,7 +342,7 @@ def _is_export(path: Path) -> bool:
 
 def _open_export(path: Path, weights: str | None, step: str, device: str | None) -> LoadedRun:
     file = path / "config.json"
-    description: _Description = formats.read_json(file, _Description)
+    description: state.Export = formats.read_json(file, state.Export)
     tokens = TokenSpec(**description.tokens.model_dump())
     own_weights, own_step = description.weights, description.step
     if weights not in (None, own_weights) or step not in ("last", str(own_step)):

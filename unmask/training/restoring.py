@@ -1,4 +1,4 @@
-"""Finds the newest complete checkpoint of a run, and what of it is restored."""
+"""Finds what a training starts from: the newest complete checkpoint of its run, or the weights of `train.init`."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -7,8 +7,13 @@ from typing import Any
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
 from unmask.masking.process import MaskingProcess
+from unmask.models.lora import has_adapters
 from unmask.progress import console, warn
+from unmask.tasks.task import Task
 from unmask.training import checkpoint
+from unmask.training.distributed import check_alike
+from unmask.training.initial import Base, read_base, read_initial_weights
+from unmask.training.loading import LoadedRun, open_base
 from unmask.training.optim import about_other_length
 from unmask.training.trainer import Trainer, num_steps
 
@@ -65,3 +70,24 @@ def drop_rows(process: MaskingProcess, saved: dict[str, Any]) -> dict[str, Any]:
         raise UserError("--restart-pool: this run's process has no pool; leave it out")
     console.print("The pool is restarted: its rows are dropped, and new examples take their place")
     return drop(saved)
+
+
+def start_warm(trainer: Trainer, task: Task) -> Base | None:
+    """Loads the weights of `train.init`: all, or the base under the adapters, which it returns. Collective.
+
+    Raises:
+        UserError: they are not of this model, or differ between processes.
+    """
+    config, peers, init = trainer.config, trainer.peers, trainer.config.train.init
+    if has_adapters(trainer.model):
+        with peers.raise_together():
+            base = read_base(config, task, open_base)
+        check_alike(peers, base.kept())
+        trainer.load_base(base)
+        return base
+    if init is not None:
+        with peers.raise_together():
+            own = trainer.model.state_dict()
+            weights = read_initial_weights(init, task, config.model, own, LoadedRun.open)
+        trainer.load_weights(weights)
+    return None

@@ -26,8 +26,7 @@ from unmask.training import checkpoint, restoring, trackers
 from unmask.training.distributed import check_alike, device_of
 from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
-from unmask.training.initial import Base, read_base, read_initial_weights
-from unmask.training.loading import LoadedRun, open_base
+from unmask.training.initial import Base
 from unmask.training.logging import BadStep, MetricsFile, NonFiniteMonitor, StepDisplay, TensorBoardWriter
 from unmask.training.optim import about_warmup
 from unmask.training.parallel import check_parallel
@@ -104,7 +103,7 @@ class Run:
         self.base: Base | None = None
         has_checkpoint = self.peers.exchange(resume and bool(checkpoint.steps(self.folder.checkpoints)))[0]
         if not has_checkpoint or has_adapters(self.trainer.model):
-            self._start_warm()
+            self.base = restoring.start_warm(self.trainer, self.task)
         try:
             with self.peers.raise_together():
                 self._open_folder(environment, resume)
@@ -175,22 +174,8 @@ class Run:
         if resume:
             console.print(f"No complete checkpoint in {self.folder.path}: starting at step 0")
             if self.base is None:
-                self._start_warm()
+                restoring.start_warm(self.trainer, self.task)
         return Progress(passes=0.0)
-
-    def _start_warm(self) -> None:
-        """Loads the weights of `train.init`: all, or the base under the adapters, which no checkpoint holds."""
-        init, model = self.config.train.init, self.trainer.model
-        if has_adapters(model):
-            with self.peers.raise_together():
-                self.base = read_base(self.config, self.task, open_base)
-            check_alike(self.peers, self.base.kept())
-            self.trainer.load_base(self.base)
-        elif init is not None:
-            with self.peers.raise_together():
-                own = model.state_dict()
-                weights = read_initial_weights(init, self.task, self.config.model, own, LoadedRun.open)
-            self.trainer.load_weights(weights)
 
     def _loop(self) -> None:
         progress, config = self.progress, self.config

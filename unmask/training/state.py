@@ -8,10 +8,10 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from unmask import formats
@@ -288,3 +288,32 @@ def _words(tensors: Mapping[str, Any], name: str, beside: Mapping[str, Any]) -> 
     if not kind:
         return "missing"
     return str(kind[0]) if not other or kind[0] != other[0] else str(kind[1])
+
+
+class _Tokens(BaseModel):
+    """A `TokenSpec` in a file."""
+
+    vocab_size: Annotated[int, Field(ge=1, le=2**31)]
+    length: Annotated[int, Field(ge=1, le=2**31)]
+    mask_id: Annotated[int, Field(ge=0)]
+    eos_id: Annotated[int, Field(ge=0)] | None = None
+    pad_id: Annotated[int, Field(ge=0)] | None = None
+    fingerprint: str | None = None
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> "_Tokens":
+        for name in ("mask_id", "eos_id", "pad_id"):
+            if (getattr(self, name) or 0) >= self.vocab_size:
+                raise ValueError(f"{name} is beyond vocab_size={self.vocab_size}")
+        return self
+
+
+class Export(BaseModel):
+    """An export's `config.json`."""
+
+    format: Literal["unmask"] = "unmask"
+    step: Count
+    weights: Literal["ema", "raw"]
+    tokens: _Tokens
+    run: dict[str, Any]
+    data: Any = None
