@@ -400,9 +400,13 @@ def test_a_folder_that_may_not_be_read_is_not_synced(
     assert capsys.readouterr().err.count("cannot be synced (Permission denied)") == 1
 
 
-def test_closed_streams_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
+def test_messages_to_a_closed_stream_lead_nowhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
     assert run_cli("settings", "debug", "train.steps") == 0
+    assert "train.steps" in capsys.readouterr().out
+    assert run_cli("settings", "nothing") == 2
 
 
 def test_a_current_folder_that_is_gone_is_said(

@@ -92,7 +92,7 @@ def resume(run: Run, path: Path) -> None:
         run.trainer.load_state_dict(state, str(path))
         run.progress = progress
         run.trainer.step()
-        run._head()
+        run.progress.spent(run.trainer.process.examples_seen)
         run._votes()
         run.trainer.process.metrics()
     finally:
@@ -126,12 +126,12 @@ def test_every_field_of_the_state_is_checked(trained: Run, copied: Path) -> None
                 assert str(path) in said
                 assert any(part in said for part in field[-3:]), (field, value, said)
     counters = {name for name, _ in accepted}
-    free = {"seconds", "metrics_position", "evaluated_step", "skips", "best_step", "best_score", "best_nelbo"}
+    free = {"seconds", "passes", "metrics_position", "evaluated_step", "skips", "best_step", "best_score", "best_nelbo"}
     assert counters <= {f"progress.{name}" for name in free} | {"process.estimate", "process.pool", "data"} | {
         "trainer.dropout_rng"
     }
     for name, value in accepted:
-        is_large_but_sound = name.startswith("progress.best_") or name == "progress.seconds"
+        is_large_but_sound = name.startswith("progress.best_") or name in ("progress.seconds", "progress.passes")
         assert value in ("None", "missing") or is_large_but_sound, (name, value)
 
 
@@ -232,17 +232,20 @@ def test_a_checkpoint_lists_plain_files_of_its_own(name: str, copied: Path) -> N
 def test_a_tensor_with_no_place_in_the_state_is_refused(copied: Path) -> None:
     path = newest(copied)
     for name in ("trainer/step_number", "nowhere/a", "model/a/b", "alone"):
-        save_file({name: torch.ones(2)}, path / "further.safetensors")
-        sign(path)
-        with pytest.raises(UserError, match="has no place for the saved tensor"):
-            checkpoint.load(path)
+        own = path / f"{name.split('/')[0]}-00001-of-00001.safetensors"
+        for file, said in ((own, "has no place for the saved tensor"), (path / "a.safetensors", "has no place there")):
+            save_file({name: torch.ones(2)}, file)
+            sign(path)
+            with pytest.raises(UserError, match=said):
+                checkpoint.load(path)
+            file.unlink()
 
 
 def test_rows_that_are_saved_twice_or_nowhere_are_refused(copied: Path) -> None:
     path = newest(copied)
     save_file({"model/backbone.norm.weight": torch.ones(8)}, path / "model2.safetensors")
     sign(path)
-    with pytest.raises(UserError, match="are there twice"):
+    with pytest.raises(UserError, match=r"model\.safetensors: rows of .* are in model2\.safetensors too"):
         checkpoint.load(path)
     for start in ("-1", "true", "1.5", "[1]", str(10**30)):
         offsets = f'{{"model/a": {{"saved_offsets": [{start}]}}}}'
