@@ -103,7 +103,7 @@ def test_it_draws_and_fetches_nothing(page: str, tmp_path: Path) -> None:
     assert seen["legend"] == ["uniform", "puma"]
     assert seen["charts"] == 3 * 4 + 3 + 3  # two rates and the NELBO, against four axes; the masks; the diagnostics
     assert all(height > 100 for height in seen["sizes"])
-    assert seen["lines"] == 3 * 2
+    assert seen["lines"] == 4 * 2
     assert seen["cells"] == [81, 81]
 
 
