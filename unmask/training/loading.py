@@ -288,11 +288,12 @@ def export(
 
 
 def _export(run: str | Path, target: Path, weights: str | None, step: str) -> LoadedRun:
-    _check_new(target)
+    check_new(target)
     return _write_export(LoadedRun.open(run, weights=weights, step=step), target)
 
 
-def _check_new(target: Path) -> None:
+def check_new(target: Path) -> None:
+    """Raises `UserError` if there is something at `target` that an export would write over."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is not an empty folder; name another one")
 
@@ -332,7 +333,7 @@ def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrid
         UserError: as `Import`, or `target` already holds something.
     """
     source, path = paths.existing_folder(folder), paths.user_path(target)
-    _check_new(path)
+    check_new(path)
     return _write_export(_open_checkpoint(Import(source, overrides), None, "last", "cpu"), path)
 
 
