@@ -45,7 +45,7 @@ SAVING = 25  # seconds that a training is given to end its step, evaluation and 
 
 
 @dataclass
-class Session:
+class Call:
     """One call: its folder, what earlier ones found, when it ends, and the seconds kept for the trainings."""
 
     out: Path
@@ -108,21 +108,21 @@ def main() -> int:
     kept = asked.out / "summary.json"
     found = json.loads(kept.read_text()) if kept.exists() else {}
     seconds = 60 * asked.minutes
-    session = Session(asked.out, asked.small, time.monotonic() + seconds, 0.4 * seconds, found)
-    session.keep("machine", found.get("machine") or machine())
-    with Path(os.devnull).open("w") as nowhere, started(puzzles(session), nowhere) as generating:
+    call = Call(asked.out, asked.small, time.monotonic() + seconds, 0.4 * seconds, found)
+    call.keep("machine", found.get("machine") or machine())
+    with Path(os.devnull).open("w") as nowhere, started(puzzles(call), nowhere) as generating:
         only = [] if torch.cuda.is_available() else ["--collect-only"]  # a rehearsal
         tests = python("-m", "pytest", "-m", "gpu", "-q", *only)
-        if "tests" not in found and (said := session.run("tests", tests, most=150)):
-            session.keep("tests", said.strip().splitlines()[-1])
-        speed(session)
+        if "tests" not in found and (said := call.run("tests", tests, most=150)):
+            call.keep("tests", said.strip().splitlines()[-1])
+        speed(call)
         if asked.reference is not None:
-            against_reference(session, asked.reference)
+            against_reference(call, asked.reference)
         with suppress(subprocess.TimeoutExpired):
-            generating.wait(max(1, session.left() - 2 * SAVING))
-    train(session, asked.steps)
+            generating.wait(max(1, call.left() - 2 * SAVING))
+    train(call, asked.steps)
     print(f"\n{(asked.out / 'summary.md').read_text()}")
-    return int(session.has_failed)
+    return int(call.has_failed)
 
 
 def python(*arguments: str) -> list[str]:
@@ -150,31 +150,31 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def data(session: Session) -> list[str]:
+def data(call: Call) -> list[str]:
     """Returns the settings of the puzzles."""
-    return [f"data.puzzles={2000 if session.is_small else 1_800_000}", f"data.cache_dir={session.out / 'cache'}"]
+    return [f"data.puzzles={2000 if call.is_small else 1_800_000}", f"data.cache_dir={call.out / 'cache'}"]
 
 
-def puzzles(session: Session) -> list[str]:
+def puzzles(call: Call) -> list[str]:
     """Returns the command that generates the puzzles, and keeps them."""
     make = "import sys; from unmask.config import recipes; from unmask.tasks.task import build_task"
     code = f"{make}; build_task(recipes.load({METHODS[0]!r}, sys.argv[1:])).train_stream(0)"
-    return python("-c", f"if __name__ == '__main__':\n  {code}", *data(session))
+    return python("-c", f"if __name__ == '__main__':\n  {code}", *data(call))
 
 
-def speed(session: Session) -> None:
+def speed(call: Call) -> None:
     """Measures a step of each recipe."""
-    rows = session.found.setdefault("speed", {})
+    rows = call.found.setdefault("speed", {})
     for recipe in SPEED:
         if recipe in rows:
             continue
-        settings = SMALL if session.is_small else ["train.batch_size=32"]
-        count = "4" if session.is_small else "40"
+        settings = SMALL if call.is_small else ["train.batch_size=32"]
+        count = "4" if call.is_small else "40"
         command = python("-m", "unmask", "bench", "step", recipe, "--count", count, "--json", *settings)
-        if said := session.run(f"step_{recipe.replace('/', '_')}", command, most=120):
+        if said := call.run(f"step_{recipe.replace('/', '_')}", command, most=120):
             result = json.loads(said[said.index("{") :])
             rows[recipe] = result | rates(recipe, settings, result["seconds_per_step"])
-            session.keep("speed", rows)
+            call.keep("speed", rows)
 
 
 def rates(recipe: str, settings: list[str], seconds: float) -> dict[str, float]:
@@ -189,44 +189,44 @@ def rates(recipe: str, settings: list[str], seconds: float) -> dict[str, float]:
     return {"tokens_per_second": count / seconds, "flops": flops / seconds}
 
 
-def against_reference(session: Session, folder: Path) -> None:
-    if "reference" in session.found:
+def against_reference(call: Call, folder: Path) -> None:
+    if "reference" in call.found:
         return
-    kept = session.out / "against_reference.json"
+    kept = call.out / "against_reference.json"
     command = python("benchmarks/against_reference.py", "--reference", str(folder), "--only", "sudoku-step", "--json")
-    options = ["--rounds", "1", *(["--batch", "2", "--steps", "2"] if session.is_small else ["--steps", "20"])]
-    if session.run("against_reference", [*command, str(kept), *options], most=150):
-        session.keep("reference", json.loads(kept.read_text())["rows"])
+    options = ["--rounds", "1", *(["--batch", "2", "--steps", "2"] if call.is_small else ["--steps", "20"])]
+    if call.run("against_reference", [*command, str(kept), *options], most=150):
+        call.keep("reference", json.loads(kept.read_text())["rows"])
 
 
-def train(session: Session, steps: int) -> None:
+def train(call: Call, steps: int) -> None:
     """Trains both methods side by side until the time is up; a call after that goes on."""
-    every = 50 if session.is_small else 1000
-    settings = [*data(session), f"train.steps={steps}", f"train.checkpoint_every={every}", f"eval.every={every}"]
+    every = 50 if call.is_small else 1000
+    settings = [*data(call), f"train.steps={steps}", f"train.checkpoint_every={every}", f"eval.every={every}"]
     settings += [f"eval.examples={every // 2}", "eval.orders=[prob]", "eval.tokens_per_step=[1,3]", "log.every=100"]
-    settings += SMALL if session.is_small else []
-    folders = {recipe: session.out / recipe.rpartition("/")[2] for recipe in METHODS}
+    settings += SMALL if call.is_small else []
+    folders = {recipe: call.out / recipe.rpartition("/")[2] for recipe in METHODS}
     processes = {}
     for recipe, folder in folders.items():
         command = python("-m", "unmask", "train", recipe, *settings, "--out", str(folder), "--resume")
         log = folder.with_suffix(".log").open("a")
         processes[recipe] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    print(f"{session.left():4.0f} s left: trainings", flush=True)
-    while session.left() > SAVING and any(process.poll() is None for process in processes.values()):
+    print(f"{call.left():4.0f} s left: trainings", flush=True)
+    while call.left() > SAVING and any(process.poll() is None for process in processes.values()):
         time.sleep(1)
-        session.keep("training", {recipe: evaluations(folder) for recipe, folder in folders.items()})
+        call.keep("training", {recipe: evaluations(folder) for recipe, folder in folders.items()})
     for process in processes.values():
         process.send_signal(signal.SIGTERM)  # ends the step, and saves
     for recipe, process in processes.items():
         try:
-            code = process.wait(max(1, session.left()))
+            code = process.wait(max(1, call.left()))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
         if code not in (0, 128 + signal.SIGTERM, 130):
             print(f"  {recipe} ended with {code}: {folders[recipe].with_suffix('.log')}", flush=True)
-            session.has_failed = True
-    session.keep("training", {recipe: evaluations(folder) for recipe, folder in folders.items()})
+            call.has_failed = True
+    call.keep("training", {recipe: evaluations(folder) for recipe, folder in folders.items()})
 
 
 def evaluations(folder: Path) -> list[dict[str, float]]:

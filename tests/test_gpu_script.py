@@ -29,15 +29,15 @@ def gpu() -> ModuleType:
     return module
 
 
-def session(gpu: ModuleType, out: Path, *, seconds: float, reserve: float = 0.0) -> object:
-    return gpu.Session(out, True, time.monotonic() + seconds, reserve, {})
+def call(gpu: ModuleType, out: Path, *, seconds: float, reserve: float = 0.0) -> object:
+    return gpu.Call(out, True, time.monotonic() + seconds, reserve, {})
 
 
 def test_a_part_that_takes_too_long_is_ended_with_what_it_started(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "SAVING", 0.1)
-    one = session(gpu, tmp_path, seconds=60)
+    one = call(gpu, tmp_path, seconds=60)
     assert one.run("part", ["sh", "-c", f"(sleep 3; touch {tmp_path / 'late'}) & wait"], most=0.5) is None
     time.sleep(3)
     assert one.has_failed
@@ -45,7 +45,7 @@ def test_a_part_that_takes_too_long_is_ended_with_what_it_started(
 
 
 def test_what_the_time_does_not_allow_is_left_to_another_call(gpu: ModuleType, tmp_path: Path) -> None:
-    one = session(gpu, tmp_path, seconds=60, reserve=50)
+    one = call(gpu, tmp_path, seconds=60, reserve=50)
     assert one.run("part", ["touch", str(tmp_path / "made")], most=100) is None
     assert not one.has_failed
     assert not (tmp_path / "made").exists()
