@@ -193,9 +193,10 @@ def against_reference(call: Call, folder: Path) -> None:
     if "reference" in call.found:
         return
     kept = call.out / "against_reference.json"
-    command = python("benchmarks/against_reference.py", "--reference", str(folder), "--only", "sudoku-step", "--json")
-    options = ["--rounds", "1", *(["--batch", "2", "--steps", "2"] if call.is_small else ["--steps", "20"])]
-    if call.run("against_reference", [*command, str(kept), *options], most=150):
+    batch, steps = ("2", "2") if call.is_small else ("32", "20")
+    options = ["--rounds", "1", "--batch", batch, "--steps", steps, "--json", str(kept)]
+    rows = ["--reference", str(folder), "--only", "sudoku-step", "tinygsm-step"]
+    if call.run("against_reference", python("benchmarks/against_reference.py", *rows, *options), most=150):
         call.keep("reference", json.loads(kept.read_text())["rows"])
 
 

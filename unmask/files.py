@@ -99,6 +99,12 @@ def place_new(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def check_new_folder(target: Path) -> None:
+    """Raises `UserError` if there is something at `target` that `new_folder` would have to write over."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is not an empty folder; name another one")
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yields a folder to write into, which becomes `target`, a new or empty one, once the context ends well.

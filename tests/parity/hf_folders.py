@@ -116,7 +116,12 @@ def reference(name: str) -> Any:
         if key in {*_LLAMA, "head_dim", "rope_theta", "tie_word_embeddings"}
     }
     settings = {**_LLAMA, **known, "vocab_size": ROWS, **kind.base_settings}
-    model = model_class._from_config(model_class.config_class(**settings), attn_implementation="eager").eval()
+    return random_model(model_class, model_class.config_class(**settings))
+
+
+def random_model(model_class: Any, config: Any) -> Any:
+    """Makes a model of transformers whose every parameter matters: biases are not 0, norms not 1."""
+    model = model_class._from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for key, parameter in model.named_parameters():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import unmask
 from tests.helpers import SHORT, run_cli
+from tests.parity import hf_folders
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
@@ -43,19 +44,12 @@ MODELS = {
 
 
 def theirs(kind: str, **changes: object) -> Any:
-    """A random model of transformers whose every parameter matters: biases are not 0, norms not 1."""
+    """A random model of transformers."""
     transformers = pytest.importorskip("transformers")
     name, settings = MODELS[kind]
     model_class = getattr(transformers, name)
     config = model_class.config_class(**{**SIZES, **settings, **changes})
-    model = model_class._from_config(config, attn_implementation="eager").eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3
-            parameter.copy_(noise * scale + (parameter.ndim == 1 and not key.endswith("bias")))
-    return model
+    return hf_folders.random_model(model_class, config)
 
 
 def saved(folder: Path, kind: str = "qwen2", *, shards: bool = False, **changes: object) -> Path:

@@ -140,18 +140,6 @@ _FORMS: dict[tuple[str, ...], Callable[[dict[str, Any]], list[Message]]] = {
     ("prompt", "completion"): lambda fields: _read_pair(fields, "prompt", "completion"),
     ("instruction", "output"): _read_alpaca,
 }
-USUAL_FIELDS = (
-    "messages",
-    "conversations",
-    "prompt",
-    "completion",
-    "instruction",
-    "input",
-    "output",
-    "system",
-    "history",
-)
-"""Names of fields that a row's conversation may be in."""
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

@@ -235,11 +235,6 @@ def has_adapters(model: nn.Module) -> bool:
     return isinstance(getattr(getattr(model, "backbone", None), "embedding", None), FrozenEmbedding)
 
 
-def base_shapes(model: nn.Module) -> dict[str, Tensor]:
-    """Returns, by the names that they have without adapters, empty fp32 tensors in the shapes of the base's."""
-    return {name: torch.empty(_shape(module, key), device="meta") for name, module, key in _base(model)}
-
-
 @torch.no_grad()
 def load_base(model: nn.Module, tensors: Mapping[str, Tensor], *, trains_mask_row: bool) -> None:
     """Sets the base from `tensors`, which have the names that they have without adapters."""
@@ -258,10 +253,6 @@ def _base(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
         for key in getattr(module, "frozen", ()):
             if getattr(module, "packed" if key == "weight" and isinstance(module, FourBitLinear) else key) is not None:
                 yield f"{path.removesuffix('.base_layer')}.{key}", module, key
-
-
-def _shape(module: nn.Module, key: str) -> torch.Size:
-    return module.shape if isinstance(module, FourBitLinear) and key == "weight" else module.get_buffer(key).shape
 
 
 # --- adapters as tensors ---------------------------------------------------------------------------------------------

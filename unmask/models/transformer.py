@@ -80,9 +80,8 @@ class TransformerConfig(Section):
         False, description="masked positions also get their expected embedding from an earlier pass (2208.04202)"
     )
     loops: Loops | None = Field(None, description="layers that a pass runs several times (2605.26106); null = none")
-
     lora: LoraConfig | None = Field(
-        None, description="train low-rank adapters on the frozen weights of train.init; null = train all weights"
+        None, description="adapters, on frozen weights of train.init; null = train them all"
     )
 
     @model_validator(mode="before")
@@ -120,16 +119,11 @@ class TransformerConfig(Section):
         if self.causal and self.alignment != "next":
             raise ValueError("model.causal=true sees the token that it predicts; set model.alignment=next")
         if self.causal and self.self_conditioning:
-            raise ValueError(
-                "model.self_conditioning=true is for masked positions, which model.causal=true does not have; set "
-                "model.self_conditioning=false"
-            )
+            raise ValueError("model.self_conditioning=true is for masked positions; set it or model.causal to false")
         if self.loops is not None:
             self.loops.check(self.num_layers)
         if self.lora is not None and self.self_conditioning:
-            raise ValueError(
-                "model.self_conditioning=true learns a matrix, which model.lora would freeze; set one of them"
-            )
+            raise ValueError("model.self_conditioning=true learns a matrix, which model.lora would freeze; set one")
         if not (self.rotary or self.learned_positions):
             raise ValueError("the model would not know its positions; set model.rotary or model.learned_positions")
         return self

@@ -140,12 +140,7 @@ class Chat(TextRows):
         return self._make_canvases(prompts, f"{source}: ", "prompt")
 
     def _prompt(self, line: str, where: str) -> list[int]:
-        try:
-            ids = self.encoder.encode_prompt(read_messages(line))
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
-        if self.config.mask_id in ids:
-            raise UserError(f"{where}: holds the mask token; leave it out")
+        ids = encode_messages(self.encoder, line, where, self.config.mask_id)
         if len(ids) >= self.config.length:
             raise UserError(
                 f"{where}: {len(ids)} tokens leave no room for an answer in data.length={self.config.length}; shorten "
@@ -162,6 +157,21 @@ class Chat(TextRows):
             "prompt": self.vocabulary.decode(prompt[~is_new].tolist()),
             "text": self.vocabulary.decode(answer[:end]),
         }
+
+
+def encode_messages(encoder: ConversationEncoder, line: str, where: str, mask_id: int) -> list[int]:
+    """Encodes the messages of a prompt, and the header of the answer to them.
+
+    Raises:
+        UserError: they are not to be read, or hold the mask; the message begins with `where`.
+    """
+    try:
+        ids = encoder.encode_prompt(read_messages(line))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    if mask_id in ids:
+        raise UserError(f"{where}: holds the mask token; leave it out")
+    return ids
 
 
 def read_messages(line: str) -> list[Message]:

@@ -19,7 +19,7 @@ from unmask.data.infill import encode_spans, is_infilling, pad_with_ends
 from unmask.data.tokenizer_files import find_chat_template, find_named_tokens
 from unmask.data.vocabulary import VOCABULARY, Vocabulary
 from unmask.errors import UserError
-from unmask.tasks.chat import read_messages
+from unmask.tasks.chat import encode_messages
 from unmask.tasks.text import Text, TextData
 from unmask.tasks.text_rows import FOLDER, read_prompt
 
@@ -90,24 +90,15 @@ class Pretrained(Text):
 
     def _prompt(self, line: str, where: str) -> list[int]:
         if line.lstrip().startswith("{") and '"messages"' in line:
-            return self._check_room(self._encode_messages(line, where), where)
+            if self.encoder is None:
+                raise UserError(f"{where}: `messages`: the model came without a chat template; give the text itself")
+            return self._check_room(encode_messages(self.encoder, line, where, self.config.mask_id), where)
         text = read_prompt(line, where, (frozenset({"text"}),))["text"]
         prefix = self.config.prefix
         ids = [*prefix, *encode_spans(self.vocabulary, text, where, room=self.config.length)]
         if self.config.mask_id in ids:
             return pad_with_ends(self.vocabulary, ids, where, length=self.config.length)
         return self._check_room(ids, where)
-
-    def _encode_messages(self, line: str, where: str) -> list[int]:
-        if self.encoder is None:
-            raise UserError(f"{where}: `messages`: the model came without a chat template; give the text itself")
-        try:
-            ids = self.encoder.encode_prompt(read_messages(line))
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
-        if self.config.mask_id in ids:
-            raise UserError(f"{where}: holds the mask token; leave it out")
-        return ids
 
     def _answer(self, tokens: Int[Tensor, "L"], is_answer: Bool[Tensor, "L"]) -> str:
         """Decodes the answer up to its first end token, or that of a turn."""

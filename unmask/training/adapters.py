@@ -66,8 +66,7 @@ def export(
         UserError: the run has no adapters, or its base is another; `target` already holds something.
     """
     run, target = paths.user_path(run), paths.user_path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is not an empty folder; name another one")
+    files.check_new_folder(target)
     config = read_config(run).of_run(run)
     if lora_of(config) is None:
         raise UserError(f"{run}: trains all weights (model.lora=null); export it without --adapter")

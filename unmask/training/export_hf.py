@@ -14,7 +14,7 @@ from unmask.models.hf_writing import plain_family, plain_settings, plain_tensors
 from unmask.models.transformer import TransformerConfig
 from unmask.progress import warn
 from unmask.training.hf_card import model_card
-from unmask.training.loading import LoadedRun, check_new
+from unmask.training.loading import LoadedRun
 
 _MASKS = ("<|mask|>", "<|mdm_mask|>", "<|unmask_mask|>")
 """Names for a mask that the tokenizer does not have; the first that is free."""
@@ -39,7 +39,7 @@ def export_plain(
         UserError: as `load`, no class of transformers is this model, or `target` holds something. Nothing is written.
     """
     path = paths.user_path(target)
-    check_new(path)
+    files.check_new_folder(path)
     source = LoadedRun.open(run, weights=weights, step=step, device="cpu")
     config, tokens = source.config.model, source.tokens
     family = plain_family(config, str(run))

@@ -288,14 +288,8 @@ def export(
 
 
 def _export(run: str | Path, target: Path, weights: str | None, step: str) -> LoadedRun:
-    check_new(target)
+    files.check_new_folder(target)
     return _write_export(LoadedRun.open(run, weights=weights, step=step), target)
-
-
-def check_new(target: Path) -> None:
-    """Raises `UserError` if there is something at `target` that an export would write over."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is not an empty folder; name another one")
 
 
 def _write_export(source: LoadedRun, target: Path) -> LoadedRun:
@@ -333,7 +327,7 @@ def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrid
         UserError: as `Import`, or `target` already holds something.
     """
     source, path = paths.existing_folder(folder), paths.user_path(target)
-    check_new(path)
+    files.check_new_folder(path)
     return _write_export(_open_checkpoint(Import(source, overrides), None, "last", "cpu"), path)
 
 
