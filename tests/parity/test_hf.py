@@ -12,6 +12,7 @@ from torch import Tensor
 import unmask
 from tests.helpers import SHORT, run_cli
 from tests.parity import hf_folders
+from unmask.config import recipes
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
@@ -367,6 +368,18 @@ def test_settings_that_agree(tmp_path: Path) -> None:
     settings = read_config(tmp_path)
     check_settings(tmp_path, TransformerConfig(**settings, dropout=0.1))
     check_settings(tmp_path, TransformerConfig(**(settings | {"num_kv_heads": None, "head_dim": None})))
+
+
+def test_a_start_from_a_checkpoint_has_its_shape(tmp_path: Path) -> None:
+    """In place of the recipe's preset, and beside what the recipe and the user say themselves."""
+    settings = read_config(described(tmp_path, QWEN2))
+    start = [f"train.init={tmp_path}", "model.dropout=0.1", "model.alignment=next"]
+    model = recipes.load("chat/uniform", start).model.model_dump()
+    own = {"dropout": 0.1, "alignment": "next"}
+    assert model == TransformerConfig(**(settings | own)).model_dump()
+    contradicted = recipes.load("chat/uniform", [*start, "model.ff_dim=100"]).model
+    with pytest.raises(UserError, match=r"model.ff_dim=100, the checkpoint has \d+; set it so"):
+        check_settings(tmp_path, contradicted)
 
 
 def test_every_setting_that_differs_is_named(tmp_path: Path) -> None:

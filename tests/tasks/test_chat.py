@@ -201,15 +201,10 @@ def test_a_trained_llama_goes_on_as_a_diffusion_model_of_conversations(tiny_llam
     llama = trained_llama(tmp_path / "llama", tiny_llama)
     rows = write_lines(tmp_path / "rows.jsonl", talks(20))
     prepare(PrepareSettings("chat", str(llama), tmp_path / "data", (str(rows),), 128, "turns"))
-    sizes = (
-        "model={dim: 64, ff_dim: 172, num_layers: 4, num_heads: 4, qkv_bias: false, tied_head: true, norm_eps: 1e-5}"
-    )
     warm = [
         f"data.path={tmp_path / 'data'}",
         "data.validation_ratio=0.1",
         f"train.init={llama}",
-        "model.preset=null",
-        sizes,
     ]
     short = ["train.steps=2", "train.batch_size=4", "train.compile=false", "train.threads=1", "train.device=cpu"]
     log = ["eval.every=2", "eval.examples=2", "log.tensorboard=false", "optim.warmup_steps=1"]

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import SerializeAsAny
 
 from unmask import formats
+from unmask.config.registry import resolve
 from unmask.config.run import NAMED_BY, RunConfig, section_class
 from unmask.config.settings import Section, shown
 from unmask.errors import UserError
@@ -47,7 +48,20 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     tree = _read(_find(recipe), seen=())
     for override in overrides:
         _apply(tree, _parse_override(override))
+    _take_shape(tree)
     return RunConfig.from_tree(tree)
+
+
+def _take_shape(tree: dict[str, Any]) -> None:
+    """Puts the shape of the Hugging Face checkpoint `train.init` in place of the model's preset."""
+    model, train = tree.get("model"), tree.get("train")
+    source = train.get("init") if isinstance(train, dict) else None
+    if not (isinstance(model, dict) and isinstance(source, str) and model.get("preset") is not None):
+        return
+    network: Any = resolve("model", str(model.get("name", "transformer")))
+    shape = network.shape_of(source) if hasattr(network, "shape_of") else None
+    if shape is not None:
+        tree["model"] = {**shape, **model, "preset": None}
 
 
 def _find(recipe: str) -> Path:

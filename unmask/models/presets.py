@@ -1,5 +1,6 @@
 """Named sizes of the transformer. Settings given beside `model.preset` override the preset's."""
 
+import difflib
 from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -35,3 +36,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     # As wide and deep as GPT-2's smallest and MDLM's: 113.3M parameters, and embedding and head.
     "text-110m": {"dim": 768, "ff_dim": 2048, "num_layers": 12, "num_heads": 12},
 }
+
+
+def find_preset(name: str) -> dict[str, Any]:
+    """Returns the settings of the preset `name`.
+
+    Raises:
+        ValueError: there is none; the message has the nearest.
+    """
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.3)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"model.preset={name}: unknown; {hint}Presets: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -6,7 +6,6 @@ Dimensions: B rows, L positions in blocks of S, M selected positions, n position
 positions of one stream or two.
 """
 
-import difflib
 import zlib
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -24,7 +23,7 @@ from unmask.models.attention import Attention, KeyValueCache, LayerCache, RmsNor
 from unmask.models.backends import BACKENDS
 from unmask.models.loops import Loops, in_order
 from unmask.models.lora import LoraConfig
-from unmask.models.presets import PRESETS
+from unmask.models.presets import PRESETS, find_preset
 from unmask.models.tied import TiedGradient, lookup
 from unmask.models.visibility import AttentionPattern, num_clean
 from unmask.noise import Purpose
@@ -35,7 +34,7 @@ class TransformerConfig(Section):
     """Sizes and options; `preset` fills in what is not given."""
 
     name: str = "transformer"
-    preset: str | None = Field(None, description=f"one of {', '.join(PRESETS)}")
+    preset: str | None = Field(None, description=f"{', '.join(PRESETS)}; a Hugging Face train.init takes its place")
     dim: int = Field(ge=2, description="width of the embeddings and between blocks")
     ff_dim: int = Field(ge=1, description="inner width of the SwiGLU")
     num_layers: int = Field(ge=1, le=10_000, description="blocks of attention and SwiGLU")
@@ -80,9 +79,7 @@ class TransformerConfig(Section):
         False, description="masked positions also get their expected embedding from an earlier pass (2208.04202)"
     )
     loops: Loops | None = Field(None, description="layers that a pass runs several times (2605.26106); null = none")
-    lora: LoraConfig | None = Field(
-        None, description="adapters, on frozen weights of train.init; null = train them all"
-    )
+    lora: LoraConfig | None = Field(None, description="adapters, on frozen weights of train.init; null = train all")
 
     @model_validator(mode="before")
     @classmethod
@@ -93,12 +90,7 @@ class TransformerConfig(Section):
             if missing := [key for key in ("dim", "ff_dim", "num_layers", "num_heads") if key not in given]:
                 raise ValueError(f"give model.preset ({', '.join(PRESETS)}), or model.{', model.'.join(missing)}")
             return given
-        preset = str(given["preset"])
-        if preset not in PRESETS:
-            close = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.3)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ValueError(f"model.preset={preset}: unknown; {hint}Presets: {', '.join(PRESETS)}")
-        return {**PRESETS[preset], **given}
+        return {**find_preset(str(given["preset"])), **given}
 
     @model_validator(mode="after")
     def _check_heads(self) -> "TransformerConfig":
@@ -181,6 +173,13 @@ class Transformer(nn.Module):
     @classmethod
     def from_config(cls, config: TransformerConfig, tokens: TokenSpec) -> "Transformer":
         return cls(config, tokens)
+
+    @staticmethod
+    def shape_of(source: str) -> dict[str, Any] | None:
+        """Returns the settings of the Hugging Face checkpoint `source`; `None` if it is none."""
+        from unmask.models import hf
+
+        return hf.read_config(source) if hf.is_checkpoint(source) else None
 
     @property
     def is_causal(self) -> bool:

@@ -21,13 +21,11 @@ from unmask.config.settings import flatten
 from unmask.errors import UserError
 from unmask.models.backends import BACKENDS
 
-_MAY_CHANGE = tuple(
-    f"train.{key}"
-    for key in (
-        *("steps", "epochs", "max_seconds", "max_examples", "threads", "compile"),
-        *("parallel", "cpu_offload", "timeout"),
-        *("checkpoint_every", "keep_last", "keep_every", "on_bad_numbers", "max_skips"),
-    )
+_MAY_CHANGE = (
+    "model.preset",  # what it stands for is compared
+    *(f"train.{key}" for key in ("steps", "epochs", "max_seconds", "max_examples", "threads", "compile")),
+    *(f"train.{key}" for key in ("parallel", "cpu_offload", "timeout", "checkpoint_every", "keep_last", "keep_every")),
+    *(f"train.{key}" for key in ("on_bad_numbers", "max_skips")),
 )
 _SECTIONS_MAY_CHANGE = ("decode", "eval", "log")
 _MOST_TOLD = 2**20  # bytes of an environment.json, parts of which are printed
