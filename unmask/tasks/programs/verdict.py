@@ -11,7 +11,7 @@ from unmask.tasks.programs.answers import read_number
 from unmask.tasks.programs.inside.jail import SandboxLimits
 from unmask.tasks.programs.inside.program import MAX_OUTPUT, NOT_STARTED
 
-REASONS = ("ran", "syntax", "blocked", "error", "timeout", "memory", "no_program", "not_graded")
+REASONS = ("ran", "wrong", "syntax", "blocked", "error", "timeout", "memory", "no_program", "not_graded")
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Outcome:
     """The outcome of one program.
 
     Attributes:
-        reason: one of `REASONS`; `ran` means that it gave a finite number, `not_graded` that the machine could
-            not run it.
+        reason: one of `REASONS`; `ran` means that it gave a finite number (1: it passes its tests), `wrong` that a
+            test's assertion fails, `not_graded` that the machine could not run it.
         value: that number, else None. (An int only where a float cannot hold it.)
         output: the beginning of what it printed if it ran; else a short explanation for people.
         program: what was run: the program without the trailing lines that kept it from compiling.

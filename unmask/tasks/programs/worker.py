@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any
 
+from unmask.tasks.programs.inside.exam import Exam
 from unmask.tasks.programs.inside.jail import SandboxLimits
 from unmask.tasks.programs.inside.server import READY
 from unmask.tasks.programs.inside.watch import find_children
@@ -60,13 +61,13 @@ class Worker:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
-    def submit(self, source: str) -> None:
-        """Sends a program to run; `poll` returns its report."""
+    def submit(self, source: str, exam: Exam | None = None) -> None:
+        """Sends a program to run, or a solution to examine; `poll` returns its report."""
         assert self._process.stdin is not None
         self._job += 1
         self.deadline = time.monotonic() + self._limits.wall_seconds + _GRACE
         with suppress(OSError):  # a dead server shows when its report is read
-            rest = memoryview(json.dumps([self._job, source]).encode() + b"\n")
+            rest = memoryview(json.dumps([self._job, source, None if exam is None else asdict(exam)]).encode() + b"\n")
             while rest:
                 rest = rest[self._process.stdin.write(rest) :]
 

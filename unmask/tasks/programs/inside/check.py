@@ -17,6 +17,7 @@ import re
 import statistics
 import typing
 import unicodedata  # noqa: F401 (the parser wants it for names beyond ASCII, when no file can be opened any more)
+from dataclasses import dataclass
 from string import Formatter
 from types import ModuleType
 from typing import Any
@@ -46,17 +47,40 @@ _MODULES: dict[ModuleType, str] = {
 
 SAFE_BUILTINS = frozenset(_BUILTINS.split())
 ALL_BUILTINS = frozenset(dir(builtins))
-MODULES = {module.__name__: frozenset(names.split()) for module, names in _MODULES.items()}
 
 
-def namespace() -> dict[str, Any]:
+@dataclass(frozen=True)
+class Rules:
+    """Rules of what code may say, beside what all may.
+
+    Attributes:
+        modules: the names that may be imported, by module.
+        builtins: builtins beside `SAFE_BUILTINS`, by name.
+        methods: methods with `__` that a class may define; None: there may be no classes.
+    """
+
+    modules: dict[ModuleType, frozenset[str]]
+    builtins: dict[str, Any]
+    methods: frozenset[str] | None = None
+
+    @property
+    def by_name(self) -> dict[str, frozenset[str]]:
+        """Returns the names that may be imported, by the name of their module."""
+        return {module.__name__: names for module, names in self.modules.items()}
+
+
+PROGRAMS = Rules({module: frozenset(names.split()) for module, names in _MODULES.items()}, {})
+"""The rules of programs that answer with a number."""
+
+
+def namespace(rules: Rules = PROGRAMS) -> dict[str, Any]:
     """Makes the globals of a program. `__name__` is not `__main__`: its own tests do not run, as on an import."""
     safe = {name: getattr(builtins, name) for name in SAFE_BUILTINS}
-    return {"__builtins__": safe | {"__import__": _importer()}, "__name__": "program"}
+    return {"__builtins__": safe | rules.builtins | {"__import__": _importer(rules)}, "__name__": "program"}
 
 
-def _importer() -> Any:
-    modules = {module.__name__: _cut_down(module) for module in _MODULES}
+def _importer(rules: Rules) -> Any:
+    modules = {module.__name__: _cut_down(module, names) for module, names in rules.modules.items()}
 
     def import_(name: str, _globals: Any = None, _locals: Any = None, _names: Any = (), level: int = 0) -> ModuleType:
         if level or name not in modules:
@@ -66,9 +90,9 @@ def _importer() -> Any:
     return import_
 
 
-def _cut_down(module: ModuleType) -> ModuleType:
+def _cut_down(module: ModuleType, names: frozenset[str]) -> ModuleType:
     small = ModuleType(module.__name__)
-    for name in MODULES[module.__name__]:
+    for name in names:
         setattr(small, name, getattr(module, name))
     return small
 
@@ -82,7 +106,7 @@ def parse(source: str) -> tuple[ast.Module, int]:
     lines = source.split("\n")
     first: SyntaxError | None = None
     while lines:
-        tree = _compile("\n".join(lines))
+        tree = compiled("\n".join(lines))
         if isinstance(tree, ast.Module):
             return tree, len(lines)
         first = first or tree
@@ -91,7 +115,8 @@ def parse(source: str) -> tuple[ast.Module, int]:
     raise first or SyntaxError("no code")
 
 
-def _compile(source: str) -> ast.Module | SyntaxError:
+def compiled(source: str) -> ast.Module | SyntaxError:
+    """Parses a source that compiles and holds code; returns its error if it does not."""
     try:
         tree = ast.parse(source)
         compile(tree, "<program>", "exec")  # `return` outside a function is found only here
@@ -113,7 +138,7 @@ def find_entry(tree: ast.Module) -> str | None:
     return None
 
 
-_KINDS = (ast.ClassDef, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
+_KINDS = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
 _HIDDEN_NAME = re.compile(r"__")
 _HIDDEN_ATTRIBUTE = re.compile(r"_|(gi|cr|ag|tb|co|f|func)_|(mro|format_map)$")  # frames, code, classes
 
@@ -122,7 +147,7 @@ class Blocked(Exception):
     """The error of a program that says what it may not; the message names it."""
 
 
-def check(tree: ast.Module) -> None:
+def check(tree: ast.AST, rules: Rules = PROGRAMS) -> None:
     """Looks for anything that a program may not say.
 
     Raises:
@@ -131,25 +156,25 @@ def check(tree: ast.Module) -> None:
     harmless = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and _formats_simply(node)}
     own = {name for node in ast.walk(tree) for name in _find_assigned(node)}
     for node in ast.walk(tree):
-        if isinstance(node, _KINDS):
+        if isinstance(node, _KINDS) or (isinstance(node, ast.ClassDef) and rules.methods is None):
             raise Blocked(type(node).__name__)
         if isinstance(node, ast.Import | ast.ImportFrom):
-            _check_import(node)
+            _check_import(node, rules.by_name)
         elif isinstance(node, ast.Attribute):
             _check_attribute(node, is_harmless=id(node) in harmless)
         elif isinstance(node, ast.Name):
-            _check_name(node, own)
-        else:
+            _check_name(node, own | rules.builtins.keys())
+        elif not (isinstance(node, ast.FunctionDef) and node.name in (rules.methods or ())):
             _check_identifiers(node)
 
 
-def _check_import(node: ast.Import | ast.ImportFrom) -> None:
+def _check_import(node: ast.Import | ast.ImportFrom, known: dict[str, frozenset[str]]) -> None:
     modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or "."]
     for module in modules:
-        if module not in MODULES:
+        if module not in known:
             raise Blocked(f"import of {module}")
     for alias in node.names:
-        if isinstance(node, ast.ImportFrom) and alias.name not in MODULES[modules[0]] | {"*"}:
+        if isinstance(node, ast.ImportFrom) and alias.name not in known[modules[0]] | {"*"}:
             raise Blocked(f"import of {modules[0]}.{alias.name}")
         if _HIDDEN_NAME.match(alias.asname or ""):
             raise Blocked(f"the name {alias.asname}")
@@ -185,7 +210,7 @@ def _find_assigned(node: ast.AST) -> list[str]:
         return [node.id]
     if isinstance(node, ast.arg):
         return [node.arg]
-    return [node.name] if isinstance(node, ast.FunctionDef) else []
+    return [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
 
 
 def _formats_simply(call: ast.Call) -> bool:

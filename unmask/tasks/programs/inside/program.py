@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from . import jail
-from .check import Blocked, check, find_entry, namespace, parse
+from .check import Blocked, check, compiled, find_entry, namespace, parse
+from .exam import BadExam, Exam, take
 from .jail import SandboxLimits
 
 Send = Callable[[dict[str, Any]], None]
@@ -37,9 +38,10 @@ class _Sink:
     def flush(self) -> None: ...
 
 
-def run(source: str, limits: SandboxLimits, output: int) -> NoReturn:
+def run(source: str, exam: Exam | None, limits: SandboxLimits, output: int) -> NoReturn:
     """Runs `source` and writes up to two lines of JSON to `output`: `{"lines": n}` once n lines of it have compiled,
-    and `{"reason", "value", "output"}`. The value is an int, float or str, of exactly that type.
+    and `{"reason", "value", "output"}`. The value is an int, float or str, of exactly that type; 1 for a solution that
+    passes its `exam`.
     """
     try:
         output = jail.enter(limits, output)
@@ -47,7 +49,8 @@ def run(source: str, limits: SandboxLimits, output: int) -> NoReturn:
     except BaseException:  # of the machine: no descriptors, no memory
         os._exit(NOT_STARTED)
     try:
-        message = _answer(source, limits, lambda message: _write(output, message))
+        send: Send = lambda message: _write(output, message)  # noqa: E731
+        message = _answer(source, limits, send) if exam is None else _examine(source, exam, limits, send)
     except MemoryError:
         del reserve
         os.write(output, _OUT_OF_MEMORY)
@@ -78,6 +81,30 @@ def _answer(source: str, limits: SandboxLimits, send: Send) -> dict[str, Any]:
     return _call(tree, function, limits, send)
 
 
+def _examine(source: str, exam: Exam, limits: SandboxLimits, send: Send) -> dict[str, Any]:
+    """Answers for a solution and its tests. All of a solution must compile: it is what a benchmark would run."""
+    tree = compiled(source)
+    if isinstance(tree, SyntaxError):
+        return _failed("syntax", explain(tree))
+    send({"lines": source.count("\n") + 1})
+    sink = _Sink()
+
+    def lock() -> None:
+        sys.stdout = sys.stderr = sink
+        if limits.has("audit"):
+            sys.addaudithook(_end_at_any_attempt(send, _QUIET_EVENTS | {"builtins.id"}))  # which copy.deepcopy calls
+
+    try:
+        take(tree, exam, lock, limits.has("check"))
+    except Blocked as blocked:
+        return _failed("blocked", str(blocked))
+    except BadExam as error:
+        return _failed("error", str(error))
+    except AssertionError as error:
+        return _failed("wrong", explain(error))
+    return {"reason": "ran", "value": 1, "output": sink.text}
+
+
 def _call(
     tree: ast.Module, function: str, limits: SandboxLimits, send: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
@@ -96,11 +123,11 @@ def _call(
     return _failed("error", "a string too long to be a number" if kind is str else f"returned a {kind.__name__}")
 
 
-def _end_at_any_attempt(send: Send) -> Callable[[str, tuple[Any, ...]], None]:
+def _end_at_any_attempt(send: Send, quiet: frozenset[str] = _QUIET_EVENTS) -> Callable[[str, tuple[Any, ...]], None]:
     """Makes an audit hook: files, sockets, processes, imports, frames, .. end the program: no `except` hides them."""
 
     def hook(event: str, _: tuple[Any, ...]) -> None:
-        if event not in _QUIET_EVENTS:
+        if event not in quiet:
             send(_failed("blocked", event))
             os._exit(0)
 

@@ -1,7 +1,8 @@
 """A server that forks one program after another: starting an interpreter for each would take ten times as long.
 
 Three generations: this server; per program a supervisor, which watches its time and outlives the program; the program.
-A job comes as a line on stdin, `[number, source]`; its report goes to stdout as a line. When stdin closes all end.
+A job comes as a line on stdin, `[number, source, exam]`; its report goes to stdout as a line. When stdin closes, all
+end.
 """
 
 import gc
@@ -14,6 +15,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from . import jail, kernel, program
+from .exam import Exam
 from .jail import SandboxLimits
 from .watch import Watch, count_killed_for_memory, find_children
 
@@ -39,20 +41,21 @@ def main(arguments: str) -> None:
         _run(json.loads(line), limits, killed)
 
 
-def _run(job: tuple[int, str], limits: SandboxLimits, killed: int) -> None:
-    number, source = job
+def _run(job: tuple[int, str, dict[str, Any] | None], limits: SandboxLimits, killed: int) -> None:
+    number, source, tests = job
+    exam = None if tests is None else Exam(**tests)
     try:
         pid = os.fork()
     except OSError as error:
         _write_report(number, failed=_explain(error))
         return
     if pid == 0:
-        _supervise(number, source, limits, killed)
+        _supervise(number, source, exam, limits, killed)
     if os.waitpid(pid, 0)[1] != 0:
         _write_report(number, code=0, is_lost=True)  # it was killed before it could report
 
 
-def _supervise(number: int, source: str, limits: SandboxLimits, killed: int) -> NoReturn:
+def _supervise(number: int, source: str, exam: Exam | None, limits: SandboxLimits, killed: int) -> NoReturn:
     status = 1
     try:
         for prepare in (kernel.die_with_parent, kernel.adopt_orphans):
@@ -60,7 +63,7 @@ def _supervise(number: int, source: str, limits: SandboxLimits, killed: int) -> 
                 prepare()
         watch = Watch(limits)
         try:
-            pid, pipe = _start(source, limits)
+            pid, pipe = _start(source, exam, limits)
         except OSError as error:
             _write_report(number, failed=_explain(error))
         else:
@@ -87,13 +90,13 @@ def _explain(error: OSError) -> str:
     return f"no process for it: {error.strerror}"
 
 
-def _start(source: str, limits: SandboxLimits) -> tuple[int, int]:
+def _start(source: str, exam: Exam | None, limits: SandboxLimits) -> tuple[int, int]:
     pipe, output = os.pipe()
     jail.isolate_children(limits)
     pid = os.fork()
     if pid == 0:
         try:
-            program.run(source, limits, output)
+            program.run(source, exam, limits, output)
         finally:
             os._exit(1)
     os.close(output)
