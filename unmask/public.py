@@ -22,7 +22,8 @@ from unmask.reveal import (
     RevealState,
     Threshold,
 )
-from unmask.training.loading import export, load
+from unmask.training.exporting import export
+from unmask.training.loading import load
 from unmask.types import (
     CleanBatch,
     Decoded,

@@ -16,8 +16,9 @@ from unmask.errors import UserError
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import TransformerConfig
+from unmask.training.exporting import import_checkpoint
 from unmask.training.importing import Import, Overrides
-from unmask.training.loading import LoadedRun, import_checkpoint
+from unmask.training.loading import LoadedRun
 from unmask.types import Query, TokenSpec
 
 PLAIN = {"mask_token_id": None, "is_causal": None}

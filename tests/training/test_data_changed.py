@@ -23,8 +23,9 @@ from unmask.tasks.sudoku import generator
 from unmask.tasks.task import accept_changed_data
 from unmask.tasks.text import TextData, find_store
 from unmask.training import checkpoint
+from unmask.training.exporting import export
 from unmask.training.folder import read_environment
-from unmask.training.loading import LoadedRun, export
+from unmask.training.loading import LoadedRun
 
 SETTINGS = [
     *("task.name=tokens", f"data.length={LENGTH}", f"data.vocab_size={VOCAB}", f"data.mask_id={MASK}"),

@@ -9,7 +9,6 @@ import unmask
 from tests.helpers.runs import debug_run
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
-from unmask.training import loading
 from unmask.training.loading import LoadedRun
 from unmask.training.trainer import resolve_device
 
@@ -20,7 +19,7 @@ def test_the_averages_of_a_model_of_ones_own_are_all_of_its_weights(tmp_path: Pa
     run.train()
     with run.trainer.weights("ema"):
         expected = {name: value.clone() for name, value in run.trainer.model.state_dict().items()}
-    loading.export(tmp_path / "run", tmp_path / "export")
+    unmask.export(tmp_path / "run", tmp_path / "export")
     for source in ("run", "export"):
         loaded = unmask.load(tmp_path / source).state_dict()
         assert loaded.keys() == expected.keys()
@@ -36,7 +35,7 @@ def test_unknown_weights_are_named(tmp_path: Path) -> None:
 
 def test_a_run_and_its_export_open_alike(tmp_path: Path) -> None:
     debug_run(tmp_path / "run", "ema.decay=0.9").train()
-    loading.export(tmp_path / "run", tmp_path / "export", weights="raw")
+    unmask.export(tmp_path / "run", tmp_path / "export", weights="raw")
     run = LoadedRun.open(tmp_path / "run", weights="raw")
     exported = LoadedRun.open(tmp_path / "export")
     for key in ("config", "tokens", "weights", "step", "device"):

@@ -19,7 +19,7 @@ import unmask
 from tests.helpers import assert_same, run_cli
 from tests.helpers.runs import tiny_run
 from unmask.errors import RunFailed, UserError
-from unmask.training import checkpoint, loading, restoring
+from unmask.training import checkpoint, restoring
 from unmask.training.folder import RunFolder
 from unmask.training.loading import LoadedRun
 from unmask.training.run import Run
@@ -271,7 +271,7 @@ def test_a_state_is_json_also_before_the_first_evaluation(tmp_path: Path) -> Non
 
 
 def test_an_export_is_checked_field_by_field(copied: Path, tmp_path: Path) -> None:
-    loading.export(copied, tmp_path / "export")
+    unmask.export(copied, tmp_path / "export")
     file = tmp_path / "export" / "config.json"
     whole = json.loads(file.read_text())
     described = whole | {"run": {"seed": 0}}
@@ -292,7 +292,7 @@ def test_an_export_is_checked_field_by_field(copied: Path, tmp_path: Path) -> No
 
 
 def test_an_export_with_nan_says_that_the_model_gives_nan(copied: Path, tmp_path: Path) -> None:
-    loading.export(copied, tmp_path / "export")
+    unmask.export(copied, tmp_path / "export")
     file = tmp_path / "export" / "model.safetensors"
     tensors = load_file(file)
     tensors["backbone.norm.weight"][0] = torch.nan

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from unmask import paths
 from unmask.cli import options
 from unmask.errors import UserError
+from unmask.models.hf import read_checkpoint
 from unmask.progress import console
-from unmask.training import adapters, loading
-from unmask.training.export_hf import export_plain
+from unmask.training import adapters, exporting, loading
 
 
 def export(
@@ -19,8 +20,11 @@ def export(
         bool, typer.Option("--adapter", help="Of a run with model.lora: the adapters alone, in PEFT's format.")
     ] = False,
     layout: Annotated[
-        Literal["unmask", "plain"],
-        typer.Option(help="unmask: for this package; plain: Llama, Qwen2 or Qwen3, which transformers (>= 5.2) loads."),
+        Literal["unmask", "plain", "sdar", "dream", "llada"],
+        typer.Option(
+            help="unmask: for this package; plain: Llama, Qwen2 or Qwen3, which transformers (>= 5.2) loads; "
+            "sdar, dream, llada: as those models are published."
+        ),
     ] = "unmask",
     weights: options.Weights = None,
     step: options.Step = "last",
@@ -34,8 +38,10 @@ def export(
 
     `--layout plain` writes a Hugging Face folder that transformers loads, from 5.2 on, without remote code: a Llama,
     Qwen2 or Qwen3 with `"is_causal": false`, its tokenizer and chat template, and a model card that says how to decode.
-    This package reads it too. A model that is none of these (learned positions, loops, self-conditioning ...) is
-    refused.
+    `--layout sdar` is for block models with model.qk_norm, which SGLang and lmdeploy serve; `--layout dream` for models
+    with model.qkv_bias and alignment `next`; `--layout llada` for plain ones with alignment `same`. This package reads
+    all of them too. A model that a layout cannot express (learned positions, loops, self-conditioning ...) is refused,
+    with the settings that are in the way.
 
     The adapters of a run with `model.lora` are merged into their base. `--adapter` writes them alone, for PEFT's
     `PeftModel.from_pretrained(base, DIR)`.
@@ -43,6 +49,8 @@ def export(
     Example: `unmask export runs/sudoku-puma my-model --weights ema --step best`
 
     Example: `unmask export runs/chat my-model --layout plain`
+
+    Example: `unmask export runs/block-chat my-model --layout sdar`
     """
     chosen = options.check_weights(weights)
     if adapter:
@@ -51,9 +59,10 @@ def export(
         kind, number, base = adapters.export(run, target, weights=chosen, step=step, open_run=loading.open_base)
         console.print(f"{target}: the {kind} adapters of step {number}, for {base.source}")
         return
-    if layout == "plain":
-        exported, family = export_plain(run, target, weights=chosen, step=step)
-        console.print(f"{target}: a {family}, with the {exported.weights} weights of step {exported.step}")
-        return
-    exported = loading.export(run, target, weights=chosen, step=step)
-    console.print(f"{target}: the {exported.weights} weights of step {exported.step}")
+    exported = exporting.export(run, target, layout=layout, weights=chosen, step=step)
+    kind = (
+        ""
+        if layout == "unmask"
+        else f"a model of the family {read_checkpoint(paths.user_path(target)).family_name}, with "
+    )
+    console.print(f"{target}: {kind}the {exported.weights} weights of step {exported.step}")

@@ -10,7 +10,7 @@ from unmask import paths
 from unmask.cli import options
 from unmask.formats import printable
 from unmask.progress import console
-from unmask.training import loading
+from unmask.training.exporting import import_checkpoint
 from unmask.training.importing import CANVAS, Import, Overrides
 
 
@@ -58,7 +58,7 @@ def import_(
         options.results().print(f"{name:<{width}}  {printable(value)}")
     model = shlex.quote(str(folder if out is None else out))
     if out is not None:
-        loading.import_checkpoint(folder, out, overrides)
+        import_checkpoint(folder, out, overrides)
         console.print(f"{out}: written")
     elif asked := " ".join(map(shlex.quote, overrides.as_options())):
         console.print(f"To use it so, write it: unmask import {shlex.quote(str(folder))} {asked} --out DIR")

@@ -1,7 +1,8 @@
 """The families of Hugging Face checkpoints that are our transformer up to names: a row for each.
 
 A family is data: which options of the transformer it has, how its `config.json` and its tensors are named, and what its
-checkpoints leave unsaid. `models/hf.py` reads all of them in the same way.
+checkpoints leave unsaid. `models/hf.py` reads all of them in the same way, and `models/hf_writing.py` writes those
+that `LAYOUTS` names, by the same rows.
 """
 
 from collections.abc import Mapping
@@ -90,6 +91,20 @@ class Family:
     mask_id: int | None = None
     """The mask where neither `config.json` nor the tokenizer names one."""
     eos_ids: tuple[int, ...] = ()
+    has_head_dim: bool = True
+    """False: its code knows heads of width / heads alone."""
+
+    architecture: str | None = None
+    """The class whose weights they are, in checkpoints that we write."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Its `auto_map` there: the code of the originals on the Hub. Default: transformers has the class."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """What `config.json` says there whatever the model is, beside the first values of `only`."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """True if its checkpoints are all read at one alignment, and with or without blocks; False: they say so."""
+        return self.alignment is not None
 
 
 _GROUPED = {"num_key_value_heads": 32}
@@ -119,10 +134,18 @@ _LLADA_ONLY: dict[str, tuple[Any, ...]] = {
     "bias_for_layer_norm": (False,),
 }
 
+
+def _code(repository: str, module: str, config: str, **models: str) -> dict[str, str]:
+    """Returns the `auto_map` of the classes that a repository of the Hub has the code of, by transformers' names."""
+    classes = {"AutoConfig": f"configuration_{module}.{config}"}
+    classes |= {auto: f"modeling_{module}.{name}" for auto, name in models.items()}
+    return {auto: f"{repository}--{name}" for auto, name in classes.items()}
+
+
 FAMILIES = {
-    "llama": Family("llama"),
-    "qwen2": Family("qwen2", qkv_bias=True, defaults=_GROUPED),
-    "qwen3": Family("qwen3", qk_norm=True, defaults=_QWEN3),
+    "llama": Family("llama", architecture="LlamaForCausalLM"),
+    "qwen2": Family("qwen2", qkv_bias=True, defaults=_GROUPED, architecture="Qwen2ForCausalLM"),
+    "qwen3": Family("qwen3", qk_norm=True, defaults=_QWEN3, architecture="Qwen3ForCausalLM"),
     "stable-diffcoder": Family(
         "llama", remote_code="diffcoder", alignment="same", block_size=4, mask_id=5, eos_ids=(2,)
     ),
@@ -137,6 +160,9 @@ FAMILIES = {
         block_size=4,
         mask_id=151669,
         eos_ids=(151645, 151643),
+        architecture="SDARForCausalLM",
+        code=_code("JetLM/SDAR-4B-Chat", "sdar", "SDARConfig", AutoModelForCausalLM="SDARForCausalLM"),
+        constants={"fuse_cross_entropy": True, "use_sliding_window": False, "sliding_window": None},
     ),
     "Fast_dLLM_Qwen": Family(
         "Fast_dLLM_Qwen",
@@ -148,7 +174,17 @@ FAMILIES = {
         mask_id=151665,
         eos_ids=(151645,),
     ),
-    "Dream": Family("Dream", qkv_bias=True, defaults=_GROUPED, alignment="next", mask_id=151666, eos_ids=(151643,)),
+    "Dream": Family(
+        "Dream",
+        qkv_bias=True,
+        defaults=_GROUPED,
+        alignment="next",
+        mask_id=151666,
+        eos_ids=(151643,),
+        has_head_dim=False,
+        architecture="DreamModel",
+        code=_code("Dream-org/Dream-v0-Instruct-7B", "dream", "DreamConfig", AutoModel="DreamModel"),
+    ),
     "llada": Family(
         "llada",
         names=LLADA_NAMES,
@@ -158,7 +194,35 @@ FAMILIES = {
         alignment="same",
         mask_id=126336,
         eos_ids=(126081,),
+        has_head_dim=False,
+        architecture="LLaDAModelLM",
+        code=_code(
+            "GSAI-ML/LLaDA-8B-Instruct",
+            "llada",
+            "LLaDAConfig",
+            AutoModel="LLaDAModelLM",
+            AutoModelForCausalLM="LLaDAModelLM",
+        ),
+        constants=dict.fromkeys(("attention_dropout", "embedding_dropout", "residual_dropout"), 0.0),
     ),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A kind of Hugging Face folder that a model can be written as."""
+
+    families: tuple[str, ...]
+    """Names in `FAMILIES`, of which the model must be one."""
+    title: str
+    """The models that it is the layout of."""
+
+
+LAYOUTS = {
+    "plain": Layout(("llama", "qwen2", "qwen3"), "Llama and Qwen"),
+    "sdar": Layout(("sdar",), "SDAR"),
+    "dream": Layout(("Dream",), "Dream"),
+    "llada": Layout(("llada",), "LLaDA"),
 }
 
 _MOE = "a mixture of experts, which our dense transformer is not"

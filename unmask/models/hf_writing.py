@@ -1,7 +1,7 @@
-"""Writes our transformer as transformers' own Llama, Qwen2 or Qwen3: the inverse of `models/hf.py` and `hf_weights.py`.
+"""Writes our transformer in a layout of Hugging Face: the inverse of `models/hf.py` and `models/hf_weights.py`.
 
-With `"is_causal": false` in `config.json`, transformers from 5.2 on lets every position see all others, without code of
-ours. Dimensions: V tokens, D width.
+Names, keys and what a layout can express are the rows of `models/families.py` that reading uses too.
+Dimensions: V tokens, D width.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,66 +11,92 @@ import torch
 from torch import Tensor
 
 from unmask.errors import UserError
-from unmask.models.families import FAMILIES
+from unmask.models.families import FAMILIES, LAYOUTS, Family, Layout
 from unmask.models.transformer import TransformerConfig
 from unmask.types import TokenSpec
 
-CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-"""Names of transformers' classes, by family."""
 
-
-def plain_family(config: object, where: str) -> str:
-    """Returns the family, a key of `CLASSES`, that a model with the settings `config` is.
+def choose_family(config: object, layout: str, where: str) -> str:
+    """Returns the name of the family, of those of `layout`, that a model with the settings `config` is.
 
     Raises:
-        UserError: it is none; names every setting that is in the way.
+        UserError: it is none; the message begins with `where`, and names every setting that is in the way.
     """
+    chosen = LAYOUTS[layout]
+    fix = "export it with --layout unmask"
     if not isinstance(config, TransformerConfig):
         name = getattr(config, "name", type(config).__name__)
-        raise UserError(f"{where}: model.name={name} is no class of transformers; export it with --layout unmask")
-    if problems := [*_problems(config)]:
-        raise UserError(f"{where}: {'; '.join(problems)}; export it with --layout unmask")
-    return next(
-        name
-        for name in CLASSES
-        if (FAMILIES[name].qkv_bias, FAMILIES[name].qk_norm) == (config.qkv_bias, config.qk_norm)
-    )
+        raise UserError(f"{where}: model.name={name} is no model of the layout {layout}; {fix}")
+    problems = [*_problems(config, chosen)]
+    found = next((name for name in chosen.families if _options(FAMILIES[name]) == _options(config)), None)
+    if found is None and len(chosen.families) > 1:
+        problems.append("model.qkv_bias=true and model.qk_norm=true: Qwen2 has those, Qwen3 these, no class both")
+    if found is None or problems:
+        is_plain = layout != "plain" and not [*_problems(config, LAYOUTS["plain"])]
+        raise UserError(f"{where}: {'; '.join(problems)}; {fix}{' or --layout plain' if is_plain else ''}")
+    return found
 
 
-def _problems(config: TransformerConfig) -> Iterator[str]:
+def _options(of: Family | TransformerConfig) -> tuple[bool, bool]:
+    return of.qkv_bias, of.qk_norm
+
+
+def _problems(config: TransformerConfig, layout: Layout) -> Iterator[str]:
+    """Yields the settings that a layout cannot express, each with the reason."""
+    title, families = layout.title, [FAMILIES[name] for name in layout.families]
     if config.learned_positions:
-        yield "model.learned_positions=true: Llama and Qwen know positions by rotation alone"
+        yield f"model.learned_positions=true: {title} know positions by rotation alone"
     if not config.rotary:
-        yield "model.rotary=false: Llama and Qwen rotate queries and keys"
+        yield f"model.rotary=false: {title} rotate queries and keys"
     if config.out_bias:
         yield "model.out_bias=true: the projection after attention has no bias there"
-    if config.qkv_bias and config.qk_norm:
-        yield "model.qkv_bias=true and model.qk_norm=true: Qwen2 has the biases, Qwen3 the norms, no class both"
     if config.self_conditioning:
         yield "model.self_conditioning=true: no class there reads an earlier prediction"
     if config.loops is not None:
         yield "model.loops: every layer runs once there"
     if config.lora is not None:
         yield "model.lora: its adapters are not merged"
+    if config.qkv_bias not in (each.qkv_bias for each in families):
+        has = "no biases" if config.qkv_bias else "biases always"
+        yield f"model.qkv_bias={str(config.qkv_bias).lower()}: queries, keys and values have {has} there"
+    if config.qk_norm not in (each.qk_norm for each in families):
+        has = "not normalised" if config.qk_norm else "always normalised, which weights of 1 do too,"
+        yield f"model.qk_norm={str(config.qk_norm).lower()}: queries and keys are {has} there"
+    yield from (problem for each in families for problem in _fixed(config, each, title))
 
 
-def plain_settings(config: TransformerConfig, tokens: TokenSpec, family: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Returns the content of `config.json`.
+def _fixed(config: TransformerConfig, family: Family, title: str) -> Iterator[str]:
+    """Yields what the checkpoints of a family cannot say of themselves."""
+    if not family.is_fixed:
+        return
+    if config.causal:
+        yield f"model.causal=true: {title} fill in masks, and see later positions"
+    elif config.alignment != family.alignment:
+        place = "i - 1" if family.alignment == "next" else "i"
+        yield f"model.alignment={config.alignment}: position i is read at {place} there"
+    if config.block_size is not None and family.block_size is None:
+        yield f"model.block_size={config.block_size}: every position sees all others there"
+    if config.block_size is None and family.block_size is not None and not config.causal:
+        yield "model.block_size=null: a position sees its block and those before it there; train with blocks"
+    if not family.has_head_dim and config.head_width * config.num_heads != config.dim:
+        yield f"model.head_dim={config.head_width}: a head has {config.dim / config.num_heads:g} there, dim / num_heads"
 
-    `alignment`, `block_size` and `mask_token_id` are for those who decode: transformers keeps them, and uses none. A
-    causal model has none of them.
+
+def hf_settings(config: TransformerConfig, tokens: TokenSpec, family_name: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Returns the content of `config.json`, in the family's own keys.
+
+    In a plain folder `alignment`, `block_size` and `mask_token_id` are for those who decode: transformers keeps them,
+    and uses none. A causal model has none of them.
     """
+    family = FAMILIES[family_name]
     settings: dict[str, Any] = {
-        "architectures": [CLASSES[family]],
-        "model_type": FAMILIES[family].model_type,
-        "dtype": str(dtype).removeprefix("torch."),
         "vocab_size": num_rows(config, tokens),
         "hidden_size": config.dim,
         "intermediate_size": config.ff_dim,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads or config.num_heads,
-        "head_dim": config.head_width,
+        **({"head_dim": config.head_width} if family.has_head_dim else {}),
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
@@ -83,9 +109,20 @@ def plain_settings(config: TransformerConfig, tokens: TokenSpec, family: str, dt
         "pad_token_id": tokens.pad_id,
     }
     if not config.causal:
-        settings |= {"is_causal": False, "alignment": config.alignment, "mask_token_id": tokens.mask_id}
+        settings |= {} if family.is_fixed else {"is_causal": False, "alignment": config.alignment}
         settings |= {} if config.block_size is None else {"block_size": config.block_size}
-    return settings
+        settings |= {"mask_token_id": tokens.mask_id}
+    name = str(dtype).removeprefix("torch.")
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "dtype": name,
+        **({"auto_map": dict(family.code), "torch_dtype": name} if family.code else {}),  # as transformers 4 reads it
+        **{key: accepted[0] for key, accepted in family.only.items()},
+        **family.constants,
+        **({"vocab_size": settings["vocab_size"]} if "vocab_size" in family.keys else {}),  # it counts tokens and rows
+        **{family.keys.get(key, key): value for key, value in settings.items()},
+    }
 
 
 def num_rows(config: TransformerConfig, tokens: TokenSpec) -> int:
@@ -93,15 +130,28 @@ def num_rows(config: TransformerConfig, tokens: TokenSpec) -> int:
     return tokens.vocab_size - (config.causal and tokens.mask_id == tokens.vocab_size - 1)
 
 
-def plain_tensors(
-    state: Mapping[str, Tensor], config: TransformerConfig, tokens: TokenSpec, family: str
+def hf_tensors(
+    state: Mapping[str, Tensor], config: TransformerConfig, tokens: TokenSpec, family: str, *, has_mask_row: bool
 ) -> dict[str, Tensor]:
-    """Returns the tensors of `Denoiser.state_dict()` under the family's names: in bf16 if all are, else in fp32."""
+    """Returns the tensors of `Denoiser.state_dict()` under the family's names: in bf16 if all are, else in fp32.
+
+    The mask has probability 0 here, and no gradient reaches its row of an untied head. Elsewhere its logit counts. So
+    where the row was never learned it is written as the mean of the others: then its logit is their mean, which is not
+    the largest, and its probability at most 1 / V.
+
+    Args:
+        has_mask_row: True if the head's row of the mask comes from a checkpoint, and is written as it is.
+    """
     names = FAMILIES[family].names
     dtype = torch.bfloat16 if all(value.dtype == torch.bfloat16 for value in state.values()) else torch.float32
     written = {}
     for name, value in state.items():
         ours = name.removeprefix("backbone.")
         rows = value[: num_rows(config, tokens)] if ours in ("embedding.weight", "head.weight") else value
-        written[names.theirs(ours)] = rows.to(dtype).contiguous()
+        rows = rows.to(dtype).contiguous()
+        if ours == "head.weight" and tokens.mask_id < len(rows) and not has_mask_row:
+            own = rows[tokens.mask_id].float()
+            rows = rows.clone()
+            rows[tokens.mask_id] = ((rows.sum(dim=0, dtype=torch.float32) - own) / (len(rows) - 1)).to(dtype)
+        written[names.theirs(ours)] = rows
     return written

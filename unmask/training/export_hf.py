@@ -1,16 +1,17 @@
-"""Exports a model as a Hugging Face folder that transformers loads by itself, with its tokenizer and a model card."""
+"""Writes a model in a layout of Hugging Face, with its tokenizer, chat template, decoding settings and model card."""
 
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from unmask import files, formats, paths
+from unmask import files, formats
 from unmask.data.chat_template import ChatTemplate
 from unmask.data.conversations import ConversationEncoder
 from unmask.data.tokenizer_files import TOKENIZER
 from unmask.data.vocabulary import Vocabulary
-from unmask.models.hf_writing import plain_family, plain_settings, plain_tensors
+from unmask.models.families import FAMILIES
+from unmask.models.hf_writing import choose_family, hf_settings, hf_tensors
 from unmask.models.transformer import TransformerConfig
 from unmask.progress import warn
 from unmask.training.hf_card import model_card
@@ -20,58 +21,70 @@ _MASKS = ("<|mask|>", "<|mdm_mask|>", "<|unmask_mask|>")
 """Names for a mask that the tokenizer does not have; the first that is free."""
 
 
-def export_plain(
-    run: str | Path, target: str | Path, *, weights: str | None = None, step: str = "last"
-) -> tuple[LoadedRun, str]:
-    """Writes the model as Llama, Qwen2 or Qwen3 into `target`; returns what it wrote, and the family.
+def write_layout(source: LoadedRun, target: Path, layout: str) -> None:
+    """Writes the model into the new folder `target`, in a layout of `families.LAYOUTS`.
 
     It holds `config.json`, `generation_config.json`, `model.safetensors` and `README.md`; of a model of text the
-    tokenizer and the chat template too. Adapters are merged. A tokenizer of which the model knows some ids alone is
-    left out with a warning: its ids are not the rows.
-
-    Args:
-        run: a run, an export, or a Hugging Face checkpoint.
-        target: a new or empty folder.
-        weights: a run's `ema` or `raw`; default: `ema` where there is an average.
-        step: a run's checkpoint: `last`, `best` or a number, as a string.
+    tokenizer and the chat template too. A tokenizer of which the model knows some ids alone is left out with a warning:
+    its ids are not the rows.
 
     Raises:
-        UserError: as `load`, no class of transformers is this model, or `target` holds something. Nothing is written.
+        UserError: the model is none that the layout can express. Nothing is written.
     """
-    path = paths.user_path(target)
-    files.check_new_folder(path)
-    source = LoadedRun.open(run, weights=weights, step=step, device="cpu")
     config, tokens = source.config.model, source.tokens
-    family = plain_family(config, str(run))
+    family = choose_family(config, layout, str(source.path))
     assert isinstance(config, TransformerConfig)
     source.model  # noqa: B018 - building it checks names, shapes and values of all weights
-    tensors = plain_tensors(source.tensors, config, tokens, family)
-    settings = plain_settings(config, tokens, family, next(iter(tensors.values())).dtype)
-    contents = _text_files(source)
+    tensors = hf_tensors(source.tensors, config, tokens, family, has_mask_row=source.step == 0)
+    settings = hf_settings(config, tokens, family, next(iter(tensors.values())).dtype)
+    if layout == "sdar" and tokens.mask_id != FAMILIES[family].mask_id:
+        warn(
+            f"{target}: its mask is {tokens.mask_id}; SGLang and lmdeploy take {FAMILIES[family].mask_id} for the mask "
+            "of every SDAR model, so they serve models with the tokenizer of Qwen3 and a mask added to it"
+        )
+    contents = text_files(source)
     contents |= {
         "config.json": formats.to_json(settings, indent=1) + "\n",
-        "generation_config.json": formats.to_json(_generation(source, settings), indent=1) + "\n",
-        "README.md": model_card(source, settings, has_tokenizer=TOKENIZER in contents),
+        "generation_config.json": formats.to_json(generation_settings(source, layout), indent=1) + "\n",
+        "README.md": model_card(source, layout, num_rows=settings["vocab_size"], has_tokenizer=TOKENIZER in contents),
     }
-    with files.new_folder(path) as folder:
+    with files.new_folder(target) as folder:
         files.put_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
         for name, content in contents.items():
             files.put(folder / name, content)
-    return source, family
 
 
-def _generation(source: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the content of `generation_config.json`: what ends an answer, the end token first."""
-    tokens, encoder = source.tokens, _encoder(source)
+def generation_settings(source: LoadedRun, layout: str) -> dict[str, Any]:
+    """Returns the content of `generation_config.json`: what ends an answer, the end token first, and how to decode."""
+    tokens, decode, encoder = source.tokens, source.config.decode, _encoder(source)
     ends = [] if tokens.eos_id is None else [tokens.eos_id]
     if encoder is not None:
         ends += sorted(encoder.end_ids - {*ends})
     found: dict[str, Any] = {"eos_token_id": ends} if ends else {}
     if tokens.pad_id is not None:
         found["pad_token_id"] = tokens.pad_id
-    if source.model.backbone.is_causal and tokens.mask_id < settings["vocab_size"]:
-        found["suppress_tokens"] = [tokens.mask_id]  # nothing was learned about it
+    if source.model.is_causal:
+        is_last = tokens.mask_id == tokens.vocab_size - 1
+        return found if is_last else {**found, "suppress_tokens": [tokens.mask_id]}  # nothing was learned about it
+    found["mask_token_id"] = tokens.mask_id
+    share = decode.tokens_per_step
+    if layout == "dream":
+        found.setdefault("pad_token_id", tokens.eos_id)
+        found |= {"alg": _DREAM_ORDERS.get(decode.order, "origin"), "steps": decode.steps or -(-tokens.length // share)}
+    if layout == "sdar":
+        size = source.model.block_size or tokens.length
+        has_threshold = decode.threshold is not None
+        found |= {
+            "block_length": size,
+            "denoising_steps": size if has_threshold else -(-size // share),
+            "remasking_strategy": f"low_confidence_{'dynamic' if has_threshold else 'static'}",
+            **({"confidence_threshold": decode.threshold} if has_threshold else {}),
+        }
     return found
+
+
+_DREAM_ORDERS = {"prob": "maskgit_plus", "margin": "topk_margin", "neg_entropy": "entropy"}
+"""Dream's names of our orders; `origin` draws the positions."""
 
 
 def _encoder(source: LoadedRun) -> ConversationEncoder | None:
@@ -79,7 +92,7 @@ def _encoder(source: LoadedRun) -> ConversationEncoder | None:
     return found if isinstance(found, ConversationEncoder) else None
 
 
-def _text_files(source: LoadedRun) -> dict[str, str]:
+def text_files(source: LoadedRun) -> dict[str, str]:
     """Returns the contents of the tokenizer's files, by name; none where ids are not those of a tokenizer."""
     vocabulary, tokens = getattr(source.task, "vocabulary", None), source.tokens
     if not isinstance(vocabulary, Vocabulary):
@@ -98,6 +111,7 @@ def _text_files(source: LoadedRun) -> dict[str, str]:
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": tokens.length,
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **{key: tokenizer.id_to_token(i) for key, i in named.items() if i is not None},
         **({} if mask is None else {"mask_token": mask}),

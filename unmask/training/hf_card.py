@@ -1,8 +1,7 @@
 """Writes the model card of an exported model: what it is, how it was trained, and how to decode from it."""
 
-from typing import Any
-
 from unmask.config.settings import name_of
+from unmask.models.families import FAMILIES, LAYOUTS
 from unmask.models.transformer import TransformerConfig
 from unmask.training.loading import LoadedRun
 
@@ -35,11 +34,11 @@ model = AutoModelForCausalLM.from_pretrained(FOLDER)
 """
 _MASKED = """## Decoding
 
-**transformers' own `generate` is autoregressive: it runs, and what it writes is nonsense here.**
-transformers before 5.2 ignores `is_causal` and computes something else, without an error.
+**transformers before 5.2 ignores `is_causal`: the model is silently causal there, and what it computes is wrong,
+without an error.** From 5.2 on its logits are right, but **transformers' own `generate` is autoregressive: it runs, and
+what it writes is nonsense here.**
 
-`unmask decode FOLDER` and `unmask chat FOLDER` decode with every order, rule and cache of
-unmask. In plain transformers, the most confident position first:
+{unmask} In plain transformers, the most confident position first:
 
 ```python
 import torch
@@ -71,54 +70,125 @@ _BLOCK_SETUP = """    block = torch.arange(ids.shape[1]) // {size}
 """
 _BLOCK_RESTRICT = """        probability[:, block > block[(ids == MASK)[0]].min()] = -1  # the first unfinished block
 """
+_UNMASK = "`unmask decode FOLDER` and `unmask chat FOLDER` decode with every order, rule and cache of unmask."
+_ORIGINALS = """
+Loading it in transformers needs the originals' code, which `auto_map` takes from `{repository}` on the Hub
+(`trust_remote_code=True`) and which runs on transformers 4 alone. Without a network, put its files beside the weights
+and take `{repository}--` out of `auto_map`.
+"""
+_SDAR = """## Decoding
+
+{unmask} SGLang and lmdeploy serve it:
+
+```
+python -m sglang.launch_server --model-path FOLDER --trust-remote-code --dllm-algorithm LowConfidence
+```
+
+```python
+from lmdeploy import PytorchEngineConfig, pipeline
+
+engine = PytorchEngineConfig(dllm_block_length={size}, dllm_denoising_steps={size})
+print(pipeline("FOLDER", backend_config=engine)(["Hello"]))
+```
+
+Both take token 151669 for the mask, whatever `mask_token_id` says{mask_fits}.
+"""
+_DREAM = """## Decoding
+
+{unmask} Dream's own:
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
+settings = model.generation_config  # the order, `alg`, and the mask
+model.diffusion_generate(input_ids, generation_config=settings, max_new_tokens=N, steps=N)
+```
+"""
+_LLADA = """## Decoding
+
+{unmask} LLaDA's own is the function `generate` of `generate.py` in `ML-GSAI/LLaDA`:
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
+generate(model, prompt, steps=N, gen_length=N, block_length=N, temperature=0.0, mask_id={mask})
+```
+"""
+_SECTIONS = {"plain": _MASKED, "sdar": _SDAR, "dream": _DREAM, "llada": _LLADA}
+_LAYOUTS = {
+    "plain": "in the layout of transformers: no remote code",
+    "sdar": "in the layout of SDAR",
+    "dream": "in the layout of Dream",
+    "llada": "in the layout of LLaDA",
+}
 
 
-def model_card(source: LoadedRun, settings: dict[str, Any], *, has_tokenizer: bool) -> str:
-    """Returns the text of `README.md` beside a `config.json` with the content `settings`."""
+def model_card(source: LoadedRun, layout: str, *, num_rows: int, has_tokenizer: bool) -> str:
+    """Returns the text of `README.md` of a model in a layout, whose embedding has `num_rows` rows there."""
     config, tokens = source.config.model, source.tokens
     assert isinstance(config, TransformerConfig)
     is_next, size = config.alignment == "next", config.block_size
-    facts = {"class": f"`{settings['architectures'][0]}`"}
+    what = "An autoregressive language model" if config.causal else "A masked diffusion language model"
+    head = _HEAD.format(
+        tags="unmask" if config.causal else "unmask, masked-diffusion",
+        title=what.removeprefix("An ").removeprefix("A ").capitalize(),
+        what=f"{what}, made with unmask, {_LAYOUTS[layout]}.",
+        table="\n".join(f"| {key} | {value} |" for key, value in _facts(source, num_rows, has_tokenizer).items()),
+    )
+    if config.causal:
+        return head + _CAUSAL
+    if layout == "plain" and size is not None:
+        head += (
+            "**transformers' class alone lets every position see all others.** This model was trained with "
+            f"`block_size` {size}: a position must not see later blocks, so every call "
+            "needs a 4-D attention mask, as below.\n\n"
+        )
+    section = _SECTIONS[layout].format(
+        unmask=_UNMASK,
+        mask=tokens.mask_id,
+        size=size,
+        mask_fits=""
+        if tokens.mask_id == 151669
+        else f", so that **they cannot serve this model**: its mask is {tokens.mask_id}",
+        setup="" if size is None else _BLOCK_SETUP.format(size=size),
+        seen="" if size is None else ", attention_mask=hidden",
+        shift=".roll(1, dims=1)  # position i is read at i - 1" if is_next else "",
+        restrict="" if size is None else _BLOCK_RESTRICT,
+        given="; the first position must be given" if is_next else "",
+    )
+    code = FAMILIES[LAYOUTS[layout].families[0]].code
+    if code:
+        section += _ORIGINALS.format(repository=code["AutoConfig"].partition("--")[0])
+    if config.tied_head:
+        section += (
+            "\nWhere another program decodes, give the mask the logit -inf: nothing was learned about it, and with a "
+            "tied head it can win.\n"
+        )
+    return head + section
+
+
+def _facts(source: LoadedRun, num_rows: int, has_tokenizer: bool) -> dict[str, str]:
+    """Returns what the table of the card says."""
+    config, tokens = source.config.model, source.tokens
+    assert isinstance(config, TransformerConfig)
+    facts = {"network": f"{config.num_layers} layers, width {config.dim}"}
     if source.step:
         facts["trained"] = (
             f"{source.step:,} steps, task `{source.config.task.name}`, process `{name_of(source.config.process)}`, "
             f"{source.weights} weights"
         )
     if not config.causal:
+        size, place = config.block_size, "i - 1" if config.alignment == "next" else "i"
         facts |= {
-            "alignment": f"`{config.alignment}`: the logits at {'i - 1' if is_next else 'i'} predict position i",
+            "alignment": f"`{config.alignment}`: the logits at {place} predict position i",
             "mask": f"{tokens.mask_id}",
             "a position sees": "all others" if size is None else f"its own block of {size} and those before it",
+            "decoded by default": f"`{source.config.decode.label}`",
         }
     facts["end"] = "none" if tokens.eos_id is None else f"{tokens.eos_id}"
     facts["canvas"] = f"{tokens.length} positions, prompt included"
-    facts["vocabulary"] = f"{settings['vocab_size']:,} tokens"
+    facts["vocabulary"] = f"{num_rows:,} tokens"
     facts["tokenizer"] = "beside the weights" if has_tokenizer else "none: ids alone"
-    what = "An autoregressive language model" if config.causal else "A masked diffusion language model"
-    head = _HEAD.format(
-        tags="unmask" if config.causal else "unmask, masked-diffusion",
-        title=what.removeprefix("An ").removeprefix("A ").capitalize(),
-        what=f"{what}, made with unmask, in the layout of transformers: no remote code.",
-        table="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
-    )
-    if config.causal:
-        return head + _CAUSAL
-    blocks = (
-        ""
-        if size is None
-        else "**transformers' class alone lets every position see all others.** This model was trained with "
-        f"`block_size` {size}: a position must not see later blocks, so every call "
-        "needs a 4-D attention mask, as below.\n\n"
-    )
-    return (
-        head
-        + blocks
-        + _MASKED.format(
-            mask=tokens.mask_id,
-            setup="" if size is None else _BLOCK_SETUP.format(size=size),
-            seen="" if size is None else ", attention_mask=hidden",
-            shift=".roll(1, dims=1)  # position i is read at i - 1" if is_next else "",
-            restrict="" if size is None else _BLOCK_RESTRICT,
-            given="; the first position must be given" if is_next else "",
-        )
-    )
+    return facts

@@ -101,7 +101,7 @@ class HfTokens:
         if token is not None and self.tokenizer is not None:
             return Found((self.find_id(token, f"{self.folder}: eos_token"),), "tokenizer_config.json")
         family = self.checkpoint.family.eos_ids
-        return Found(family, "its family", True) if family else None
+        return Found(family, "its family", True) if family and family[0] < self.num_ids else None
 
     def check_mask(self, found: Found) -> int:
         """Returns the mask, which has a row and is no ordinary token.

@@ -1,10 +1,9 @@
-"""Trained models: opening a run or an export, writing exports, and the weights that a training starts from."""
+"""Trained models: opening a run, an export or a Hugging Face checkpoint."""
 
-import json
 import stat
 from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unmask import files, formats, paths, progress
+from unmask import formats, paths, progress
 from unmask.config import registry
 from unmask.config.run import RunConfig
 from unmask.data.fingerprint import DataFingerprint, digest, file_sha256, read_fingerprint
@@ -25,10 +24,10 @@ from unmask.models import hf
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.precision import resolve_dtype
-from unmask.tasks.task import Task, build_task, check_same_data, keep_files, may_change
+from unmask.tasks.task import Task, build_task, check_same_data, may_change
 from unmask.training import adapters, checkpoint, state
 from unmask.training.folder import read_config, read_environment, resolve_config
-from unmask.training.importing import Import, Overrides
+from unmask.training.importing import Import
 from unmask.training.initial import read_base
 from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import CleanBatch, TokenSpec
@@ -84,7 +83,7 @@ class LoadedRun:
             raise UserError(f"weights {weights!r}: use ema or raw")
         path = paths.user_path(path)
         if hf.is_checkpoint(path):
-            return replace(_open_checkpoint(Import(path), weights, step, device), is_published=is_published)
+            return replace(open_checkpoint(Import(path), weights, step, device), is_published=is_published)
         if _is_export(path):
             return replace(_open_export(path, weights, step, device), is_published=is_published)
         config = read_config(path).of_run(path)
@@ -268,48 +267,7 @@ def load(source: str | Path, *, weights: str | None = None, step: str = "last", 
     return copy_context().run(open_and_build)  # trust ends with this call
 
 
-def export(
-    run: str | Path, target: str | Path, *, weights: str | None = None, step: str = "last", trust_code: bool = False
-) -> LoadedRun:
-    """Writes `target/model.safetensors` and `target/config.json`, all that `load` needs; returns what it exported.
-
-    The arguments are those of `load`.
-
-    Raises:
-        UserError: as `load`, or `target` already holds something.
-    """
-
-    def open_and_write() -> LoadedRun:
-        if trust_code:
-            registry.trust_code()
-        return _export(run, paths.user_path(target), weights, step)
-
-    return copy_context().run(open_and_write)  # trust ends with this call
-
-
-def _export(run: str | Path, target: Path, weights: str | None, step: str) -> LoadedRun:
-    files.check_new_folder(target)
-    return _write_export(LoadedRun.open(run, weights=weights, step=step), target)
-
-
-def _write_export(source: LoadedRun, target: Path) -> LoadedRun:
-    source.model  # noqa: B018 - building it checks names, shapes and values of all weights
-    description = {
-        "format": "unmask",
-        "step": source.step,
-        "weights": source.weights,
-        "tokens": asdict(source.tokens),
-        "run": source.config.model_dump(mode="json"),
-        "data": None if source.data is None else asdict(source.data),
-    }
-    with files.new_folder(target) as folder:
-        files.put_tensors(folder / "model.safetensors", source.tensors, {"format": "pt"})
-        files.put(folder / "config.json", json.dumps(description, indent=1) + "\n")
-        keep_files(source.task, folder)
-    return source
-
-
-def _open_checkpoint(made: Import, weights: str | None, step: str, device: str | None) -> LoadedRun:
+def open_checkpoint(made: Import, weights: str | None, step: str, device: str | None) -> LoadedRun:
     """Opens a Hugging Face checkpoint as if it were an export."""
     if weights == "ema" or step != "last":
         raise UserError(
@@ -318,17 +276,6 @@ def _open_checkpoint(made: Import, weights: str | None, step: str, device: str |
     config, tokens = made.config, made.tokens
     place = _device_for(config, device)
     return LoadedRun(made.folder, config, made.read_weights(), "raw", 0, place, kept_tokens=tokens)
-
-
-def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrides | None = None) -> LoadedRun:
-    """Writes the Hugging Face checkpoint in `folder` as an export; returns what it wrote.
-
-    Raises:
-        UserError: as `Import`, or `target` already holds something.
-    """
-    source, path = paths.existing_folder(folder), paths.user_path(target)
-    files.check_new_folder(path)
-    return _write_export(_open_checkpoint(Import(source, overrides), None, "last", "cpu"), path)
 
 
 def _is_export(path: Path) -> bool:

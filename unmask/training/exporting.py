@@ -1,0 +1,83 @@
+"""Writes trained models: as exports of this package, or in a layout of Hugging Face."""
+
+import json
+from contextvars import copy_context
+from dataclasses import asdict
+from pathlib import Path
+
+from unmask import files, paths
+from unmask.config import registry
+from unmask.errors import choose
+from unmask.models.families import LAYOUTS
+from unmask.tasks.task import keep_files
+from unmask.training.export_hf import write_layout
+from unmask.training.importing import Import, Overrides
+from unmask.training.loading import LoadedRun, open_checkpoint
+
+
+def export(
+    run: str | Path,
+    target: str | Path,
+    *,
+    layout: str = "unmask",
+    weights: str | None = None,
+    step: str = "last",
+    trust_code: bool = False,
+) -> LoadedRun:
+    """Writes a model into the folder `target`; returns what it exported. Adapters are merged.
+
+    Args:
+        run: a run, an export, or a Hugging Face checkpoint.
+        target: a new or empty folder.
+        layout: `unmask`: all that `load` needs; or one of Hugging Face: `plain` (Llama, Qwen2, Qwen3), `sdar`, `dream`,
+            `llada`.
+        weights, step, trust_code: as in `load`.
+
+    Raises:
+        UserError: as `load`; `target` already holds something; or the layout cannot express the model. Nothing is
+            written.
+    """
+    choose(dict.fromkeys(("unmask", *LAYOUTS)), "layout", layout)
+
+    def open_and_write() -> LoadedRun:
+        if trust_code:
+            registry.trust_code()
+        path = paths.user_path(target)
+        files.check_new_folder(path)
+        source = LoadedRun.open(run, weights=weights, step=step, device="cpu")
+        if layout == "unmask":
+            _write_export(source, path)
+        else:
+            write_layout(source, path, layout)
+        return source
+
+    return copy_context().run(open_and_write)  # trust ends with this call
+
+
+def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrides | None = None) -> LoadedRun:
+    """Writes the Hugging Face checkpoint in `folder` as an export; returns what it wrote.
+
+    Raises:
+        UserError: as `Import`, or `target` already holds something.
+    """
+    made, path = Import(paths.existing_folder(folder), overrides), paths.user_path(target)
+    files.check_new_folder(path)
+    source = open_checkpoint(made, None, "last", "cpu")
+    _write_export(source, path)
+    return source
+
+
+def _write_export(source: LoadedRun, target: Path) -> None:
+    source.model  # noqa: B018 - building it checks names, shapes and values of all weights
+    description = {
+        "format": "unmask",
+        "step": source.step,
+        "weights": source.weights,
+        "tokens": asdict(source.tokens),
+        "run": source.config.model_dump(mode="json"),
+        "data": None if source.data is None else asdict(source.data),
+    }
+    with files.new_folder(target) as folder:
+        files.put_tensors(folder / "model.safetensors", source.tensors, {"format": "pt"})
+        files.put(folder / "config.json", json.dumps(description, indent=1) + "\n")
+        keep_files(source.task, folder)
