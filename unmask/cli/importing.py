@@ -65,5 +65,7 @@ def import_(
         return
     console.print(f'Continue a text:  echo "Once" | unmask decode {model}')
     console.print(f"Evaluate it:      unmask eval {model} --data text.txt")
-    settings = " ".join(f"model.{key}={str(value).lower()}" for key, value in made.checkpoint.settings.items())
-    console.print(f"Start from it:    unmask train RECIPE train.init={model} {settings}")
+    settings = "model.alignment=next" if made.is_causal else ""  # the shape is the checkpoint's
+    if out is not None:
+        settings = " ".join(f"model.{key}={str(value).lower()}" for key, value in made.checkpoint.settings.items())
+    console.print(f"Start from it:    unmask train RECIPE train.init={model} {settings}".rstrip())
