@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -18,6 +20,7 @@ VARIANTS = [
     {"preset": "tiny", "rotary": True, "learned_positions": False},
     {"preset": "tiny", "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "rotary": True},
     {"preset": "tiny", "num_heads": 4, "num_kv_heads": 1, "tied_head": True},
+    {"preset": "tiny", "rotary": True, "rotary_layout": "reference", "learned_positions": False},
     {"preset": "tiny", "dropout": 0.3},
     {"preset": "tiny", "num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "qk_norm": True, "rotary": True},
 ]
@@ -80,6 +83,23 @@ def test_rotary_agrees_with_complex_rotation() -> None:
     angle = torch.arange(7)[:, None] * 100.0 ** (-torch.arange(4) / 4)
     turned = as_complex * torch.polar(torch.ones(7, 4, dtype=torch.float64), angle.double())
     assert torch.allclose(rotate(x, cos.double(), sin.double()), torch.cat([turned.real, turned.imag], -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [2, 6, 8])
+def test_the_references_rotary_is_half_split_angles_on_neighbouring_channels(width: int) -> None:
+    """Channel c turns by position * theta^(-2 (c mod E/2) / E), with its neighbour; ours has the even ones first."""
+    x = torch.randn(1, 1, 9, width, dtype=torch.float64)
+    cos, sin = rotary_angles(9, width, 50.0, torch.float64, layout="reference")
+    found = rotate(torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1), cos, sin)[0, 0]
+    for place in range(9):
+        angle = [place * 50.0 ** (-2 * (c % (width // 2)) / width) for c in range(width)]
+        turned = [
+            x[0, 0, place, c] * math.cos(angle[c])
+            + (x[0, 0, place, c - 1] if c % 2 else -x[0, 0, place, c + 1]) * math.sin(angle[c])
+            for c in range(width)
+        ]
+        expected = torch.stack([*turned[0::2], *turned[1::2]])
+        assert torch.allclose(found[place], expected, atol=1e-5)  # its angles are fp32
 
 
 def test_grouped_heads_are_heads_that_share_keys_and_values() -> None:

@@ -289,6 +289,7 @@ def test_ids_of_its_own_leave_the_tokenizer_behind(tmp_path: Path, capsys: pytes
     [
         (["model.learned_positions=true"], "model.learned_positions=true: "),
         (["model.learned_positions=true", "model.rotary=false"], "model.rotary=false: "),
+        (["model.rotary_layout=reference"], "model.rotary_layout=reference: "),
         (["model.out_bias=true"], "model.out_bias=true: "),
         (["model.qkv_bias=true", "model.qk_norm=true"], "model.qkv_bias=true and model.qk_norm=true: "),
         (["model.self_conditioning=true"], "model.self_conditioning=true: "),

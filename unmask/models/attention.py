@@ -1,7 +1,8 @@
 """Multi-head self-attention with rotary positions (full, causal or block by block), its key-value cache and its norm.
 
 Dimensions: B rows, L positions, M selected positions, D width, H heads, G key-value heads, J = H + 2 G, E width of a
-head, P = E / 2 pairs of channels. With a cache: b of B rows are read, n positions of each, beside W cached ones.
+head, P = E / 2 pairs of channels, A angles of a position. With a cache: b of B rows are read, n positions of each,
+beside W cached ones.
 """
 
 from dataclasses import dataclass, field, replace
@@ -88,20 +89,37 @@ def set_training_backend(model: nn.Module, backend: str | None) -> None:
             module.training_backend = backend
 
 
-def rotate(x: Heads, cos: Float[Tensor, "*rows L P"], sin: Float[Tensor, "*rows L P"]) -> Heads:
+def rotate(x: Heads, cos: Float[Tensor, "*rows L A"], sin: Float[Tensor, "*rows L A"]) -> Heads:
     """Rotates the channel pairs (e, e + E/2) by the position's angles: the half-split layout of Llama and Qwen.
 
     Each pair turns by one angle, so that a product of rotated queries and keys depends on their distance alone
-    (Su et al. 2021, 2104.09864).
+    (Su et al. 2021, 2104.09864). With an angle of its own for each channel, A = E instead of E / 2, it does not.
     """
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    is_per_channel = cos.shape[-1] == x.shape[-1]
+    (cos_1, cos_2), (sin_1, sin_2) = (each.chunk(2, dim=-1) if is_per_channel else (each, each) for each in (cos, sin))
+    return torch.cat((first * cos_1 - second * sin_1, second * cos_2 + first * sin_2), dim=-1).to(x.dtype)
 
 
 def rotary_angles(
-    length: int, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
-) -> tuple[Float[Tensor, "L P"], Float[Tensor, "L P"]]:
-    """Computes cos and sin of `position * theta^(-2 e / E)`, for e in 0 .. E/2 - 1, rounded to `dtype`."""
+    length: int, head_dim: int, theta: float, dtype: torch.dtype = torch.float32, *, layout: str = "standard"
+) -> tuple[Float[Tensor, "L A"], Float[Tensor, "L A"]]:
+    """Computes cos and sin of the angles that the channels of a head turn by, rounded to `dtype`.
+
+    Args:
+        length: positions.
+        head_dim: E.
+        theta: base of the frequencies.
+        dtype: number format.
+        layout: `standard`: `position * theta^(-2 e / E)` for the pairs e in 0 .. P - 1. `reference`, the PUMA paper's
+            code: channel c has the angle of e = c mod P, but turns with its neighbour, 2 e with 2 e + 1; its angles are
+            fp32. The even channels come first here, then the odd ones, so that A = E.
+    """
+    if layout == "reference":
+        turn = 1 / theta ** (torch.arange(0, head_dim, 2) / head_dim)
+        by_channel = torch.outer(torch.arange(length, dtype=torch.float32), turn).repeat(1, 2)
+        angle = torch.cat([by_channel[:, 0::2], by_channel[:, 1::2]], dim=1)
+        return angle.cos().to(dtype), angle.sin().to(dtype)
     # In fp64: the error of a rounded frequency grows with the position.
     frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
@@ -150,7 +168,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B L D"],
-        angles: tuple[Float[Tensor, "L P"], Float[Tensor, "L P"]] | None,
+        angles: tuple[Float[Tensor, "L A"], Float[Tensor, "L A"]] | None,
         at: Int[Tensor, "M"] | None = None,
         noisy: int = 0,
     ) -> Float[Tensor, "B L D"] | Float[Tensor, "M D"]:
@@ -175,7 +193,7 @@ class Attention(nn.Module):
     def extend(
         self,
         x: Float[Tensor, "B n D"],
-        angles: tuple[Float[Tensor, "B 1 n P"], Float[Tensor, "B 1 n P"]] | None,
+        angles: tuple[Float[Tensor, "B 1 n A"], Float[Tensor, "B 1 n A"]] | None,
         position: Int[Tensor, "B n"],
         known: LayerCache,
         rows: Int[Tensor, "B"] | None = None,

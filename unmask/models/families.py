@@ -66,6 +66,22 @@ LLADA_NAMES = TensorNames(
         "mlp.down": "ff_out",
     },
 )
+# The PUMA paper's code has no `config.json`, so is no family of that. In the order in which its module has its parts.
+PUMA_NAMES = TensorNames(
+    outer={"embedding": "emb", "norm": "final_norm", "head": "lm_head"},
+    block="layers.{}",
+    inner={
+        "attention_norm": "attn_norm",
+        "attention.q": "attn.q_proj",
+        "attention.k": "attn.k_proj",
+        "attention.v": "attn.v_proj",
+        "attention.out": "attn.o_proj",
+        "mlp_norm": "mlp_norm",
+        "mlp.up": "mlp.w1",
+        "mlp.gate": "mlp.w2",
+        "mlp.down": "mlp.w3",
+    },
+)
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,7 @@ def _settings(config: _HfConfig, family: Family, file: Path) -> dict[str, Any]:
         "qk_norm": family.qk_norm,
         "rotary": True,
         "rope_theta": config.theta,
+        "rotary_layout": "standard",
         "learned_positions": False,
         "tied_head": config.tie_word_embeddings,
         "norm_eps": config.rms_norm_eps,

@@ -48,6 +48,8 @@ def _problems(config: TransformerConfig, layout: Layout) -> Iterator[str]:
         yield f"model.learned_positions=true: {title} know positions by rotation alone"
     if not config.rotary:
         yield f"model.rotary=false: {title} rotate queries and keys"
+    if config.rotary_layout != "standard":
+        yield f"model.rotary_layout={config.rotary_layout}: {title} turn a pair of channels by one angle"
     if config.out_bias:
         yield "model.out_bias=true: the projection after attention has no bias there"
     if config.self_conditioning:

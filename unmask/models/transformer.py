@@ -47,6 +47,10 @@ class TransformerConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="of attention and of what each block adds; in training alone")
     rotary: bool = Field(True, description="rotary positions in every layer")
     rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary frequencies")
+    rotary_layout: Literal["standard", "reference"] = Field(
+        "standard",
+        description="angles that channels turn by; reference: as in the PUMA paper's code, two of them in a pair",
+    )
     learned_positions: bool = Field(False, description="a learned embedding per absolute position")
     tied_head: bool = Field(False, description="the output matrix is the embedding's")
     init: Literal["scaled", "reference"] = Field(
@@ -156,9 +160,13 @@ class Transformer(nn.Module):
         self.conditioning = nn.Linear(config.dim, config.dim, bias=False) if config.self_conditioning else None
         if config.rotary:
             dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
-            cos, sin = rotary_angles(tokens.length, config.head_width, config.rope_theta, dtype)
+            cos, sin = self._angles(tokens.length, dtype)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
+
+    def _angles(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        config = self.config
+        return rotary_angles(length, config.head_width, config.rope_theta, dtype, layout=config.rotary_layout)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Transformer":
         """Converts or moves the network; angles are computed anew for fp64, and stay fp32 where weights are rounded."""
@@ -166,8 +174,7 @@ class Transformer(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.config.rotary and self.cos.dtype not in (before, torch.float32):
             dtype = torch.promote_types(self.cos.dtype, torch.float32)
-            angles = rotary_angles(len(self.cos), self.config.head_width, self.config.rope_theta, dtype)
-            self.cos, self.sin = (each.to(self.cos.device) for each in angles)
+            self.cos, self.sin = (each.to(self.cos.device) for each in self._angles(len(self.cos), dtype))
         return self
 
     @classmethod

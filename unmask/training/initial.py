@@ -47,7 +47,7 @@ def read_initial_weights(
     if hf.is_checkpoint(folder):
         weights = _from_hugging_face(source, task, settings)
     else:
-        weights = _from_run(source, task, open_run)
+        weights = _from_run(source, task, settings, open_run)
     may_be_missing = (*Transformer.STARTS_AT_ZERO, "attention.out.bias")  # a model without them has 0 there
     missing = [name for name in own if name.endswith(may_be_missing) and name not in weights]
     weights |= {name: torch.zeros_like(own[name], device="cpu") for name in missing}
@@ -65,8 +65,11 @@ def read_initial_weights(
     return weights
 
 
-def _from_run(source: str, task: Task, open_run: OpenRun) -> dict[str, Tensor]:
+def _from_run(source: str, task: Task, settings: Section, open_run: OpenRun) -> dict[str, Tensor]:
     found = open_run(source)
+    theirs, ours = (getattr(each, "rotary_layout", None) for each in (found.config.model, settings))
+    if theirs != ours:  # no shape shows it
+        raise UserError(f"train.init={source}: its model has model.rotary_layout={theirs}, not {ours}; set it so")
     if found.tokens.fingerprint != task.tokens.fingerprint:
         raise UserError(
             f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with "
