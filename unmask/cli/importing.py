@@ -1,6 +1,5 @@
 """The verb `unmask import`."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,17 +7,28 @@ import typer
 
 from unmask import paths
 from unmask.cli import options
-from unmask.formats import printable
 from unmask.progress import console
-from unmask.training.exporting import import_checkpoint
-from unmask.training.importing import CANVAS, Import, Overrides
+from unmask.training import sources
+from unmask.training.importing import CANVAS
 
 
 def import_(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="A Hugging Face checkpoint on this machine.", show_default=False)
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A Hugging Face checkpoint on this machine, or a file of --from.", show_default=False
+        ),
     ],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for the model, as an export.")] = None,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="SOURCE", help="hf: a folder of the Hugging Face hub; puma: the PUMA paper's code."
+        ),
+    ] = "hf",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="New folder for the model, as an export; new .yaml file for a recipe."),
+    ] = None,
     mask_id: Annotated[int | None, typer.Option(min=0, help="The mask, where the checkpoint does not say.")] = None,
     mask_token: Annotated[str | None, typer.Option(help="The same, as the tokenizer writes it.")] = None,
     block_size: Annotated[
@@ -31,15 +41,36 @@ def import_(
     length: Annotated[
         int | None, typer.Option(min=1, max=2**20, help=f"Positions of a canvas, prompt included (default: {CANVAS}).")
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.yaml", help="puma: what a checkpoint was trained with (default: what it holds)."),
+    ] = None,
+    script: Annotated[
+        str | None,
+        typer.Option(help="puma: train.py or train_block.py, which was started (default: as far as the file tells)."),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, max=10**6, help="puma: GPUs that it ran on, a batch each (default: 1).")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="puma: ema (averaged) or raw weights (default: ema if the checkpoint has them).")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="puma: the tokenizer of TinyGSM, a folder or a name (default: in a model, ids are ids)."),
+    ] = None,
 ) -> None:
-    """Say what a Hugging Face checkpoint is; with --out, write it as a model of this package.
+    """Say what a model or a recipe of other code is; with --out, write it as one of this package.
 
-    Llama, Qwen2, Qwen3, and what was made of them: Stable-DiffCoder, dLLM's A2D models, SDAR, Fast-dLLM v2, Dream and
-    DiffuCoder; and LLaDA. No code of the folder is run. A Llama or Qwen that names no mask is the causal model that it
-    is.
+    `--from hf` (default): Llama, Qwen2, Qwen3, and what was made of them: Stable-DiffCoder, dLLM's A2D models, SDAR,
+    Fast-dLLM v2, Dream and DiffuCoder; and LLaDA. A Llama or Qwen that names no mask is the causal model that it is.
+    The folder itself can be given in place of a run to `decode`, `chat`, `eval`, and as `train.init`. What it does not
+    say is said here, once, and kept in DIR.
 
-    FOLDER itself can be given in place of a run to `decode`, `chat`, `eval`, and as `train.init`. What it does not say
-    is said here, once, and kept in DIR.
+    `--from puma`: JaeyeonKim01/PUMA. A `.yaml` file becomes a recipe that says of every key what it is here; a
+    checkpoint, `step=N.pt` or `ema_step=N.pt`, becomes a model with the same logits. Its data are read as they are.
+
+    No code of a folder or file is run.
 
     Examples:
 
@@ -48,24 +79,28 @@ def import_(
     * `unmask import models/SDAR-4B-Chat --out models/sdar --length 1024`
 
     * `unmask import models/open-dcoder-0.5B --alignment next --mask-token "<M>" --out models/dcoder`
+
+    * `unmask import --from puma yaml_files/tinygsm_puma.yaml --gpus 8 --out mine.yaml`
+
+    * `unmask import --from puma ckpts/ema_step=300000.pt --tokenizer Qwen/Qwen2-0.5B --out models/puma`
     """
-    folder = paths.existing_folder(folder)
-    overrides = Overrides(mask_id, mask_token, block_size, alignment, length)
-    made = Import(folder, overrides)
-    found = made.describe()
-    width = max(map(len, found))
-    for name, value in found.items():
-        options.results().print(f"{name:<{width}}  {printable(value)}")
-    model = shlex.quote(str(folder if out is None else out))
-    if out is not None:
-        import_checkpoint(folder, out, overrides)
+    given = {
+        "mask_id": mask_id,
+        "mask_token": mask_token,
+        "block_size": block_size,
+        "alignment": alignment,
+        "length": length,
+        "config": config,
+        "script": script,
+        "gpus": gpus,
+        "weights": weights,
+        "tokenizer": tokenizer,
+    }
+    target = None if out is None else paths.user_path(out, "--out ")
+    found = sources.find(source, path, {name: value for name, value in given.items() if value is not None})
+    options.results().print(found.shown())
+    if target is not None:
+        found.write(target)
         console.print(f"{out}: written")
-    elif asked := " ".join(map(shlex.quote, overrides.as_options())):
-        console.print(f"To use it so, write it: unmask import {shlex.quote(str(folder))} {asked} --out DIR")
-        return
-    console.print(f'Continue a text:  echo "Once" | unmask decode {model}')
-    console.print(f"Evaluate it:      unmask eval {model} --data text.txt")
-    settings = "model.alignment=next" if made.is_causal else ""  # the shape is the checkpoint's
-    if out is not None:
-        settings = " ".join(f"model.{key}={str(value).lower()}" for key, value in made.checkpoint.settings.items())
-    console.print(f"Start from it:    unmask train RECIPE train.init={model} {settings}".rstrip())
+    for line in found.next_steps(out):
+        console.print(line)

@@ -46,7 +46,7 @@ def export(
         files.check_new_folder(path)
         source = LoadedRun.open(run, weights=weights, step=step, device="cpu")
         if layout == "unmask":
-            _write_export(source, path)
+            write_export(source, path)
         else:
             write_layout(source, path, layout)
         return source
@@ -63,11 +63,16 @@ def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrid
     made, path = Import(paths.existing_folder(folder), overrides), paths.user_path(target)
     files.check_new_folder(path)
     source = open_checkpoint(made, None, "last", "cpu")
-    _write_export(source, path)
+    write_export(source, path)
     return source
 
 
-def _write_export(source: LoadedRun, target: Path) -> None:
+def write_export(source: LoadedRun, target: Path) -> None:
+    """Writes `source` into the new folder `target`, as all that `load` needs.
+
+    Raises:
+        UserError: its tensors are not those of its model.
+    """
     source.model  # noqa: B018 - building it checks names, shapes and values of all weights
     description = {
         "format": "unmask",

@@ -1,0 +1,63 @@
+"""Where models, data and settings may come from: `unmask import --from SOURCE`, one module a source.
+
+A source is a module with `OPTIONS`, the names of the options that it takes, and `find(path, **options)`, which says
+what lies there. To add one: a module here, and a line in `SOURCES`.
+"""
+
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from unmask.errors import UserError, choose
+
+SOURCES = {"hf": "unmask.training.sources.hugging_face", "puma": "unmask.training.sources.puma"}
+"""The module of each source, by its name."""
+
+
+@runtime_checkable
+class Found(Protocol):
+    """What a source has found at a path."""
+
+    def shown(self) -> str:
+        """Describes it, for stdout."""
+        ...
+
+    def write(self, target: Path) -> None:
+        """Writes it as ours: a model as an export, settings as a recipe.
+
+        Raises:
+            UserError: there is something at `target` already.
+        """
+        ...
+
+    def next_steps(self, target: Path | None) -> list[str]:
+        """Returns lines about what to do with it; `target` is where it was written, if it was."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A module of this package."""
+
+    OPTIONS: Collection[str]
+
+    @staticmethod
+    def find(path: Path, **options: Any) -> Found: ...
+
+
+def find(source: str, path: Path, options: Mapping[str, Any]) -> Found:
+    """Finds what `source` has at `path`; `options` are those that were given.
+
+    Raises:
+        UserError: an unknown source, an option that is not its own, or what the source raises.
+    """
+    module: Source = import_module(choose(SOURCES, "--from", source))  # type: ignore[assignment]
+    if wrong := [name for name in options if name not in module.OPTIONS]:
+        own = ", ".join(map(_option, module.OPTIONS))
+        raise UserError(f"{', '.join(map(_option, wrong))}: not for --from {source}, which takes {own}")
+    return module.find(path, **options)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,52 @@
+"""The source `hf`: folders of the Hugging Face hub, as `training/importing.py` reads them."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from unmask import paths
+from unmask.formats import printable
+from unmask.training.exporting import import_checkpoint
+from unmask.training.importing import Import, Overrides
+
+OPTIONS = ("mask_id", "mask_token", "block_size", "alignment", "length")
+
+
+class HuggingFaceModel:
+    """A checkpoint in `folder`, with what a user says of it."""
+
+    def __init__(self, folder: Path, overrides: Overrides) -> None:
+        self.folder, self.overrides = folder, overrides
+        self.made = Import(folder, overrides)
+
+    def shown(self) -> str:
+        found = self.made.describe()
+        width = max(map(len, found))
+        return "\n".join(f"{name:<{width}}  {printable(value)}" for name, value in found.items())
+
+    def write(self, target: Path) -> None:
+        import_checkpoint(self.folder, target, self.overrides)
+
+    def next_steps(self, target: Path | None) -> list[str]:
+        asked = " ".join(map(shlex.quote, self.overrides.as_options()))
+        if target is None and asked:
+            return [f"To use it so, write it: unmask import {shlex.quote(str(self.folder))} {asked} --out DIR"]
+        model = shlex.quote(str(target or self.folder))
+        settings = "model.alignment=next" if self.made.is_causal else ""  # the shape is the checkpoint's
+        if target is not None:
+            own = self.made.checkpoint.settings
+            settings = " ".join(f"model.{key}={str(value).lower()}" for key, value in own.items())
+        return [
+            f'Continue a text:  echo "Once" | unmask decode {model}',
+            f"Evaluate it:      unmask eval {model} --data text.txt",
+            f"Start from it:    unmask train RECIPE train.init={model} {settings}".rstrip(),
+        ]
+
+
+def find(path: Path, **options: Any) -> HuggingFaceModel:
+    """Finds the checkpoint in the folder `path`.
+
+    Raises:
+        UserError: as `Import`.
+    """
+    return HuggingFaceModel(paths.existing_folder(path), Overrides(**options))
