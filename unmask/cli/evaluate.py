@@ -6,19 +6,18 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-from rich.table import Table
 
 from unmask import paths
-from unmask.cli import options, prompts
+from unmask.cli import options, prompts, questions
 from unmask.config.registry import found_in, resolve
 from unmask.config.run import RunConfig
 from unmask.config.settings import check_section
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import RunFailed, UserError
-from unmask.evaluation.evaluate import Cells, Evaluation
+from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
 from unmask.evaluation.generative import Samples, check_random, sampling_config
 from unmask.evaluation.paired import PairedComparison
@@ -26,7 +25,9 @@ from unmask.evaluation.text import Generation, TextMeasures, check_text_task, re
 from unmask.formats import to_json
 from unmask.models.denoiser import Denoiser
 from unmask.progress import progress
-from unmask.tasks.task import Task, TextTask, build_task, is_graded
+from unmask.tasks.code import CodeTask
+from unmask.tasks.programs.problems import BENCHMARKS, find_problems
+from unmask.tasks.task import GradedTask, Task, TextTask, build_task
 from unmask.training.loading import LoadedRun
 from unmask.types import CleanBatch
 
@@ -38,7 +39,13 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="File of examples to evaluate on (default: the run's held-out examples).")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Task of the examples, such as gsm8k (default: the run's).")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Task of the examples, such as gsm8k (default: the run's); for any model of text also humaneval, mbpp "
+            "and multiple_choice."
+        ),
+    ] = None,
     decoder: Annotated[list[str] | None, typer.Option(help=options.DECODER_HELP + " May be repeated.")] = None,
     examples: Annotated[
         int | None, typer.Option(min=1, help="Number of examples (default: all of a file, or eval.examples).")
@@ -71,6 +78,10 @@ def evaluate(
         str | None,
         typer.Option("--prompts", metavar="FILE", help="Prompts that samples fill in, as in `unmask decode`."),
     ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(min=2, max=4096, help="For multiple_choice: masks of each choice, at most (default: 32)."),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -102,16 +113,28 @@ def evaluate(
 
     * `unmask eval runs/tinygsm-puma --task gsm8k --data test.jsonl --out answers.jsonl`
 
+    * `unmask eval models/LLaDA-8B-Instruct --task humaneval --decoder prob,block_size=32 --out answers.jsonl`
+
+    * `unmask eval runs/text-bell --task multiple_choice --data hellaswag.jsonl --draws 64`
+
     * `unmask eval runs/text-bell --corpus reviews.jsonl --corpus speeches/ --generative models/gpt2-large`
     """
     if data is not None and not (data := paths.user_path(data, "--data ")).is_dir():
         data = paths.existing_file(data, "--data ")
+    if task == "multiple_choice":
+        given = {"--decoder": decoder, "--corpus": corpus, "--generative": generative, "--samples": samples}
+        questions.refuse(given | {"--prompts": prompt_file})
+        places = {"weights": options.check_weights(weights), "step": step, "device": device}
+        questions.evaluate(run, against, data, examples, out, draws, as_json=as_json, **places)
+        return
+    if draws is not None:
+        raise UserError(f"--draws {draws}: goes with --task multiple_choice; a likelihood takes eval.nelbo_draws")
+    data = _default_data(task, data)
     loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
-    config = loaded.config if task is None else _with_task(loaded, task)
-    judge = build_task(config)
+    config, judge = _task_of(loaded, task)
     asked = _TextOptions(corpus or [], generative, samples, prompt_file, decoder or [])
     text_task = asked.check(judge, config)
-    decoders = _decoders(config, decoder or [], out) if generative is None else []
+    decoders = _decoders(config, judge, decoder or [], out) if generative is None else []
     if against is not None and (generative is not None or corpus):
         raise UserError(f"--against {against}: compares examples; leave --generative and --corpus out")
     for each in decoders:
@@ -143,6 +166,7 @@ def evaluate(
         "run": str(run),
         "dtype": model.compute_dtype,
         "data": "validation" if data is None else str(data),
+        "task": task or config.task.name,
     }
     if as_json:
         found = {} if paired is None else {"against": {"run": against, "measures": paired.as_dict()}}
@@ -180,11 +204,11 @@ class _Other:
             UserError: its examples are not the `chosen` ones of the `first` run.
         """
         loaded = LoadedRun.open(run, weights=weights, step=step, device=device)
-        config = loaded.config if task is None else _with_task(loaded, task)
-        judge = build_task(config)
+        config, judge = _task_of(loaded, task)
         examples = loaded.held_out(len(chosen), judge) if data is None else judge.examples_from_file(data)
         examples = examples[: len(chosen)]
-        if config.task.name != (task or first.config.task.name) or _sha256(examples) != _sha256(chosen):
+        is_same = task is not None or config.task.name == first.config.task.name
+        if not is_same or _sha256(examples) != _sha256(chosen):
             raise UserError(
                 f"--against {run}: its examples are not those of {first.path}, as task, data or tokens differ; give "
                 "--data FILE that both read alike, or runs of the same data"
@@ -289,8 +313,8 @@ def _protocol(
     }
 
 
-def _decoders(config: RunConfig, asked: list[str], out: Path | None) -> list[DecodeConfig]:
-    if is_graded(config):
+def _decoders(config: RunConfig, judge: Task, asked: list[str], out: Path | None) -> list[DecodeConfig]:
+    if isinstance(judge, GradedTask):
         return [options.parse_decoder(text, config.decode) for text in asked] or config.eval.decoders(config.decode)
     for option, value in (("--decoder", asked), ("--out", out)):
         if value:
@@ -299,6 +323,23 @@ def _decoders(config: RunConfig, asked: list[str], out: Path | None) -> list[Dec
                 "out, and see what the model writes with `unmask decode`, or score samples with --generative FOLDER"
             )
     return []
+
+
+def _default_data(task: str | None, data: Path | None) -> Path | None:
+    """Returns the file of problems of a benchmark whose file is not given; else `data`.
+
+    Raises:
+        UserError: it comes with no package, or that is not installed.
+    """
+    return find_problems(task) if data is None and task in BENCHMARKS else data
+
+
+def _task_of(loaded: LoadedRun, task: str | None) -> tuple[RunConfig, Task]:
+    """Returns the task that examples are read and graded with, and the run's configuration with it."""
+    if task in BENCHMARKS:
+        return loaded.config, cast(Task, CodeTask(loaded.task, task))
+    config = loaded.config if task is None else _with_task(loaded, task)
+    return config, build_task(config)
 
 
 def _with_task(loaded: LoadedRun, task: str) -> RunConfig:
@@ -342,27 +383,15 @@ def _print(result: Evaluation, protocol: dict[str, Any]) -> None:
     out.print(
         f"{protocol['run']}, step {protocol['step']}, {protocol['weights']} weights, {protocol['examples']} examples"
     )
-    for line in result.lines():
-        out.print(line if isinstance(line, str) else _table(line))
+    options.print_lines(result.lines())
 
 
 def _print_paired(paired: PairedComparison, other: _Other, count: int) -> None:
     out = options.results()
     loaded = other.loaded
     out.print(f"Against {loaded.path}, step {loaded.step}, {loaded.weights} weights, on the same {count} examples:")
-    out.print(_table(paired.table()))
+    out.print(options.table(paired.table()))
     out.print(
         "Differences of shares in points, with a paired bootstrap's interval; alone: how many examples only this,"
     )
     out.print("and only the other run has right; p: McNemar's exact test of these two numbers.")
-
-
-def _table(cells: Cells) -> Table:
-    table = Table()
-    first, *others = cells.header
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right")
-    for row in cells.rows:
-        table.add_row(*row)
-    return table

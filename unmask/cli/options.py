@@ -1,18 +1,20 @@
 """Options that several verbs share, and how they are read; results and files that verbs write."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
+from rich.table import Table
 
 from unmask import files, formats, paths
 from unmask.config import recipes, registry
 from unmask.config.settings import check_section, shown
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
+from unmask.evaluation.evaluate import Cells
 from unmask.progress import TextConsole
 from unmask.tasks.task import Task, accept_changed_data
 
@@ -154,6 +156,25 @@ def check_weights(weights: str | None) -> str | None:
 def results() -> TextConsole:
     """Returns the console for human-readable results, which go to stdout."""
     return TextConsole()
+
+
+def print_lines(lines: Iterable[str | Cells]) -> None:
+    """Prints the lines and tables of a result."""
+    out = results()
+    for line in lines:
+        out.print(line if isinstance(line, str) else table(line))
+
+
+def table(cells: Cells) -> Table:
+    """Makes a table for the terminal."""
+    shown = Table()
+    first, *others = cells.header
+    shown.add_column(first, overflow="fold")
+    for name in others:
+        shown.add_column(name, justify="right")
+    for row in cells.rows:
+        shown.add_row(*row)
+    return shown
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -49,6 +49,7 @@ class Chat(TextRows):
     config: ChatData
     Config = ChatData
     has_turns = True
+    prompt_key = "prompt"
 
     # --- examples ----------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ class Gsm8k(TextRows):
 
     config: Gsm8kData
     Config = Gsm8kData
+    prompt_key = "question"
 
     def __init__(self, config: Gsm8kData) -> None:
         super().__init__(config)

@@ -3,6 +3,7 @@
 Dimensions: B rows, L positions.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -71,6 +72,10 @@ class Pretrained(Text):
             return ConversationEncoder(vocabulary, ChatTemplate(source, find_named_tokens(folder), turns="last"))
         except UserError as error:
             raise UserError(f"{folder}: chat_template: {error}") from error
+
+    @property
+    def start_ids(self) -> Sequence[int]:
+        return self.config.prefix
 
     @property
     def has_turns(self) -> bool:

@@ -173,6 +173,10 @@ class Text(TextRows):
             check_ids(self.config)
         return super().vocabulary
 
+    @property
+    def start_ids(self) -> Sequence[int]:
+        return (self.vocabulary.eos_id,)
+
     def _folder(self) -> Path:
         return find_store(self.config)
 

@@ -57,6 +57,8 @@ class TextRows(StoredRows):
     """A task whose rows are text. A run keeps a copy of the vocabulary, to encode prompts and to decode answers."""
 
     config: TextRowsData
+    prompt_key = "text"
+    """The field of a prompt, where that is a JSON object, for a text as it is."""
 
     def __init__(self, config: TextRowsData) -> None:
         super().__init__(config)
@@ -116,6 +118,11 @@ class TextRows(StoredRows):
                 f"{source}: is not the data's tokenizer: it has {vocabulary.vocab_size} ids, where "
                 f"data.vocab_size={self.config.vocab_size}"
             )
+
+    @property
+    def start_ids(self) -> Sequence[int]:
+        """The ids that stand before every text."""
+        return ()
 
     @property
     def original_ids(self) -> Sequence[int | None]:

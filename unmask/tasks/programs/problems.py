@@ -82,6 +82,20 @@ _READERS: dict[str, Callable[[dict[str, Any]], CodeProblem]] = {"humaneval": _re
 BENCHMARKS = tuple(_READERS)
 
 
+def find_problems(benchmark: str) -> Path:
+    """Finds the problems of `benchmark` on this machine.
+
+    Raises:
+        UserError: they come with no package, or that is not installed.
+    """
+    if benchmark == "humaneval":
+        return installed_humaneval()
+    raise UserError(
+        f"the problems of {benchmark} come with no package; name their file: --problems FILE of `unmask grade`, "
+        "--data FILE of `unmask eval`"
+    )
+
+
 def read_code_problems(benchmark: str, path: Path | None) -> dict[str, CodeProblem]:
     """Reads the problems of `benchmark`, by name: JSON lines as they are published, gzipped or not, or Parquet.
 
@@ -92,12 +106,7 @@ def read_code_problems(benchmark: str, path: Path | None) -> dict[str, CodeProbl
     Raises:
         UserError: the file cannot be read, or a row (named) is no such problem.
     """
-    if path is None and benchmark != "humaneval":
-        raise UserError(
-            f"the problems of {benchmark} come with no package; name their file: --problems FILE of `unmask grade`, "
-            "--data FILE of `unmask eval`"
-        )
-    path = path or installed_humaneval()
+    path = path or find_problems(benchmark)
     problems: dict[str, CodeProblem] = {}
     for row in FileSource(str(path)).rows(()):
         problem = _read_problem(_READERS[benchmark], row)

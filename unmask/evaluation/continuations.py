@@ -1,0 +1,235 @@
+"""The likelihood of a text given what stands before it: log p(continuation | context), for choices and perplexities.
+
+A causal model's is exact. Otherwise it is the bound of `nelbo.py`, of the continuation alone: the context is never
+masked. Its masks are drawn with a key, so that all choices of a question get the same ones: of a position, and of the
+share that is masked. Then a difference of two choices varies less than either of them.
+
+Dimensions: D draws (masks) of a continuation, L positions of its row, N blocks of S positions, B rows of a batch.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask import noise
+from unmask.blocks import in_blocks, over_positions
+from unmask.errors import UserError, check_finite
+from unmask.masking.process import make_batch
+from unmask.masking.time import masked_count
+from unmask.masking.uniform import mask_exactly
+from unmask.masking.weights import per_masked
+from unmask.models.denoiser import Denoiser
+from unmask.noise import Purpose
+
+DRAWS = 32
+_PAD_CAUSAL = 16
+"""Rows of a causal model are filled up to multiples of this, which changes no prediction and makes larger batches."""
+_TOKENS = 16_384
+"""Positions of a batch."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A continuation and what stands before it, as ids.
+
+    Attributes:
+        context: what is given. It may be empty, unless the model reads the prediction of a token from the one before.
+        continuation: what is scored: one token or more.
+        key: keys the masks. Choices of one question have the same key.
+    """
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+    key: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """An estimate of log p(continuation | context).
+
+    Attributes:
+        value: in nats; 0 at most. A lower bound, unless the model is causal or the blocks are of one token.
+        stderr: the standard error over the masks; 0 if none was drawn (one token, a causal model, or all the masks that
+            there are), None if it is unknown, of a single draw.
+        passes: forward passes over the row.
+    """
+
+    value: float
+    stderr: float | None
+    passes: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The rows of a pair: clean tokens (L,), and masks and weights (D, L) whose weighted NLL sums to -log p."""
+
+    x0: Int[Tensor, "L"]
+    is_masked: Bool[Tensor, "D L"]
+    weight: Float[Tensor, "D L"]
+    is_drawn: bool
+
+
+def score_pairs(
+    model: Denoiser,
+    pairs: Sequence[Pair],
+    *,
+    length: int,
+    draws: int = DRAWS,
+    seed: int = 0,
+    update: Callable[[int], None] | None = None,
+) -> list[Score]:
+    """Scores each pair.
+
+    A continuation of L tokens has 2^L - 1 masks. If these are no more than `draws`, all are taken, and the bound is
+    exact (with one token it is the likelihood). Else n is stratified: draw d of D masks n = ceil((d + u) / D x L)
+    positions. A block model's blocks are masked at the same time, each given the clean ones before it, and summed:
+    with blocks of one token that is the chain rule, in one pass.
+
+    Args:
+        model: the denoiser.
+        pairs: what to score. A context that does not fit loses its beginning.
+        length: positions of the longest row, those that the model was trained on.
+        draws: D, most masks of a continuation.
+        seed: keys the masks, with the keys of the pairs: a score depends on nothing else, such as on other pairs.
+        update: is called with how many rows are done, of `count_rows`.
+
+    Raises:
+        UserError: a continuation does not fit, is empty, or holds the mask; or there is nothing before its first token.
+        NotFinite: the model gives numbers that are not finite.
+    """
+    plans = [_plan(model, pair, number, length, draws, seed) for number, pair in enumerate(pairs)]
+    totals = [torch.zeros(len(plan.weight), dtype=torch.float64) for plan in plans]
+    done = 0
+    for rows in _batches(plans):
+        for (number, draw), value in zip(rows, _weighted_nll(model, [plans[n] for n, _ in rows], rows), strict=True):
+            totals[number][draw] = value
+        done += len(rows)
+        if update is not None:
+            update(done)
+    return [_score(plan, nll) for plan, nll in zip(plans, totals, strict=True)]
+
+
+def greedy_match(predicted: Int[Tensor, "L"], pair: Pair) -> bool:
+    """True if a decoded row holds the continuation."""
+    start = len(pair.context)
+    return predicted[start : start + len(pair.continuation)].tolist() == list(pair.continuation)
+
+
+def cut_windows(ids: Sequence[int], start: Sequence[int], length: int, key: int = 0) -> list[Pair]:
+    """Cuts a text into windows of `length` whose tokens are each predicted once.
+
+    The first window begins with the tokens `start`, every other with the last token of the one before it.
+
+    Args:
+        ids: the text.
+        start: what stands before every text, such as its start token; perhaps nothing.
+        length: positions of a window.
+        key: keys the masks of the first window; the others take the numbers after it.
+    """
+    context, rest, found = tuple(start), list(ids), list[Pair]()
+    while rest:
+        room = max(1, length - len(context))
+        found.append(Pair(context, tuple(rest[:room]), key + len(found)))
+        context, rest = (rest[:room][-1],), rest[room:]
+    return found
+
+
+def _plan(model: Denoiser, pair: Pair, number: int, length: int, draws: int, seed: int) -> _Plan:
+    size = len(pair.continuation)
+    least = int(model.alignment == "next" or model.is_causal)
+    where = f"continuation {number + 1}"
+    if not size:
+        raise UserError(f"{where}: is empty; give at least one token")
+    if size + least > length:
+        raise UserError(f"{where}: has {size} tokens, and the model reads {length}; shorten it")
+    if least and not pair.context:
+        raise UserError(f"{where}: nothing stands before it, and this model predicts a token from the one before")
+    context = pair.context[len(pair.context) - min(len(pair.context), length - size) :]
+    if model.mask_id in pair.continuation or model.mask_id in context:
+        raise UserError(f"{where}: it, or what stands before it, holds the mask token; leave it out")
+    unit = _PAD_CAUSAL if model.is_causal else model.block_size or 1
+    ids = [*context, *pair.continuation]
+    # What follows is not known: a block model sees masks there. A causal one never sees it.
+    filled = min(-len(ids) % unit, length - len(ids))
+    x0 = torch.tensor(ids + [ids[0] if model.is_causal else model.mask_id] * filled)
+    eligible = torch.zeros(1, len(x0), dtype=torch.bool)
+    eligible[0, len(context) : len(ids)] = True
+    if model.is_causal:
+        return _Plan(x0, torch.zeros_like(eligible), eligible.double(), is_drawn=False)
+    blocks = in_blocks(eligible, 1 if model.block_size is None else len(x0) // model.block_size)
+    longest = int(blocks.sum(dim=-1).max())
+    if longest < 32 and 2**longest - 1 <= draws:
+        return _Plan(x0, *_all_masks(blocks, 2**longest - 1), is_drawn=False)
+    return _Plan(x0, *_draw_masks(blocks, draws, pair.key, seed), is_drawn=True)
+
+
+def _all_masks(eligible: Bool[Tensor, "1 N S"], draws: int) -> tuple[Bool[Tensor, "D L"], Float[Tensor, "D L"]]:
+    """Takes every mask of each block: one of n of its L_b positions has the weight 1 / (C(L_b, n) n)."""
+    is_masked = torch.zeros(draws, *eligible.shape[1:], dtype=torch.bool)
+    weight = torch.zeros(is_masked.shape, dtype=torch.float64)
+    for block, own in enumerate(eligible[0]):
+        place = own.nonzero().squeeze(1)
+        for number in range(1, 2 ** len(place)):
+            chosen = place[[bool(number >> bit & 1) for bit in range(len(place))]]
+            is_masked[number - 1, block, chosen] = True
+            weight[number - 1, block, chosen] = 1 / (math.comb(len(place), len(chosen)) * len(chosen))
+    return is_masked.flatten(1), weight.flatten(1)
+
+
+def _draw_masks(
+    eligible: Bool[Tensor, "1 N S"], draws: int, key: int, seed: int
+) -> tuple[Bool[Tensor, "D L"], Float[Tensor, "D L"]]:
+    blocks = eligible.expand(draws, -1, -1)
+    draw = torch.arange(draws)
+    seed = noise.integer(seed, Purpose.EVALUATE)
+    u = 1 - noise.uniform(seed, Purpose.TIME, key, torch.arange(eligible.shape[1]))  # in (0, 1], of each block
+    t = (draw.unsqueeze(1) + u) / draws
+    example = noise.bits(seed, Purpose.MASK, key, draw)
+    is_masked = mask_exactly(blocks, masked_count(t, blocks.sum(dim=-1)), example, seed, Purpose.MASK)
+    total = int(eligible.sum())
+    length = eligible[0].numel()
+    weight = over_positions(per_masked(is_masked, blocks) * total / draws, length)
+    return is_masked.flatten(1), weight * is_masked.flatten(1)
+
+
+def _batches(plans: Sequence[_Plan]) -> Iterator[list[tuple[int, int]]]:
+    """Yields rows of one length, as the numbers of their plan and draw; no row of one batch reads another's."""
+    by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, plan in enumerate(plans):
+        by_length[len(plan.x0)] += [(number, draw) for draw in range(len(plan.weight))]
+    for length, rows in sorted(by_length.items()):
+        size = max(1, _TOKENS // length)
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+@torch.no_grad()
+def _weighted_nll(model: Denoiser, plans: Sequence[_Plan], rows: Sequence[tuple[int, int]]) -> list[float]:
+    device = next(model.parameters()).device
+    x0 = torch.stack([plan.x0 for plan in plans]).to(device)
+    is_masked = torch.stack([plan.is_masked[draw] for plan, (_, draw) in zip(plans, rows, strict=True)]).to(device)
+    weight = torch.stack([plan.weight[draw] for plan, (_, draw) in zip(plans, rows, strict=True)]).to(device)
+    batch = make_batch(x0, torch.where(is_masked, model.mask_id, x0), weight > 0, weight)
+    found = batch.scatter(model(batch).nll.double() * batch.weight, 0.0).sum(dim=-1).cpu().tolist()
+    check_finite(found, "the model", "continuation", [number for number, _ in rows])
+    return found
+
+
+def _score(plan: _Plan, nll: Float[Tensor, "D"]) -> Score:
+    """Sums the draws. Their order is that of n, so neighbours are of one stratum, or almost: the squares of their
+    differences estimate the variance within the strata (successive differences, Wolter 2007)."""
+    if not plan.is_drawn or len(nll) < 2:
+        stderr = None if plan.is_drawn else 0.0
+        return Score(-nll.sum().item(), stderr, len(nll))
+    draws = len(nll)
+    variance = (nll.diff() ** 2).sum() * draws / (2 * (draws - 1))
+    return Score(-nll.sum().item(), variance.sqrt().item(), draws)
+
+
+def count_rows(model: Denoiser, pairs: Iterable[Pair], draws: int) -> int:
+    """Counts the rows that `score_pairs` reads, at most."""
+    return sum(1 if model.is_causal else min(draws, 2 ** min(len(pair.continuation), 30) - 1) for pair in pairs)
