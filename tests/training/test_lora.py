@@ -11,6 +11,7 @@ from torch import Tensor
 
 import unmask
 from tests.helpers import SHORT, run_cli
+from tests.helpers.checkpoints import write_llama
 from unmask.errors import UserError
 from unmask.masking.process import masked_batch
 from unmask.models import cost, lora
@@ -143,21 +144,6 @@ LAYERS = "{preset: null, dim: 32, ff_dim: 48, num_layers: 2, num_heads: 4, num_k
 ADAPTERS = [f"model={LAYERS}", "model.lora={rank: 4, base: float32}", "ema.decay=0.5", "eval.examples=4", *SHORT]
 
 
-def write_base(folder: Path, rows: int) -> Path:
-    """A random Llama in Hugging Face's layout, as it is without transformers."""
-    settings = TransformerConfig(dim=32, ff_dim=48, num_layers=2, num_heads=4, num_kv_heads=2, tied_head=True)
-    tokens = TokenSpec(vocab_size=rows, length=4, mask_id=0)
-    weights = build_denoiser(settings, tokens, seed=3).backbone.state_dict()
-    folder.mkdir()
-    theirs = {LLAMA_NAMES.theirs(name): value for name, value in weights.items()}
-    save_file(theirs, folder / "model.safetensors", {"format": "pt"})
-    described = {"model_type": "llama", "vocab_size": rows, "hidden_size": 32, "intermediate_size": 48}
-    described |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6}
-    described |= {"tie_word_embeddings": True, "is_causal": False, "architectures": ["LlamaForCausalLM"]}
-    (folder / "config.json").write_text(json.dumps(described))
-    return folder
-
-
 def train(folder: Path, run: str, *more: str) -> int:
     settings = [*ADAPTERS, f"train.init={folder / 'base'}"]
     return run_cli("train", "debug", *settings, "--out", folder / run, *more)
@@ -167,7 +153,7 @@ def train(folder: Path, run: str, *more: str) -> int:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `base`, which has no row for the mask, and a `run` of four steps on it."""
     folder = tmp_path_factory.mktemp("lora")
-    write_base(folder / "base", rows=SUDOKU_ROWS)
+    write_llama(folder / "base", rows=SUDOKU_ROWS)
     assert train(folder, "run") == 0
     return folder
 

@@ -21,8 +21,9 @@ from unmask.decoding.build import build_decoder
 from unmask.masking.process import MaskingProcess
 from unmask.models.build import build_denoiser
 from unmask.models.cost import require_memory_for_rows
+from unmask.models.lora import draw_base, has_adapters
 from unmask.models.precision import resolve_dtype
-from unmask.tasks.task import build_task
+from unmask.tasks.task import Task, build_task
 from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import MaskedBatch, TokenStats
 
@@ -38,7 +39,7 @@ def step(config: RunConfig, *, count: int) -> Result:
     """
     _set_threads(config)
     task = build_task(config)
-    trainer = Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
+    trainer = _trainer(config, task)
     timed = _TimedProcess(trainer.process, trainer.device)
     trainer.process = cast(MaskingProcess, timed)  # it has all that a step needs of a process
     trainer.choose_attention()
@@ -80,6 +81,8 @@ def decode(config: RunConfig, *, rows: int) -> Result:
         config.model, task.tokens, rows=rows, at_once=rows, trained=False, what=f"--rows {rows}", device=device
     )
     model = build_denoiser(config.model, task.tokens, seed=config.train.seed, dtype=dtype, device=device).eval()
+    if has_adapters(model):
+        draw_base(model, config.train.seed)
     whole = config.decode.model_copy(update={"batch_size": rows})
     decoder = build_decoder(whole, model, task.tokens, rows=rows)
     clean = task.synthetic_stream(config.train.seed)[torch.arange(rows)]
@@ -106,13 +109,20 @@ def memory(config: RunConfig, *, count: int) -> Result:
     """Measures peak memory after a tenth of `count` steps and after all of them; a leak shows as growth."""
     _set_threads(config)
     task = build_task(config)
-    trainer = Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
+    trainer = _trainer(config, task)
     early = 0
     for number in range(count):
         trainer.step()
         early = peak_rss_bytes() if number <= count // 10 else early
     late = peak_rss_bytes()
     return {"steps": count, "early_peak_bytes": early, "peak_rss_bytes": late, "growth_bytes": late - early}
+
+
+def _trainer(config: RunConfig, task: Task) -> Trainer:
+    trainer = Trainer(config, task.tokens, task.synthetic_stream(config.train.seed))
+    if has_adapters(trainer.model):
+        draw_base(trainer.model, config.train.seed)
+    return trainer
 
 
 def _median_step(totals: list[float]) -> float:

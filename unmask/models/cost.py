@@ -3,7 +3,10 @@
 All are lower bounds, of whole numbers, which do not overflow: what is refused would not have fitted.
 """
 
+from collections.abc import Collection
+
 import torch
+from torch import Tensor
 
 from unmask.config.settings import Section
 from unmask.machine import require_memory
@@ -39,14 +42,17 @@ def count_trained(config: TransformerConfig, tokens: TokenSpec) -> int:
 
 
 def count_held_bytes(config: TransformerConfig, tokens: TokenSpec) -> int:
-    """Counts the bytes of the weights that `count_trained` leaves out, of which nothing else is kept."""
+    """Counts the bytes of the weights that `count_trained` leaves out, of which nothing else is kept.
+
+    In nf4, 64 numbers share a scale of a byte, and 256 scales a scale of their own of four.
+    """
     if config.lora is None:
         return 0
     rows = tokens.vocab_size * (1 if config.tied_head else 2)
     outside = config.dim * (rows + tokens.length * config.learned_positions)
     inside = count_parameters(config, tokens) - outside
-    width = {"float32": 8, "bfloat16": 4, "nf4": 1}[config.lora.base]  # half bytes
-    return (inside * width + outside * (8 if config.lora.base == "float32" else 4)) // 2
+    of_4096 = {"float32": 16384, "bfloat16": 8192, "nf4": 2048 + 64 + 1}[config.lora.base]
+    return inside * of_4096 // 4096 + outside * (4 if config.lora.base == "float32" else 2)
 
 
 def require_memory_for_model(
@@ -57,7 +63,7 @@ def require_memory_for_model(
     Args:
         config: the settings of the model; those of a model of the user's own say nothing of its size.
         tokens: its tokens.
-        device: where it goes; it is built on the CPU.
+        device: where it goes. What is drawn is built on the CPU; a frozen base goes there as it is read.
         copies: numbers that are kept for each trained parameter: 1, and for training its gradient, moments and average.
         shards: processes that share the copies.
 
@@ -66,16 +72,26 @@ def require_memory_for_model(
     """
     if not isinstance(config, TransformerConfig):
         return
-    count = count_parameters(config, tokens)
     angles = tokens.length * config.head_width * _BYTES if config.rotary else 0
     sizes = f"model.num_layers={config.num_layers}, model.dim={config.dim}, {tokens.vocab_size} tokens"
-    what = f"a model of {min(count, 10**300):.3g} parameters ({sizes})"
+    what = f"a model of {min(count_parameters(config, tokens), 10**300):.3g} parameters ({sizes})"
     fix = "take fewer layers, narrower ones, or a smaller vocabulary"
-    require_memory(count * _BYTES + angles, what, fix)
+    require_memory(count_trained(config, tokens) * _BYTES + angles, what, fix)
     if copies > 1:
         what = f"training {what}, {copies} numbers for each that is trained,"
     needed = count_held_bytes(config, tokens) + count_trained(config, tokens) * _BYTES * copies // shards
     require_memory(needed, what, fix, limit=_limit(device))
+
+
+def require_memory_for_weights(weights: Collection[Tensor], device: torch.device) -> None:
+    """Checks that weights of these shapes and formats can fit on `device`.
+
+    Raises:
+        UserError: they need more than there is.
+    """
+    needed, count = sum(each.nbytes for each in weights), sum(each.numel() for each in weights)
+    what = f"a model of {count:.3g} parameters, with {needed // max(1, count)} bytes each,"
+    require_memory(needed, what, "use a device with more, or a smaller model", limit=_limit(device))
 
 
 def require_memory_for_rows(

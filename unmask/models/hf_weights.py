@@ -4,7 +4,7 @@ They are in `model.safetensors`, or in several files that `model.safetensors.ind
 Dimensions: R rows of a checkpoint's vocabulary, V of ours, D width.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.models.hf import read_checkpoint, read_object
+from unmask.models.on_demand import OnDemand, head
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.progress import warn
 from unmask.types import TokenSpec
@@ -24,13 +25,14 @@ _FEW = 16
 """Tokens without a row that every tokenizer may have."""
 _LONGEST_NAME = 255  # bytes that file systems take
 _FUSED = ("query_key_value", "qkv_proj", "att_proj", "attn_qkv", "gate_up_proj")
+_BY_TOKEN = ("embedding.weight", "head.weight")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_weights(
     folder: str | Path, *, original_ids: Sequence[int | None] | None, vocab_size: int, keeps_bfloat16: bool = False
-) -> dict[str, Float[Tensor, "..."]]:
-    """Reads a checkpoint's weights in fp32, by their names in `Denoiser.state_dict()`.
+) -> OnDemand:
+    """Reads a checkpoint's weights in fp32, by their names in `Denoiser.state_dict()`, each when it is asked for.
 
     A new token's row, in embedding and head, is the mean of the checkpoint's R rows.
 
@@ -44,17 +46,26 @@ def read_weights(
 
     Raises:
         UserError: as `read_checkpoint`; a file that is missing or damaged; tensors that are missing, unknown or of
-            other shapes than `config.json` says; tokens that the checkpoint does not have.
+            other shapes than `config.json` says; tokens that the checkpoint does not have. When one is asked for: it
+            is quantised, or its numbers are not finite.
     """
     folder = Path(folder)
-    tensors = _load_tensors(folder)
-    rows = _rows(_list_of_weights(folder), len(tensors["embedding.weight"]), original_ids, vocab_size)
-    is_rounded = keeps_bfloat16 and all(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
+    expected = _expected(folder)
+    found = _check_heads(folder, expected)
+    theirs = {ours: name for name, (ours, _) in expected.items()}
+    rows = _rows(_list_of_weights(folder), expected[theirs["embedding.weight"]][1][0], original_ids, vocab_size)
+    is_rounded = keeps_bfloat16 and all(kind == "BF16" for _, kind in found.values())
     dtype = torch.bfloat16 if is_rounded else torch.float32
-    for name, tensor in tensors.items():
-        chosen = _select(tensor, rows) if name in ("embedding.weight", "head.weight") else tensor
-        tensors[name] = chosen.to(dtype)
-    return {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+
+    def read(name: str) -> Tensor:
+        ours = name.removeprefix("backbone.")
+        tensor = _read_tensor(found[theirs[ours]][0], theirs[ours])
+        return (_select(tensor, rows) if ours in _BY_TOKEN else tensor).to(dtype)
+
+    shapes = {
+        ours: torch.Size([vocab_size, *shape[1:]]) if ours in _BY_TOKEN else shape for ours, shape in expected.values()
+    }
+    return OnDemand({f"backbone.{ours}": head(shape, dtype) for ours, shape in shapes.items()}, read)
 
 
 def read_formats(folder: str | Path) -> set[str]:
@@ -63,40 +74,29 @@ def read_formats(folder: str | Path) -> set[str]:
     Raises:
         UserError: as `read_weights`, but for what only the numbers show.
     """
-    return set(_check_heads(Path(folder), _expected(Path(folder))).values())
+    return {kind for _, kind in _check_heads(Path(folder), _expected(Path(folder))).values()}
 
 
-def _load_tensors(folder: Path) -> dict[str, Tensor]:
-    """Loads exactly the tensors of `Transformer`, by its names."""
-    expected = _expected(folder)
-    _check_heads(folder, expected)  # all of them before the first is loaded
-    found = {}
-    for file in _files(folder):
-        for theirs, tensor in _tensors(file, expected).items():
-            found[expected[theirs][0]] = tensor
-    return found
-
-
-def _check_heads(folder: Path, expected: dict[str, tuple[str, torch.Size]]) -> dict[str, str]:
-    """Checks names and shapes of all tensors; returns their formats."""
-    head = read_checkpoint(folder).family.names.theirs("head.weight")
-    formats: dict[str, str] = {}
+def _check_heads(folder: Path, expected: dict[str, tuple[str, torch.Size]]) -> dict[str, tuple[Path, str]]:
+    """Checks names and shapes of all tensors; returns the file and the format of each."""
+    tied = read_checkpoint(folder).family.names.theirs("head.weight")
+    found: dict[str, tuple[Path, str]] = {}
     for file in _files(folder):
         with _opened(file) as opened:
             for theirs in opened.keys():  # noqa: SIM118 - no mapping
                 part = opened.get_slice(theirs)
                 if theirs in expected:
-                    formats[theirs] = part.get_dtype()
+                    found[theirs] = file, part.get_dtype()
                     _check_shape(file, theirs, tuple(part.get_shape()), tuple(expected[theirs][1]))
                 elif any(fused in theirs for fused in _FUSED):
                     raise UserError(f"{file}: {theirs} is of a fused layout, which is not read; save it unfused")
                 # Ignored, as transformers does: the angles that old checkpoints hold, and the copy of a tied head.
-                elif not theirs.endswith("rotary_emb.inv_freq") and theirs != head:
+                elif not theirs.endswith("rotary_emb.inv_freq") and theirs != tied:
                     raise UserError(f"{file}: {theirs} is not part of the model in config.json; download both again")
     for theirs in expected:
-        if theirs not in formats:
+        if theirs not in found:
             raise UserError(f"{_list_of_weights(folder)}: lacks {theirs}; download the checkpoint again")
-    return formats
+    return found
 
 
 def _check_shape(file: Path, name: str, shape: tuple[int, ...], needed: tuple[int, ...]) -> None:
@@ -158,16 +158,14 @@ def _opened(file: Path) -> Iterator[Any]:
         raise UserError(f"{file}: damaged: {error}; download it again") from error
 
 
-def _tensors(file: Path, wanted: Collection[str]) -> dict[str, Tensor]:
-    """Reads those of a file's tensors that are wanted."""
+def _read_tensor(file: Path, name: str) -> Tensor:
     with _opened(file) as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys() if name in wanted}  # noqa: SIM118
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise UserError(f"{file}: {name} is of {tensor.dtype}; use the checkpoint that was not quantised")
-        if not bool(tensor.isfinite().all()):
-            raise UserError(f"{file}: {name} holds nan or infinity; download it again")
-    return tensors
+        tensor: Tensor = opened.get_tensor(name)
+    if not tensor.is_floating_point():
+        raise UserError(f"{file}: {name} is of {tensor.dtype}; use the checkpoint that was not quantised")
+    if not bool(tensor.isfinite().all()):
+        raise UserError(f"{file}: {name} holds nan or infinity; download it again")
+    return tensor
 
 
 def _rows(

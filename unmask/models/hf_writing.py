@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.models.families import FAMILIES, LAYOUTS, Family, Layout
+from unmask.models.on_demand import heads_of
 from unmask.models.transformer import TransformerConfig
 from unmask.types import TokenSpec
 
@@ -145,7 +146,7 @@ def hf_tensors(
         has_mask_row: True if the head's row of the mask comes from a checkpoint, and is written as it is.
     """
     names = FAMILIES[family].names
-    dtype = torch.bfloat16 if all(value.dtype == torch.bfloat16 for value in state.values()) else torch.float32
+    dtype = torch.bfloat16 if all(each.dtype == torch.bfloat16 for each in heads_of(state).values()) else torch.float32
     written = {}
     for name, value in state.items():
         ours = name.removeprefix("backbone.")

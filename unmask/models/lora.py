@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from unmask import noise
 from unmask.config.settings import Section
 from unmask.errors import UserError
+from unmask.models.on_demand import OnDemand, head, heads_of
 from unmask.noise import Purpose
 
 Target = Literal["q", "k", "v", "out", "gate", "up", "down"]
@@ -27,7 +28,7 @@ _MODULES = {
     **{name: f"mlp.{name}" for name in ("gate", "up", "down")},
 }
 _A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
-_MASK_DELTA = "backbone.embedding.mask_delta"
+_EMBEDDING, _MASK_DELTA = "backbone.embedding.weight", "backbone.embedding.mask_delta"
 
 
 class LoraConfig(Section):
@@ -68,10 +69,15 @@ class _Frozen(nn.Module):
     frozen: tuple[str, ...] = ("weight", "bias")
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "_Frozen":
-        formats = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
+        held = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        unread = {
+            name: buffer for name, buffer in held.items() if buffer.is_meta
+        }  # these go nowhere before `load_base`
+        self._buffers |= dict.fromkeys(unread)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, dtype in formats.items():
-            self._buffers[name] = self.get_buffer(name).to(dtype)
+        for name in held.keys() - unread.keys():
+            self._buffers[name] = self.get_buffer(name).to(held[name].dtype)
+        self._buffers |= unread
         return self
 
     def _hold(self, **tensors: Tensor | None) -> None:
@@ -89,9 +95,6 @@ class FrozenLinear(_Frozen):
         super().__init__()
         self._hold(weight=linear.weight.to(_matrix_format(base)), bias=linear.bias)
 
-    def set_weight(self, value: Float[Tensor, "O I"]) -> None:
-        self.weight.copy_(value)
-
     def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
         if torch.is_autocast_enabled(x.device.type):
             return F.linear(x, self.weight, self.bias)
@@ -108,15 +111,17 @@ class FourBitLinear(_Frozen):
         super().__init__()
         self.shape = linear.weight.shape
         self._hold(packed=torch.empty(0, dtype=torch.uint8), bias=linear.bias)
-        self.set_weight(linear.weight.detach())
+        self.scales: Any = None
+        if not linear.weight.is_meta:
+            self.set_weight(linear.weight.detach())
 
     def set_weight(self, value: Float[Tensor, "O I"]) -> None:
-        device = self.packed.device
-        self.packed, self.scales = _quantise(value.float().to(device))
+        self.packed, self.scales = _quantise(value.float().to(self.packed.device))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "FourBitLinear":
         super()._apply(fn, recurse)
-        self.scales.to(self.packed.device)
+        if self.scales is not None:
+            self.scales.to(self.packed.device)
         return self
 
     def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
@@ -141,9 +146,6 @@ class FrozenEmbedding(_Frozen):
         self._hold(weight=embedding.weight.to(_matrix_format(base)), is_trained=torch.zeros(()))
         # Fp32 with a bfloat16 base: small updates would vanish. Where it is not trained its gradient is 0.
         self.mask_delta = None if mask_id is None else nn.Parameter(torch.zeros(embedding.embedding_dim))
-
-    def set_weight(self, value: Float[Tensor, "V D"]) -> None:
-        self.weight.copy_(value)
 
     def forward(self, xt: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         rows = F.embedding(xt, self.weight)
@@ -189,6 +191,7 @@ def add_adapters(backbone: nn.Module, config: LoraConfig, *, mask_id: int, seed:
     """Adds adapters to a transformer, in place, and freezes everything else.
 
     B starts at 0, so that the model is at first its base; A is uniform in +-`1 / sqrt(inputs)`, drawn from `seed`.
+    A transformer on the meta device gets adapters on the CPU, and its base stays there until `load_base`.
 
     Raises:
         UserError: a package is missing.
@@ -217,18 +220,27 @@ def add_adapters(backbone: nn.Module, config: LoraConfig, *, mask_id: int, seed:
         if isinstance(module, nn.RMSNorm):
             weight = module.weight.detach()
             del module.weight
-            module.register_buffer("weight", weight, persistent=False)
+            on_cpu = torch.ones_like(weight, device="cpu") if weight.is_meta else weight
+            module.register_buffer("weight", on_cpu, persistent=False)
             module.frozen = ("weight",)  # type: ignore[assignment]
 
 
 @torch.no_grad()
 def _draw(backbone: nn.Module, seed: int) -> None:
-    for name, parameter in backbone.named_parameters():
-        if name.endswith(_A):
-            key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
-            generator = torch.Generator(parameter.device).manual_seed(key)
-            bound = parameter.shape[1] ** -0.5
-            parameter.uniform_(-bound, bound, generator=generator)
+    for path, module in backbone.named_modules():
+        name = f"{path}.weight"
+        if not name.endswith((_A, _B)):
+            continue
+        if module.weight.is_meta:
+            module.to_empty(device="cpu")
+        parameter = module.weight
+        if name.endswith(_B):
+            parameter.zero_()
+            continue
+        key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
+        generator = torch.Generator(parameter.device).manual_seed(key)
+        bound = parameter.shape[1] ** -0.5
+        parameter.uniform_(-bound, bound, generator=generator)
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -237,14 +249,34 @@ def has_adapters(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def load_base(model: nn.Module, tensors: Mapping[str, Tensor], *, trains_mask_row: bool) -> None:
-    """Sets the base from `tensors`, which have the names that they have without adapters."""
+    """Sets the base from `tensors`, which have the names that they have without adapters, one after the other."""
+    embedding: Any = model.backbone.embedding  # type: ignore[union-attr]
     for name, module, key in _base(model):
-        if key == "weight" and isinstance(module, FrozenLinear | FourBitLinear | FrozenEmbedding):
+        if key == "weight" and isinstance(module, FourBitLinear):
             module.set_weight(tensors[name])
         else:
-            module.get_buffer(key).copy_(tensors[name])
-    backbone: Any = model.backbone
-    backbone.embedding.is_trained.fill_(float(trains_mask_row))
+            held = module.get_buffer(key)
+            setattr(module, key, torch.empty_like(held, device=embedding.is_trained.device).copy_(tensors[name]))
+    embedding.is_trained.fill_(float(trains_mask_row))
+
+
+def draw_base(model: nn.Module, seed: int) -> None:
+    """Sets a random base, as large as any: for measurements."""
+    shapes = {name: _shape_of(module, key) for name, module, key in _base(model)}
+
+    def draw(name: str) -> Tensor:
+        key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
+        drawn = torch.randn(shapes[name], generator=torch.Generator().manual_seed(key))
+        return drawn / shapes[name][-1] ** 0.5 if drawn.ndim > 1 else torch.ones_like(drawn)
+
+    heads = {name: head(shape, torch.float32) for name, shape in shapes.items()}
+    load_base(model, OnDemand(heads, draw), trains_mask_row=False)
+
+
+def _shape_of(module: nn.Module, key: str) -> torch.Size:
+    if key == "weight" and isinstance(module, FourBitLinear):
+        return module.shape
+    return module.get_buffer(key).shape
 
 
 def _base(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
@@ -258,24 +290,28 @@ def _base(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 # --- adapters as tensors ---------------------------------------------------------------------------------------------
 
 
-def merge(
-    base: Mapping[str, Tensor], adapters: Mapping[str, Tensor], config: LoraConfig, mask_id: int
-) -> dict[str, Tensor]:
+def merge(base: Mapping[str, Tensor], adapters: Mapping[str, Tensor], config: LoraConfig, mask_id: int) -> OnDemand:
     """Returns the weights of the model without adapters: `W + alpha / rank * B A`, with W as it is held in training.
+
+    Each is made when it is asked for.
 
     Raises:
         UserError: the adapters are not those of `config` on this base.
     """
     _check(base, adapters, config)
-    merged = {name: _as_held(name, value, config.base) for name, value in base.items()}
-    for name in merged:
+
+    def merged(name: str) -> Tensor:
+        value = _as_held(name, base[name], config.base)
         stem = name.removesuffix(".weight")
         if f"{stem}{_A}" in adapters:
             product = adapters[f"{stem}{_B}"].double() @ adapters[f"{stem}{_A}"].double()
-            merged[name] = (merged[name].double() + config.scale * product).to(merged[name].dtype)
-    embedding = merged["backbone.embedding.weight"].clone()
-    embedding[mask_id] += adapters[_MASK_DELTA].to(embedding.dtype)
-    return merged | {"backbone.embedding.weight": embedding}
+            return (value.double() + config.scale * product).to(value.dtype)
+        if name == _EMBEDDING:
+            value = value.clone()
+            value[mask_id] += adapters[_MASK_DELTA].to(value.dtype)
+        return value
+
+    return OnDemand(heads_of(base), merged)
 
 
 def _as_held(name: str, value: Tensor, base: str) -> Tensor:
@@ -288,8 +324,9 @@ def _as_held(name: str, value: Tensor, base: str) -> Tensor:
 
 
 def _check(base: Mapping[str, Tensor], adapters: Mapping[str, Tensor], config: LoraConfig) -> None:
-    expected: dict[str, tuple[int, ...]] = {_MASK_DELTA: (base["backbone.embedding.weight"].shape[1],)}
-    for name, value in base.items():
+    heads = heads_of(base)
+    expected: dict[str, tuple[int, ...]] = {_MASK_DELTA: (heads[_EMBEDDING].shape[1],)}
+    for name, value in heads.items():
         if name.endswith(tuple(f".{_MODULES[target]}.weight" for target in config.targets)):
             stem = name.removesuffix(".weight")
             expected |= {f"{stem}{_A}": (config.rank, value.shape[1]), f"{stem}{_B}": (value.shape[0], config.rank)}
@@ -344,7 +381,7 @@ def to_peft(
     }
     if mask_row is not None:
         ours, row = mask_row
-        held = _as_held("embedding", base["backbone.embedding.weight"][ours : ours + 1], config.base)
+        held = _as_held("embedding", base[_EMBEDDING][ours : ours + 1], config.base)
         theirs = their_name("embedding.weight").removesuffix(".weight")
         tensors[f"base_model.model.{theirs}.token_adapter.trainable_tokens_delta"] = held + adapters[_MASK_DELTA]
         description["trainable_token_indices"] = [row]

@@ -10,6 +10,7 @@ from unmask.config.run import RunConfig
 from unmask.errors import UserError
 from unmask.models import lora
 from unmask.models.lora import LoraConfig
+from unmask.models.on_demand import OnDemand
 from unmask.progress import warn
 from unmask.tasks.task import Task, build_task
 from unmask.training import checkpoint, state
@@ -36,8 +37,10 @@ def choose_weights(tensors: dict[str, Tensor], averaged: dict[str, Tensor], aske
 
 def merged(
     config: RunConfig, found: Path, adapters: dict[str, Tensor], open_run: OpenRun
-) -> tuple[RunConfig, dict[str, Tensor]]:
+) -> tuple[RunConfig, OnDemand]:
     """Returns the settings and the weights of the model without adapters that computes what they and the base do.
+
+    Each weight is read and merged when it is asked for.
 
     Raises:
         UserError: the base is gone, or another than the checkpoint `found` was trained on.

@@ -83,6 +83,6 @@ def write_export(source: LoadedRun, target: Path) -> None:
         "data": None if source.data is None else asdict(source.data),
     }
     with files.new_folder(target) as folder:
-        files.put_tensors(folder / "model.safetensors", source.tensors, {"format": "pt"})
+        files.put_tensors(folder / "model.safetensors", dict(source.tensors), {"format": "pt"})
         files.put(folder / "config.json", json.dumps(description, indent=1) + "\n")
         keep_files(source.task, folder)

@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from unmask.config.run import RunConfig
 from unmask.data.tokenizer_files import read_prefix
 from unmask.data.vocabulary import Vocabulary
@@ -15,6 +13,7 @@ from unmask.errors import UserError
 from unmask.models.cost import count_parameters
 from unmask.models.hf import read_checkpoint
 from unmask.models.hf_weights import read_formats, read_weights
+from unmask.models.on_demand import OnDemand
 from unmask.models.transformer import TransformerConfig
 from unmask.training.hf_tokens import Found, HfTokens
 from unmask.types import TokenSpec
@@ -192,8 +191,8 @@ class Import:
             return {"order": "left_to_right"}
         return {} if self.block_size is None else {"block_size": self.block_size, "cache": "block"}
 
-    def read_weights(self) -> dict[str, Tensor]:
-        """Reads the weights; those in bfloat16 stay so.
+    def read_weights(self) -> OnDemand:
+        """Reads the weights, each when it is asked for; those in bfloat16 stay so.
 
         Raises:
             UserError: as `hf_weights.read_weights`.

@@ -1,6 +1,6 @@
 """Reads the weights that a training starts from, `train.init`: all of them, or the frozen base of adapters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,12 +11,13 @@ from torch import Tensor
 from unmask import paths
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section
-from unmask.data.fingerprint import digest
+from unmask.data.fingerprint import digest_of
 from unmask.errors import UserError
 from unmask.models import hf
 from unmask.models.families import LLAMA_NAMES, TensorNames
 from unmask.models.hf_weights import read_weights
 from unmask.models.lora import LoraConfig
+from unmask.models.on_demand import OnDemand, head, heads_of
 from unmask.models.transformer import Transformer, TransformerConfig
 from unmask.tasks.task import Task
 from unmask.training import state
@@ -28,10 +29,11 @@ OpenRun = Callable[[str], Any]
 
 def read_initial_weights(
     source: str, task: Task, settings: Section, own: Mapping[str, Tensor], open_run: OpenRun
-) -> dict[str, Tensor]:
+) -> OnDemand:
     """Reads the weights of a model of these `settings` from a run, an export or a Hugging Face folder.
 
-    Tensors that start at 0, and the bias after attention, may be missing there: they are 0 then.
+    Each is read, in the model's format, when it is asked for. Tensors that start at 0, and the bias after attention,
+    may be missing there: they are 0 then.
 
     Args:
         source: the folder.
@@ -41,31 +43,40 @@ def read_initial_weights(
         open_run: opens a run or an export.
 
     Raises:
-        UserError: `source` is none of them, or is of another vocabulary or shape; the message says which.
+        UserError: `source` is none of them, or is of another vocabulary or shape; the message says which. When a
+            tensor is asked for: it is not finite.
     """
     folder = paths.user_path(source, "train.init=")
+    weights: Mapping[str, Tensor]
     if hf.is_checkpoint(folder):
         weights = _from_hugging_face(source, task, settings)
     else:
         weights = _from_run(source, task, settings, open_run)
+    there = heads_of(weights)
     may_be_missing = (*Transformer.STARTS_AT_ZERO, "attention.out.bias")  # a model without them has 0 there
-    missing = [name for name in own if name.endswith(may_be_missing) and name not in weights]
-    weights |= {name: torch.zeros_like(own[name], device="cpu") for name in missing}
+    missing = [name for name in own if name.endswith(may_be_missing) and name not in there]
     same_format = {
-        name: value.to(own[name].dtype) if name in own and value.is_floating_point() else value
-        for name, value in weights.items()
+        name: head(value.shape, own[name].dtype) if name in own and value.is_floating_point() else value
+        for name, value in there.items()
     }
-    if named := state.differences(own, same_format):
+    heads = same_format | {name: head(own[name].shape, own[name].dtype) for name in missing}
+    if named := state.differences(own, heads):
         raise UserError(
             f"train.init={source}: its model differs from this one: {named}; set `model` as it has it, or name another"
         )
-    for name, value in weights.items():
+
+    def read(name: str) -> Tensor:
+        if name not in there:
+            return torch.zeros_like(heads[name], device="cpu")
+        value = weights[name]
         if found := state.not_finite(value):
             raise UserError(f"train.init={source}: {name} holds {found}; name another checkpoint")
-    return weights
+        return value.to(heads[name].dtype)
+
+    return OnDemand(heads, read)
 
 
-def _from_run(source: str, task: Task, settings: Section, open_run: OpenRun) -> dict[str, Tensor]:
+def _from_run(source: str, task: Task, settings: Section, open_run: OpenRun) -> Mapping[str, Tensor]:
     found = open_run(source)
     theirs, ours = (getattr(each, "rotary_layout", None) for each in (found.config.model, settings))
     if theirs != ours:  # no shape shows it
@@ -75,10 +86,11 @@ def _from_run(source: str, task: Task, settings: Section, open_run: OpenRun) -> 
             f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with "
             "the same tokenizer and vocabulary"
         )
-    return found.tensors
+    tensors: Mapping[str, Tensor] = found.tensors
+    return tensors
 
 
-def _from_hugging_face(source: str, task: Task, settings: Section) -> dict[str, Tensor]:
+def _from_hugging_face(source: str, task: Task, settings: Section) -> OnDemand:
     folder = paths.user_path(source, "train.init=")
     if not isinstance(settings, TransformerConfig):
         raise UserError(f"train.init={folder}: is for model.name=transformer, not for a model of your own")
@@ -89,10 +101,14 @@ def _from_hugging_face(source: str, task: Task, settings: Section) -> dict[str, 
 
 def base_digest(tensors: Mapping[str, Tensor]) -> str:
     """Returns the SHA-256 of a base's names, shapes and values in fp32."""
-    parts: list[Any] = []
-    for name in sorted(tensors):
-        parts += [[name, [*tensors[name].shape]], tensors[name].detach().float().contiguous().numpy()]
-    return digest(*parts)
+
+    def parts() -> Iterator[Any]:
+        for name in sorted(tensors):
+            value = tensors[name].detach()
+            yield [name, [*value.shape]]
+            yield value.float().contiguous().numpy()
+
+    return digest_of(parts())
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,8 @@ class Base:
     """The frozen weights under a run's adapters."""
 
     source: str
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    """Each is read when it is asked for, in fp32."""
     mask_is_new: bool
     """True if the checkpoint has no row for the mask: it starts as the mean of all rows."""
     mask_row: int

@@ -1,7 +1,7 @@
 """Trained models: opening a run, an export or a Hugging Face checkpoint."""
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,8 +21,9 @@ from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.decoding.decoder import Decoder
 from unmask.errors import RunFailed, UserError
 from unmask.models import hf
-from unmask.models.build import build_denoiser
+from unmask.models.build import build_denoiser, fill
 from unmask.models.denoiser import Denoiser
+from unmask.models.on_demand import OnDemand, heads_of
 from unmask.models.precision import resolve_dtype
 from unmask.tasks.task import Task, build_task, check_same_data, may_change
 from unmask.training import adapters, checkpoint, state
@@ -39,8 +40,9 @@ class LoadedRun:
 
     path: Path
     config: RunConfig
-    tensors: dict[str, Tensor]
-    """The denoiser's state, on the CPU; adapters are merged into their base, and `config` has none then."""
+    tensors: Mapping[str, Tensor]
+    """The denoiser's state, on the CPU, perhaps read when asked for; adapters are merged into their base, and `config`
+    has none then."""
     weights: str
     """`ema` or `raw`: which of the run's weights `tensors` are."""
     step: int
@@ -89,13 +91,14 @@ class LoadedRun:
         config = read_config(path).of_run(path)
         found = checkpoint.find(path, step, warn)
         checkpoint.read_progress(found)
-        tensors, averaged = checkpoint.load_part(found, "model"), checkpoint.load_part(found, "ema/shadow")
-        state.check_weights(tensors, averaged, str(found))
-        weights = adapters.choose_weights(tensors, averaged, weights, path)
+        saved, averaged = checkpoint.load_part(found, "model"), checkpoint.load_part(found, "ema/shadow")
+        state.check_weights(saved, averaged, str(found))
+        weights = adapters.choose_weights(saved, averaged, weights, path)
         if weights == "ema":
-            tensors |= averaged
+            saved |= averaged
+        tensors: Mapping[str, Tensor] = saved
         if adapters.lora_of(config) is not None:
-            config, tensors = adapters.merged(config, found, tensors, open_base)
+            config, tensors = adapters.merged(config, found, saved, open_base)
         place = _device_for(config, device)
         data = _read_data(path, found)
         return LoadedRun(
@@ -161,19 +164,27 @@ class LoadedRun:
     def model(self) -> Denoiser:
         """The denoiser with these weights, in eval mode on `device`; in the format they were saved in, until `prepare`
         or `decoder` sets another."""
-        formats = {value.dtype for value in self.tensors.values() if value.is_floating_point()}
-        name = "float64" if torch.float64 in formats else "float32"
-        model = build_denoiser(self.config.model, self.tokens, dtype=name)
+        heads = heads_of(self.tensors)
+        formats = {value.dtype for value in heads.values() if value.is_floating_point()}
+        model = build_denoiser(
+            self.config.model,
+            self.tokens,
+            dtype="float64" if torch.float64 in formats else "float32",
+            is_empty=True,
+        )
         if formats == {torch.bfloat16}:
             model.hold_bfloat16()
-        parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         where = str(self.checkpoint or self.path)
-        state.check_tensors(model.state_dict(), self.tensors, where, finite=())
-        for name in parameters:
-            if found := state.not_finite(self.tensors[name]):
+        state.check_tensors(model.state_dict(), heads, where, finite=())
+
+        def finite(name: str) -> Tensor:
+            value = self.tensors[name]
+            if name in parameters and (found := state.not_finite(value)):
                 raise RunFailed(f"{where}: {name} holds {found}, so the model gives nan; use another checkpoint")
-        model.load_state_dict(self.tensors)
-        return model.to(self.device).eval()
+            return value
+
+        return fill(model, OnDemand(heads, finite), self.device).eval()
 
     def prepare(self, *, dtype: str | None = None, is_compiled: bool = False) -> Denoiser:
         """Returns the model, set to compute in `dtype` (default: `train.dtype`), and compiled for decoding if asked."""

@@ -235,6 +235,10 @@ def wrap(model: Denoiser, train: TrainConfig, peers: Peers, *, device: torch.dev
         return model
     if train.parallel == "ddp":
         ids = [device.index] if device.type == "cuda" else None
+        unread = [
+            name for name, buffer in model.named_buffers() if buffer.is_meta
+        ]  # of a base, which each process reads
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, unread)
         # No broadcast: the only buffers, rotary angles, are constants. Gradients as views of the buckets spare a copy.
         with warnings.catch_warnings():  # newer versions of torch call broadcast_buffers by another name
             warnings.simplefilter("ignore", FutureWarning)

@@ -82,12 +82,14 @@ def start_warm(trainer: Trainer, task: Task) -> Base | None:
     if has_adapters(trainer.model):
         with peers.raise_together():
             base = read_base(config, task, open_base)
-        check_alike(peers, base.kept())
-        trainer.load_base(base)
+            kept = base.kept()  # reads all of it once
+        check_alike(peers, kept)
+        with peers.raise_together():
+            trainer.load_base(base)
         return base
     if init is not None:
         with peers.raise_together():
             own = trainer.model.state_dict()
-            weights = read_initial_weights(init, task, config.model, own, LoadedRun.open)
+            weights = dict(read_initial_weights(init, task, config.model, own, LoadedRun.open))
         trainer.load_weights(weights)
     return None
