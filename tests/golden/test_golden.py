@@ -16,7 +16,10 @@ from unmask.config.registry import COMPONENTS, resolve
 from unmask.training.trainer import Trainer
 
 FILE = Path(__file__).with_name("losses.json")
-SMALL = ["train.dtype=float32", "train.compile=false", "train.batch_size=4", "optim.warmup_steps=2"]
+SMALL = [
+    *("train.dtype=float32", "train.compile=false", "train.batch_size=4", "train.accumulate=1"),
+    "optim.warmup_steps=2",
+]
 SMALL_MOVES = ["model={dim: 36, ff_dim: 48, num_layers: 2, num_heads: 2, dropout: 0}"]
 SMALL_TEXT = [
     "data={length: 24, vocab_size: 50, mask_id: 49, eos_id: 48, prompt_length: 6}",
@@ -52,6 +55,8 @@ def trainer(recipe: str) -> Trainer:
     if recipe.startswith(("tinygsm/block_", "text/block_", "chat/block_")):
         small.append("process.block_size=8")
     config = recipes.load(recipe, small)
+    if getattr(config.model, "lora", None) is not None:
+        pytest.importorskip("peft", reason="needs PEFT: pip install 'unmask[peft]'")
     task = resolve("task", config.task.name).from_config(config.data)
     is_synthetic = recipe.startswith(NEEDS_DATA)
     stream = (task.synthetic_stream if is_synthetic else task.train_stream)(config.train.seed)

@@ -35,6 +35,26 @@ PRESETS: dict[str, dict[str, Any]] = {
     "text-small": {"dim": 128, "ff_dim": 384, "num_layers": 6, "num_heads": 4, "tied_head": True},
     # As wide and deep as GPT-2's smallest and MDLM's: 113.3M parameters, and embedding and head.
     "text-110m": {"dim": 768, "ff_dim": 2048, "num_layers": 12, "num_heads": 12},
+    # LLaDA-8B (2502.09992): 6.98B parameters, and 1.04B in embedding and head.
+    "llada-8b": {
+        "dim": 4096,
+        "ff_dim": 12288,
+        "num_layers": 32,
+        "num_heads": 32,
+        "rope_theta": 500_000.0,
+        "norm_eps": 1e-5,
+    },
+    # Dream-7B, Dream-Coder and DiffuCoder, in the manner of Qwen2: 6.53B parameters, and 1.09B in embedding and head.
+    "dream-7b": {
+        "dim": 3584,
+        "ff_dim": 18944,
+        "num_layers": 28,
+        "num_heads": 28,
+        "num_kv_heads": 4,
+        "qkv_bias": True,
+        "rope_theta": 1_000_000.0,
+        "alignment": "next",
+    },
 }
 
 
