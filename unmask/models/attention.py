@@ -115,14 +115,16 @@ def rotary_angles(
             code: channel c has the angle of e = c mod P, but turns with its neighbour, 2 e with 2 e + 1; its angles are
             fp32. The even channels come first here, then the odd ones, so that A = E.
     """
+    # Weights may wait on the meta device until they are read, but no file has these.
+    device = "cpu" if torch.get_default_device().type == "meta" else None
     if layout == "reference":
-        turn = 1 / theta ** (torch.arange(0, head_dim, 2) / head_dim)
-        by_channel = torch.outer(torch.arange(length, dtype=torch.float32), turn).repeat(1, 2)
+        turn = 1 / theta ** (torch.arange(0, head_dim, 2, device=device) / head_dim)
+        by_channel = torch.outer(torch.arange(length, dtype=torch.float32, device=device), turn).repeat(1, 2)
         angle = torch.cat([by_channel[:, 0::2], by_channel[:, 1::2]], dim=1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
     # In fp64: the error of a rounded frequency grows with the position.
-    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
+    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64, device=device), frequency)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
