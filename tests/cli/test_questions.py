@@ -46,11 +46,11 @@ def test_multiple_choice(text_run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert rows[0]["context"] == "Question: Is it?\nAnswer:"
     assert [row["chosen"] for row in rows] == [row["loglikelihood"].index(max(row["loglikelihood"])) for row in rows]
     right = [row["chosen"] == row["answer"] for row in rows]
-    per_byte = [
+    per_character = [
         [value / len(choice.strip()) for value, choice in zip(row["loglikelihood"], row["choices"], strict=True)]
         for row in rows
     ]
-    right_norm = [values.index(max(values)) == row["answer"] for values, row in zip(per_byte, rows, strict=True)]
+    right_norm = [values.index(max(values)) == row["answer"] for values, row in zip(per_character, rows, strict=True)]
     assert result["shares"] == {"likelihood": {"accuracy": sum(right) / 3, "acc_norm": sum(right_norm) / 3}}
     assert result["loglikelihood_stderr"] > 0
     assert result["protocol"]["draws"] == 8

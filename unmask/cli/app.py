@@ -19,6 +19,7 @@ from unmask.cli import (
     export,
     grade,
     importing,
+    lm_eval,
     prepare,
     report,
     settings,
@@ -92,6 +93,7 @@ app.command("compare")(compare.compare)
 app.command("diagnose")(diagnose.diagnose)
 app.command("report")(report.report)
 app.command("grade")(grade.grade)
+app.command("lm-eval", context_settings=lm_eval.SETTINGS)(lm_eval.lm_eval)
 app.command("import")(importing.import_)
 app.command("export")(export.export)
 app.add_typer(bench.app, name="bench")

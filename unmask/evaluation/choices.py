@@ -1,4 +1,4 @@
-"""The accuracy of multiple choice: the choice with the highest likelihood, by itself or per byte.
+"""The accuracy of multiple choice: the choice with the highest likelihood, by itself or per character.
 
 Dimensions: none; questions and choices are lists.
 """
@@ -85,8 +85,8 @@ def answer_questions(
 ) -> Accuracy:
     """Answers the questions.
 
-    `accuracy`: the right choice has the highest log-likelihood; `acc_norm`: per byte of its text, without the space
-    before it. Of equal ones the first counts. Arguments as in `score_pairs`.
+    `accuracy`: the right choice has the highest log-likelihood; `acc_norm`: per character of its text, without the
+    space before it, as lm-evaluation-harness does. Of equal ones the first counts. Arguments as in `score_pairs`.
     """
     flat = [pair for pairs in encoded for pair in pairs]
     scores = score_pairs(model, flat, length=length, draws=draws, seed=seed, update=update)
@@ -102,9 +102,9 @@ def answer_questions(
 def record_choice(question: Question, scores: Sequence[Score]) -> dict[str, Any]:
     """Describes the answer to a question as a JSON object: what was chosen, and why."""
     values = [score.value for score in scores]
-    sizes = [max(1, len(choice.strip().encode())) for choice in question.choices]
-    per_byte = [value / size for value, size in zip(values, sizes, strict=True)]
-    chosen, chosen_norm = values.index(max(values)), per_byte.index(max(per_byte))
+    sizes = [max(1, len(choice.strip())) for choice in question.choices]
+    per_character = [value / size for value, size in zip(values, sizes, strict=True)]
+    chosen, chosen_norm = values.index(max(values)), per_character.index(max(per_character))
     return {
         "context": question.context,
         "choices": list(question.choices),

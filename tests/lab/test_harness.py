@@ -1,0 +1,159 @@
+"""lm-evaluation-harness gets the numbers of `unmask eval`, and no answer depends on the batch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import lines, run_cli
+from tests.helpers.runs import tiny_run
+from tests.helpers.text import write_lines
+from unmask.errors import UserError
+
+pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'unmask[lm_eval]'")
+
+from lm_eval.api.instance import Instance
+
+from unmask.lab.harness.model import UnmaskModel
+
+TEXT = ["task.name=text", "process.name=uniform", "data.length=96", "train.dtype=float64"]
+QUESTIONS = [
+    {"question": "Is it?", "choices": ["yes", "no", "perhaps so"], "answer": 1},
+    {"context": "They sit. They", "choices": ["stand up.", "stand."], "answer": "stand."},
+    {"context": "One, two,", "choices": ["three", "four", "5"], "answer": 0},
+]
+CODE = {"prompt": "def two():\n", "entry_point": "two"}
+PROBLEMS = [
+    CODE | {"task_id": f"X/{n}", "test": f"def check(candidate):\n    assert candidate() == {n}\n"} for n in range(2)
+] + [CODE | {"task_id": "X/2", "test": "def check(candidate):\n    pass\n"}]
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("harness")
+    write_lines(folder / "text.jsonl", [{"text": f"They sit. They stand up {n}. " * 9} for n in range(60)])
+    tiny_run(folder / "run", *TEXT, f"data.path={folder / 'text.jsonl'}", f"data.cache_dir={folder}").train()
+    return folder / "run"
+
+
+def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [
+        Instance(request_type=kind, doc={}, arguments=each, idx=0, metadata=("x", number, 1))
+        for number, each in enumerate(arguments)
+    ]
+
+
+PROMPTS = ["They", "", "They stand up 5", "up", "No. " * 40, "They"]
+
+
+def test_answers_do_not_depend_on_the_batch(text_run: Path) -> None:
+    asked = [(text, {"until": ["\n"], "max_gen_toks": 3 + number % 2 * 2}) for number, text in enumerate(PROMPTS)]
+    drawn = [(text, settings | {"do_sample": True, "temperature": 1.0}) for text, settings in asked]
+    alone, together = (
+        UnmaskModel(str(text_run), batch_size=size).generate_until(requests("generate_until", *asked, *drawn))
+        for size in (1, 8)
+    )
+    assert alone == together
+    assert alone[len(PROMPTS)] != alone[-1]  # drawn with different noise for the same prompt
+
+
+def test_max_gen_toks_and_until_are_honoured(text_run: Path) -> None:
+    model = UnmaskModel(str(text_run), order="random", seed=3)
+    settings = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
+    (whole,) = model.generate_until(requests("generate_until", ("They", settings)))
+    assert 0 < len(whole.encode("utf-8", "replace")) <= 12 * 3  # tokens are bytes; one that is none is shown as three
+    stop = whole[3]
+    (cut,) = model.generate_until(requests("generate_until", ("They", settings | {"until": [stop, "", whole + "x"]})))
+    assert cut == whole[: whole.index(stop)]
+
+
+def test_likelihoods(text_run: Path) -> None:
+    model = UnmaskModel(str(text_run), draws=8, is_greedy=True, forbid=list(range(128, 256)))
+    pairs = [("They", " sit."), ("They", " stand"), ("", "They"), ("They sit. They stand up", " now and then")]
+    found = model.loglikelihood(requests("loglikelihood", *pairs))
+    assert all(value < 0 and type(greedy) is bool for value, greedy in found)
+    again = model.loglikelihood(requests("loglikelihood", *reversed(pairs)))
+    assert [value for value, _ in reversed(again)] == pytest.approx([value for value, _ in found])
+    info = model.get_model_info()["unmask"]
+    assert info["loglikelihood_stderr"] > 0
+    assert info["draws"] == 8
+    greedy = model.generate_until(requests("generate_until", ("They", {"max_gen_toks": 2})))[0]
+    assert model.loglikelihood(requests("loglikelihood", ("They", greedy)))[0][1]
+    assert not model.loglikelihood(requests("loglikelihood", ("They", greedy[0] + chr(ord(greedy[1]) ^ 1))))[0][1]
+
+
+def test_rolling_windows_cover_the_text(text_run: Path) -> None:
+    model = UnmaskModel(str(text_run), draws=8)
+    text = "They sit. They stand up 5. " * 9
+    (value,) = model.loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
+    assert value < -len(text)  # a model that has learned little spends more than a nat on a byte
+    (short,) = model.loglikelihood_rolling(requests("loglikelihood_rolling", (text[:20],)))
+    assert value < short < 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pretrained": "x"}, "model_args pretrained: unknown; use path, weights"),
+        ({"draws": 1}, "model_args draws=1: must be a whole number from 2"),
+        ({"batch_size": "many"}, "--batch_size many: must be auto, or a whole number"),
+        ({"order": "certain"}, "order"),
+        ({"path": ""}, "model_args path: is missing"),
+    ],
+)
+def test_bad_options_are_refused_before_a_model_is_read(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        UnmaskModel(**({"path": "nowhere"} | options))
+
+
+def test_unknown_generation_settings_are_refused(text_run: Path) -> None:
+    with pytest.raises(UserError, match="gen_kwargs num_beams: unknown; use until, max_gen_toks"):
+        UnmaskModel(str(text_run)).generate_until(requests("generate_until", ("They", {"num_beams": 2})))
+
+
+def run_harness(
+    run: Path, task: str, data: Path, out: Path, *options: object
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The results of lm-eval, and its samples, in the order of the documents."""
+    arguments = ["--metadata", f"data={data}", "--output_path", out, "--log_samples"]
+    assert run_cli("lm-eval", run, "--tasks", task, *arguments, *options) == 0
+    (results,), (samples,) = list(out.rglob("results_*.json")), list(out.rglob(f"samples_{task}_*.jsonl"))
+    return json.loads(results.read_text()), sorted(lines(samples), key=lambda row: row["doc_id"])
+
+
+def test_multiple_choice_is_that_of_unmask_eval(text_run: Path, tmp_path: Path) -> None:
+    data, rows = write_lines(tmp_path / "q.jsonl", QUESTIONS), tmp_path / "rows.jsonl"
+    results, samples = run_harness(text_run, "unmask_multiple_choice", data, tmp_path / "out", "--draws", 8)
+    command = ["eval", text_run, "--task", "multiple_choice", "--data", data, "--draws", 8, "--out", rows]
+    assert run_cli(*command) == 0
+    for row, sample in zip(lines(rows), samples, strict=True):
+        values = [float(response[0][0]) for response in sample["resps"]]
+        assert values == pytest.approx(row["loglikelihood"], rel=1e-12)
+        assert (sample["acc"], sample["acc_norm"]) == (row["accuracy"], row["acc_norm"])
+    assert results["config"]["unmask"]["draws"] == 8
+
+
+def test_code_is_graded_in_the_sandbox_as_by_unmask_eval(text_run: Path, tmp_path: Path) -> None:
+    data, rows = write_lines(tmp_path / "p.jsonl", PROBLEMS), tmp_path / "rows.jsonl"
+    decoder = ["--decoder", "prob,tokens_per_step=48"]
+    _, samples = run_harness(text_run, "unmask_humaneval", data, tmp_path / "out", *decoder)
+    assert run_cli("eval", text_run, "--task", "humaneval", "--data", data, "--out", rows, *decoder) == 0
+    assert [row["text"] for row in lines(rows)] == [sample["resps"][0][0] for sample in samples]
+    assert [float(row["accuracy"]) for row in lines(rows)] == [sample["pass@1"] for sample in samples]
+
+
+def test_command_line(text_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("lm-eval", text_run, "--tasks", "unmask_mbpp", "--nonsense", 3) == 2
+    assert "unmask lm-eval: unrecognized arguments: --nonsense" in " ".join(capsys.readouterr().err.split())
+    assert run_cli("lm-eval", text_run, "--model", "hf") == 2
+    assert "--model: the model is RUN" in " ".join(capsys.readouterr().err.split())
+    assert torch.is_grad_enabled()

@@ -1,0 +1,97 @@
+"""The verb `unmask lm-eval`."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unmask.cli import options
+from unmask.decoding.config import DecodeConfig
+from unmask.errors import RunFailed, UserError
+
+SETTINGS = {"ignore_unknown_options": True}
+
+
+def lm_eval(
+    run: options.Run,
+    lm_eval_options: Annotated[
+        list[str] | None, typer.Argument(metavar="[LM_EVAL'S OPTIONS]", help="Those of `lm_eval run`, after RUN.")
+    ] = None,
+    decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
+    draws: Annotated[
+        int, typer.Option(min=2, max=4096, help="Masks of each continuation whose likelihood is asked for, at most.")
+    ] = 32,
+    mask_seed: Annotated[int, typer.Option(min=0, help="Keys these masks.")] = 0,
+    is_greedy: Annotated[
+        bool,
+        typer.Option(
+            "--is-greedy", help="Also find whether decoding would write each continuation: one more decoding each."
+        ),
+    ] = False,
+    weights: options.Weights = None,
+    step: options.Step = "last",
+    trust_code: options.TrustCode = False,
+    follow_links: options.FollowLinks = False,
+) -> None:
+    """Evaluate a run with lm-evaluation-harness (pip install 'unmask[lm_eval]').
+
+    All other options are those of `lm_eval run`: `--tasks`, `--num_fewshot`, `--limit`, `--apply_chat_template`,
+    `--gen_kwargs`, `--include_path`, `--output_path`, `--use_cache` and so on. RUN comes first. `--batch_size` and
+    `--device` are `auto` by default.
+
+    Tasks that read files of yours, without a network: `unmask_gsm8k`, `unmask_humaneval`, `unmask_mbpp` and
+    `unmask_multiple_choice`; the file is named by `--metadata data=FILE`. Code runs in this package's sandbox.
+
+    Examples:
+
+    * `unmask lm-eval runs/mine --tasks unmask_multiple_choice --metadata data=questions.jsonl`
+
+    * `unmask lm-eval models/LLaDA-8B-Instruct --tasks hellaswag --draws 64 --limit 100`
+
+    * `unmask lm-eval runs/chat --tasks gsm8k --apply_chat_template --output_path results --log_samples`
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("unmask lm-eval: lm-evaluation-harness is not installed; pip install 'unmask[lm_eval]'")
+    settings = options.parse_decoder(decoder, DecodeConfig()).model_dump(exclude_defaults=True) if decoder else {}
+    model = {"path": run, "weights": options.check_weights(weights), "step": step} | settings
+    model |= {"draws": draws, "mask_seed": mask_seed, "is_greedy": is_greedy}
+    _execute(_parse(lm_eval_options or []), {key: value for key, value in model.items() if value is not None})
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are this package's."""
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"unmask lm-eval: {message}")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Parses lm-eval's own options.
+
+    Raises:
+        UserError: there is no such option, or its value is wrong.
+    """
+    from lm_eval._cli.run import Run
+
+    own = {"--model", "-M", "--model_args", "-a"} & {word.partition("=")[0] for word in arguments}
+    if own:
+        raise UserError(f"{min(own)}: the model is RUN, and its options are those of `unmask lm-eval`; leave it out")
+    parser = _Parser(prog="unmask lm-eval", allow_abbrev=False)
+    Run.create(parser.add_subparsers(parser_class=_Parser))
+    return parser.parse_args(["run", "--batch_size", "auto", "--device", "auto", *arguments])
+
+
+def _execute(arguments: argparse.Namespace, model: dict[str, Any]) -> None:
+    import unmask.lab.harness.model as harness  # registers the model
+
+    arguments.model, arguments.model_args = "unmask", model
+    if arguments.include_path is None:
+        arguments.include_path = str(Path(harness.__file__).parent / "tasks")
+    try:
+        arguments.func(arguments)
+    except (UserError, RunFailed):
+        raise
+    except (ValueError, KeyError) as error:  # how lm-eval says that an option is wrong
+        raise UserError(f"unmask lm-eval: {error}") from error

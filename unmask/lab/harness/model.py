@@ -1,0 +1,319 @@
+"""The model `unmask` of lm-evaluation-harness: any run, export or Hugging Face checkpoint that this package reads.
+
+Its likelihoods are those of `evaluation/continuations.py`, its answers those of the run's decoder.
+"""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from torch import Tensor
+
+from unmask.config.settings import check_section
+from unmask.decoding.build import build_decoder
+from unmask.decoding.config import DecodeConfig, check_guidance
+from unmask.errors import UserError
+from unmask.evaluation.choices import PairEncoder, text_key
+from unmask.evaluation.continuations import DRAWS, Pair, Score, cut_windows, greedy_match, score_pairs
+from unmask.progress import progress
+from unmask.tasks.text_rows import TextRows
+from unmask.training.loading import LoadedRun
+
+_AT_ONCE = 256
+"""Requests that are scored before their results go into lm-eval's cache."""
+_MAX_TOKENS = 256
+"""Tokens of an answer whose task does not say how many, as in lm-eval's own models."""
+_GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
+
+
+@register_model("unmask")
+class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
+    """A model of this package, for lm-evaluation-harness.
+
+    Args:
+        path: a run, an export or a Hugging Face checkpoint.
+        weights: a run's `ema` or `raw`; default: `ema` where there is an average.
+        step: a run's checkpoint: `last`, `best` or a number.
+        draws: masks of a continuation, at most.
+        mask_seed: keys them.
+        is_greedy: also say whether decoding would write the continuation: one more decoding for each request.
+        device: cpu, cuda, or auto.
+        batch_size: canvases that are decoded at once; auto: the run's. No answer depends on it.
+        max_batch_size: not used.
+        decode: settings of the decoder, over the run's section `decode`; each may also be given by its own name.
+
+    Raises:
+        UserError: an option is wrong (before the model is read), or the model is not one of text.
+    """
+
+    def __init__(
+        self,
+        path: str = "",
+        *,
+        weights: str | None = None,
+        step: str | int = "last",
+        draws: int = DRAWS,
+        mask_seed: int = 0,
+        is_greedy: bool = False,
+        device: str | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        **decode: Any,
+    ) -> None:
+        super().__init__()
+        known = DecodeConfig.model_fields
+        if unknown := [key for key in decode if key not in known]:
+            raise UserError(
+                f"model_args {unknown[0]}: unknown; use path, weights, step, draws, mask_seed, is_greedy, or one "
+                f"of the decoder: {', '.join(known)}"
+            )
+        if not path:
+            raise UserError("model_args path: is missing; give path=RUN")
+        if type(draws) is not int or not 2 <= draws <= 4096:
+            raise UserError(f"model_args draws={draws!r}: must be a whole number from 2 to 4096")
+        check_section(DecodeConfig, decode, "model_args")
+        self.batch_size = _read_batch_size(batch_size)
+        self.draws, self.mask_seed, self.is_greedy = draws, int(mask_seed), bool(is_greedy)
+        self.loaded = LoadedRun.open(path, weights=weights, step=str(step), device=_read_device(device))
+        self.decode = _merged(self.loaded.config.decode, decode)
+        check_guidance(self.decode, self.loaded.config.data)
+        self.task = self.loaded.task
+        if not isinstance(self.task, TextRows):
+            raise UserError(f"{path}: is no model of text, of conversations, or an imported one; it answers no text")
+        self._key = self.task.prompt_key
+        self.encoder = PairEncoder.of(self.task)
+        self.model = self.loaded.prepare(dtype=self.decode.dtype, is_compiled=self.decode.compile)
+        self.length = self.loaded.tokens.length
+        self._device = self.loaded.device
+        self._is_templated = False
+        self._errors: list[float | None] = []
+
+    # --- likelihoods -------------------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Scores continuations; all those of one document get the same masks."""
+        keys: dict[Any, int] = {}
+        pairs = []
+        for number, request in enumerate(requests):
+            context, continuation = request.args
+            document = (request.task_name, number if request.doc_id is None else request.doc_id)
+            key = keys.setdefault(document, text_key(context.rstrip()))
+            pairs.append(self._encoder.encode(context, continuation, key))
+        found: list[tuple[float, bool]] = []
+        for start in range(0, len(pairs), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            matches = self._match(pairs[part]) if self.is_greedy else [False] * len(pairs[part])
+            own = [(score.value, match) for score, match in zip(self._score(pairs[part]), matches, strict=True)]
+            for request, result in zip(requests[part], own, strict=True):
+                self.cache_hook.add_partial("loglikelihood", request.args, result)
+            found += own
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Scores whole texts, in windows of the length that the model was trained on, each token once."""
+        found = []
+        for request in requests:
+            (text,) = request.args
+            start = self.encoder.start or (self.encoder.vocabulary.eos_id,)
+            windows = cut_windows(self.encoder.vocabulary.encode(text), start, self.length, text_key(text))
+            value = math.fsum(score.value for score in self._score(windows))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
+            found.append(value)
+        return found
+
+    def _score(self, pairs: Sequence[Pair]) -> list[Score]:
+        scores = score_pairs(self.model, pairs, length=self.length, draws=self.draws, seed=self.mask_seed)
+        self._errors += [score.stderr for score in scores]
+        return scores
+
+    def _match(self, pairs: Sequence[Pair]) -> list[bool]:
+        """Returns whether the surest tokens, one at a time, are the continuations."""
+        greedy = _merged(self.decode, {"tokens_per_step": 1, "temperature": 0.0, "remask": "none"})
+        rows = [
+            (pair.context[-max(1, self.length - len(pair.continuation)) :], len(pair.continuation)) for pair in pairs
+        ]
+        canvases = [self._canvas(list(context), size) for context, size in rows]
+        decoded = self._decode_all(canvases, [greedy] * len(rows), list(range(len(rows))))
+        return [
+            greedy_match(tokens, replace(pair, context=context))
+            for tokens, pair, (context, _) in zip(decoded, pairs, rows, strict=True)
+        ]
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Decodes answers of `max_gen_toks` tokens at most, and cuts them at the first of the texts `until`.
+
+        A canvas is the prompt and as many masks, up to the model's length, whose noise is that of the document's
+        number; canvases of different sizes are never in one batch, so no answer depends on the others.
+        """
+        asked = [_Generation.read(request.args[1], self.decode) for request in requests]
+        canvases, rooms = [], []
+        for request, own in zip(requests, asked, strict=True):
+            ids = self._encode_prompt(request.args[0])
+            rooms.append(len(ids) + min(own.max_tokens, self.length - len(ids)))
+            canvases.append(self._canvas(ids, own.max_tokens))
+        numbers, seen = [], Counter[int]()
+        for place, request in enumerate(requests):
+            number = place if request.doc_id is None else request.doc_id
+            numbers.append(number + (seen[number] << 32))  # a repeated request draws anew
+            seen[number] += 1
+        decoded = self._decode_all(canvases, [own.decode for own in asked], numbers)
+        found = []
+        for request, own, canvas, tokens, room in zip(requests, asked, canvases, decoded, rooms, strict=True):
+            text = own.cut(self.task.record(canvas[:room], tokens[:room])["text"])
+            self.cache_hook.add_partial("generate_until", request.args, text)
+            found.append(text)
+        return found
+
+    def _encode_prompt(self, text: str) -> list[int]:
+        """Encodes a prompt as the run's own task does, or one that a chat template has written as it is.
+
+        One as long as the canvas keeps its end, in half of it, as everywhere in this package.
+        """
+        if self._is_templated:
+            ids = self.encoder.vocabulary.encode_with_ends([text])[0]
+            return ids if len(ids) < self.length else ids[-(self.length // 2) :]
+        (canvas,) = self.task.prompts([json.dumps({self._key: text})], "a prompt")
+        return canvas[canvas != self.task.tokens.mask_id].tolist()
+
+    def _canvas(self, ids: Sequence[int], size: int) -> Tensor:
+        unit = self.model.block_size or 1
+        length = min(self.length, len(ids) + size)
+        canvas = torch.full((length + -length % unit,), self.task.tokens.mask_id)
+        canvas[: len(ids)] = torch.tensor(ids)
+        return canvas
+
+    def _decode_all(
+        self, canvases: Sequence[Tensor], settings: Sequence[DecodeConfig], numbers: Sequence[int]
+    ) -> list[Tensor]:
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for place, (canvas, own) in enumerate(zip(canvases, settings, strict=True)):
+            groups[len(canvas), own.model_dump_json()].append(place)
+        found: dict[int, Tensor] = {}
+        with progress("Decoding", len(canvases)) as update:
+            for places in groups.values():
+                own = settings[places[0]]
+                decoder = build_decoder(own, self.model, self.loaded.tokens, rows=len(places))
+                size = self.batch_size or own.batch_size
+                for rows in (places[start : start + size] for start in range(0, len(places), size)):
+                    batch = torch.stack([canvases[place] for place in rows]).to(self._device)
+                    noise = torch.tensor([numbers[place] for place in rows], device=self._device)
+                    found |= dict(zip(rows, decoder.decode(batch, noise).tokens.cpu(), strict=True))
+                    update(len(found))
+        return [found[place] for place in range(len(canvases))]
+
+    # --- templates and results ---------------------------------------------------------------------------------------
+
+    @property
+    def _encoder(self) -> PairEncoder:
+        """The encoder of texts; what a chat template has written begins as the template says."""
+        return replace(self.encoder, start=()) if self._is_templated else self.encoder
+
+    @cached_property
+    def _conversations(self) -> Any:
+        encoder = getattr(self.task, "encoder", None)
+        if encoder is None:
+            raise UserError("--apply_chat_template: the model has no chat template; leave it out")
+        return encoder
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A hash of the vocabulary and the template, which tells cached requests apart."""
+        return f"{self.encoder.vocabulary.fingerprint}-{self._conversations.template.source}"[:64].replace("/", "_")
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Returns the template's source, or an empty text if none is asked for."""
+        if isinstance(chat_template, str):
+            raise UserError(f"--apply_chat_template {chat_template}: the model has one template; give no name")
+        return str(self._conversations.template.source) if chat_template else ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Writes a conversation, and the header of the answer to it, by the model's template, in its sandbox."""
+        self._is_templated = True
+        try:
+            text = self._conversations.template.render(chat_history, asks=add_generation_prompt).text
+        except ValueError as error:
+            raise UserError(f"--apply_chat_template: {error}") from error
+        return str(text)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Describes how this model was measured, for lm-eval's results."""
+        known = [error for error in self._errors if error is not None]
+        stderr = math.sqrt(math.fsum(error**2 for error in known) / len(known)) if known else None
+        return {
+            "unmask": {
+                "run": str(self.loaded.path),
+                "step": self.loaded.step,
+                "weights": self.loaded.weights,
+                "digest": self.loaded.digest(),
+                "dtype": self.model.compute_dtype,
+                "length": self.length,
+                "draws": self.draws,
+                "mask_seed": self.mask_seed,
+                "loglikelihood_stderr": stderr,
+                "decoder": self.decode.model_dump(mode="json"),
+            }
+        }
+
+
+class _Generation:
+    """What a task asks of answers: how they are decoded, and cut."""
+
+    def __init__(self, decode: DecodeConfig, max_tokens: int, until: list[str]) -> None:
+        self.decode, self.max_tokens, self.until = decode, max_tokens, until
+
+    @staticmethod
+    def read(given: dict[str, Any], decode: DecodeConfig) -> "_Generation":
+        """Reads a request's settings; a temperature counts where `do_sample` is set.
+
+        Raises:
+            UserError: one of them is unknown, or wrong.
+        """
+        if unknown := [key for key in given if key not in _GENERATION]:
+            raise UserError(f"gen_kwargs {unknown[0]}: unknown; use {', '.join(_GENERATION)}")
+        until = given.get("until") or []
+        until = [until] if isinstance(until, str) else list(until)
+        max_tokens = given.get("max_gen_toks", _MAX_TOKENS)
+        if type(max_tokens) is not int or max_tokens < 1:
+            raise UserError(f"gen_kwargs max_gen_toks={max_tokens!r}: must be a whole number from 1")
+        if given.get("do_sample"):
+            drawn = {"temperature": 1.0} | {
+                key: given[key] for key in ("temperature", "top_k", "top_p") if key in given
+            }
+            decode = _merged(decode, drawn)
+        return _Generation(decode, max_tokens, [text for text in until if text])
+
+    def cut(self, text: str) -> str:
+        """Returns the text up to the first of the texts that end it."""
+        return text[: min((place for stop in self.until if (place := text.find(stop)) >= 0), default=len(text))]
+
+
+def _merged(base: DecodeConfig, given: dict[str, Any]) -> DecodeConfig:
+    """Returns `base` with the settings `given`; one that says how much a step reveals takes the place of the others."""
+    settings = base.model_dump()
+    if any(key in DecodeConfig.alternatives for key in given):
+        settings = {key: value for key, value in settings.items() if key not in DecodeConfig.alternatives}
+    return check_section(DecodeConfig, settings | given, "decode")
+
+
+def _read_batch_size(asked: int | str | None) -> int | None:
+    text = str(asked or "auto")
+    if text.partition(":")[0] == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--batch_size {text}: must be auto, or a whole number from 1")
+    return int(text)
+
+
+def _read_device(asked: str | None) -> str | None:
+    """Returns the device; lm-eval's default, `cuda:0`, is whatever there is."""
+    return "auto" if asked == "cuda:0" and not torch.cuda.is_available() else asked
