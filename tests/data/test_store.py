@@ -57,6 +57,9 @@ BAD_META = {
     "true": ({"num_examples": True}, "num_examples=True: must be a positive whole number"),
     "null": ({"max_len": None}, "max_len=None: must be a positive whole number"),
     "negative": ({"max_len": -8}, "max_len=-8: must be a positive whole number"),
+    "other ids": ({"labels_dtype": "uint16"}, "labels_dtype='uint16': must be 'uint32'"),
+    "unpacked": ({"prompt_mask_packed": False}, "prompt_mask_packed=False: must be True"),
+    "bits": ({"prompt_mask_bitorder": "middle"}, "prompt_mask_bitorder='middle': must be 'little' or 'big'"),
     "half a byte": ({"max_len": 12}, "max_len=12: must be a multiple of 8"),
 }
 
@@ -97,6 +100,25 @@ def test_a_file_of_another_size_is_named_with_both_sizes(tmp_path: Path, name: s
         RowStore(tmp_path)
     expected = f"{tmp_path / name}: holds {size + change} bytes, where meta.json says {size} (4 rows); "
     assert str(caught.value) == f"{expected}it is cut short, or not of this store: make the store again"
+
+
+def test_room_behind_the_rows_is_not_read(tmp_path: Path) -> None:
+    """As the PUMA paper's code leaves it, which sets room aside for as many rows as it expects."""
+    labels, prompt_mask = random_rows(6, 16)
+    folder = write_store(tmp_path, labels, prompt_mask, num_examples=4)
+    batch = RowStore(folder)[torch.arange(4)]
+    assert len(RowStore(folder)) == 4
+    assert (batch.x0.numpy() == labels[:4]).all()
+    assert (batch.prompt_mask.numpy() == prompt_mask[:4]).all()
+    with pytest.raises(UserError, match=r"labels\.bin: holds 384 bytes, where meta.json says 256"):
+        RowStore(write_store(tmp_path, labels, prompt_mask, num_examples=4, seal="ours"))
+
+
+def test_the_highest_bit_first_if_meta_says_so(tmp_path: Path) -> None:
+    labels, prompt_mask = random_rows(3, 16)
+    write_store(tmp_path, labels, prompt_mask, prompt_mask_bitorder="big", labels_dtype="uint32")
+    np.packbits(prompt_mask, axis=-1, bitorder="big").tofile(tmp_path / "prompt_mask.bin")
+    assert (RowStore(tmp_path)[torch.arange(3)].prompt_mask.numpy() == prompt_mask).all()
 
 
 @pytest.mark.parametrize("name", ["labels.bin", "prompt_mask.bin", "meta.json"])

@@ -4,11 +4,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from tests.helpers import run_cli
+from tests.helpers.sudoku import EASY, EASY_SOLUTION, boards, shah_rows
 from tests.parity.puma_files import MODEL, SETTINGS, settings, write_yaml
 from unmask.config import recipes
+from unmask.tasks.task import build_task
 from unmask.training.sources import find
 
 SHIPPED = {
@@ -140,3 +144,25 @@ def test_a_recipe_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "is there already; name another file" in capsys.readouterr().err
     assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "folder") == 2
     assert "a recipe is a .yaml file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sudoku-train-data.npy", "train_mdm.npy"])
+def test_its_puzzles_are_read_where_they_are(name: str, tmp_path: Path) -> None:
+    """Its rows of 325 integers; or what its own code makes of them, if only that is left: rows of 162, as floats."""
+    puzzles, solutions = boards(EASY), boards(EASY_SOLUTION)
+    turned = (
+        [np.where(puzzles, (puzzles + k) % 9 + 1, 0) for k in range(9)],
+        [(solutions + k) % 9 + 1 for k in range(9)],
+    )
+    puzzles, solutions = (np.concatenate(each) for each in turned)
+    rows = shah_rows(puzzles, solutions) if "train-data" in name else np.hstack([puzzles, solutions]).astype(float)
+    np.save(tmp_path / name, rows)
+    before = (tmp_path / name).read_bytes()
+    tree = SETTINGS["sudoku_puma"]
+    (tmp_path / "ours.yaml").write_text(
+        recipe_of(tmp_path, tree | {"data": tree["data"] | {"data_dir": str(tmp_path), "val_ratio": 0.3}})
+    )
+    task = build_task(recipes.load(str(tmp_path / "ours.yaml")))
+    seen = task.train_stream(0)[torch.arange(6)].x0.numpy()
+    assert {row.tobytes() for row in seen} < {row.tobytes() for row in np.hstack([puzzles, solutions]).astype(int)}
+    assert (tmp_path / name).read_bytes() == before

@@ -4,8 +4,10 @@ A store is a folder of three files, the layout that PUMA's reference implementat
 
 * `labels.bin`: N x L token ids, uint32;
 * `prompt_mask.bin`: N x L / 8 bytes, a bit for each position of the prompt, lowest bit first;
-* `meta.json`: an object with at least `num_examples` (N) and `max_len` (L).
+* `meta.json`: an object with at least `num_examples` (N) and `max_len` (L). What it says of formats must be the above,
+  but for `prompt_mask_bitorder`: `big` is highest bit first.
 
+That implementation sets room aside before it counts: a store of its own may hold more rows than N, which are not read.
 `unmask prepare` (`data/prepare/`) adds to `meta.json`, and puts a `Vocabulary` beside it.
 
 Dimensions: N rows of the store, n rows asked for, L positions.
@@ -29,6 +31,12 @@ from unmask.types import CleanBatch
 
 _META = "meta.json"
 _FILES = ("labels.bin", "prompt_mask.bin")
+_FORMATS: dict[str, tuple[Any, ...]] = {
+    "labels_dtype": ("uint32",),
+    "prompt_mask_packed": (True,),
+    "prompt_mask_bitorder": ("little", "big"),
+}
+"""Values that `meta.json` may have."""
 SEAL = "seal"
 """Key in `meta.json`: the SHA-256 of its other entries."""
 
@@ -46,8 +54,27 @@ class RowStore:
         self.num_rows, self.length = (_read_positive(self.meta, key, folder) for key in ("num_examples", "max_len"))
         if self.length % 8:
             raise UserError(f"{folder / _META}: max_len={self.length}: must be a multiple of 8, eight positions a byte")
-        self._labels = _map(folder / "labels.bin", np.dtype(np.uint32), (self.num_rows, self.length))
-        self._prompts = _map(folder / "prompt_mask.bin", np.dtype(np.uint8), (self.num_rows, self.length // 8))
+        for key, known in _FORMATS.items():
+            if (value := self.meta.get(key, known[0])) not in known:
+                raise UserError(f"{folder / _META}: {key}={value!r}: must be {' or '.join(map(repr, known))}")
+        self._bitorder = self.meta.get("prompt_mask_bitorder", "little")
+        self._labels, self._prompts = self._map_rows()
+
+    def _map_rows(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Maps both files of rows."""
+        widths, sizes = (4 * self.length, self.length // 8), [_size(self.folder / name) for name in _FILES]
+        held = [size / width for size, width in zip(sizes, widths, strict=True)]
+        is_longer = held[0] == held[1] > self.num_rows and held[0].is_integer() and SEAL not in self.meta
+        for name, size, width in zip(_FILES, sizes, widths, strict=True):
+            if size != self.num_rows * width and not is_longer:
+                raise UserError(
+                    f"{self.folder / name}: holds {size} bytes, where {_META} says {self.num_rows * width} "
+                    f"({self.num_rows} rows); it is cut short, or not of this store: make the store again"
+                )
+        return (
+            _map(self.folder / _FILES[0], np.dtype(np.uint32), (self.num_rows, self.length)),
+            _map(self.folder / _FILES[1], np.dtype(np.uint8), (self.num_rows, self.length // 8)),
+        )
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
@@ -91,7 +118,7 @@ class RowStore:
 
     def __getitem__(self, row: Int[Tensor, "n"]) -> CleanBatch:
         index = row.numpy()
-        prompt_mask = np.unpackbits(self._prompts[index], axis=-1, bitorder="little").astype(np.bool_)
+        prompt_mask = np.unpackbits(self._prompts[index], axis=-1, bitorder=self._bitorder).astype(np.bool_)
         return CleanBatch(
             x0=torch.from_numpy(self._labels[index].astype(np.int64)), prompt_mask=torch.from_numpy(prompt_mask)
         )
@@ -122,14 +149,14 @@ def _read_positive(meta: dict[str, Any], key: str, folder: Path) -> int:
 
 
 def _map(path: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> NDArray[Any]:
-    expected = shape[0] * shape[1] * dtype.itemsize
     try:
-        size = path.stat().st_size
-        if size != expected:
-            raise UserError(
-                f"{path}: holds {size} bytes, where {_META} says {expected} ({shape[0]} rows); "
-                "it is cut short, or not of this store: make the store again"
-            )
         return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
