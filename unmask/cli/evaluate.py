@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Annotated, Any, cast
 import typer
 
 from unmask import paths
-from unmask.cli import options, prompts, questions
+from unmask.cli import evaluations, options, questions
+from unmask.cli.text_options import TextOptions
 from unmask.config.registry import found_in, resolve
 from unmask.config.run import RunConfig
 from unmask.config.settings import check_section
@@ -19,23 +20,23 @@ from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import RunFailed, UserError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
-from unmask.evaluation.generative import Samples, check_random, sampling_config
 from unmask.evaluation.paired import PairedComparison
-from unmask.evaluation.text import Generation, TextMeasures, check_text_task, read_corpora
 from unmask.formats import to_json
-from unmask.models.denoiser import Denoiser
 from unmask.progress import progress
 from unmask.tasks.code import CodeTask
 from unmask.tasks.programs.problems import BENCHMARKS, find_problems
-from unmask.tasks.task import GradedTask, Task, TextTask, build_task
+from unmask.tasks.task import GradedTask, Task, build_task
+from unmask.training import protocol as protocols
 from unmask.training.loading import LoadedRun
+from unmask.training.protocol import EvalOptions, Repeated
 from unmask.types import CleanBatch
-
-_SAMPLES = 64
 
 
 def evaluate(
-    run: options.Run,
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run folder, an export, or a Hugging Face checkpoint.", show_default=False),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="File of examples to evaluate on (default: the run's held-out examples).")
     ] = None,
@@ -90,6 +91,14 @@ def evaluate(
             "paired bootstrap's interval, and McNemar's exact test.",
         ),
     ] = None,
+    protocol: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Repeat the evaluation that wrote FILE with --json, and say what differs; RUN and --data may lie "
+            "elsewhere now.",
+        ),
+    ] = None,
     weights: options.Weights = None,
     step: options.Step = "last",
     device: options.Device = None,
@@ -118,65 +127,93 @@ def evaluate(
     * `unmask eval runs/text-bell --task multiple_choice --data hellaswag.jsonl --draws 64`
 
     * `unmask eval runs/text-bell --corpus reviews.jsonl --corpus speeches/ --generative models/gpt2-large`
+
+    * `unmask eval --protocol result.json` (which `unmask eval RUN --json > result.json` wrote)
     """
+    if protocol is None and run is None:
+        raise UserError("RUN is missing: name a run folder, an export or a Hugging Face checkpoint")
+    asked = check_section(
+        EvalOptions,
+        {
+            "run": run or "",
+            "data": data,
+            "task": task,
+            "decoder": decoder or (),
+            "examples": examples,
+            "corpus": corpus or (),
+            "generative": generative,
+            "samples": samples,
+            "prompts": prompt_file,
+            "draws": draws,
+            "against": against,
+            "weights": weights,
+            "step": step,
+            "device": device,
+        },
+        "eval",
+    )
+    repeated = None if protocol is None else Repeated.read(paths.existing_file(protocol, "--protocol "))
+    _evaluate(asked if repeated is None else repeated.with_places(asked), repeated, out=out, as_json=as_json)
+
+
+def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None, as_json: bool) -> None:
+    """Evaluates as `asked`, and prints the result; beside that of the evaluation that is `repeated`, if any."""
+    data = asked.data
     if data is not None and not (data := paths.user_path(data, "--data ")).is_dir():
         data = paths.existing_file(data, "--data ")
-    if task == "multiple_choice":
-        given = {"--decoder": decoder, "--corpus": corpus, "--generative": generative, "--samples": samples}
-        questions.refuse(given | {"--prompts": prompt_file})
-        places = {"weights": options.check_weights(weights), "step": step, "device": device}
-        questions.evaluate(run, against, data, examples, out, draws, as_json=as_json, **places)
+    if asked.task == "multiple_choice":
+        questions.evaluate(asked, data, out, as_json=as_json, repeated=repeated)
         return
-    if draws is not None:
-        raise UserError(f"--draws {draws}: goes with --task multiple_choice; a likelihood takes eval.nelbo_draws")
-    data = _default_data(task, data)
-    loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
-    config, judge = _task_of(loaded, task)
-    asked = _TextOptions(corpus or [], generative, samples, prompt_file, decoder or [])
-    text_task = asked.check(judge, config)
-    decoders = _decoders(config, judge, decoder or [], out) if generative is None else []
-    if against is not None and (generative is not None or corpus):
-        raise UserError(f"--against {against}: compares examples; leave --generative and --corpus out")
+    if asked.draws is not None:
+        raise UserError(f"--draws {asked.draws}: goes with --task multiple_choice; a likelihood takes eval.nelbo_draws")
+    data = _default_data(asked.task, data)
+    loaded = evaluations.open_run(asked)
+    config, judge = _task_of(loaded, asked.task)
+    about_text = TextOptions(asked)
+    text_task = about_text.check(judge, config)
+    decoders = _decoders(config, judge, asked.decoder, out) if asked.generative is None else []
+    if asked.against is not None and (asked.generative is not None or asked.corpus):
+        raise UserError(f"--against {asked.against}: compares examples; leave --generative and --corpus out")
     for each in decoders:
         check_guidance(each, config.data)
-    chosen = (
-        loaded.held_out(examples or config.eval.examples, judge)
-        if data is None
-        else judge.examples_from_file(data)[:examples]
-    )
-    other = None if against is None else _Other.open(against, loaded, chosen, data, task, step, weights, device)
-    drawing = asked.decode_config(config, is_causal=loaded.model.is_causal)
-    used = [drawing] if generative is not None else decoders
+    limit = asked.examples or config.eval.examples
+    chosen = loaded.held_out(limit, judge) if data is None else judge.examples_from_file(data)[: asked.examples]
+    other = None if asked.against is None else _Other.open(asked, loaded, chosen, data)
+    drawing = about_text.decode_config(config, is_causal=loaded.model.is_causal)
+    used = [drawing] if asked.generative is not None else decoders
     model = loaded.prepare(dtype=_check_decoders(used), is_compiled=any(decoder.compile for decoder in used))
-    text, limit = None, examples or config.eval.examples
+    text = None
     if text_task is not None:
-        text = asked.measures(text_task, model, drawing, limit=limit, real=None if data is None else chosen)
+        text = about_text.measures(text_task, model, drawing, limit=limit, real=None if data is None else chosen)
     total = len(chosen) * len(decoders) + (0 if text is None else text.num_samples)
-    paired = None
+    paired, draws = None, config.eval.nelbo_draws
     with nullcontext() if out is None else options.new_file(out) as file:
-        with progress(f"Evaluating {run}", total) as update:
-            draws = config.eval.nelbo_draws
+        with progress(f"Evaluating {asked.run}", total) as update:
             result = evaluate_model(model, judge, chosen, decoders, nelbo_draws=draws, text=text, update=update)
         if other is not None:
-            with progress(f"Evaluating {against}", total) as update:
-                paired = PairedComparison.of(result, other.evaluate(decoders, config.eval.nelbo_draws, update))
+            with progress(f"Evaluating {asked.against}", total) as update:
+                paired = PairedComparison.of(result, other.evaluate(decoders, draws, update))
         if file is not None:
             file.writelines(to_json(record) + "\n" for record in result.records())
-    protocol = _protocol(loaded, config, chosen, decoders, result) | {
-        "run": str(run),
-        "dtype": model.compute_dtype,
+    own = _describe(config, chosen, decoders, result) | {
+        "task": asked.task or config.task.name,
         "data": "validation" if data is None else str(data),
-        "task": task or config.task.name,
     }
+    if asked.generative is not None:
+        own["decoders"] = {drawing.label: drawing.model_dump(mode="json")}
+    said = protocols.describe(loaded, model, asked, own)
+    found: dict[str, Any] = {}
+    if paired is not None:
+        found["against"] = {"run": asked.against, "measures": paired.as_dict()}
     if as_json:
-        found = {} if paired is None else {"against": {"run": against, "measures": paired.as_dict()}}
-        options.print_json(result.as_dict() | found | {"protocol": protocol})
+        evaluations.print_evaluation(result.as_dict() | found, said, repeated)
     else:
-        _print(result, protocol)
+        _print(result, said)
         if paired is not None and other is not None:
             _print_paired(paired, other, len(chosen))
-    if (said := result.say_not_graded()) is not None:
-        raise RunFailed(f"{said}; evaluate again when more of the machine is free")
+        evaluations.print_repeated(result.as_dict(), said, repeated)
+    if (missing := result.say_not_graded()) is not None:
+        raise RunFailed(f"{missing}; evaluate again when more of the machine is free")
 
 
 @dataclass(frozen=True)
@@ -188,22 +225,14 @@ class _Other:
     examples: CleanBatch
 
     @staticmethod
-    def open(
-        run: str,
-        first: LoadedRun,
-        chosen: CleanBatch,
-        data: Path | None,
-        task: str | None,
-        step: str,
-        weights: str | None,
-        device: str | None,
-    ) -> "_Other":
+    def open(asked: EvalOptions, first: LoadedRun, chosen: CleanBatch, data: Path | None) -> "_Other":
         """Opens the run.
 
         Raises:
             UserError: its examples are not the `chosen` ones of the `first` run.
         """
-        loaded = LoadedRun.open(run, weights=weights, step=step, device=device)
+        run, task = str(asked.against), asked.task
+        loaded = evaluations.open_run(asked, run)
         config, judge = _task_of(loaded, task)
         examples = loaded.held_out(len(chosen), judge) if data is None else judge.examples_from_file(data)
         examples = examples[: len(chosen)]
@@ -223,88 +252,12 @@ class _Other:
         return evaluate_model(model, self.task, self.examples, decoders, nelbo_draws=draws, update=update)
 
 
-@dataclass(frozen=True)
-class _TextOptions:
-    """The options for running text, and `--decoder`."""
-
-    corpora: list[Path]
-    generative: str | None
-    samples: int | None
-    prompts: str | None
-    decoder: list[str]
-
-    def check(self, task: Task, config: RunConfig) -> TextTask | None:
-        """Returns the task if any of the options is given.
-
-        Raises:
-            UserError: it is not running text, or an option needs another that is not given.
-        """
-        for option, value in (("--samples", self.samples), ("--prompts", self.prompts)):
-            if value is not None and self.generative is None:
-                raise UserError(f"{option} {value}: goes with --generative FOLDER, which scores the samples; add it")
-        if self.generative is not None and len(self.decoder) > 1:
-            raise UserError(f"--decoder: {len(self.decoder)} are given, but samples are drawn in one way; give one")
-        if not self.corpora and self.generative is None:
-            return None
-        return check_text_task(task, config, "--corpus" if self.corpora else "--generative")
-
-    def decode_config(self, config: RunConfig, *, is_causal: bool) -> DecodeConfig:
-        """Returns the settings that samples are drawn with."""
-        decode = sampling_config(config.decode, is_causal=is_causal)
-        for text in self.decoder:
-            decode = options.parse_decoder(text, decode)
-        check_guidance(decode, config.data)
-        return decode
-
-    def measures(
-        self, task: TextTask, model: Denoiser, decode: DecodeConfig, *, limit: int, real: CleanBatch | None
-    ) -> TextMeasures:
-        """Reads and checks the corpora, prompts and the scoring model.
-
-        Args:
-            limit: rows of a corpus.
-            real: real text to score beside the samples; None: the run's held-out rows.
-        """
-        corpora = read_corpora(task, self.corpora, limit=limit, option="--corpus ")
-        if self.generative is None:
-            return TextMeasures(task, corpora)
-        real = task.validation(self.samples or _SAMPLES) if real is None else real
-        generation = Generation.prepare(
-            model,
-            task,
-            self.generative,
-            self._samples(task, real, decode),
-            decode,
-            real=real,
-            option="--generative ",
-            prompts=self.prompts,
-        )
-        return TextMeasures(task, corpora, generation)
-
-    def _samples(self, task: TextTask, real: CleanBatch, decode: DecodeConfig) -> Samples:
-        if self.prompts is None:
-            number = self.samples or _SAMPLES
-            check_random(decode, number, "--decoder")
-            return Samples.from_nothing(real, task.tokens.mask_id, number)
-        number, read = self.samples or 1, prompts.read(task, self.prompts)
-        check_random(decode, number, "--decoder")
-        (rows,) = read.rows(number, number * len(read.canvases))
-        return Samples(rows.canvases, rows.keys)
-
-
-def _protocol(
-    loaded: LoadedRun,
-    config: RunConfig,
-    examples: CleanBatch,
-    decoders: list[DecodeConfig],
-    result: Evaluation,
+def _describe(
+    config: RunConfig, examples: CleanBatch, decoders: list[DecodeConfig], result: Evaluation
 ) -> dict[str, Any]:
     """Describes what was evaluated, and how."""
     text = None if result.likelihood is None else result.likelihood.text
     return {
-        "step": loaded.step,
-        "weights": loaded.weights,
-        "task": config.task.name,
         "data_sha256": _sha256(examples),
         "examples": len(examples),
         "nelbo": _how(result, config.eval.nelbo_draws),
@@ -313,7 +266,7 @@ def _protocol(
     }
 
 
-def _decoders(config: RunConfig, judge: Task, asked: list[str], out: Path | None) -> list[DecodeConfig]:
+def _decoders(config: RunConfig, judge: Task, asked: Sequence[str], out: Path | None) -> list[DecodeConfig]:
     if isinstance(judge, GradedTask):
         return [options.parse_decoder(text, config.decode) for text in asked] or config.eval.decoders(config.decode)
     for option, value in (("--decoder", asked), ("--out", out)):
