@@ -9,14 +9,19 @@ import torch
 
 from tests.helpers import lines, run_cli
 from tests.helpers.runs import tiny_run
-from tests.helpers.text import write_lines
+from tests.helpers.text import byte_level, save_tokenizer, settings, write_lines
+from tests.tasks.test_chat import CHATML, talks
+from unmask.data.prepare import PrepareSettings, prepare
 from unmask.errors import UserError
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'unmask[lm_eval]'")
 
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
 
 from unmask.lab.harness.model import UnmaskModel
+from unmask.lab.harness.tasks import reading
 
 TEXT = ["task.name=text", "process.name=uniform", "data.length=96", "train.dtype=float64"]
 QUESTIONS = [
@@ -57,7 +62,7 @@ PROMPTS = ["They", "", "They stand up 5", "up", "No. " * 40, "They"]
 
 def test_answers_do_not_depend_on_the_batch(text_run: Path) -> None:
     asked = [(text, {"until": ["\n"], "max_gen_toks": 3 + number % 2 * 2}) for number, text in enumerate(PROMPTS)]
-    drawn = [(text, settings | {"do_sample": True, "temperature": 1.0}) for text, settings in asked]
+    drawn = [(text, given | {"do_sample": True, "temperature": 1.0}) for text, given in asked]
     alone, together = (
         UnmaskModel(str(text_run), batch_size=size).generate_until(requests("generate_until", *asked, *drawn))
         for size in (1, 8)
@@ -67,36 +72,36 @@ def test_answers_do_not_depend_on_the_batch(text_run: Path) -> None:
 
 
 def test_max_gen_toks_and_until_are_honoured(text_run: Path) -> None:
-    model = UnmaskModel(str(text_run), order="random", seed=3)
-    settings = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
-    (whole,) = model.generate_until(requests("generate_until", ("They", settings)))
+    own = UnmaskModel(str(text_run), order="random", seed=3)
+    given = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
+    (whole,) = own.generate_until(requests("generate_until", ("They", given)))
     assert 0 < len(whole.encode("utf-8", "replace")) <= 12 * 3  # tokens are bytes; one that is none is shown as three
     stop = whole[3]
-    (cut,) = model.generate_until(requests("generate_until", ("They", settings | {"until": [stop, "", whole + "x"]})))
+    (cut,) = own.generate_until(requests("generate_until", ("They", given | {"until": [stop, "", whole + "x"]})))
     assert cut == whole[: whole.index(stop)]
 
 
 def test_likelihoods(text_run: Path) -> None:
-    model = UnmaskModel(str(text_run), draws=8, is_greedy=True, forbid=list(range(128, 256)))
+    own = UnmaskModel(str(text_run), draws=8, is_greedy=True, forbid=list(range(128, 256)))
     pairs = [("They", " sit."), ("They", " stand"), ("", "They"), ("They sit. They stand up", " now and then")]
-    found = model.loglikelihood(requests("loglikelihood", *pairs))
+    found = own.loglikelihood(requests("loglikelihood", *pairs))
     assert all(value < 0 and type(greedy) is bool for value, greedy in found)
-    again = model.loglikelihood(requests("loglikelihood", *reversed(pairs)))
+    again = own.loglikelihood(requests("loglikelihood", *reversed(pairs)))
     assert [value for value, _ in reversed(again)] == pytest.approx([value for value, _ in found])
-    info = model.get_model_info()["unmask"]
+    info = own.get_model_info()["unmask"]
     assert info["loglikelihood_stderr"] > 0
     assert info["draws"] == 8
-    greedy = model.generate_until(requests("generate_until", ("They", {"max_gen_toks": 2})))[0]
-    assert model.loglikelihood(requests("loglikelihood", ("They", greedy)))[0][1]
-    assert not model.loglikelihood(requests("loglikelihood", ("They", greedy[0] + chr(ord(greedy[1]) ^ 1))))[0][1]
+    greedy = own.generate_until(requests("generate_until", ("They", {"max_gen_toks": 2})))[0]
+    assert own.loglikelihood(requests("loglikelihood", ("They", greedy)))[0][1]
+    assert not own.loglikelihood(requests("loglikelihood", ("They", greedy[0] + chr(ord(greedy[1]) ^ 1))))[0][1]
 
 
 def test_rolling_windows_cover_the_text(text_run: Path) -> None:
-    model = UnmaskModel(str(text_run), draws=8)
+    own = UnmaskModel(str(text_run), draws=8)
     text = "They sit. They stand up 5. " * 9
-    (value,) = model.loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
+    (value,) = own.loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
     assert value < -len(text)  # a model that has learned little spends more than a nat on a byte
-    (short,) = model.loglikelihood_rolling(requests("loglikelihood_rolling", (text[:20],)))
+    (short,) = own.loglikelihood_rolling(requests("loglikelihood_rolling", (text[:20],)))
     assert value < short < 0
 
 
@@ -120,35 +125,82 @@ def test_unknown_generation_settings_are_refused(text_run: Path) -> None:
         UnmaskModel(str(text_run)).generate_until(requests("generate_until", ("They", {"num_beams": 2})))
 
 
-def run_harness(
-    run: Path, task: str, data: Path, out: Path, *options: object
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The results of lm-eval, and its samples, in the order of the documents."""
-    arguments = ["--metadata", f"data={data}", "--output_path", out, "--log_samples"]
-    assert run_cli("lm-eval", run, "--tasks", task, *arguments, *options) == 0
-    (results,), (samples,) = list(out.rglob("results_*.json")), list(out.rglob(f"samples_{task}_*.jsonl"))
-    return json.loads(results.read_text()), sorted(lines(samples), key=lambda row: row["doc_id"])
+def evaluate(run: Path, task: str, data: Path, **options: Any) -> list[dict[str, Any]]:
+    """The samples of lm-eval, in the order of the documents. An index of all its own tasks would take long."""
+    folder = str(Path(reading.__file__).parent)
+    tasks = TaskManager(include_path=folder, include_defaults=False, metadata={"data": str(data)})
+    own = UnmaskModel(str(run), **options)
+    results = simple_evaluate(own, tasks=[task], task_manager=tasks, bootstrap_iters=0)
+    return sorted(results["samples"][task], key=lambda row: row["doc_id"])
 
 
 def test_multiple_choice_is_that_of_unmask_eval(text_run: Path, tmp_path: Path) -> None:
-    data, rows = write_lines(tmp_path / "q.jsonl", QUESTIONS), tmp_path / "rows.jsonl"
-    results, samples = run_harness(text_run, "unmask_multiple_choice", data, tmp_path / "out", "--draws", 8)
+    data, rows, out = write_lines(tmp_path / "q.jsonl", QUESTIONS), tmp_path / "rows.jsonl", tmp_path / "out"
+    arguments = ["--metadata", f"data={data}", "--output_path", out, "--log_samples", "--draws", 8]
+    assert run_cli("lm-eval", text_run, "--tasks", "unmask_multiple_choice", *arguments) == 0
+    (results,), (samples,) = (list(out.rglob(name)) for name in ("results_*.json", "samples_*.jsonl"))
     command = ["eval", text_run, "--task", "multiple_choice", "--data", data, "--draws", 8, "--out", rows]
     assert run_cli(*command) == 0
-    for row, sample in zip(lines(rows), samples, strict=True):
+    for row, sample in zip(lines(rows), sorted(lines(samples), key=lambda each: each["doc_id"]), strict=True):
         values = [float(response[0][0]) for response in sample["resps"]]
         assert values == pytest.approx(row["loglikelihood"], rel=1e-12)
         assert (sample["acc"], sample["acc_norm"]) == (row["accuracy"], row["acc_norm"])
-    assert results["config"]["unmask"]["draws"] == 8
+    assert json.loads(results.read_text())["config"]["unmask"]["draws"] == 8
 
 
 def test_code_is_graded_in_the_sandbox_as_by_unmask_eval(text_run: Path, tmp_path: Path) -> None:
     data, rows = write_lines(tmp_path / "p.jsonl", PROBLEMS), tmp_path / "rows.jsonl"
-    decoder = ["--decoder", "prob,tokens_per_step=48"]
-    _, samples = run_harness(text_run, "unmask_humaneval", data, tmp_path / "out", *decoder)
+    samples = evaluate(text_run, "unmask_humaneval", data, tokens_per_step=48)
+    decoder = ["--decoder", "tokens_per_step=48"]
     assert run_cli("eval", text_run, "--task", "humaneval", "--data", data, "--out", rows, *decoder) == 0
     assert [row["text"] for row in lines(rows)] == [sample["resps"][0][0] for sample in samples]
     assert [float(row["accuracy"]) for row in lines(rows)] == [sample["pass@1"] for sample in samples]
+
+
+@pytest.fixture(scope="module")
+def gsm8k_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gsm8k")
+    prepare(settings(folder))
+    tiny_run(folder / "run", "task.name=gsm8k", "process.name=uniform", f"data.path={folder / 'out'}").train()
+    return folder / "run"
+
+
+def test_gsm8k_is_that_of_unmask_eval(gsm8k_run: Path, tmp_path: Path) -> None:
+    problems = [
+        {"question": f"{text} ({n})", "answer": f"So.\n#### {n}"} for n, text in enumerate(["How?", "Why?\n", "?"])
+    ]
+    data, rows = write_lines(tmp_path / "p.jsonl", problems), tmp_path / "rows.jsonl"
+    samples = evaluate(gsm8k_run, "unmask_gsm8k", data, tokens_per_step=20)
+    decoder = ["--decoder", "tokens_per_step=20"]
+    assert run_cli("eval", gsm8k_run, "--task", "gsm8k", "--data", data, "--out", rows, *decoder) == 0
+    assert [row["text"] for row in lines(rows)] == [sample["resps"][0][0] for sample in samples]
+    assert [float(row["accuracy"]) for row in lines(rows)] == [sample["accuracy"] for sample in samples]
+    right, wrong = "def f():\n    return 4", "It is 4."
+    for text, accuracy in ((right, 1.0), (wrong, 0.0)):  # the model above has learned nothing
+        assert reading.grade_program({"answer": "4"}, [text]) == {"accuracy": accuracy}
+
+
+def test_a_chat_template_is_the_runs_own(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path / "tokenizer", byte_level())
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text(CHATML)
+    rows = write_lines(tmp_path / "rows.jsonl", talks(40))
+    prepare(PrepareSettings("chat", str(tmp_path / "tokenizer"), tmp_path / "out", (str(rows),), 128, "drop", "used"))
+    run = tmp_path / "run"
+    tiny_run(run, "task.name=chat", "process.name=uniform", f"data.path={tmp_path / 'out'}").train()
+    own = UnmaskModel(str(run), tokens_per_step=50)
+    messages = [{"role": "user", "content": "Why 3 0"}]
+    plain = own.generate_until(requests("generate_until", (messages[0]["content"], {"max_gen_toks": 9})))
+    text = own.apply_chat_template(messages)
+    assert text == "<|im_start|>user\nWhy 3 0<|im_end|>\n<|im_start|>assistant\n"
+    assert own._encode_prompt(text) == own.task.encoder.encode_prompt(messages)
+    assert own.generate_until(requests("generate_until", (text, {"max_gen_toks": 9}))) == plain
+    assert own.chat_template(True) == CHATML
+    assert own.tokenizer_name
+
+
+def test_a_chat_template_that_is_not_there_is_said(text_run: Path) -> None:
+    with pytest.raises(UserError, match="--apply_chat_template: the model has no chat template"):
+        UnmaskModel(str(text_run)).apply_chat_template([{"role": "user", "content": "Why?"}])
 
 
 def test_command_line(text_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,8 +87,8 @@ def _execute(arguments: argparse.Namespace, model: dict[str, Any]) -> None:
     import unmask.lab.harness.model as harness  # registers the model
 
     arguments.model, arguments.model_args = "unmask", model
-    if arguments.include_path is None:
-        arguments.include_path = str(Path(harness.__file__).parent / "tasks")
+    own = str(Path(harness.__file__).parent / "tasks")
+    arguments.include_path = [own] if arguments.include_path is None else [own, arguments.include_path]
     try:
         arguments.func(arguments)
     except (UserError, RunFailed):

@@ -228,7 +228,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
     @property
     def tokenizer_name(self) -> str:
         """A hash of the vocabulary and the template, which tells cached requests apart."""
-        return f"{self.encoder.vocabulary.fingerprint}-{self._conversations.template.source}"[:64].replace("/", "_")
+        return f"{text_key(self.encoder.vocabulary.fingerprint + self._conversations.template.source):x}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Returns the template's source, or an empty text if none is asked for."""
