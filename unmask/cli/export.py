@@ -9,6 +9,7 @@ from unmask import paths
 from unmask.cli import options
 from unmask.errors import UserError
 from unmask.models.hf import read_checkpoint
+from unmask.models.hf_writing import needs_our_code
 from unmask.progress import console
 from unmask.training import adapters, exporting, loading
 
@@ -22,7 +23,8 @@ def export(
     layout: Annotated[
         Literal["unmask", "plain", "sdar", "dream", "llada"],
         typer.Option(
-            help="unmask: for this package; plain: Llama, Qwen2 or Qwen3, which transformers (>= 5.2) loads; "
+            help="unmask: for this package, and for transformers with code of ours beside it; plain: Llama, Qwen2 or "
+            "Qwen3, which transformers (>= 5.2) loads; "
             "sdar, dream, llada: as those models are published."
         ),
     ] = "unmask",
@@ -35,6 +37,10 @@ def export(
     """Export a run: its weights as DIR/model.safetensors, its configuration as DIR/config.json.
 
     `unmask.load(DIR)` loads the model in Python. `unmask eval` and `unmask decode` accept DIR in place of a run.
+
+    transformers (4.57 and later) loads DIR as well, with `trust_remote_code=True`: DIR/modeling_unmask.py is all the
+    code it takes, with a `generate` that decodes as this package does. A model of text has its tokenizer and chat
+    template there; a model card says how to decode.
 
     `--layout plain` writes a Hugging Face folder that transformers loads, from 5.2 on, without remote code: a Llama,
     Qwen2 or Qwen3 with `"is_causal": false`, its tokenizer and chat template, and a model card that says how to decode.
@@ -60,9 +66,12 @@ def export(
         console.print(f"{target}: the {kind} adapters of step {number}, for {base.source}")
         return
     exported = exporting.export(run, target, layout=layout, weights=chosen, step=step)
-    kind = (
-        ""
-        if layout == "unmask"
-        else f"a model of the family {read_checkpoint(paths.user_path(target)).family_name}, with "
-    )
-    console.print(f"{target}: {kind}the {exported.weights} weights of step {exported.step}")
+    if layout == "unmask":
+        problem = needs_our_code(exported.config.model)
+        readers = "transformers reads it too (trust_remote_code=True)"
+        if problem is not None:
+            readers = f"this package alone reads it: {problem}"
+        console.print(f"{target}: the {exported.weights} weights of step {exported.step}; {readers}")
+        return
+    family = read_checkpoint(paths.user_path(target)).family_name
+    console.print(f"{target}: a {family}, with the {exported.weights} weights of step {exported.step}")

@@ -110,7 +110,7 @@ def is_checkpoint(folder: str | Path) -> bool:
         config = read_object(Path(folder) / "config.json")
     except UserError:
         return False
-    return "model_type" in config and config.get("format") != "unmask"
+    return "model_type" in config and "unmask" not in (config.get("format"), config["model_type"])
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,15 @@ def choose_family(config: object, layout: str, where: str) -> str:
     return found
 
 
+def needs_our_code(config: object) -> str | None:
+    """Returns why the code that we write beside an export cannot run this model; None if it can."""
+    if not isinstance(config, TransformerConfig):
+        return f"model.name={getattr(config, 'name', type(config).__name__)} is a network of your own"
+    if config.self_conditioning:
+        return "model.self_conditioning=true reads an earlier prediction"
+    return None
+
+
 def _options(of: Family | TransformerConfig) -> tuple[bool, bool]:
     return of.qkv_bias, of.qk_norm
 

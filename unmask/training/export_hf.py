@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import AddedToken, Tokenizer
 
 from unmask import files, formats
@@ -11,7 +12,8 @@ from unmask.data.conversations import ConversationEncoder
 from unmask.data.tokenizer_files import TOKENIZER
 from unmask.data.vocabulary import Vocabulary
 from unmask.models.families import FAMILIES
-from unmask.models.hf_writing import choose_family, hf_settings, hf_tensors
+from unmask.models.hf_writing import choose_family, hf_settings, hf_tensors, needs_our_code
+from unmask.models.on_demand import heads_of
 from unmask.models.transformer import TransformerConfig
 from unmask.progress import warn
 from unmask.training.hf_card import model_card
@@ -54,20 +56,57 @@ def write_layout(source: LoadedRun, target: Path, layout: str) -> None:
             files.put(folder / name, content)
 
 
+CODE = "modeling_unmask"
+"""The module that runs an export of this package in transformers; a file here, which is copied beside the weights."""
+
+
+def beside_export(source: LoadedRun) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns what makes an export of this package a folder for transformers too: of its `config.json`, and its files.
+
+    Both are empty for a model that the code cannot run, as `needs_our_code` says.
+    """
+    if needs_our_code(source.config.model) is not None:
+        return {}, {}
+    dtypes = {each.dtype for each in heads_of(source.tensors).values()}
+    autos = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM")
+    extra = {
+        "model_type": "unmask",
+        "architectures": ["UnmaskModel"],
+        "auto_map": {"AutoConfig": f"{CODE}.UnmaskConfig", **dict.fromkeys(autos, f"{CODE}.UnmaskModel")},
+        "dtype": "bfloat16" if dtypes == {torch.bfloat16} else "float32",
+    }
+    contents = text_files(source, is_needed=False)
+    return extra, {
+        **contents,
+        f"{CODE}.py": Path(__file__).with_name(f"{CODE}.py").read_text(encoding="utf-8"),
+        "generation_config.json": formats.to_json(generation_settings(source, "unmask"), indent=1) + "\n",
+        "README.md": model_card(
+            source, "unmask", num_rows=source.tokens.vocab_size, has_tokenizer=TOKENIZER in contents
+        ),
+    }
+
+
 def generation_settings(source: LoadedRun, layout: str) -> dict[str, Any]:
     """Returns the content of `generation_config.json`: what ends an answer, the end token first, and how to decode."""
     tokens, decode, encoder = source.tokens, source.config.decode, _encoder(source)
+    share = decode.tokens_per_step
     ends = [] if tokens.eos_id is None else [tokens.eos_id]
     if encoder is not None:
         ends += sorted(encoder.end_ids - {*ends})
     found: dict[str, Any] = {"eos_token_id": ends} if ends else {}
     if tokens.pad_id is not None:
         found["pad_token_id"] = tokens.pad_id
+    if layout == "unmask":
+        found |= {
+            key: value for key in ("order", "threshold", "block_size") if (value := getattr(decode, key)) is not None
+        }
+        found |= {"mask_token_id": tokens.mask_id, "tokens_per_step": share, "do_sample": decode.temperature > 0}
+        drawn = {"temperature": decode.temperature, "top_k": decode.top_k or 0, "top_p": decode.top_p or 1.0}
+        return found | (drawn if decode.temperature > 0 else {})
     if source.model.is_causal:
         is_last = tokens.mask_id == tokens.vocab_size - 1
         return found if is_last else {**found, "suppress_tokens": [tokens.mask_id]}  # nothing was learned about it
     found["mask_token_id"] = tokens.mask_id
-    share = decode.tokens_per_step
     if layout == "dream":
         found.setdefault("pad_token_id", tokens.eos_id)
         found |= {"alg": _DREAM_ORDERS.get(decode.order, "origin"), "steps": decode.steps or -(-tokens.length // share)}
@@ -92,17 +131,22 @@ def _encoder(source: LoadedRun) -> ConversationEncoder | None:
     return found if isinstance(found, ConversationEncoder) else None
 
 
-def text_files(source: LoadedRun) -> dict[str, str]:
-    """Returns the contents of the tokenizer's files, by name; none where ids are not those of a tokenizer."""
+def text_files(source: LoadedRun, *, is_needed: bool = True) -> dict[str, str]:
+    """Returns the contents of the tokenizer's files, by name; none where ids are not those of a tokenizer.
+
+    That a tokenizer is left out is warned of if it `is_needed`.
+    """
     vocabulary, tokens = getattr(source.task, "vocabulary", None), source.tokens
     if not isinstance(vocabulary, Vocabulary):
         return {}
     is_whole = all(original in (None, i) for i, original in enumerate(vocabulary.original_ids))
     if not is_whole or vocabulary.vocab_size != tokens.vocab_size:
-        warn(
-            f"{source.path}: its model knows {tokens.vocab_size} of the tokenizer's ids, under numbers of its own, so "
-            "the tokenizer is left out; for a model with the tokenizer's own ids, prepare the data with --vocab full"
-        )
+        if is_needed:
+            warn(
+                f"{source.path}: its model knows {tokens.vocab_size} of the tokenizer's ids, under numbers of its own, "
+                "so the tokenizer is left out; for a model with the tokenizer's own ids, prepare the data with "
+                "--vocab full"
+            )
         return {}
     tokenizer, mask = _with_mask(vocabulary, source)
     encoder = _encoder(source)

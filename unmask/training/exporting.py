@@ -10,7 +10,7 @@ from unmask.config import registry
 from unmask.errors import choose
 from unmask.models.families import LAYOUTS
 from unmask.tasks.task import keep_files
-from unmask.training.export_hf import write_layout
+from unmask.training.export_hf import beside_export, write_layout
 from unmask.training.importing import Import, Overrides
 from unmask.training.loading import LoadedRun, open_checkpoint
 
@@ -29,8 +29,8 @@ def export(
     Args:
         run: a run, an export, or a Hugging Face checkpoint.
         target: a new or empty folder.
-        layout: `unmask`: all that `load` needs; or one of Hugging Face: `plain` (Llama, Qwen2, Qwen3), `sdar`, `dream`,
-            `llada`.
+        layout: `unmask`: all that `load` needs, and a small file of code for transformers (`trust_remote_code=True`);
+            or one of Hugging Face: `plain` (Llama, Qwen2, Qwen3), `sdar`, `dream`, `llada`.
         weights, step, trust_code: as in `load`.
 
     Raises:
@@ -74,6 +74,7 @@ def write_export(source: LoadedRun, target: Path) -> None:
         UserError: its tensors are not those of its model.
     """
     source.model  # noqa: B018 - building it checks names, shapes and values of all weights
+    extra, contents = beside_export(source)
     description = {
         "format": "unmask",
         "step": source.step,
@@ -81,8 +82,11 @@ def write_export(source: LoadedRun, target: Path) -> None:
         "tokens": asdict(source.tokens),
         "run": source.config.model_dump(mode="json"),
         "data": None if source.data is None else asdict(source.data),
+        **extra,
     }
     with files.new_folder(target) as folder:
         files.put_tensors(folder / "model.safetensors", dict(source.tensors), {"format": "pt"})
         files.put(folder / "config.json", json.dumps(description, indent=1) + "\n")
+        for name, content in contents.items():
+            files.put(folder / name, content)
         keep_files(source.task, folder)

@@ -116,8 +116,35 @@ model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
 generate(model, prompt, steps=N, gen_length=N, block_length=N, temperature=0.0, mask_id={mask})
 ```
 """
-_SECTIONS = {"plain": _MASKED, "sdar": _SDAR, "dream": _DREAM, "llada": _LLADA}
+_REMOTE = """## Decoding
+
+{unmask} In transformers (4.57 and later), without unmask:
+
+```python
+from transformers import AutoModel{auto_tokenizer}
+
+model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
+{call}
+```
+
+`generate` takes `order`, `tokens_per_step`, `threshold`, `block_size`, and of transformers' own arguments
+`attention_mask`, `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`; what is not given is in
+`generation_config.json`. Masks inside a prompt are filled in too. `model(ids).logits[:, i]` predicts position i; the
+mask has -inf there{given}. The code is one file, `modeling_unmask.py`: read it before you trust it.
+"""
+_CALL = {
+    True: """tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
+inputs = tokenizer("Once", return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**inputs)))""",
+    False: """
+import torch
+
+ids = torch.full((1, {length}), {mask})  # masks, but for what is given
+model.generate(ids, max_new_tokens=0)""",
+}
+_SECTIONS = {"unmask": _REMOTE, "plain": _MASKED, "sdar": _SDAR, "dream": _DREAM, "llada": _LLADA}
 _LAYOUTS = {
+    "unmask": "as a folder for unmask, and with its own code for transformers",
     "plain": "in the layout of transformers: no remote code",
     "sdar": "in the layout of SDAR",
     "dream": "in the layout of Dream",
@@ -137,7 +164,7 @@ def model_card(source: LoadedRun, layout: str, *, num_rows: int, has_tokenizer: 
         what=f"{what}, made with unmask, {_LAYOUTS[layout]}.",
         table="\n".join(f"| {key} | {value} |" for key, value in _facts(source, num_rows, has_tokenizer).items()),
     )
-    if config.causal:
+    if config.causal and layout != "unmask":
         return head + _CAUSAL
     if layout == "plain" and size is not None:
         head += (
@@ -147,6 +174,8 @@ def model_card(source: LoadedRun, layout: str, *, num_rows: int, has_tokenizer: 
         )
     section = _SECTIONS[layout].format(
         unmask=_UNMASK,
+        auto_tokenizer=", AutoTokenizer" if has_tokenizer else "",
+        call=_CALL[has_tokenizer].format(length=tokens.length, mask=tokens.mask_id),
         mask=tokens.mask_id,
         size=size,
         mask_fits=""
@@ -158,10 +187,10 @@ def model_card(source: LoadedRun, layout: str, *, num_rows: int, has_tokenizer: 
         restrict="" if size is None else _BLOCK_RESTRICT,
         given="; the first position must be given" if is_next else "",
     )
-    code = FAMILIES[LAYOUTS[layout].families[0]].code
+    code = FAMILIES[LAYOUTS[layout].families[0]].code if layout in LAYOUTS else {}
     if code:
         section += _ORIGINALS.format(repository=code["AutoConfig"].partition("--")[0])
-    if config.tied_head:
+    if config.tied_head and layout != "unmask":
         section += (
             "\nWhere another program decodes, give the mask the logit -inf: nothing was learned about it, and with a "
             "tied head it can win.\n"
@@ -182,7 +211,7 @@ def _facts(source: LoadedRun, num_rows: int, has_tokenizer: bool) -> dict[str, s
     if not config.causal:
         size, place = config.block_size, "i - 1" if config.alignment == "next" else "i"
         facts |= {
-            "alignment": f"`{config.alignment}`: the logits at {place} predict position i",
+            "alignment": f"`{config.alignment}`: position i is read at {place}",
             "mask": f"{tokens.mask_id}",
             "a position sees": "all others" if size is None else f"its own block of {size} and those before it",
             "decoded by default": f"`{source.config.decode.label}`",

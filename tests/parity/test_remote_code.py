@@ -1,0 +1,163 @@
+"""The code beside an export, in transformers: our logits, our greedy tokens, and the arguments that people give."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import unmask
+from tests.helpers import run_cli
+from tests.helpers.runs import tiny_run
+from tests.parity.test_hf_writing import SIZES, chat_run, model_of, our_logits
+from unmask.training.loading import LoadedRun
+
+transformers = pytest.importorskip("transformers", reason="needs transformers >= 4.57: pip install 'unmask[hf]'")
+
+LENGTH = 8
+MODELS = {
+    "learned positions, biases": ["model.rotary=false", "model.learned_positions=true", "model.out_bias=true"],
+    "biases, norms, tied, next": [
+        *("model.qkv_bias=true", "model.qk_norm=true", "model.tied_head=true", "model.alignment=next"),
+        "model.head_dim=6",
+    ],
+    "blocks": ["process={name: uniform, block_size: 4}", "model.norm_eps=1e-3"],
+    "blocks, next": ["process={name: uniform, block_size: 2}", "model.alignment=next"],
+    "loops": ["model.loops={layers: [0, 1], times: 2}"],
+    "causal": [
+        *("process={name: ar}", "model.causal=true", "model.alignment=next", "decode.order=left_to_right"),
+        *("eval.orders=[left_to_right]", "eval.tokens_per_step=[1]"),
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps transformers' copies of the code out of the user's home."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+
+def export(folder: Path, *settings: str) -> tuple[LoadedRun, Any]:
+    """Exports a model whose weights all matter; returns it as ours, and as transformers loads it."""
+    unmask.export(model_of(folder, *settings), folder / "out")
+    return LoadedRun.open(folder / "out"), theirs(folder / "out")
+
+
+def theirs(folder: Path, auto: str = "AutoModel") -> Any:
+    found = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
+    return found.eval() if isinstance(found, torch.nn.Module) else found
+
+
+def prompts(source: LoadedRun, count: int = 3) -> Tensor:
+    """Canvases whose first `n` positions are given, n = 1, 2, .."""
+    given = torch.randint(source.tokens.vocab_size, (count, LENGTH), generator=torch.Generator().manual_seed(1))
+    given[given == source.tokens.mask_id] = (source.tokens.mask_id + 1) % source.tokens.vocab_size
+    return torch.where(torch.arange(LENGTH) <= torch.arange(count)[:, None], given, source.tokens.mask_id)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_greedy_tokens_are_ours(name: str, tmp_path: Path) -> None:
+    source, model = export(tmp_path, *MODELS[name])
+    canvas = prompts(source)
+    expected = our_logits(source.model, canvas)
+    with torch.no_grad():
+        logits = model(canvas).logits[:, 1:]
+    assert expected[expected > -torch.inf].std() > 0.1
+    assert torch.equal(logits == -torch.inf, expected == -torch.inf)
+    assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+    is_causal = source.model.is_causal
+    rules: list[dict[str, Any]] = (
+        [{"tokens_per_step": 1}] if is_causal else [{"tokens_per_step": 2}, {"threshold": 0.3}]
+    )
+    for order in ["left_to_right"] if is_causal else ["prob", "margin", "neg_entropy", "right_to_left"]:
+        for rule in rules:
+            settings = source.config.decode.model_copy(update={"order": order, **rule})
+            ours = source.decoder(settings).decode(canvas).tokens
+            assert torch.equal(model.generate(canvas, max_new_tokens=0, order=order, **rule), ours), (order, rule)
+
+
+@pytest.mark.parametrize("auto", ["AutoModelForCausalLM", "AutoModelForMaskedLM"])
+def test_every_auto_class_and_what_the_run_decodes_with(auto: str, tmp_path: Path) -> None:
+    settings = ["decode.order=margin", "decode.tokens_per_step=3", "decode.block_size=4"]
+    unmask.export(model_of(tmp_path, *settings), tmp_path / "out")
+    source, model = LoadedRun.open(tmp_path / "out"), theirs(tmp_path / "out", auto)
+    canvas = prompts(source)
+    ours = source.decoder(source.config.decode).decode(canvas).tokens
+    assert torch.equal(model.generate(canvas[:1, :1])[0], ours[0])  # as many new ones as the canvas has room for
+    assert torch.equal(model.generate(canvas, max_new_tokens=0), ours)
+
+
+@pytest.mark.parametrize("name", ["biases, norms, tied, next", "blocks", "learned positions, biases"])
+def test_prompts_of_unequal_lengths_are_what_each_is_alone(name: str, tmp_path: Path) -> None:
+    """Padding on either side; equal but for the rounding of sums over other widths, which here changes no token."""
+    source, model = export(tmp_path, *MODELS[name])
+    canvas = prompts(source)
+    alone = [model.generate(canvas[i : i + 1, : i + 1], max_new_tokens=4)[0, i + 1 :] for i in range(3)]
+    is_given = torch.arange(3) <= torch.arange(3)[:, None]
+    for side in ("left", "right"):
+        ids, seen = canvas[:, :3] * is_given, is_given.long()
+        if side == "left":
+            ids, seen = (torch.stack([row.roll(2 - i) for i, row in enumerate(each)]) for each in (ids, seen))
+        together = model.generate(input_ids=ids, attention_mask=seen, max_new_tokens=4)
+        assert torch.equal(together[:, 3:], torch.stack(alone)), side
+
+
+def test_values_are_drawn_from_the_models_distribution(tmp_path: Path) -> None:
+    """4,000 draws of one position: each share within 5 standard errors; top_k=1 takes the likeliest."""
+    source, model = export(tmp_path, "data.length=8")
+    canvas = prompts(source, 1)
+    canvas[:, 1:-1] = canvas[0, 0]
+    with torch.no_grad():
+        p = (model(canvas).logits[0, -1] / 2).softmax(-1)
+    torch.manual_seed(0)
+    drawn = model.generate(canvas.repeat(4000, 1), max_new_tokens=0, do_sample=True, temperature=2.0, top_k=0)[:, -1]
+    share = torch.bincount(drawn, minlength=len(p)) / 4000
+    assert bool(((share - p).abs() <= 5 * (p * (1 - p) / 4000).sqrt()).all())
+    assert torch.equal(
+        model.generate(canvas, max_new_tokens=0, do_sample=True, top_k=1), model.generate(canvas, max_new_tokens=0)
+    )
+
+
+def test_what_transformers_saves_is_still_ours(tmp_path: Path) -> None:
+    """As after a training there; the code goes along, and gradients reach every weight."""
+    source, model = export(tmp_path, *MODELS["biases, norms, tied, next"])
+    canvas = prompts(source)
+    labels = torch.where(canvas == source.tokens.mask_id, 0, -100)
+    model(canvas, labels=labels).loss.backward()
+    assert all(bool(value.grad.any()) for value in model.parameters())
+    with torch.no_grad():
+        model.backbone.norm.weight *= 1.5
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "modeling_unmask.py").exists()
+    again = our_logits(unmask.load(tmp_path / "saved"), canvas)
+    assert torch.allclose(again, theirs(tmp_path / "saved")(canvas).logits[:, 1:], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(again, our_logits(source.model, canvas), rtol=1e-2)
+
+
+def test_a_conversation_from_the_tokenizer_to_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`generate(**inputs)` takes what the tokenizer gives, and ignores what it has no use for, with a warning."""
+    run, target = chat_run(tmp_path, "full"), tmp_path / "out"
+    assert run_cli("export", run, target) == 0
+    assert "transformers reads it too" in capsys.readouterr().err
+    tokenizer, model, source = theirs(target, "AutoTokenizer"), theirs(target), LoadedRun.open(run)
+    messages = [{"role": "user", "content": "Why 3?"}]
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt", tokenize=True
+    )
+    answer = model.generate(**inputs, use_cache=True, num_beams=1, tokens_per_step=4)
+    canvas = source.task.prompts([json.dumps({"messages": messages})], "here")
+    settings = source.config.decode.model_copy(update={"tokens_per_step": 4, "dtype": "float32"})
+    assert torch.equal(answer, LoadedRun.open(target).decoder(settings).decode(canvas).tokens)
+    assert set(tokenizer(["Why?", "So what?"], padding=True)) == {"input_ids", "attention_mask"}
+
+
+def test_a_model_that_the_code_cannot_run_is_for_this_package_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_run(tmp_path / "run", *SIZES, "model.self_conditioning=true").train()
+    assert run_cli("export", tmp_path / "run", tmp_path / "out") == 0
+    assert "this package alone reads it: model.self_conditioning=true" in capsys.readouterr().err
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]

@@ -1,0 +1,320 @@
+"""A masked diffusion language model for transformers, from 4.57 on, as the package `unmask` trains them.
+
+`model(input_ids).logits[:, i]` predicts the token at position i, wherever the network reads that prediction; it is -inf
+for the mask, which is no answer. `model.generate(**inputs, max_new_tokens=n)` puts n masks behind each prompt and fills
+them in, the surest first; masks inside a prompt are filled in too.
+
+This file is copied beside the weights, needs PyTorch and transformers alone, and reads the settings that the model was
+trained with: `run.model` and `tokens` of `config.json`. Dimensions: B rows, L positions, D width, V tokens.
+"""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+class UnmaskConfig(PretrainedConfig):
+    """The settings of a run, `run`, and its `tokens`: V, the length of a canvas, the mask, the end."""
+
+    model_type = "unmask"
+
+    def __init__(self, run=None, tokens=None, **others):
+        self.run, self.tokens = run or {}, tokens or {}
+        model = self.run.get("model", {})
+        # Under transformers' names, for tools that ask for them. Whether the head is tied is up to `Backbone`.
+        self.vocab_size, self.mask_token_id = self.tokens.get("vocab_size"), self.tokens.get("mask_id")
+        self.hidden_size, self.num_hidden_layers = model.get("dim"), model.get("num_layers")
+        self.num_attention_heads, self.max_position_embeddings = model.get("num_heads"), self.tokens.get("length")
+        super().__init__(**{**others, "tie_word_embeddings": False})
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+class RmsNorm(nn.RMSNorm):
+    """`x / rms(x) * weight`, in fp32."""
+
+    def forward(self, x):
+        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Attention to the positions that `sees` allows; rotary positions, if there are angles."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.width = model.head_dim or model.dim // model.num_heads
+        inner, shared = model.num_heads * self.width, (model.num_kv_heads or model.num_heads) * self.width
+        self.q = nn.Linear(model.dim, inner, bias=model.qkv_bias)
+        self.k = nn.Linear(model.dim, shared, bias=model.qkv_bias)
+        self.v = nn.Linear(model.dim, shared, bias=model.qkv_bias)
+        self.out = nn.Linear(inner, model.dim, bias=model.out_bias)
+        self.q_norm = RmsNorm(self.width, eps=model.norm_eps) if model.qk_norm else nn.Identity()
+        self.k_norm = RmsNorm(self.width, eps=model.norm_eps) if model.qk_norm else nn.Identity()
+
+    def forward(self, x, angles, sees):
+        q, k, v = (part(x).unflatten(-1, (-1, self.width)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=sees)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def rotate(x, cos, sin):
+    """Turns the channel pairs (e, e + E / 2) by their position's angles."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+class SwiGlu(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.gate = nn.Linear(model.dim, model.ff_dim, bias=False)
+        self.up = nn.Linear(model.dim, model.ff_dim, bias=False)
+        self.down = nn.Linear(model.ff_dim, model.dim, bias=False)
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.attention_norm = RmsNorm(model.dim, eps=model.norm_eps)
+        self.attention = Attention(model)
+        self.mlp_norm = RmsNorm(model.dim, eps=model.norm_eps)
+        self.mlp = SwiGlu(model)
+
+    def forward(self, x, angles, sees):
+        x = x + self.attention(self.attention_norm(x), angles, sees)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Backbone(nn.Module):
+    """A pre-norm transformer from tokens (B, L) to hidden states (B, L, D), whose products with the head are logits."""
+
+    def __init__(self, model, tokens):
+        super().__init__()
+        self.model = model
+        self.block_size = 1 if model.causal else model.block_size
+        self.embedding = nn.Embedding(tokens["vocab_size"], model.dim)
+        self.positions = nn.Embedding(tokens["length"], model.dim) if model.learned_positions else None
+        self.blocks = nn.ModuleList(Block(model) for _ in range(model.num_layers))
+        self.norm = RmsNorm(model.dim, eps=model.norm_eps)
+        self.head = None if model.tied_head else nn.Linear(model.dim, tokens["vocab_size"], bias=False)
+
+    def forward(self, ids, is_real):
+        """Computes hidden states; positions are counted from a row's first real token, and nothing sees padding."""
+        place = places(is_real)
+        x = self.embedding(ids)
+        if self.positions is not None:
+            x = x + self.positions(place)
+        sees = None if self.block_size is None and bool(is_real.all()) else is_real[:, None, None, :]
+        if self.block_size is not None:  # a block sees itself and those before it
+            block = place // self.block_size
+            sees = sees & (block[:, None, :, None] >= block[:, None, None, :])
+        angles = self._angles(place) if self.model.rotary else None
+        for number in self._order():
+            x = self.blocks[number](x, angles, sees)
+        return self.norm(x)
+
+    def _angles(self, place):
+        """Computes cos and sin, (B, 1, L, E / 2), of `place * theta^(-2 e / E)`: in fp64, for far places."""
+        # Anew in each pass: transformers 5 would leave a table that is made in `__init__` unfilled.
+        width = self.blocks[0].attention.width
+        frequency = self.model.rope_theta ** -(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+        angle = torch.outer(torch.arange(place.shape[1], dtype=torch.float64, device="cpu"), frequency)
+        return [table.float().to(place.device)[place].unsqueeze(1) for table in (angle.cos(), angle.sin())]
+
+    def _order(self):
+        """Returns the layers in the order in which a pass runs them: those of `loops` several times."""
+        layers = [*range(len(self.blocks))]
+        if self.model.loops is None:
+            return layers
+        first, last = self.model.loops["layers"]
+        return layers[:first] + layers[first : last + 1] * self.model.loops["times"][1] + layers[last + 1 :]
+
+
+def places(is_real):
+    """Counts each row's real positions (B, L) from 0."""
+    return (is_real.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+ORDERS = {
+    "prob": lambda log_p, place: log_p.amax(dim=-1).exp(),
+    "margin": lambda log_p, place: -log_p.topk(2, dim=-1).values.exp().diff(dim=-1).squeeze(-1),
+    "neg_entropy": lambda log_p, place: -torch.special.entr(log_p.exp()).sum(dim=-1),
+    "random": lambda log_p, place: torch.rand_like(log_p[:, 0]),
+    "left_to_right": lambda log_p, place: -place.to(log_p.dtype),
+    "right_to_left": lambda log_p, place: place.to(log_p.dtype),
+}
+"""Scores of masked positions, by log-probabilities (M, V) and places (M,); the largest are revealed first."""
+
+
+class UnmaskModel(PreTrainedModel, GenerationMixin):
+    config_class = UnmaskConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    _no_split_modules = ["Block"]  # noqa: RUF012 - as transformers asks for it
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.backbone = Backbone(SimpleNamespace(**config.run["model"]), config.tokens)
+        self.mask_id = config.tokens["mask_id"]
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.backbone.embedding
+
+    def set_input_embeddings(self, value):
+        self.backbone.embedding = value
+
+    def get_output_embeddings(self):
+        return self.backbone.head
+
+    def set_output_embeddings(self, value):
+        self.backbone.head = value
+
+    def forward(self, input_ids, attention_mask=None, labels=None, **ignored):
+        """Returns logits (B, L, V) in fp32, and the mean cross-entropy at `labels` that are not -100."""
+        is_real = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
+        logits = self._logits(self._hidden(input_ids, is_real))
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+    def _hidden(self, ids, is_real):
+        """Returns the hidden states (B, L, D) that predict each position: with alignment `next`, those before it."""
+        hidden = self.backbone(ids, is_real)
+        is_next = self.backbone.model.alignment == "next"
+        return torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1) if is_next else hidden
+
+    def _logits(self, hidden):
+        head = self.backbone.embedding if self.backbone.head is None else self.backbone.head
+        is_mask = torch.arange(len(head.weight), device=hidden.device) == self.mask_id
+        return F.linear(hidden, head.weight).float().masked_fill(is_mask, -torch.inf)
+
+    @torch.no_grad()
+    def generate(self, inputs=None, generation_config=None, input_ids=None, attention_mask=None, **options):
+        """Fills in what is masked: `max_new_tokens` masks behind each prompt, and masks inside it.
+
+        What is not given is that of `generation_config`, or of the file of that name beside the weights.
+
+        Args:
+            inputs, input_ids: prompts (B, L).
+            attention_mask: 0 at padding, on either side.
+            max_new_tokens, max_length: default: up to the length of the canvas that the model was trained with.
+            order: what is revealed first, a key of `ORDERS`.
+            tokens_per_step: positions revealed in a step; or
+            threshold: all whose probability exceeds it, and the one of highest score.
+            block_size: fills in blocks of so many positions, from left to right; a block model has its own.
+            do_sample, temperature, top_k, top_p: draws values; default: the likeliest.
+            eos_token_id: what follows an end is filled with it; default: where the model was trained to.
+            options: of others' `generate`, such as `use_cache`, are ignored with a warning.
+
+        Returns:
+            (B, L + new): padding, which comes first, prompt and answer.
+        """
+
+        def choose(name, default=None):
+            given = [
+                options.pop(name, None),
+                *(getattr(g, name, None) for g in (generation_config, self.generation_config)),
+            ]
+            return next((value for value in given if value is not None), default)
+
+        ids = inputs if input_ids is None else input_ids
+        model, tokens = self.backbone.model, self.config.tokens
+        score = ORDERS[choose("order", "prob")]
+        count, threshold = choose("tokens_per_step", 1), choose("threshold")
+        size = self.backbone.block_size or choose("block_size")
+        warpers = self._warpers(choose)
+        ends = self._ends(options.pop("eos_token_id", None))
+        room = (options.pop("max_length", None) or tokens["length"]) - ids.shape[1]
+        new = choose("max_new_tokens", max(room, 0))
+        if model.learned_positions and ids.shape[1] + new > tokens["length"]:
+            raise ValueError(f"{ids.shape[1]} + {new} tokens: the model has {tokens['length']} positions")
+        if ignored := sorted(name for name, value in options.items() if value is not None):
+            logger.warning_once(f"generate: ignored, for nothing here needs it: {', '.join(ignored)}")
+
+        is_real = torch.ones_like(ids).bool() if attention_mask is None else attention_mask.bool()
+        by_side = is_real.long().argsort(dim=1, stable=True)  # padding goes to the left
+        xt = F.pad(ids.gather(1, by_side), (0, new), value=self.mask_id)
+        is_real = F.pad(is_real.gather(1, by_side), (0, new), value=True)
+        place = places(is_real)
+        is_masked = (xt == self.mask_id) & is_real
+        if model.alignment == "next" and bool((is_masked & (place == 0)).any()):
+            raise ValueError("the first position is predicted from the one before it, so it must be given")
+        column = torch.arange(xt.shape[1], device=xt.device)
+        last_given = torch.where(is_masked, -1, column).amax(dim=1, keepdim=True)
+
+        while bool(is_masked.any()):
+            eligible, width = is_masked, xt.shape[1]
+            if size is not None:  # the first block that has something masked
+                block = place // size
+                current = block.masked_fill(~is_masked, width).amin(dim=1, keepdim=True)
+                eligible = is_masked & (block == current)
+                if self.backbone.block_size is not None:  # no later one is seen
+                    width = int(((block <= current) & is_masked.any(dim=1, keepdim=True)).sum(dim=1).amax())
+            hidden = self._hidden(xt[:, :width], is_real[:, :width])[eligible[:, :width]]
+            logits = self._logits(hidden)
+            log_p = logits.log_softmax(dim=-1)
+            dense = torch.full(xt.shape, -torch.inf, dtype=log_p.dtype, device=xt.device)
+            ranked = dense.masked_scatter(eligible, score(log_p, place[eligible])).argsort(
+                dim=1, descending=True, stable=True
+            )
+            rank = torch.empty_like(ranked).scatter_(1, ranked, column.expand_as(ranked))
+            is_new = eligible & (rank < (count if threshold is None else 1))
+            if threshold is not None:
+                is_new |= dense.masked_scatter(eligible, log_p.amax(dim=-1).exp()) > threshold
+            xt = torch.where(is_new, xt.masked_scatter(eligible, self._values(logits, warpers)), xt)
+            is_masked = is_masked & ~is_new
+            if ends is not None:
+                is_end = torch.isin(xt, ends) & (column > last_given)
+                end = torch.where(is_end, column, len(column)).amin(dim=1, keepdim=True)
+                is_rest = is_masked & (column > end)
+                xt, is_masked = xt.masked_fill(is_rest, int(ends[0])), is_masked & ~is_rest
+        return xt
+
+    def _warpers(self, choose):
+        """Returns what changes logits before values are drawn; None: the likeliest are taken."""
+        do_sample, temperature = choose("do_sample", False), choose("temperature", 1.0)
+        top_k, top_p = choose("top_k", 0), choose("top_p", 1.0)
+        if not do_sample:
+            return None
+        warpers = [TemperatureLogitsWarper(float(temperature))]
+        warpers += [TopKLogitsWarper(top_k)] if top_k else []
+        return warpers + ([TopPLogitsWarper(top_p)] if top_p < 1 else [])
+
+    def _values(self, logits, warpers):
+        """Returns a token for each row of logits."""
+        if warpers is None:
+            return logits.argmax(dim=-1)
+        for warp in warpers:
+            logits = warp(None, logits)
+        return torch.multinomial(logits.softmax(dim=-1), 1).squeeze(1)
+
+    def _ends(self, given):
+        """Returns the tokens that end an answer; None if nothing does."""
+        tokens = self.config.tokens
+        pads = self.backbone.model.causal or tokens["pad_id"] == tokens["eos_id"]
+        found = tokens["eos_id"] if given is None and pads else given
+        return None if found is None else torch.as_tensor(found, device=self.device).flatten()
