@@ -45,6 +45,27 @@ def test_one_block_is_no_blocks(model) -> None:  # type: ignore[no-untyped-def]
         assert torch.equal(getattr(whole, name), getattr(block, name))
 
 
+@pytest.mark.parametrize("settings", [{}, {"self_conditioning": True}])
+def test_what_follows_a_block_may_be_left_unread(settings: dict) -> None:
+    """Whatever stands there: as if the canvas ended with the block. Rows are in different blocks at a time."""
+    model = build_denoiser(TransformerConfig(preset="tiny", **settings), TOKENS, seed=1, dtype="float64").eval()
+    for parameter in model.parameters():
+        parameter.data *= 4
+    xt = torch.randint(6, (8, 14), generator=torch.Generator().manual_seed(3))
+    for row in range(8):
+        xt[row, row:] = 7
+    short = DecodeConfig(block_size=4, tokens_per_step=2, reads_ahead=False, stop_early=False)
+    found = build_decoder(short, model, TOKENS).decode(xt).tokens
+    expected = xt.clone()
+    for start in range(0, 14, 4):
+        prefix = expected[:, : start + 4]
+        whole = short.model_copy(update={"block_size": None, "reads_ahead": True})
+        expected[:, : start + 4] = build_decoder(whole, model, TOKENS).decode(prefix).tokens
+    assert torch.equal(found, expected)
+    ahead = short.model_copy(update={"reads_ahead": True})
+    assert not torch.equal(build_decoder(ahead, model, TOKENS).decode(xt).tokens, found)
+
+
 def test_blocks_of_one_are_left_to_right(model) -> None:  # type: ignore[no-untyped-def]
     ordered = Decoder(model.predict, 7, order="left_to_right").decode(partly_given(9))
     block = Decoder(model.predict, 7, block_size=1).decode(partly_given(9))

@@ -105,6 +105,7 @@ CACHED = [
     ({"block_size": 4, "alignment": "next"}, {"cache": "block", "temperature": 1.0}),
     ({}, {"cache": "prefix", "block_size": 4, "threshold": 0.4}),
     ({"alignment": "next"}, {"cache": "dual", "block_size": 4, "refresh_every": 3, "temperature": 1.0}),
+    ({}, {"block_size": 4, "reads_ahead": False, "threshold": 0.4}),
 ]
 
 

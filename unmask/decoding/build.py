@@ -25,6 +25,7 @@ from unmask.decoding.windows import (
     PrefixWindow,
     SelfConditioned,
     UpToBlock,
+    UpToOwnBlock,
     Window,
 )
 from unmask.errors import UserError
@@ -89,7 +90,7 @@ def _open_reader(config: DecodeConfig, model: Denoiser) -> OpenReader | None:
         return partial(Guided, model, config.guidance)
     if model.is_self_conditioned:
         return lambda xt: SelfConditioned(_open_hidden_reader(config, model, xt), xt)
-    if config.cache != "none" or model.block_size is not None or model.is_causal:
+    if config.cache != "none" or model.block_size is not None or model.is_causal or not config.reads_ahead:
         return lambda xt: _open_hidden_reader(config, model, xt)
     return None
 
@@ -99,7 +100,9 @@ def _open_hidden_reader(config: DecodeConfig, model: Denoiser, xt: Int[Tensor, "
         return Cached(model, CausalWindow(xt, model.mask_id), xt)
     if config.cache != "none":
         return Cached(model, _WINDOWS[config.cache](xt, config.refresh_every), xt)
-    return FullCanvas(model) if model.block_size is None else UpToBlock(model)
+    if model.block_size is not None:
+        return UpToBlock(model)
+    return FullCanvas(model) if config.reads_ahead else UpToOwnBlock(model)
 
 
 _WINDOWS: dict[str, Callable[[Int[Tensor, "B L"], int | None], Window]] = {

@@ -41,6 +41,11 @@ class DecodeConfig(RevealSettings):
     refresh_every: int | None = Field(
         None, ge=1, description="steps between readings of the whole canvas, for prefix and dual; null = once a block"
     )
+    reads_ahead: bool = Field(
+        True,
+        description="a model that sees all positions also reads what follows its block; false: as the block models of "
+        "the PUMA paper's code",
+    )
     stop_early: bool = Field(
         True, description="what follows the first end token is filled in at once, where the task pads with it"
     )
@@ -109,6 +114,13 @@ class DecodeConfig(RevealSettings):
             self.cache in ("prefix", "dual"),
             "is for decode.cache=prefix or dual; set that, or decode.refresh_every=null",
         )
+        yield (
+            "reads_ahead",
+            self.block_size is not None,
+            "is for blocks; set decode.block_size, or decode.reads_ahead=true",
+        )
+        yield "reads_ahead", not has_cache, f"leaves nothing for decode.cache={self.cache}; set decode.cache=none"
+        yield "reads_ahead", not self.guidance, "is not for guided models; set decode.guidance=0"
         yield "guidance", not has_cache, f"cannot be had with decode.cache={self.cache}; set decode.cache=none"
 
     @model_validator(mode="after")
@@ -127,6 +139,7 @@ _PART_LABELS = {
     "block_size": "block",
     "cache": "",
     "refresh_every": "refresh",
+    "reads_ahead": "ahead-",
     "stop_early": "stop-",
     "remask": "",
     "remask_eta": "eta",

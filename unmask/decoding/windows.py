@@ -1,10 +1,11 @@
 """Readers: which positions of a canvas the model reads in a decoding step, and what it keeps of the others.
 
-`NoCache` reads whole canvases with any predictor. `UpToBlock`, `FullCanvas` and `Guided` read a `Denoiser` without a
-cache; `Cached` reads a window of each row and keeps keys and values of the rest. The windows of a causal model and of a
-block model are exact. For a model that sees all positions a cache is an approximation, as its entries were computed
-when other positions were still masked: `PrefixWindow` and `DualWindow` (Fast-dLLM, 2505.22618), refreshed every few
-steps if asked (dKV-Cache, 2505.15781). `SelfConditioned` adds the prediction of the last step to what is read.
+`NoCache` reads whole canvases with any predictor. `UpToBlock`, `UpToOwnBlock`, `FullCanvas` and `Guided` read a
+`Denoiser` without a cache; `Cached` reads a window of each row and keeps keys and values of the rest. The windows of a
+causal model and of a block model are exact. For a model that sees all positions a cache is an approximation, as its
+entries were computed when other positions were still masked: `PrefixWindow` and `DualWindow` (Fast-dLLM, 2505.22618),
+refreshed every few steps if asked (dKV-Cache, 2505.15781). `SelfConditioned` adds the prediction of the last step to
+what is read.
 
 Dimensions: B rows, b rows that are still open, L positions, M positions asked for, D width.
 """
@@ -140,6 +141,28 @@ class FullCanvas(UpToBlock):
 
     def read(self, xt: Int[Tensor, "b L"], blocks: Blocks) -> Blocks:
         return Blocks(torch.zeros_like(blocks.start), torch.full_like(blocks.stop, xt.shape[1]))
+
+
+class UpToOwnBlock(UpToBlock):
+    """Reads each row up to its own block, with a model that would see what follows."""
+
+    def hidden(
+        self,
+        xt: Int[Tensor, "b L"],
+        at: Int[Tensor, "M"],
+        read: Blocks,
+        estimate: Float[Tensor, "b L D"] | None = None,
+    ) -> Float[Tensor, "M D"]:
+        row, position = at // xt.shape[1], at % xt.shape[1]
+        parts: list[Float[Tensor, "m D"]] = []
+        places: list[Int[Tensor, "m"]] = []
+        for stop in read.stop.unique().tolist():  # rows whose block ends there, together
+            rows, place = (read.stop == stop).nonzero().squeeze(1), (read.stop[row] == stop).nonzero().squeeze(1)
+            own = torch.searchsorted(rows, row[place]) * stop + position[place]
+            known = None if estimate is None else estimate[rows, :stop]
+            parts.append(self.model.hidden(xt[rows, :stop], own, known))
+            places.append(place)
+        return torch.cat(parts)[torch.cat(places).argsort()]
 
 
 class Guided:
