@@ -156,6 +156,20 @@ def decode_by_formula(made: dict[str, Tensor], model: dict, canvas: Tensor, orde
     return xt
 
 
+def test_a_model_of_blocks_reads_nothing_behind_them(tmp_path: Path) -> None:
+    """`train_block.py` trains on prefixes, which end with the block that is predicted; it keeps no loss."""
+    made, canvas = weights(MODEL), torch.randint(EOS, (20, LENGTH), generator=torch.Generator().manual_seed(2))
+    for row in range(20):
+        canvas[row, 4 + row % 9 :] = MASK
+    given = content(MODEL, made, val_loss=None, config=settings(MODEL, "progressive", block_size=8))
+    brought(save(tmp_path / "a.pt", given), tmp_path / "ours")
+    prompts = [str([i for i in row.tolist() if i != MASK]) for row in canvas]
+    found = [record["tokens"] for record in decode_prompts(tmp_path / "ours", tmp_path, prompts, *FP64)]
+    for start in range(0, LENGTH, 8):
+        canvas[:, : start + 8] = decode_by_formula(made, MODEL, canvas[:, : start + 8], "top_k", 2)
+    assert found == canvas.tolist()
+
+
 FP64 = ["--decoder", "dtype=float64"]  # else two scores that are nearly equal may round either way
 
 

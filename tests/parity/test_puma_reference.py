@@ -99,6 +99,17 @@ def masked_rows() -> Tensor:
     return canvas
 
 
+def test_a_model_of_blocks_decodes_to_its_tokens(reference: dict[str, ModuleType], tmp_path: Path) -> None:
+    module = build(reference, MODEL)
+    train(reference, module, steps=20)
+    config = settings(MODEL, "block", block_size=8)
+    path = reference["ema"].save_model_snapshot(str(tmp_path), module.eval(), config, 0, 7)
+    assert_logits(brought(path, tmp_path / "ours"), module)
+    options = SimpleNamespace(temperature=0.0, confidence="top_k", unmasking_num=2)
+    expected = reference["sampling"].mdm_sampling_block(WithoutMaskToken(module), masked_rows(), 8, MASK, options)
+    assert decode(tmp_path / "ours", tmp_path) == expected.tolist()
+
+
 class WithoutMaskToken(nn.Module):
     """Its module, the mask forbidden, as ours never predicts it.
 

@@ -82,11 +82,12 @@ class Model:
         """Its settings, as those of a run that trained it.
 
         That code has no blocks in attention: `train_block.py` feeds the module, which sees all that it is given, one
-        prefix after the other. So the model is one that sees all positions, and only decodes in blocks.
+        prefix after the other. So the model is one that sees all positions, and reads none behind a block in decoding.
         """
         lines = [line for line in self._lines if line.key not in _OF_A_TRAINING]
         if self.settings.block_size is not None:
             lines.append(recipe.Line("decode.block_size", self.settings.block_size))
+            lines.append(recipe.Line("decode.reads_ahead", False))
         with found_in(self.checkpoint.file):  # what it names is not opened
             return recipe.checked(self.settings, lines)
 
@@ -126,7 +127,7 @@ class Model:
             "task": self.config.task.name,
         }
         if settings.block_size is not None:
-            found["blocks"] = f"decoded in blocks of {settings.block_size}"
+            found["blocks"] = f"decoded in blocks of {settings.block_size}, each without what follows it"
         width = max(map(len, found))
         return "\n".join(f"{name:<{width}}  {printable(value)}" for name, value in found.items())
 
