@@ -25,6 +25,7 @@ MODELS = {
     ],
     "blocks": ["process={name: uniform, block_size: 4}", "model.norm_eps=1e-3"],
     "blocks, next": ["process={name: uniform, block_size: 2}", "model.alignment=next"],
+    "two angles in a pair": ["model.rotary_layout=reference", "model.out_bias=true"],
     "loops": ["model.loops={layers: [0, 1], times: 2}"],
     "causal": [
         *("process={name: ar}", "model.causal=true", "model.alignment=next", "decode.order=left_to_right"),
@@ -88,6 +89,14 @@ def test_every_auto_class_and_what_the_run_decodes_with(auto: str, tmp_path: Pat
     ours = source.decoder(source.config.decode).decode(canvas).tokens
     assert torch.equal(model.generate(canvas[:1, :1])[0], ours[0])  # as many new ones as the canvas has room for
     assert torch.equal(model.generate(canvas, max_new_tokens=0), ours)
+
+
+def test_what_follows_a_block_is_left_unread_as_in_the_run(tmp_path: Path) -> None:
+    source, model = export(tmp_path, "decode.block_size=2", "decode.reads_ahead=false")
+    canvas = prompts(source)
+    ours = source.decoder(source.config.decode).decode(canvas).tokens
+    assert torch.equal(model.generate(canvas, max_new_tokens=0), ours)
+    assert not torch.equal(model.generate(canvas, max_new_tokens=0, reads_ahead=True), ours)
 
 
 @pytest.mark.parametrize("name", ["biases, norms, tied, next", "blocks", "learned positions, biases"])

@@ -100,6 +100,7 @@ def generation_settings(source: LoadedRun, layout: str) -> dict[str, Any]:
         found |= {
             key: value for key in ("order", "threshold", "block_size") if (value := getattr(decode, key)) is not None
         }
+        found |= {} if decode.reads_ahead else {"reads_ahead": False}
         found |= {"mask_token_id": tokens.mask_id, "tokens_per_step": share, "do_sample": decode.temperature > 0}
         drawn = {"temperature": decode.temperature, "top_k": decode.top_k or 0, "top_p": decode.top_p or 1.0}
         return found | (drawn if decode.temperature > 0 else {})

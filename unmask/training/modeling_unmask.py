@@ -78,9 +78,11 @@ class Attention(nn.Module):
 
 
 def rotate(x, cos, sin):
-    """Turns the channel pairs (e, e + E / 2) by their position's angles."""
+    """Turns the channel pairs (e, e + E / 2) by their position's angles: one for each pair, or one for each channel."""
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    is_per_channel = cos.shape[-1] == x.shape[-1]
+    (cos_1, cos_2), (sin_1, sin_2) = (each.chunk(2, dim=-1) if is_per_channel else (each, each) for each in (cos, sin))
+    return torch.cat((first * cos_1 - second * sin_1, second * cos_2 + first * sin_2), dim=-1).to(x.dtype)
 
 
 class SwiGlu(nn.Module):
@@ -136,11 +138,18 @@ class Backbone(nn.Module):
         return self.norm(x)
 
     def _angles(self, place):
-        """Computes cos and sin, (B, 1, L, E / 2), of `place * theta^(-2 e / E)`: in fp64, for far places."""
+        """Computes cos and sin, (B, 1, L, E / 2), of `place * theta^(-2 e / E)`: in fp64, for far places.
+
+        With `rotary_layout=reference` they are (B, 1, L, E), in fp32: channel c has e = c mod E / 2; even ones come first.
+        """
         # Anew in each pass: transformers 5 would leave a table that is made in `__init__` unfilled.
-        width = self.blocks[0].attention.width
-        frequency = self.model.rope_theta ** -(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
-        angle = torch.outer(torch.arange(place.shape[1], dtype=torch.float64, device="cpu"), frequency)
+        width, is_standard = self.blocks[0].attention.width, self.model.rotary_layout == "standard"
+        dtype = torch.float64 if is_standard else torch.float32
+        frequency = 1 / self.model.rope_theta ** (torch.arange(0, width, 2, dtype=dtype, device="cpu") / width)
+        angle = torch.outer(torch.arange(place.shape[1], dtype=dtype, device="cpu"), frequency)
+        if not is_standard:
+            angle = angle.repeat(1, 2)
+            angle = torch.cat([angle[:, 0::2], angle[:, 1::2]], dim=1)
         return [table.float().to(place.device)[place].unsqueeze(1) for table in (angle.cos(), angle.sin())]
 
     def _order(self):
@@ -226,6 +235,7 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
             tokens_per_step: positions revealed in a step; or
             threshold: all whose probability exceeds it, and the one of highest score.
             block_size: fills in blocks of so many positions, from left to right; a block model has its own.
+            reads_ahead: False: what follows a block is not read.
             do_sample, temperature, top_k, top_p: draws values; default: the likeliest.
             eos_token_id: what follows an end is filled with it; default: where the model was trained to.
             options: of others' `generate`, such as `use_cache`, are ignored with a warning.
@@ -245,7 +255,7 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
         model, tokens = self.backbone.model, self.config.tokens
         score = ORDERS[choose("order", "prob")]
         count, threshold = choose("tokens_per_step", 1), choose("threshold")
-        size = self.backbone.block_size or choose("block_size")
+        size, reads_ahead = self.backbone.block_size or choose("block_size"), choose("reads_ahead", True)
         warpers = self._warpers(choose)
         ends = self._ends(options.pop("eos_token_id", None))
         room = (options.pop("max_length", None) or tokens["length"]) - ids.shape[1]
@@ -267,14 +277,16 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
         last_given = torch.where(is_masked, -1, column).amax(dim=1, keepdim=True)
 
         while bool(is_masked.any()):
-            eligible, width = is_masked, xt.shape[1]
+            eligible, width, is_read = is_masked, xt.shape[1], is_real
             if size is not None:  # the first block that has something masked
                 block = place // size
                 current = block.masked_fill(~is_masked, width).amin(dim=1, keepdim=True)
                 eligible = is_masked & (block == current)
                 if self.backbone.block_size is not None:  # no later one is seen
                     width = int(((block <= current) & is_masked.any(dim=1, keepdim=True)).sum(dim=1).amax())
-            hidden = self._hidden(xt[:, :width], is_real[:, :width])[eligible[:, :width]]
+                elif not reads_ahead:
+                    is_read = is_real & (block <= current)
+            hidden = self._hidden(xt[:, :width], is_read[:, :width])[eligible[:, :width]]
             logits = self._logits(hidden)
             log_p = logits.log_softmax(dim=-1)
             dense = torch.full(xt.shape, -torch.inf, dtype=log_p.dtype, device=xt.device)
