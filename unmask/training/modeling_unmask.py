@@ -140,7 +140,7 @@ class Backbone(nn.Module):
     def _angles(self, place):
         """Computes cos and sin, (B, 1, L, E / 2), of `place * theta^(-2 e / E)`: in fp64, for far places.
 
-        With `rotary_layout=reference` they are (B, 1, L, E), in fp32: channel c has e = c mod E / 2; even ones come first.
+        With `rotary_layout=reference` (B, 1, L, E), in fp32: channel c has e = c mod E / 2; even ones come first.
         """
         # Anew in each pass: transformers 5 would leave a table that is made in `__init__` unfilled.
         width, is_standard = self.blocks[0].attention.width, self.model.rotary_layout == "standard"
