@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,10 @@ import typer
 from unmask.cli import options
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import RunFailed, UserError
+from unmask.training.distributed import joined, read_launch
 
+_PATIENCE = 4 * 3600.0
+"""Seconds that processes wait for the slowest of them."""
 SETTINGS = {"ignore_unknown_options": True}
 
 
@@ -40,6 +44,8 @@ def lm_eval(
     All other options are those of `lm_eval run`: `--tasks`, `--num_fewshot`, `--limit`, `--apply_chat_template`,
     `--gen_kwargs`, `--include_path`, `--output_path`, `--use_cache` and so on. RUN comes first. `--batch_size` and
     `--device` are `auto` by default.
+
+    Several processes, as of `torchrun --nproc-per-node 4 -m unmask lm-eval ..`, share the documents of each task.
 
     Tasks that read files of yours, without a network: `unmask_gsm8k`, `unmask_humaneval`, `unmask_mbpp` and
     `unmask_multiple_choice`; the file is named by `--metadata data=FILE`. Code runs in this package's sandbox.
@@ -90,7 +96,8 @@ def _execute(arguments: argparse.Namespace, model: dict[str, Any]) -> None:
     own = str(Path(harness.__file__).parent / "tasks")
     arguments.include_path = [own] if arguments.include_path is None else [own, arguments.include_path]
     try:
-        arguments.func(arguments)
+        with joined(read_launch(os.environ), timeout=_PATIENCE) as peers, harness.shared_with(peers):
+            arguments.func(arguments)
     except (UserError, RunFailed):
         raise
     except (ValueError, KeyError) as error:  # how lm-eval says that an option is wrong

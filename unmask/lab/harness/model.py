@@ -6,7 +6,9 @@ Its likelihoods are those of `evaluation/continuations.py`, its answers those of
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
-from torch import Tensor
+from torch import Tensor, distributed
 
 from unmask.config.settings import check_section
 from unmask.decoding.build import build_decoder
@@ -23,8 +25,10 @@ from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
 from unmask.evaluation.choices import PairEncoder, text_key
 from unmask.evaluation.continuations import DRAWS, Pair, Score, cut_windows, greedy_match, score_pairs
+from unmask.peers import ALONE, Peers
 from unmask.progress import progress
 from unmask.tasks.text_rows import TextRows
+from unmask.training.distributed import device_of
 from unmask.training.loading import LoadedRun
 
 _AT_ONCE = 256
@@ -32,6 +36,18 @@ _AT_ONCE = 256
 _MAX_TOKENS = 256
 """Tokens of an answer whose task does not say how many, as in lm-eval's own models."""
 _GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
+
+_peers: ContextVar[Peers] = ContextVar("peers", default=ALONE)
+
+
+@contextmanager
+def shared_with(peers: Peers) -> Iterator[None]:
+    """Models that are made inside the context share the documents of every task with `peers`."""
+    token = _peers.set(peers)
+    try:
+        yield
+    finally:
+        _peers.reset(token)
 
 
 @register_model("unmask")
@@ -69,6 +85,8 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
         **decode: Any,
     ) -> None:
         super().__init__()
+        self.peers = _peers.get()
+        self._rank, self._world_size = self.peers.rank, self.peers.size
         known = DecodeConfig.model_fields
         if unknown := [key for key in decode if key not in known]:
             raise UserError(
@@ -82,7 +100,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
         check_section(DecodeConfig, decode, "model_args")
         self.batch_size = _read_batch_size(batch_size)
         self.draws, self.mask_seed, self.is_greedy = draws, int(mask_seed), bool(is_greedy)
-        self.loaded = LoadedRun.open(path, weights=weights, step=str(step), device=_read_device(device))
+        self.loaded = LoadedRun.open(path, weights=weights, step=str(step), device=_read_device(device, self.peers))
         self.decode = _merged(self.loaded.config.decode, decode)
         check_guidance(self.decode, self.loaded.config.data)
         self.task = self.loaded.task
@@ -211,6 +229,25 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
                     update(len(found))
         return [found[place] for place in range(len(canvases))]
 
+    # --- several processes -------------------------------------------------------------------------------------------
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Returns the tensors of all processes, flat and joined. Collective."""
+        own = tensor.reshape(-1).tolist()
+        return torch.tensor([each for part in self.peers.exchange(own) for each in part])
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Returns the objects of all processes on `dst`, None on the others. Collective."""
+        if self.world_size == 1:
+            return [obj]
+        found = [None] * self.world_size if self.rank == dst else None
+        distributed.gather_object(obj, found, dst)  # not JSON: lm-eval's metrics are of any type
+        return found
+
+    def barrier(self) -> None:
+        """Waits for all processes. Collective."""
+        self.peers.exchange(None)
+
     # --- templates and results ---------------------------------------------------------------------------------------
 
     @property
@@ -314,6 +351,7 @@ def _read_batch_size(asked: int | str | None) -> int | None:
     return int(text)
 
 
-def _read_device(asked: str | None) -> str | None:
-    """Returns the device; lm-eval's default, `cuda:0`, is whatever there is."""
-    return "auto" if asked == "cuda:0" and not torch.cuda.is_available() else asked
+def _read_device(asked: str | None, peers: Peers) -> str | None:
+    """Returns the device; lm-eval's default, `cuda:0`, is whatever there is, and each of several processes has one."""
+    is_default = asked == "cuda:0" and (peers.size > 1 or not torch.cuda.is_available())
+    return None if asked is None else device_of(peers, "auto" if is_default else asked)
