@@ -92,6 +92,8 @@ def test_weights_alone_need_their_settings(tmp_path: Path, capsys: pytest.Captur
     assert run_cli("import", "--from", "puma", bare) == 2
     assert "holds no settings; give the file that it was trained with: --config FILE.yaml" in capsys.readouterr().err
     file = write_yaml(tmp_path / "mine.yaml", settings(MODEL))
+    wrapped = save(tmp_path / "ddp.pt", {f"module.{name}": value for name, value in weights(MODEL).items()})
+    assert_logits(brought(wrapped, tmp_path / "unwrapped", "--config", file), weights(MODEL), MODEL)
     assert_logits(brought(bare, tmp_path / "ours", "--config", file), weights(MODEL), MODEL)
 
 
@@ -158,8 +160,8 @@ def decode_by_formula(made: dict[str, Tensor], model: dict, canvas: Tensor, orde
 
 def test_a_model_of_blocks_reads_nothing_behind_them(tmp_path: Path) -> None:
     """`train_block.py` trains on prefixes, which end with the block that is predicted; it keeps no loss."""
-    made, canvas = weights(MODEL), torch.randint(EOS, (20, LENGTH), generator=torch.Generator().manual_seed(2))
-    for row in range(20):
+    made, canvas = weights(MODEL), torch.randint(EOS, (9, LENGTH), generator=torch.Generator().manual_seed(2))
+    for row in range(9):
         canvas[row, 4 + row % 9 :] = MASK
     given = content(MODEL, made, val_loss=None, config=settings(MODEL, "progressive", block_size=8))
     brought(save(tmp_path / "a.pt", given), tmp_path / "ours")
@@ -173,13 +175,13 @@ def test_a_model_of_blocks_reads_nothing_behind_them(tmp_path: Path) -> None:
 FP64 = ["--decoder", "dtype=float64"]  # else two scores that are nearly equal may round either way
 
 
-@pytest.mark.parametrize(("order", "count"), [("top_k", 1), ("top_k", 3), ("top_k_margin", 2)])
+@pytest.mark.parametrize(("order", "count"), [("top_k", 3), ("top_k_margin", 2)])
 def test_tokens_are_those_of_its_decoding(order: str, count: int, tmp_path: Path) -> None:
     made = weights(MODEL)
     given = content(MODEL, made)
     given["config"]["validation"] = {"sampling": {"confidence": [order], "unmasking_num": [count], "temperature": 0.0}}
     brought(save(tmp_path / "a.pt", given), tmp_path / "ours")
-    canvas = torch.randint(EOS, (100, LENGTH), generator=torch.Generator().manual_seed(2))
+    canvas = torch.randint(EOS, (30, LENGTH), generator=torch.Generator().manual_seed(2))
     canvas[:, LENGTH // 2 :] = MASK
     prompts = [str(row[: LENGTH // 2].tolist()) for row in canvas]
     found = [record["tokens"] for record in decode_prompts(tmp_path / "ours", tmp_path, prompts, *FP64)]

@@ -25,6 +25,7 @@ from unmask.training import state
 from unmask.types import TokenSpec
 
 _MAX_PICKLE = 2**26  # bytes of what is no tensor
+_WRAPPERS = ("module.", "_orig_mod.")  # names before those of the module, as DDP and torch.compile leave them
 _KEPT_ANGLES = re.compile(r"\.rope\.(cos|sin)\Z")  # made anew
 
 
@@ -177,7 +178,11 @@ def _check_archive(file: Path) -> None:
 def _tensors(given: Any, where: str) -> dict[str, Tensor]:
     if not isinstance(given, dict) or not given:
         raise UserError(f"{where}: is no dict of tensors by name; this is no checkpoint of the PUMA paper's code")
-    return {str(name): _tensor(value, f"{where}.{name}") for name, value in given.items()}
+    found = {str(name): _tensor(value, f"{where}.{name}") for name, value in given.items()}
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
 
 
 def _tensor(value: Any, where: str) -> Tensor:

@@ -38,7 +38,9 @@ class Line:
         elif len(line := f"{own}  # {comment}") <= _WIDTH:
             yield line
         else:
-            yield from textwrap.wrap(comment, _WIDTH, initial_indent="  # ", subsequent_indent="  # ")
+            yield from textwrap.wrap(
+                comment, _WIDTH, initial_indent="  # ", subsequent_indent="  # ", break_on_hyphens=False
+            )
             yield own
 
 
