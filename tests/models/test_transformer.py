@@ -35,6 +35,17 @@ def hidden_states(model, xt: torch.Tensor) -> torch.Tensor:  # type: ignore[no-u
     return model.backbone(xt, torch.arange(xt.numel())).unflatten(0, xt.shape)
 
 
+def test_a_row_of_24576_tokens_has_a_loss() -> None:
+    tokens = TokenSpec(vocab_size=5, length=24_576, mask_id=4)
+    model = build_denoiser(TransformerConfig(dim=8, ff_dim=8, num_layers=1, num_heads=1), tokens)
+    x0 = torch.randint(4, (1, tokens.length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model.logits(torch.where(torch.arange(tokens.length) % 2 == 0, x0, 4), torch.arange(tokens.length))
+    loss = torch.nn.functional.cross_entropy(logits[1::2], x0[0, 1::2], reduction="none")
+    assert math.log(4) / 2 < loss[-100:].mean() < 2 * math.log(4)
+    assert bool((loss > 0).all())
+
+
 @pytest.mark.parametrize("settings", VARIANTS)
 def test_only_what_is_asked_for_is_computed_and_it_is_the_same(settings: dict) -> None:
     """In any order, and repeatedly; the gradients too."""

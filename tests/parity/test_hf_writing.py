@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import unmask
@@ -18,8 +18,11 @@ from tests.parity.hf_folders import ROWS, write
 from unmask.config import recipes
 from unmask.data.prepare import PrepareSettings, prepare
 from unmask.errors import UserError
+from unmask.models.build import build_denoiser
 from unmask.models.families import LAYOUTS
 from unmask.models.hf_writing import choose_family
+from unmask.tasks.task import build_task
+from unmask.training.exporting import write_export
 from unmask.training.importing import Import
 from unmask.training.loading import LoadedRun
 
@@ -44,17 +47,19 @@ MODELS = {
 
 
 def model_of(folder: Path, *settings: str, dtype: torch.dtype = torch.float32) -> Path:
-    """Writes an export of a model of the task `toy` with weights that all matter."""
-    tiny_run(folder / "run", *SIZES, *settings).train()
-    unmask.export(folder / "run", folder / "ours")
-    file = folder / "ours" / "model.safetensors"
+    """Writes an export of a model of the task `toy`, as of step 1, with weights that all matter."""
+    config = recipes.load("debug", [*TWO_STEPS, *SIZES, *settings])
+    tokens = build_task(config).tokens
     generator = torch.Generator().manual_seed(0)
 
     def drawn(name: str, value: Tensor) -> Tensor:
         scale = value.shape[-1] ** -0.5 if value.ndim > 1 else 0.3
         return torch.randn(value.shape, generator=generator) * scale + float(name.endswith("norm.weight"))
 
-    save_file({name: drawn(name, value).to(dtype) for name, value in load_file(file).items()}, file)
+    state = build_denoiser(config.model, tokens).state_dict()
+    tensors = {name: drawn(name, value).to(dtype) for name, value in state.items()}
+    made = LoadedRun(folder, config, tensors, "raw", 1, torch.device("cpu"), kept_tokens=tokens)
+    write_export(made, folder / "ours")
     return folder / "ours"
 
 

@@ -123,6 +123,11 @@ def test_where_the_mask_is_found(tmp_path: Path) -> None:
     assert Import(tmp_path / "causal").is_causal
 
 
+def test_a_mask_that_is_an_ordinary_token_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _ = Import(folder_of(tmp_path, "a2d-llama", mask_token_id=7)).tokens
+    assert "the mask, 7 (from config.json), is 'H', an ordinary token" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "overrides", "message"),
     [

@@ -1,6 +1,7 @@
 """The code beside an export, in transformers: our logits, our greedy tokens, and the arguments that people give."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import unmask
 from tests.helpers import run_cli
 from tests.helpers.runs import tiny_run
 from tests.parity.test_hf_writing import SIZES, chat_run, model_of, our_logits
+from unmask.models.transformer import TransformerConfig
 from unmask.training.loading import LoadedRun
 
 transformers = pytest.importorskip("transformers", reason="needs transformers >= 4.57: pip install 'unmask[hf]'")
@@ -69,15 +71,23 @@ def test_logits_and_greedy_tokens_are_ours(name: str, tmp_path: Path) -> None:
     assert torch.equal(logits == -torch.inf, expected == -torch.inf)
     assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
-    is_causal = source.model.is_causal
-    rules: list[dict[str, Any]] = (
-        [{"tokens_per_step": 1}] if is_causal else [{"tokens_per_step": 2}, {"threshold": 0.3}]
-    )
-    for order in ["left_to_right"] if is_causal else ["prob", "margin", "neg_entropy", "right_to_left"]:
-        for rule in rules:
-            settings = source.config.decode.model_copy(update={"order": order, **rule})
-            ours = source.decoder(settings).decode(canvas).tokens
-            assert torch.equal(model.generate(canvas, max_new_tokens=0, order=order, **rule), ours), (order, rule)
+    pairs: list[tuple[str, dict[str, Any]]] = [("prob", {"tokens_per_step": 2}), ("margin", {"threshold": 0.3})]
+    if source.model.is_causal:
+        pairs = [("left_to_right", {"tokens_per_step": 1})]
+    elif name == "loops":
+        pairs += [("neg_entropy", {"tokens_per_step": 1}), ("right_to_left", {"threshold": 0.4})]
+    for order, rule in pairs:
+        settings = source.config.decode.model_copy(update={"order": order, **rule})
+        ours = source.decoder(settings).decode(canvas).tokens
+        assert torch.equal(model.generate(canvas, max_new_tokens=0, order=order, **rule), ours), (order, rule)
+
+
+def test_every_setting_of_the_network_is_known_to_the_code() -> None:
+    """A new one that decides the logits would be ignored there without a word: add it to the code and to `MODELS`."""
+    code = Path("unmask/training/modeling_unmask.py")
+    read = {*re.findall(r"model\.([a-z_]+)", (Path(__file__).parents[2] / code).read_text())}
+    of_training = {"name", "preset", "dropout", "init", "embedding_std", "checkpointing", "attention", "lora"}
+    assert {*TransformerConfig.model_fields} - of_training - {"self_conditioning"} <= read
 
 
 @pytest.mark.parametrize("auto", ["AutoModelForCausalLM", "AutoModelForMaskedLM"])

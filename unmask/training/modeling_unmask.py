@@ -78,11 +78,9 @@ class Attention(nn.Module):
 
 
 def rotate(x, cos, sin):
-    """Turns the channel pairs (e, e + E / 2) by their position's angles: one for each pair, or one for each channel."""
+    """Turns the channel pairs (e, e + E / 2) by their position's angles, of which each channel has its own."""
     first, second = x.chunk(2, dim=-1)
-    is_per_channel = cos.shape[-1] == x.shape[-1]
-    (cos_1, cos_2), (sin_1, sin_2) = (each.chunk(2, dim=-1) if is_per_channel else (each, each) for each in (cos, sin))
-    return torch.cat((first * cos_1 - second * sin_1, second * cos_2 + first * sin_2), dim=-1).to(x.dtype)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
 class SwiGlu(nn.Module):
@@ -138,17 +136,13 @@ class Backbone(nn.Module):
         return self.norm(x)
 
     def _angles(self, place):
-        """Computes cos and sin, (B, 1, L, E / 2), of `place * theta^(-2 e / E)`: in fp64, for far places.
-
-        With `rotary_layout=reference` (B, 1, L, E), in fp32: channel c has e = c mod E / 2; even ones come first.
-        """
+        """Computes cos and sin, (B, 1, L, E), of `place * theta^(-2 e / E)` for the channel pairs e."""
         # Anew in each pass: transformers 5 would leave a table that is made in `__init__` unfilled.
-        width, is_standard = self.blocks[0].attention.width, self.model.rotary_layout == "standard"
-        dtype = torch.float64 if is_standard else torch.float32
-        frequency = 1 / self.model.rope_theta ** (torch.arange(0, width, 2, dtype=dtype, device="cpu") / width)
-        angle = torch.outer(torch.arange(place.shape[1], dtype=dtype, device="cpu"), frequency)
-        if not is_standard:
-            angle = angle.repeat(1, 2)
+        width, is_reference = self.blocks[0].attention.width, self.model.rotary_layout == "reference"
+        exact = {"dtype": torch.float32 if is_reference else torch.float64, "device": "cpu"}
+        frequency = self.model.rope_theta ** -(torch.arange(0, width, 2, **exact) / width)
+        angle = torch.outer(torch.arange(place.shape[1], **exact), frequency).repeat(1, 2)
+        if is_reference:  # the PUMA paper's code: neighbours are a pair, and turn by two angles
             angle = torch.cat([angle[:, 0::2], angle[:, 1::2]], dim=1)
         return [table.float().to(place.device)[place].unsqueeze(1) for table in (angle.cos(), angle.sin())]
 
