@@ -9,12 +9,15 @@ import torch
 from tests.helpers.checkpoints import write_llama
 from tests.helpers.memory import LiveBytes, size_of
 from tests.helpers.runs import TOY
+from unmask.cli.export import export
 from unmask.config import recipes
+from unmask.errors import UserError
 from unmask.models import cost
 from unmask.models.build import build_denoiser
 from unmask.models.hf import check_settings, read_checkpoint
 from unmask.models.transformer import TransformerConfig
 from unmask.tasks.task import build_task
+from unmask.training import exporting
 from unmask.training.loading import LoadedRun
 from unmask.training.restoring import start_warm
 from unmask.training.trainer import Trainer
@@ -62,6 +65,18 @@ def test_adapters_start_without_a_wide_copy_of_their_base(base: str, tmp_path: P
     assert counted.now < held * 1.1 + tables + 12 * weights + FEW  # adapters, their average, what is small
     assert counted.peak < counted.now + FEW
     assert counted.peak < 4 * cost.count_parameters(config.model, task.tokens)
+
+
+def test_an_export_in_bfloat16_is_half_as_large(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "wide", rows=64, tied=False, mask_token_id=63)
+    exporting.export(folder, tmp_path / "own")
+    exporting.export(folder, tmp_path / "narrow", dtype="bfloat16")
+    own, narrow = (LoadedRun.open(tmp_path / name) for name in ("own", "narrow"))
+    for name, value in own.tensors.items():
+        assert torch.equal(narrow.tensors[name], value.bfloat16())
+    assert {parameter.dtype for parameter in narrow.model.parameters()} == {torch.bfloat16}
+    with pytest.raises(UserError, match="--dtype bfloat16: adapters stay in fp32"):
+        export(str(folder), tmp_path / "adapter", adapter=True, dtype="bfloat16")
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------

@@ -28,6 +28,10 @@ def export(
             "sdar, dream, llada: as those models are published."
         ),
     ] = "unmask",
+    dtype: Annotated[
+        Literal["own", "bfloat16"],
+        typer.Option(help="bfloat16: round the weights, for half the memory in decoding (default: as they are)."),
+    ] = "own",
     weights: options.Weights = None,
     step: options.Step = "last",
     data_changed: options.DataChanged = False,
@@ -49,8 +53,8 @@ def export(
     all of them too. A model that a layout cannot express (learned positions, loops, self-conditioning ...) is refused,
     with the settings that are in the way.
 
-    The adapters of a run with `model.lora` are merged into their base. `--adapter` writes them alone, for PEFT's
-    `PeftModel.from_pretrained(base, DIR)`.
+    The adapters of a run with `model.lora` are merged into their base, in fp32 unless `--dtype bfloat16`. `--adapter`
+    writes them alone, for PEFT's `PeftModel.from_pretrained(base, DIR)`.
 
     Example: `unmask export runs/sudoku-puma my-model --weights ema --step best`
 
@@ -62,10 +66,12 @@ def export(
     if adapter:
         if layout != "unmask":
             raise UserError(f"--layout {layout}: --adapter is in PEFT's format; give one of them")
+        if dtype != "own":
+            raise UserError(f"--dtype {dtype}: adapters stay in fp32; leave it out, or export the merged model")
         kind, number, base = adapters.export(run, target, weights=chosen, step=step, open_run=loading.open_base)
         console.print(f"{target}: the {kind} adapters of step {number}, for {base.source}")
         return
-    exported = exporting.export(run, target, layout=layout, weights=chosen, step=step)
+    exported = exporting.export(run, target, layout=layout, dtype=dtype, weights=chosen, step=step)
     if layout == "unmask":
         problem = needs_our_code(exported.config.model)
         readers = "transformers reads it too (trust_remote_code=True)"

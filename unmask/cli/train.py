@@ -11,10 +11,14 @@ from unmask.cli import options
 from unmask.config import recipes
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
+from unmask.models.cost import training_memory
+from unmask.models.precision import resolve_dtype
+from unmask.models.transformer import TransformerConfig
 from unmask.progress import console
-from unmask.training.distributed import joined, read_launch
+from unmask.training.distributed import device_of, joined, read_launch
 from unmask.training.folder import RunFolder
 from unmask.training.run import Run
+from unmask.training.trainer import resolve_device
 
 
 def train(
@@ -78,8 +82,28 @@ def train(
             paths.user_path(out or Path("runs") / recipes.short_name(recipe).replace("/", "-"), "--out ")
         )
         run = Run(config, folder, title=recipe, peers=peers)
+        if peers.is_main:
+            _say_memory(run)
         run.train(resume=resume, restart_pool=restart_pool, data_changed=data_changed)
     console.print(f"Done: {folder.path} (next: unmask eval {folder.path})")
+
+
+def _say_memory(run: Run) -> None:
+    """Says what a large model's training will need."""
+    config, train, size = run.config, run.config.train, run.peers.size
+    if not isinstance(config.model, TransformerConfig) or train.parallel == "fsdp":
+        return
+    device = resolve_device(device_of(run.peers, train.device))
+    memory = training_memory(
+        config.model,
+        run.task.tokens,
+        rows=max(1, train.batch_size // size // train.accumulate),
+        dtype=resolve_dtype(train.dtype, device),
+        copies=(3 if config.optim.name == "muon" else 4) + bool(config.ema.decay),
+    )
+    if memory.total >= 2**30:
+        less = "model.checkpointing=true and a larger train.accumulate need less"
+        console.print(f"Memory, estimated: about {memory}; {less}")
 
 
 def _load(recipe: str, overrides: list[str]) -> tuple[RunConfig | None, UserError | None]:

@@ -20,6 +20,7 @@ def export(
     target: str | Path,
     *,
     layout: str = "unmask",
+    dtype: str = "own",
     weights: str | None = None,
     step: str = "last",
     trust_code: bool = False,
@@ -31,6 +32,7 @@ def export(
         target: a new or empty folder.
         layout: `unmask`: all that `load` needs, and a small file of code for transformers (`trust_remote_code=True`);
             or one of Hugging Face: `plain` (Llama, Qwen2, Qwen3), `sdar`, `dream`, `llada`.
+        dtype: of the weights: `own`, as they are; or `bfloat16`, to which they are rounded.
         weights, step, trust_code: as in `load`.
 
     Raises:
@@ -38,6 +40,7 @@ def export(
             written.
     """
     choose(dict.fromkeys(("unmask", *LAYOUTS)), "layout", layout)
+    choose(dict.fromkeys(("own", "bfloat16")), "dtype", dtype)
 
     def open_and_write() -> LoadedRun:
         if trust_code:
@@ -45,6 +48,8 @@ def export(
         path = paths.user_path(target)
         files.check_new_folder(path)
         source = LoadedRun.open(run, weights=weights, step=step, device="cpu")
+        if dtype == "bfloat16":
+            source = source.rounded()
         if layout == "unmask":
             write_export(source, path)
         else:

@@ -10,7 +10,7 @@ from unmask.config.run import RunConfig
 from unmask.data.tokenizer_files import read_prefix
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
-from unmask.models.cost import count_parameters
+from unmask.models.cost import count_parameters, decoding_memory
 from unmask.models.hf import read_checkpoint
 from unmask.models.hf_weights import read_formats, read_weights
 from unmask.models.on_demand import OnDemand
@@ -217,7 +217,15 @@ class Import:
             "head": "tied to the embedding" if config.tied_head else "a matrix of its own",
             "vocabulary": f"{self.tokens.vocab_size:,} tokens, of {rows:,} rows of the checkpoint",
             "canvas": f"{self.length} positions",
+            "memory": f"about {self._memory / 2**30:.2g} GiB to decode one in bfloat16",
         }
+
+    @property
+    def _memory(self) -> int:
+        config, is_narrow = self.config.model, read_formats(self.folder) == {"BF16"}
+        assert isinstance(config, TransformerConfig)
+        held, is_cached = "bfloat16" if is_narrow else "float32", self.config.decode.cache != "none" or self.is_causal
+        return decoding_memory(config, self.tokens, rows=1, is_cached=is_cached, held=held).total
 
     def _say(self, found: Found) -> str:
         names = ((i, self._found.name(i)) for i in found.ids)

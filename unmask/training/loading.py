@@ -23,7 +23,7 @@ from unmask.errors import RunFailed, UserError
 from unmask.models import hf
 from unmask.models.build import build_denoiser, fill
 from unmask.models.denoiser import Denoiser
-from unmask.models.on_demand import OnDemand, heads_of
+from unmask.models.on_demand import OnDemand, head, heads_of
 from unmask.models.precision import resolve_dtype
 from unmask.tasks.task import Task, build_task, check_same_data, may_change
 from unmask.training import adapters, checkpoint, state
@@ -185,6 +185,14 @@ class LoadedRun:
             return value
 
         return fill(model, OnDemand(heads, finite), self.device).eval()
+
+    def rounded(self) -> "LoadedRun":
+        """Returns it with weights in bfloat16, each rounded when it is asked for."""
+        heads = {
+            name: head(value.shape, torch.bfloat16) if value.is_floating_point() else value
+            for name, value in heads_of(self.tensors).items()
+        }
+        return replace(self, tensors=OnDemand(heads, lambda name: self.tensors[name].to(heads[name].dtype)))
 
     def prepare(self, *, dtype: str | None = None, is_compiled: bool = False) -> Denoiser:
         """Returns the model, set to compute in `dtype` (default: `train.dtype`), and compiled for decoding if asked."""
