@@ -255,7 +255,7 @@ def chat_run(folder: Path, vocab: str) -> Path:
 def test_a_model_of_conversations_takes_its_tokenizer_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, target = chat_run(tmp_path, "full"), tmp_path / "plain"
     assert run_cli("export", run, target, "--layout", "plain") == 0
-    assert "a qwen2, with the" in capsys.readouterr().err
+    assert "a model of type qwen2, with the" in capsys.readouterr().err
     source = LoadedRun.open(run)
     tokenizer = transformers.AutoTokenizer.from_pretrained(target)
     assert tokenizer.mask_token_id == source.tokens.mask_id == len(tokenizer) - 1

@@ -43,9 +43,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def export(folder: Path, *settings: str) -> tuple[LoadedRun, Any]:
-    """Exports a model whose weights all matter; returns it as ours, and as transformers loads it."""
-    unmask.export(model_of(folder, *settings), folder / "out")
-    return LoadedRun.open(folder / "out"), theirs(folder / "out")
+    """Writes a model whose weights all matter; returns it as ours, and as transformers loads it."""
+    written = model_of(folder, *settings)
+    return LoadedRun.open(written), theirs(written)
 
 
 def theirs(folder: Path, auto: str = "AutoModel") -> Any:
@@ -93,8 +93,8 @@ def test_every_setting_of_the_network_is_known_to_the_code() -> None:
 @pytest.mark.parametrize("auto", ["AutoModelForCausalLM", "AutoModelForMaskedLM"])
 def test_every_auto_class_and_what_the_run_decodes_with(auto: str, tmp_path: Path) -> None:
     settings = ["decode.order=margin", "decode.tokens_per_step=3", "decode.block_size=4"]
-    unmask.export(model_of(tmp_path, *settings), tmp_path / "out")
-    source, model = LoadedRun.open(tmp_path / "out"), theirs(tmp_path / "out", auto)
+    written = model_of(tmp_path, *settings)
+    source, model = LoadedRun.open(written), theirs(written, auto)
     canvas = prompts(source)
     ours = source.decoder(source.config.decode).decode(canvas).tokens
     assert torch.equal(model.generate(canvas[:1, :1])[0], ours[0])  # as many new ones as the canvas has room for

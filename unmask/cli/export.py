@@ -80,4 +80,4 @@ def export(
         console.print(f"{target}: the {exported.weights} weights of step {exported.step}; {readers}")
         return
     family = read_checkpoint(paths.user_path(target)).family_name
-    console.print(f"{target}: a {family}, with the {exported.weights} weights of step {exported.step}")
+    console.print(f"{target}: a model of type {family}, with the {exported.weights} weights of step {exported.step}")
