@@ -303,7 +303,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
 
 
 class _Generation:
-    """What a task asks of answers: how they are decoded, and cut."""
+    """The settings of answers that a task asks for: how they are decoded, and cut."""
 
     def __init__(self, decode: DecodeConfig, max_tokens: int, until: list[str]) -> None:
         self.decode, self.max_tokens, self.until = decode, max_tokens, until
