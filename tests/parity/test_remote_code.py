@@ -99,6 +99,8 @@ def test_every_auto_class_and_what_the_run_decodes_with(auto: str, tmp_path: Pat
     ours = source.decoder(source.config.decode).decode(canvas).tokens
     assert torch.equal(model.generate(canvas[:1, :1])[0], ours[0])  # as many new ones as the canvas has room for
     assert torch.equal(model.generate(canvas, max_new_tokens=0), ours)
+    (code,) = re.findall(r"```python\n(.*?)```", (written / "README.md").read_text(), flags=re.DOTALL)
+    exec(code, {"FOLDER": written})
 
 
 def test_what_follows_a_block_is_left_unread_as_in_the_run(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ _REMOTE = """## Decoding
 {unmask} In transformers (4.57 and later), without unmask:
 
 ```python
-from transformers import AutoModel{auto_tokenizer}
+{torch}from transformers import AutoModel{auto_tokenizer}
 
 model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
 {call}
@@ -136,10 +136,7 @@ _CALL = {
     True: """tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
 inputs = tokenizer("Once", return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs)))""",
-    False: """
-import torch
-
-ids = torch.full((1, {length}), {mask})  # masks, but for what is given
+    False: """ids = torch.full((1, {length}), {mask})  # masks, but for what is given
 model.generate(ids, max_new_tokens=0)""",
 }
 _SECTIONS = {"unmask": _REMOTE, "plain": _MASKED, "sdar": _SDAR, "dream": _DREAM, "llada": _LLADA}
@@ -174,6 +171,7 @@ def model_card(source: LoadedRun, layout: str, *, num_rows: int, has_tokenizer: 
         )
     section = _SECTIONS[layout].format(
         unmask=_UNMASK,
+        torch="" if has_tokenizer else "import torch\n",
         auto_tokenizer=", AutoTokenizer" if has_tokenizer else "",
         call=_CALL[has_tokenizer].format(length=tokens.length, mask=tokens.mask_id),
         mask=tokens.mask_id,
