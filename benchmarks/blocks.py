@@ -18,7 +18,7 @@ import torch
 from unmask.masking.process import masked_batch
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import MaskedBatch, TokenSpec
 
 

@@ -35,7 +35,7 @@ import torch
 
 from unmask.config import recipes
 from unmask.models.cost import count_parameters
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import build_task
 
 METHODS = ("sudoku/paper_uniform", "sudoku/paper_puma")

@@ -14,7 +14,8 @@ import torch
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.sampling import Sampling
 from unmask.models.denoiser import Denoiser
-from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.models.transformer import Transformer
+from unmask.models.transformer_config import TransformerConfig
 from unmask.reveal import Fixed
 from unmask.types import TokenSpec
 

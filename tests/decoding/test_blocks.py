@@ -9,7 +9,7 @@ from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
 from unmask.errors import UserError
 from unmask.models.build import build_denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.reveal import CosineSteps, Fixed, NumSteps, Threshold
 from unmask.types import Prediction, Query, TokenSpec
 

@@ -10,7 +10,8 @@ from unmask.decoding.decoder import Decoder
 from unmask.decoding.sampling import Sampling
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
-from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.models.transformer import Transformer
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import Decoded, TokenSpec
 
 EOS, MASK = 8, 9

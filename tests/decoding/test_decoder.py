@@ -13,7 +13,7 @@ from unmask.decoding.sampling import Sampling
 from unmask.errors import NotFinite, UserError
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.reveal import ORDERS, CosineSteps, EntropyBound, Factor, Fixed, NumSteps, RevealState, Threshold
 from unmask.types import Prediction, Query, TokenSpec
 

@@ -25,7 +25,7 @@ from unmask.models import denoiser
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.head import token_stats
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.training.parallel import sync_gradients
 from unmask.types import MaskedBatch, TokenSpec
 

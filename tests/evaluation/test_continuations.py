@@ -12,7 +12,7 @@ from unmask.errors import UserError
 from unmask.evaluation.continuations import Pair, Score, cut_windows, score_pairs
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import TokenSpec
 
 VALUES, LENGTH, MASK = 7, 12, 7

@@ -22,7 +22,7 @@ from unmask.evaluation.generative import (
 )
 from unmask.evaluation.judge import Passage, Scorer
 from unmask.models.build import build_denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.text import Text
 from unmask.types import CleanBatch
 

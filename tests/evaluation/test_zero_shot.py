@@ -14,7 +14,7 @@ from unmask.errors import UserError
 from unmask.evaluation.nelbo import nelbo
 from unmask.evaluation.text import names_of, read_corpora, zero_shot
 from unmask.models.build import build_denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.text import Text
 
 SMALL = [

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from unmask.models.build import build_denoiser
 from unmask.models.families import LLAMA_NAMES
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import TokenSpec
 
 

@@ -7,7 +7,7 @@ from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import Decoded, TokenSpec
 
 EOS, MASK, LENGTH = 6, 7, 16

@@ -11,7 +11,7 @@ from unmask.evaluation.nelbo import nll
 from unmask.masking.ar import NextToken
 from unmask.masking.process import Requirements, RowShard
 from unmask.models.build import build_denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.peers import Peers
 from unmask.types import CleanBatch, TokenSpec
 

@@ -9,7 +9,7 @@ from unmask.masking.process import make_batch
 from unmask.models import precision
 from unmask.models.build import build_denoiser
 from unmask.models.head import token_stats
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import MaskedBatch, TokenSpec
 
 

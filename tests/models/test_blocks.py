@@ -17,7 +17,7 @@ from unmask.models.backends import BACKENDS, fastest_by_block
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.measuring import measure_fastest
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.models.visibility import AttentionPattern, num_clean
 from unmask.types import Prediction, Query, TokenSpec
 

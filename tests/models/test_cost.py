@@ -17,7 +17,8 @@ from unmask.models.attention import KeyValueCache
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.presets import PRESETS
-from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.models.transformer import Transformer
+from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import build_task
 from unmask.types import TokenSpec
 

@@ -15,7 +15,7 @@ from unmask.masking.process import masked_batch
 from unmask.models import denoiser, head
 from unmask.models.build import build_denoiser
 from unmask.models.head import STREAMED, prediction, token_stats
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.noise import Purpose
 from unmask.reveal import CONFIDENCES
 from unmask.types import Prediction, Query, TokenSpec, TokenStats, at_least_fp32

@@ -13,7 +13,7 @@ from unmask.models.build import build_denoiser
 from unmask.models.cost import count_cached, count_parameters
 from unmask.models.denoiser import Denoiser
 from unmask.models.loops import draw
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 
 KINDS = {  # settings of a network, and of a decoder that keeps what it can
     "full": ({}, {"cache": "prefix", "block_size": 8, "tokens_per_step": 8}),

@@ -13,7 +13,7 @@ from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.models import cost, lora
 from unmask.models.build import build_denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.training.trainer import Trainer
 from unmask.types import TokenSpec
 

@@ -6,7 +6,7 @@ from unmask.models import denoiser as denoising
 from unmask.models import precision
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import MaskedBatch, Query, TokenSpec
 
 

@@ -15,7 +15,7 @@ from unmask.models import denoiser as denoiser_module
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser, has_first_pass
 from unmask.models.head import expected_value
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats
 

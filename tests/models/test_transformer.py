@@ -10,7 +10,8 @@ from unmask.models.attention import Attention, rotary_angles, rotate
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.presets import PRESETS
-from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.models.transformer import Transformer
+from unmask.models.transformer_config import TransformerConfig
 from unmask.reveal import CONFIDENCES
 from unmask.types import Query, TokenSpec
 

@@ -16,7 +16,8 @@ from unmask.masking.puma import PumaPool
 from unmask.masking.puma_variable import VariablePumaPool
 from unmask.masking.uniform import RandomMasking
 from unmask.models.denoiser import Denoiser
-from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.models.transformer import Transformer
+from unmask.models.transformer_config import TransformerConfig
 from unmask.reveal import Fixed
 from unmask.types import TokenSpec
 

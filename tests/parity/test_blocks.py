@@ -8,7 +8,7 @@ from unmask.errors import UserError
 from unmask.masking.process import make_batch, masked_batch
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import MaskedBatch, Prediction, TokenSpec
 
 MASK, ROWS, LENGTH = 8, 3, 12

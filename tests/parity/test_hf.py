@@ -20,7 +20,7 @@ from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.hf import check_settings, is_checkpoint, read_config
 from unmask.models.hf_weights import read_weights
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import TokenSpec
 
 ROWS = 50

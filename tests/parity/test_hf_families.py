@@ -12,7 +12,7 @@ from unmask.models.build import build_denoiser
 from unmask.models.families import FAMILIES, REFUSED
 from unmask.models.hf import check_settings, read_checkpoint
 from unmask.models.hf_weights import read_weights
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.training.hf_tokens import with_own_mask
 from unmask.types import TokenSpec
 

@@ -15,7 +15,7 @@ from tests.parity.hf_folders import EOS, MASK, ROWS, reference, reference_logits
 from unmask.errors import UserError
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.training.exporting import import_checkpoint
 from unmask.training.importing import Import, Overrides
 from unmask.training.loading import LoadedRun

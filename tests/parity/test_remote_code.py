@@ -13,7 +13,7 @@ import unmask
 from tests.helpers import run_cli
 from tests.helpers.runs import tiny_run
 from tests.parity.test_hf_writing import SIZES, chat_run, model_of, our_logits
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.training.loading import LoadedRun
 
 transformers = pytest.importorskip("transformers", reason="needs transformers >= 4.57: pip install 'unmask[hf]'")

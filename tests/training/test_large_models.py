@@ -15,7 +15,7 @@ from unmask.errors import UserError
 from unmask.models import cost
 from unmask.models.build import build_denoiser
 from unmask.models.hf import check_settings, read_checkpoint
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import build_task
 from unmask.training import exporting
 from unmask.training.loading import LoadedRun

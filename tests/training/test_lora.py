@@ -19,7 +19,7 @@ from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.families import LLAMA_NAMES
 from unmask.models.lora import LoraConfig
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.training import checkpoint
 from unmask.training.loading import LoadedRun
 from unmask.types import TokenSpec

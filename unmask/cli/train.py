@@ -13,7 +13,7 @@ from unmask.config.run import RunConfig
 from unmask.errors import UserError
 from unmask.models.cost import training_memory
 from unmask.models.precision import resolve_dtype
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.progress import console
 from unmask.training.distributed import device_of, joined, read_launch
 from unmask.training.folder import RunFolder

@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.config.settings import Section
 from unmask.machine import require_memory
 from unmask.models.head import CHUNK
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import TokenSpec
 
 _GIB = 2**30

@@ -15,7 +15,7 @@ from unmask import formats
 from unmask.config.settings import check_section
 from unmask.errors import UserError
 from unmask.models.families import FAMILIES, Family, find_family
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 
 _Size = Annotated[int, Field(gt=0, le=2**24)]
 _Id = Annotated[int, Field(ge=0, lt=2**31)]

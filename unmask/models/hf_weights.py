@@ -17,7 +17,8 @@ from torch import Tensor
 from unmask.errors import UserError
 from unmask.models.hf import read_checkpoint, read_object
 from unmask.models.on_demand import OnDemand, head
-from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.models.transformer import Transformer
+from unmask.models.transformer_config import TransformerConfig
 from unmask.progress import warn
 from unmask.types import TokenSpec
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.errors import UserError
 from unmask.models.families import FAMILIES, LAYOUTS, Family, Layout
 from unmask.models.on_demand import heads_of
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.types import TokenSpec
 
 

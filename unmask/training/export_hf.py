@@ -14,7 +14,7 @@ from unmask.data.vocabulary import Vocabulary
 from unmask.models.families import FAMILIES
 from unmask.models.hf_writing import choose_family, hf_settings, hf_tensors, needs_our_code
 from unmask.models.on_demand import heads_of
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.progress import warn
 from unmask.training.hf_card import model_card
 from unmask.training.loading import LoadedRun

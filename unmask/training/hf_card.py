@@ -2,7 +2,7 @@
 
 from unmask.config.settings import name_of
 from unmask.models.families import FAMILIES, LAYOUTS
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.training.loading import LoadedRun
 
 _HEAD = """---

@@ -14,7 +14,7 @@ from unmask.models.cost import count_parameters, decoding_memory
 from unmask.models.hf import read_checkpoint
 from unmask.models.hf_weights import read_formats, read_weights
 from unmask.models.on_demand import OnDemand
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.training.hf_tokens import Found, HfTokens
 from unmask.types import TokenSpec
 

@@ -18,7 +18,8 @@ from unmask.models.families import LLAMA_NAMES, TensorNames
 from unmask.models.hf_weights import read_weights
 from unmask.models.lora import LoraConfig
 from unmask.models.on_demand import OnDemand, head, heads_of
-from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.models.transformer import Transformer
+from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import Task
 from unmask.training import state
 from unmask.training.hf_tokens import with_own_mask

@@ -26,7 +26,7 @@ from unmask.models.ema import Ema
 from unmask.models.lora import load_base
 from unmask.models.measuring import measure_fastest
 from unmask.models.precision import parameter_dtype, resolve_dtype, should_compile
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
 from unmask.training import parallel, state

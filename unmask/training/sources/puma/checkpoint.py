@@ -20,7 +20,8 @@ from unmask.config.run import RunConfig
 from unmask.errors import UserError
 from unmask.models.cost import require_memory_for_model
 from unmask.models.families import PUMA_NAMES
-from unmask.models.transformer import Transformer, TransformerConfig
+from unmask.models.transformer import Transformer
+from unmask.models.transformer_config import TransformerConfig
 from unmask.training import state
 from unmask.types import TokenSpec
 

@@ -13,7 +13,7 @@ from unmask.config.run import RunConfig
 from unmask.errors import UserError
 from unmask.formats import printable
 from unmask.models.cost import count_parameters
-from unmask.models.transformer import TransformerConfig
+from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import Task, build_task
 from unmask.training.exporting import write_export
 from unmask.training.loading import LoadedRun
