@@ -101,14 +101,43 @@ def bits(seed: int, purpose: Purpose, *keys: Key) -> Int[Tensor, "..."]:
     return state
 
 
+def has_float64(device: torch.device) -> bool:
+    """True if tensors on `device` can be float64; on a Mac's GPU they cannot."""
+    return device.type != "mps"
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Returns the widest number format of `device`: float64, or fp32."""
+    return torch.float64 if has_float64(device) else torch.float32
+
+
+def wide(x: Tensor) -> Float[Tensor, "..."]:
+    """Converts `x` to the widest number format of its device."""
+    return x.to(widest(x.device))
+
+
 def uniform(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
-    """Returns uniform numbers in [0, 1), float64, for each entry of the broadcast `keys`."""
+    """Returns uniform numbers in [0, 1), in `widest`, for each entry of the broadcast `keys`.
+
+    In fp32 they are those in float64, cut to 24 bits.
+    """
+    drawn = bits(seed, purpose, *keys)
+    if not has_float64(drawn.device):
+        return ((drawn >> 40) & ((1 << 24) - 1)).float() * 2.0**-24
     # The upper 53 of 64 bits: as many as a double's mantissa holds, so that 1 is never reached by rounding.
-    return ((bits(seed, purpose, *keys) >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+    return ((drawn >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
 def gumbel(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
-    """Returns standard Gumbel numbers, float64: fp32 would cut the tails, which lowers a sampler's temperature."""
+    """Returns standard Gumbel numbers, in `widest`, with all of their tails: cut, they lower a sampler's temperature.
+
+    `-log(-log(u))` needs 53 bits of u near 1, which fp32 has of 1 - u alone: there it is `-log(-log1p(-(1 - u)))`.
+    """
+    drawn = bits(seed, purpose, *keys)
+    if not has_float64(drawn.device):
+        upper = (drawn >> 11) & ((1 << 53) - 1)
+        u, rest = ((each.float() + 0.5) * 2.0**-53 for each in (upper, (1 << 53) - 1 - upper))
+        return -torch.log(-torch.where(u < 0.5, u.log(), torch.log1p(-rest)))
     u = uniform(seed, purpose, *keys) + 2.0**-54  # inside (0, 1)
     return -torch.log(-torch.log(u))
 

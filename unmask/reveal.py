@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unmask.config.settings import Section, known
 from unmask.errors import require
+from unmask.noise import wide
 
 Scores = Float[Tensor, "*B L"]
 
@@ -201,7 +202,7 @@ class CosineSteps(NumSteps):
     """Reveals few positions at first: after step k, `floor(n cos(pi k / (2 num_steps)))` are masked (MaskGIT)."""
 
     def num_left_after(self, state: RevealState) -> Int[Tensor, "*B"]:
-        angle = (state.step.double() + 1).clamp(max=self.num_steps) * (math.pi / (2 * self.num_steps))
+        angle = (wide(state.step) + 1).clamp(max=self.num_steps) * (math.pi / (2 * self.num_steps))
         cosine = angle.cos() + 1e-9  # rounded, that of 60 degrees may be less than 1/2
         return (state.num_masked_at_start * cosine).floor().long()
 
@@ -277,7 +278,7 @@ class ErrorBudget:
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
         ranked = _ranked(state.score, state.eligible)
-        error = (1 - state.top1.gather(-1, ranked).double()).cumsum(dim=-1)
+        error = (1 - wide(state.top1.gather(-1, ranked))).cumsum(dim=-1)
         return _first(state, error < self.budget, ranked)
 
 

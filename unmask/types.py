@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.errors import UserError, choose
+from unmask.noise import widest
 from unmask.reveal import CONFIDENCES
 
 
@@ -209,8 +210,10 @@ def forbid_tokens(
 
 
 def to_device(value: Tensor, device: torch.device | str) -> Tensor:
-    """Copies `value` to `device`, from the CPU to a GPU without waiting for it."""
+    """Copies `value` to `device`, from the CPU to a GPU without waiting for it; float64 only where that exists."""
     device = torch.device(device)
+    if value.dtype == torch.float64:
+        value = value.to(widest(device))
     # Only a copy from pinned memory is asynchronous.
     if device.type == "cuda" and value.device.type == "cpu":
         return value.pin_memory().to(device, non_blocking=True)

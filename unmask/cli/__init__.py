@@ -27,6 +27,8 @@ _STRICT = ("strict", "surrogateescape")  # on a stream: what it cannot take is a
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
+    if sys.platform == "darwin":  # what its GPU cannot do is done on the CPU; PyTorch asks when it is imported
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     given = list(sys.argv[1:] if arguments is None else arguments)
     with _streams(), _signals():
         try:

@@ -23,7 +23,7 @@ Weights = Annotated[
     str | None, typer.Option(help="Weights to use: ema (averaged) or raw (default: ema if the run has it).")
 ]
 Step = Annotated[str, typer.Option(help="Checkpoint to use: last, best, or a step.")]
-Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda or auto (default: the one of the training).")]
+Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda, mps or auto (default: the one of the training).")]
 
 
 def _trust(is_trusted: bool) -> bool:

@@ -73,7 +73,7 @@ class TrainConfig(Section):
     dtype: DTypeName = Field(
         "auto", description="number format; auto: bfloat16 autocast if the hardware supports it, else float32"
     )
-    device: str = Field("auto", description="device to train on; auto: cuda if there is one, else cpu")
+    device: str = Field("auto", description="device to train on; auto: cuda, else mps (a Mac's GPU), else cpu")
     compile: Literal["auto"] | bool = Field("auto", description="use torch.compile; auto: if a compiler works")
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; null = PyTorch's choice, but no more than it may use"

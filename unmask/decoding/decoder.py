@@ -74,8 +74,8 @@ class _Rows:
             last_given=torch.where(is_given, position, -1).amax(dim=-1),
             is_given=is_given,
             reveal_step=torch.full_like(xt, -1),
-            confidence=torch.zeros(xt.shape, dtype=torch.float64, device=xt.device),
-            log_prob=torch.zeros(xt.shape, dtype=torch.float64, device=xt.device),
+            confidence=torch.zeros(xt.shape, dtype=noise.widest(xt.device), device=xt.device),
+            log_prob=torch.zeros(xt.shape, dtype=noise.widest(xt.device), device=xt.device),
         )
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
@@ -195,8 +195,8 @@ class Decoder:
         reveal_step = torch.where(is_new, rows.step.unsqueeze(1), rows.reveal_step.gather(1, span.position))
         if is_again is not None:
             tokens, reveal_step = tokens.masked_fill(is_again, self.mask_id), reveal_step.masked_fill(is_again, -1)
-            rows.confidence = torch.where(is_new, state.top1.double(), rows.confidence)
-            rows.log_prob = torch.where(is_new, span.to_dense(answer.log_prob).double(), rows.log_prob)
+            rows.confidence = torch.where(is_new, noise.wide(state.top1), rows.confidence)
+            rows.log_prob = torch.where(is_new, noise.wide(span.to_dense(answer.log_prob)), rows.log_prob)
         rows.xt = rows.xt.scatter(1, span.position, tokens)
         rows.reveal_step = rows.reveal_step.scatter(1, span.position, reveal_step)
         if self.eos_id is not None:
@@ -267,7 +267,7 @@ class Decoder:
         score = order.score(confidence, lambda: noise.uniform(self.sampling.seed, Purpose.ORDER, *keys))
         if not self.confidence_noise:
             return score
-        share = rows.num_masked / rows.num_masked_at_start.double()
+        share = rows.num_masked / noise.wide(rows.num_masked_at_start)
         gumbel = noise.gumbel(self.sampling.seed, Purpose.CONFIDENCE, *keys)
         return order.noisy(score, gumbel, self.confidence_noise * share.unsqueeze(1))
 

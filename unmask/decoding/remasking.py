@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from unmask.noise import wide
 from unmask.reveal import NumSteps, RevealRule, RevealState, most_confident
 
 Reveals = Bool[Tensor, "b L"]
@@ -61,7 +62,7 @@ class Remdm:
 
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
         assert isinstance(rule, NumSteps), "remasking needs a number of steps"
-        start = state.num_masked_at_start.double()
+        start = wide(state.num_masked_at_start)
         num_left = rule.num_left_after(state)
         largest = (num_left / (start - state.num_masked).clamp(min=1)).clamp(max=1.0)  # (1 - alpha_s) / alpha_t
         u = revealed.uniform()

@@ -102,7 +102,7 @@ class Sampling:
         return draw
 
     def _is_kept(self, logits: Float[Tensor, "m V"]) -> Bool[Tensor, "m V"]:
-        return truncated(logits.double() / self.temperature, self.top_k, self.top_p) > -torch.inf
+        return truncated(noise.wide(logits) / self.temperature, self.top_k, self.top_p) > -torch.inf
 
     def _best(
         self, logits: Float[Tensor, "m V"], p: Float[Tensor, "m V"], is_open: Bool[Tensor, "m V"], *keys: Tensor
@@ -133,7 +133,7 @@ class Sampling:
         return torch.cat([noise.may_be_below(some, self.seed, Purpose.VALUE, *rows, of) for some, of in pieces], dim=-1)
 
     def _scores(self, logits: Float[Tensor, "..."], *keys: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return logits.double() / self.temperature + noise.gumbel(self.seed, Purpose.VALUE, *keys)
+        return noise.wide(logits) / self.temperature + noise.gumbel(self.seed, Purpose.VALUE, *keys)
 
 
 _FEW = 1024

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.noise import wide, widest
+
 _MARGIN = 1e-4
 """More than the relative error of a sum of probabilities in fp32."""
 _NEAREST, _FARTHEST = -12, 8
@@ -54,10 +56,10 @@ class Bins:
         place = (distance.view(torch.int32) >> (23 - bits)).clamp_(first, last).sub_(first).long()
         added: list[tuple[float, Tensor]] = []
         if top_k is not None:
-            added.append((float(top_k), logits.new_ones((), dtype=torch.float64).expand_as(logits)))
+            added.append((float(top_k), logits.new_ones((), dtype=widest(logits.device)).expand_as(logits)))
         if top_p is not None:
-            added.append((top_p, p.double()))
-        empty = logits.new_zeros(len(logits), last - first + 1, dtype=torch.float64)
+            added.append((top_p, wide(p)))
+        empty = logits.new_zeros(len(logits), last - first + 1, dtype=widest(logits.device))
         return Bins(place, [(limit, of, empty.scatter_add(-1, place, of).cumsum_(dim=-1)) for limit, of in added])
 
     def is_open(self) -> Bool[Tensor, "m V"]:

@@ -212,7 +212,7 @@ def row_nlls(
 def _weighted_nll(model: Denoiser, batch: MaskedBatch, rows: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
     """Sums the weighted NLL of each row's scored positions, on the CPU; `rows` number the examples."""
     stats = model(batch)
-    found = batch.scatter(stats.nll.double() * batch.weight, 0.0).sum(dim=-1).cpu()
+    found = batch.scatter(noise.wide(stats.nll) * batch.weight, 0.0).sum(dim=-1).cpu().double()
     check_finite(found.tolist(), "the model", "example", rows.tolist())
     return found
 

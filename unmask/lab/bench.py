@@ -162,6 +162,8 @@ def _set_threads(config: RunConfig) -> None:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _peaks(device: torch.device) -> Result:

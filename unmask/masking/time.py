@@ -37,11 +37,12 @@ class Density:
     """
 
     def __init__(self, mass: Float[Tensor, "C"]) -> None:
-        total = mass.double().sum()
+        mass = noise.wide(mass)
+        total = mass.sum()
         if not (torch.isfinite(total) and total > 0 and (mass >= 0).all()):
             raise UserError(f"a density of times must have mass, none of it negative; its {len(mass)} cells do not")
-        self.mass = mass.double() / total
-        self._cdf = torch.cat([torch.zeros(1, dtype=torch.float64, device=mass.device), self.mass.cumsum(dim=0)])
+        self.mass = mass / total
+        self._cdf = torch.cat([mass.new_zeros(1), self.mass.cumsum(dim=0)])
         self._cdf[-1] = 1
 
     @property
@@ -52,7 +53,7 @@ class Density:
     @property
     def mean(self) -> float:
         """E[t], the share that is masked on average."""
-        middle = (torch.arange(self.cells, dtype=torch.float64, device=self.mass.device) + 0.5) / self.cells
+        middle = (torch.arange(self.cells, dtype=self.mass.dtype, device=self.mass.device) + 0.5) / self.cells
         return float((self.mass * middle).sum())
 
     def density(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
@@ -62,15 +63,15 @@ class Density:
 
     def cdf(self, t: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """Returns the mass of (0, t]."""
-        place = t.double() * self.cells
+        place = noise.wide(t) * self.cells
         cell = place.long().clamp(max=self.cells - 1)
         return self._cdf[cell] + (place - cell) * self.mass[cell]
 
     def icdf(self, u: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """Returns the time below which lies the mass u; for u in (0, 1], one that has density."""
-        u = u.double()
+        u = noise.wide(u)
         cell = torch.searchsorted(self._cdf[1:], u.contiguous()).clamp(max=self.cells - 1)
-        within = (u - self._cdf[cell]) / self.mass[cell].clamp(min=torch.finfo(torch.float64).tiny)  # u = 0 has no mass
+        within = (u - self._cdf[cell]) / self.mass[cell].clamp(min=torch.finfo(u.dtype).tiny)  # u = 0 has no mass
         return (cell + within.clamp(max=1)) / self.cells
 
     @property
@@ -80,12 +81,14 @@ class Density:
 
     def resized(self, cells: int) -> "Density":
         """Returns the density in `cells` equal cells, each with the mass that lies there now."""
-        edges = torch.arange(cells + 1, dtype=torch.float64, device=self.mass.device) / cells
+        edges = torch.arange(cells + 1, dtype=self.mass.dtype, device=self.mass.device) / cells
         return Density(self.cdf(edges).diff().clamp(min=0))  # rounding
 
     def to(self, device: torch.device) -> "Density":
         """Returns the density with its table on `device`."""
-        return self if self.mass.device == device else Density(self.mass.to(device))
+        dtype = noise.widest(device)
+        is_there = self.mass.device == device and self.mass.dtype == dtype
+        return self if is_there else Density(self.mass.to(dtype).to(device))
 
 
 UNIFORM = Density(torch.ones(1, dtype=torch.float64))

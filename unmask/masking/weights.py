@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.noise import wide
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSample:
@@ -36,7 +38,7 @@ def per_masked(is_masked: Bool[Tensor, "B N S"], eligible: Bool[Tensor, "B N S"]
     """
     num_maskable = eligible.sum(dim=-1)
     # The quotient of whole numbers, rounded once: with one block, 1/n to the last bit.
-    return num_maskable.double() / (is_masked.sum(dim=-1) * _length(num_maskable)).clamp(min=1)
+    return wide(num_maskable) / (is_masked.sum(dim=-1) * _length(num_maskable)).clamp(min=1)
 
 
 def capped(is_masked: Bool[Tensor, "B N S"], eligible: Bool[Tensor, "B N S"], cap: float) -> Float[Tensor, "B N"]:
@@ -44,7 +46,7 @@ def capped(is_masked: Bool[Tensor, "B N S"], eligible: Bool[Tensor, "B N S"], ca
 
     The cap bounds the weight of blocks that are almost visible, and biases: the loss is no NELBO (PUMBA, appendix B).
     """
-    return per_masked(is_masked, eligible).minimum(cap / _length(eligible.sum(dim=-1)).clamp(min=1).double())
+    return per_masked(is_masked, eligible).minimum(cap / wide(_length(eligible.sum(dim=-1)).clamp(min=1)))
 
 
 def elbo(sample: MaskSample) -> Float[Tensor, "B N"]:

@@ -49,6 +49,10 @@ def build_denoiser(
     """
     name = name_of(config)
     adapters = getattr(config, "lora", None)
+    if adapters is not None and adapters.base == "nf4" and device is not None and device.type == "mps":
+        raise UserError(
+            "model.lora.base=nf4: bitsandbytes does not compute on a Mac's GPU; use bfloat16, or train.device=cpu"
+        )
     is_read = (is_empty or adapters is not None) and registry.resolve("model", name) is Transformer
     if not is_empty:
         require_memory_for_model(config, tokens, device=device)

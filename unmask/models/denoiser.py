@@ -265,7 +265,7 @@ class Denoiser(nn.Module):
         if self.alignment == "same":
             return at
         has_before = (at % xt.shape[1] != 0).all()
-        if has_before.device.type != "cpu":
+        if has_before.is_cuda:
             torch._assert_async(has_before, NOTHING_BEFORE)  # nobody waits for the device
         elif not has_before:
             raise UserError(NOTHING_BEFORE)

@@ -5,13 +5,23 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from unmask.errors import UserError
+from unmask.noise import has_float64
 from unmask.progress import warn
 
 
 def resolve_dtype(name: str, device: torch.device) -> str:
-    """Resolves `auto` to bfloat16 if the hardware multiplies it, else to float32; other names stay."""
+    """Resolves `auto` to bfloat16 if the hardware multiplies it, else to float32; other names stay.
+
+    Raises:
+        UserError: it is float64, which `device` does not have.
+    """
+    if name == "float64" and not has_float64(device):
+        raise UserError(f"float64: {device.type} has no such numbers; use float32, or the device cpu")
     if name != "auto":
         return name
+    if device.type == "mps":
+        return "bfloat16" if torch.backends.mps.is_macos_or_newer(14, 0) else "float32"
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if device.type == "cpu" and _cpu_has_bf16() else "float32"
@@ -48,9 +58,14 @@ def casts_kept() -> Iterator[None]:
 
 
 def should_compile(setting: str | bool, device: torch.device) -> bool:
-    """Resolves `auto` to True if a compiler works, else to False with a warning; True and False stay."""
+    """Resolves `auto` to True if a compiler works, else to False with a warning; True and False stay.
+
+    On a Mac's GPU it is False: the compiler is not finished there.
+    """
     if setting != "auto":
         return bool(setting)
+    if device.type == "mps":
+        return False
     try:
         torch.compile(_probe, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # whatever a missing compiler, header or kernel language raises

@@ -247,7 +247,14 @@ def device_of(peers: Peers, asked: str) -> str:
         UserError: `asked` names a single GPU for several processes, or there are more processes than GPUs.
     """
     count = torch.cuda.device_count()
-    if peers.size == 1 or asked == "cpu" or (asked == "auto" and not count):
+    if peers.size > 1 and asked == "mps":
+        raise UserError(
+            f"train.device=mps: a Mac's GPU is one device, and {peers.size} processes cannot exchange what is on it; "
+            "start one process, or set train.device=cpu"
+        )
+    if peers.size > 1 and asked == "auto" and not count:
+        return "cpu"
+    if peers.size == 1 or asked == "cpu":
         return asked
     if asked not in ("auto", "cuda"):
         raise UserError(f"train.device={asked}: each of {peers.size} processes has its own; use train.device=auto")
@@ -257,6 +264,13 @@ def device_of(peers: Peers, asked: str) -> str:
             f"{count} here (torchrun --nproc-per-node {count}), or set train.device=cpu"
         )
     return f"cuda:{peers.local_rank}"
+
+
+def generator_of(device: torch.device) -> torch.Generator:
+    """Returns the generator that dropout draws from."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator
 
 
 def shard_of(peers: Peers, batch_size: int, accumulate: int) -> RowShard:

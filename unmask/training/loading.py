@@ -169,7 +169,7 @@ class LoadedRun:
         model = build_denoiser(
             self.config.model,
             self.tokens,
-            dtype="float64" if torch.float64 in formats else "float32",
+            dtype=resolve_dtype("float64" if torch.float64 in formats else "float32", self.device),
             is_empty=True,
         )
         if formats == {torch.bfloat16}:

@@ -191,7 +191,7 @@ class NonFiniteMonitor:
         known = self.collect()
         # The flag is copied while the device works on; its event tells when the copy is there to be read.
         event = None
-        flag = report.is_bad.to("cpu", non_blocking=True)
+        flag = report.is_bad.to("cpu", non_blocking=report.is_bad.is_cuda)
         if report.is_bad.is_cuda:
             event = torch.cuda.Event()
             event.record()

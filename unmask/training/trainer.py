@@ -30,7 +30,7 @@ from unmask.models.transformer_config import TransformerConfig
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
 from unmask.training import parallel, state
-from unmask.training.distributed import device_of, shard_of
+from unmask.training.distributed import device_of, generator_of, shard_of
 from unmask.training.initial import Base
 from unmask.training.optim import Optimizer, learning_rate
 from unmask.types import MaskedBatch, TokenSpec, TokenStats
@@ -55,7 +55,7 @@ class StepReport:
     def metrics(self, peers: Peers = ALONE) -> dict[str, float]:
         """Returns the values to log, by name. Waits for the device. Collective."""
         is_real = self.batch.weight > 0
-        own = torch.stack([is_real.sum().double(), self.stats.top1[is_real].double().sum()])
+        own = torch.stack([noise.wide(is_real.sum()), noise.wide(self.stats.top1[is_real]).sum()])
         scored, top1 = peers.sum(own).tolist()
         return {
             "train/loss": self.loss.item(),
@@ -71,16 +71,17 @@ _MOST_STEPS = 10**10
 
 
 def resolve_device(name: str) -> torch.device:
-    """Returns the device called `name`; `auto` is cuda if this machine has it, else cpu.
+    """Returns the device called `name`; `auto` is cuda if this machine has it, else mps (a Mac's GPU), else cpu.
 
     Raises:
         UserError: this machine has no such device.
     """
     cudas = torch.cuda.device_count()
-    valid = ["cpu", *(["cuda", *(f"cuda:{number}" for number in range(cudas))] if cudas else [])]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    valid = ["cpu", *mps, *(["cuda", *(f"cuda:{number}" for number in range(cudas))] if cudas else [])]
     if name not in ("auto", *valid):
         raise UserError(f"device {name}: not on this machine; use auto, {', '.join(valid)}")
-    return torch.device(("cuda" if cudas else "cpu") if name == "auto" else name)
+    return torch.device(("cuda" if cudas else [*mps, "cpu"][0]) if name == "auto" else name)
 
 
 def num_steps(config: RunConfig, stream: EpochStream) -> int:
@@ -382,8 +383,7 @@ class Trainer:
 
     def _dropout_rng(self) -> Tensor:
         """Returns the generator states of all processes, (processes, bytes): each draws for its own rows."""
-        is_cuda = self.device.type == "cuda"
-        own = torch.cuda.get_rng_state(self.device) if is_cuda else torch.get_rng_state()
+        own = generator_of(self.device).get_state()
         return self.peers.gather(own.unsqueeze(0))
 
     def _set_dropout_rng(self, saved: Tensor | None) -> None:
@@ -393,7 +393,4 @@ class Trainer:
             torch.manual_seed(noise.integer(self.config.train.seed, Purpose.DROPOUT, *keys))
             return
         own = saved[self.peers.rank].clone()  # torch reads a whole tensor's memory, from an aligned start
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(own, self.device)
-        else:
-            torch.set_rng_state(own)
+        generator_of(self.device).set_state(own)
