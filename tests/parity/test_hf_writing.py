@@ -279,6 +279,23 @@ def test_a_model_of_conversations_takes_its_tokenizer_along(tmp_path: Path, caps
     assert lines(tmp_path / "out.jsonl")[0]["tokens"][: len(asked)] == asked
 
 
+@pytest.mark.parametrize("recipe", ["uniform_small", "ar_small"])
+def test_a_model_of_running_text_is_read_back(recipe: str, tmp_path: Path) -> None:
+    """No answer ends there, but its tokenizer names the token that ends a document: rows of text need one."""
+    write_lines(tmp_path / "rows.jsonl", [{"text": f"row {i} of a text that is short"} for i in range(40)])
+    small = ["model.preset=tiny", "model.rotary=true", "model.learned_positions=false", "optim.warmup_steps=1"]
+    settings = [f"data.path={tmp_path / 'rows.jsonl'}", "data.length=16", "data.validation_ratio=0.2", *small]
+    machine = ["train.compile=false", "train.batch_size=4", "train.threads=1", "train.device=cpu", "eval.examples=2"]
+    run, target = tmp_path / "run", tmp_path / "plain"
+    assert run_cli("train", f"text/{recipe}", *settings, *machine, *SHORT, "--out", run) == 0
+    assert run_cli("export", run, target, "--layout", "plain") == 0
+    source, again = LoadedRun.open(run), LoadedRun.open(target)
+    assert source.tokens.eos_id is None
+    assert again.task.vocabulary.eos_id == source.task.vocabulary.eos_id
+    assert f"{again.task.vocabulary.eos_id} ends a document" in (target / "README.md").read_text()
+    assert run_cli("eval", target, "--data", tmp_path / "rows.jsonl", "--examples", 2) == 0
+
+
 def test_ids_of_its_own_leave_the_tokenizer_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("export", chat_run(tmp_path, "used"), tmp_path / "plain", "--layout", "plain") == 0
     assert "the tokenizer is left out; for a model with the tokenizer's own ids" in capsys.readouterr().err

@@ -131,7 +131,12 @@ class Vocabulary:
         """
         tokenizer = read_tokenizer(folder)
         size = tokenizer_size(tokenizer)
-        if eos_id is None or eos_id >= size:
+        if eos_id is None:
+            raise UserError(
+                f"{folder}: nothing names an end token; write one of its tokenizer's as eos_token into "
+                "tokenizer_config.json, or as eos_token_id into config.json"
+            )
+        if eos_id >= size:
             raise UserError(f"{folder}: its tokenizer has {size} ids, and the end token {eos_id} is none of them")
         return cls(tokenizer, eos_id, mask_id if mask_id < size else None)
 

@@ -152,7 +152,8 @@ def text_files(source: LoadedRun, *, is_needed: bool = True) -> dict[str, str]:
     tokenizer, mask = _with_mask(vocabulary, source)
     encoder = _encoder(source)
     template = None if encoder is None else encoder.template
-    named = {"eos_token": tokens.eos_id, "pad_token": tokens.pad_id}
+    # Where no answer is to end, as in running text, the token still ends documents, and who reads rows needs its name.
+    named = {"eos_token": vocabulary.eos_id, "pad_token": tokens.pad_id}
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": tokens.length,

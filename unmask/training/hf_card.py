@@ -1,6 +1,7 @@
 """Writes the model card of an exported model: what it is, how it was trained, and how to decode from it."""
 
 from unmask.config.settings import name_of
+from unmask.data.vocabulary import Vocabulary
 from unmask.models.families import FAMILIES, LAYOUTS
 from unmask.models.transformer_config import TransformerConfig
 from unmask.training.loading import LoadedRun
@@ -214,7 +215,10 @@ def _facts(source: LoadedRun, num_rows: int, has_tokenizer: bool) -> dict[str, s
             "a position sees": "all others" if size is None else f"its own block of {size} and those before it",
             "decoded by default": f"`{source.config.decode.label}`",
         }
+    vocabulary = getattr(source.task, "vocabulary", None)
     facts["end"] = "none" if tokens.eos_id is None else f"{tokens.eos_id}"
+    if tokens.eos_id is None and isinstance(vocabulary, Vocabulary):
+        facts["end"] = f"none in a run's rows; {vocabulary.eos_id} ends a document"
     facts["canvas"] = f"{tokens.length} positions, prompt included"
     facts["vocabulary"] = f"{num_rows:,} tokens"
     facts["tokenizer"] = "beside the weights" if has_tokenizer else "none: ids alone"
