@@ -13,7 +13,9 @@ import unmask
 from tests.helpers import run_cli
 from tests.helpers.runs import tiny_run
 from tests.parity.test_hf_writing import SIZES, chat_run, model_of, our_logits
+from unmask.decoding.config import DecodeConfig
 from unmask.models.transformer_config import TransformerConfig
+from unmask.training.hf_card import not_in_our_code
 from unmask.training.loading import LoadedRun
 
 transformers = pytest.importorskip("transformers", reason="needs transformers >= 4.57: pip install 'unmask[hf]'")
@@ -111,6 +113,16 @@ def test_what_follows_a_block_is_left_unread_as_in_the_run(tmp_path: Path) -> No
     assert not torch.equal(model.generate(canvas, max_new_tokens=0, reads_ahead=True), ours)
 
 
+def test_what_generate_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else it would write other tokens than the run without a word."""
+    written = model_of(tmp_path, "decode.steps=3", "decode.forbid=[1]")
+    assert "does not know decode.steps=3, decode.forbid=[1]," in " ".join(capsys.readouterr().err.split())
+    card = " ".join((written / "README.md").read_text().split())
+    assert "but for `decode.steps=3`, `decode.forbid=[1]`: `generate` does not know that" in card
+    known = {"threshold": 0.5, "block_size": 4, "reads_ahead": False, "temperature": 0.5, "top_k": 2, "seed": 3}
+    assert not not_in_our_code(DecodeConfig(**known, stop_early=False))
+
+
 @pytest.mark.parametrize("name", ["biases, norms, tied, next", "blocks", "learned positions, biases"])
 def test_prompts_of_unequal_lengths_are_what_each_is_alone(name: str, tmp_path: Path) -> None:
     """Padding on either side; equal but for the rounding of sums over other widths, which here changes no token."""
@@ -172,6 +184,11 @@ def test_a_conversation_from_the_tokenizer_to_the_answer(tmp_path: Path, capsys:
     canvas = source.task.prompts([json.dumps({"messages": messages})], "here")
     settings = source.config.decode.model_copy(update={"tokens_per_step": 4, "dtype": "float32"})
     assert torch.equal(answer, LoadedRun.open(target).decoder(settings).decode(canvas).tokens)
+    model.generation_config.stop_early = False
+    settings = settings.model_copy(update={"stop_early": False})
+    ours = source.decoder(settings).decode(canvas).tokens
+    assert not torch.equal(ours, answer)
+    assert torch.equal(model.generate(**inputs, tokens_per_step=4), ours)
     assert set(tokenizer(["Why?", "So what?"], padding=True)) == {"input_ids", "attention_mask"}
 
 

@@ -92,6 +92,12 @@ class DecodeConfig(RevealSettings):
         parts += [name + _shown(getattr(self, key)) for key, name in _PART_LABELS.items() if self._decides(key)]
         return "/".join(parts)
 
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the result, by key: order and amount, and the others that are not the default."""
+        others = {key: getattr(self, key) for key in _PART_LABELS if self._decides(key)}
+        return {"order": self.order, **dict([self.amount]), **others}
+
     def _decides(self, key: str) -> bool:
         return self._is_set(key) and (key, getattr(self, key)) != ("cache", "block")
 

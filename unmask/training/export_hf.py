@@ -16,7 +16,7 @@ from unmask.models.hf_writing import choose_family, hf_settings, hf_tensors, nee
 from unmask.models.on_demand import heads_of
 from unmask.models.transformer_config import TransformerConfig
 from unmask.progress import warn
-from unmask.training.hf_card import model_card
+from unmask.training.hf_card import model_card, not_in_our_code
 from unmask.training.loading import LoadedRun
 
 _MASKS = ("<|mask|>", "<|mdm_mask|>", "<|unmask_mask|>")
@@ -75,6 +75,11 @@ def beside_export(source: LoadedRun) -> tuple[dict[str, Any], dict[str, str]]:
         "auto_map": {"AutoConfig": f"{CODE}.UnmaskConfig", **dict.fromkeys(autos, f"{CODE}.UnmaskModel")},
         "dtype": "bfloat16" if dtypes == {torch.bfloat16} else "float32",
     }
+    if missing := not_in_our_code(source.config.decode):
+        warn(
+            f"{source.path}: the generate of {CODE}.py does not know {', '.join(missing)}, and decodes without; this "
+            "package's decode knows"
+        )
     contents = text_files(source, is_needed=False)
     return extra, {
         **contents,
@@ -100,7 +105,7 @@ def generation_settings(source: LoadedRun, layout: str) -> dict[str, Any]:
         found |= {
             key: value for key in ("order", "threshold", "block_size") if (value := getattr(decode, key)) is not None
         }
-        found |= {} if decode.reads_ahead else {"reads_ahead": False}
+        found |= {key: False for key in ("reads_ahead", "stop_early") if not getattr(decode, key)}
         found |= {"mask_token_id": tokens.mask_id, "tokens_per_step": share, "do_sample": decode.temperature > 0}
         drawn = {"temperature": decode.temperature, "top_k": decode.top_k or 0, "top_p": decode.top_p or 1.0}
         return found | (drawn if decode.temperature > 0 else {})

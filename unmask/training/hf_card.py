@@ -2,6 +2,7 @@
 
 from unmask.config.settings import name_of
 from unmask.data.vocabulary import Vocabulary
+from unmask.decoding.config import DecodeConfig
 from unmask.models.families import FAMILIES, LAYOUTS
 from unmask.models.transformer_config import TransformerConfig
 from unmask.training.loading import LoadedRun
@@ -130,9 +131,12 @@ model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
 
 `generate` takes `order`, `tokens_per_step`, `threshold`, `block_size`, and of transformers' own arguments
 `attention_mask`, `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`; what is not given is in
-`generation_config.json`. Masks inside a prompt are filled in too. `model(ids).logits[:, i]` predicts position i; the
-mask has -inf there{given}. The code is one file, `modeling_unmask.py`: read it before you trust it.
+`generation_config.json`{missing}. Masks inside a prompt are filled in too.
+`model(ids).logits[:, i]` predicts position i; the mask has -inf there{given}.
+The code is one file, `modeling_unmask.py`: read it before you trust it.
 """
+_MISSING = """,
+but for {settings}: `generate` does not know that, and writes other tokens than `unmask decode` does"""
 _CALL = {
     True: """tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
 inputs = tokenizer("Once", return_tensors="pt")
@@ -154,13 +158,16 @@ def model_card(source: LoadedRun, layout: str, *, num_rows: int, has_tokenizer: 
     """Returns the text of `README.md` of a model in a layout, whose embedding has `num_rows` rows there."""
     config, tokens = source.config.model, source.tokens
     assert isinstance(config, TransformerConfig)
+    missing = [f"`{each}`" for each in not_in_our_code(source.config.decode)]
     is_next, size = config.alignment == "next", config.block_size
     what = "An autoregressive language model" if config.causal else "A masked diffusion language model"
     head = _HEAD.format(
         tags="unmask" if config.causal else "unmask, masked-diffusion",
         title=what.removeprefix("An ").removeprefix("A ").capitalize(),
         what=f"{what}, made with unmask, {_LAYOUTS[layout]}.",
-        table="\n".join(f"| {key} | {value} |" for key, value in _facts(source, num_rows, has_tokenizer).items()),
+        table="\n".join(
+            f"| {key} | {value} |" for key, value in _facts(source, layout, num_rows, has_tokenizer).items()
+        ),
     )
     if config.causal and layout != "unmask":
         return head + _CAUSAL
@@ -185,6 +192,7 @@ def model_card(source: LoadedRun, layout: str, *, num_rows: int, has_tokenizer: 
         shift=".roll(1, dims=1)  # position i is read at i - 1" if is_next else "",
         restrict="" if size is None else _BLOCK_RESTRICT,
         given="; the first position must be given" if is_next else "",
+        missing=_MISSING.format(settings=", ".join(missing)) if missing else "",
     )
     code = FAMILIES[LAYOUTS[layout].families[0]].code if layout in LAYOUTS else {}
     if code:
@@ -197,7 +205,18 @@ def model_card(source: LoadedRun, layout: str, *, num_rows: int, has_tokenizer: 
     return head + section
 
 
-def _facts(source: LoadedRun, num_rows: int, has_tokenizer: bool) -> dict[str, str]:
+_IN_OUR_CODE = {"order", "tokens_per_step", "threshold", "block_size", "reads_ahead", "stop_early"} | {
+    *("temperature", "top_k", "top_p"),
+    "seed",  # transformers draws from numbers of its own
+}
+
+
+def not_in_our_code(decode: DecodeConfig) -> list[str]:
+    """Returns the settings that decide what a run decodes, but that `generate` beside an export does not know."""
+    return [f"decode.{key}={value}" for key, value in decode.decisive.items() if key not in _IN_OUR_CODE]
+
+
+def _facts(source: LoadedRun, layout: str, num_rows: int, has_tokenizer: bool) -> dict[str, str]:
     """Returns what the table of the card says."""
     config, tokens = source.config.model, source.tokens
     assert isinstance(config, TransformerConfig)
@@ -213,7 +232,7 @@ def _facts(source: LoadedRun, num_rows: int, has_tokenizer: bool) -> dict[str, s
             "alignment": f"`{config.alignment}`: position i is read at {place}",
             "mask": f"{tokens.mask_id}",
             "a position sees": "all others" if size is None else f"its own block of {size} and those before it",
-            "decoded by default": f"`{source.config.decode.label}`",
+            "decoded by default" if layout == "unmask" else "its run decodes": f"`{source.config.decode.label}`",
         }
     vocabulary = getattr(source.task, "vocabulary", None)
     facts["end"] = "none" if tokens.eos_id is None else f"{tokens.eos_id}"

@@ -232,6 +232,7 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
             reads_ahead: False: what follows a block is not read.
             do_sample, temperature, top_k, top_p: draws values; default: the likeliest.
             eos_token_id: what follows an end is filled with it; default: where the model was trained to.
+            stop_early: False: with no `eos_token_id`, what follows an end is decoded as well.
             options: of others' `generate`, such as `use_cache`, are ignored with a warning.
 
         Returns:
@@ -251,7 +252,7 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
         count, threshold = choose("tokens_per_step", 1), choose("threshold")
         size, reads_ahead = self.backbone.block_size or choose("block_size"), choose("reads_ahead", True)
         warpers = self._warpers(choose)
-        ends = self._ends(options.pop("eos_token_id", None))
+        ends = self._ends(options.pop("eos_token_id", None), stops=choose("stop_early", True))
         room = (options.pop("max_length", None) or tokens["length"]) - ids.shape[1]
         new = choose("max_new_tokens", max(room, 0))
         if model.learned_positions and ids.shape[1] + new > tokens["length"]:
@@ -318,9 +319,9 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
             logits = warp(None, logits)
         return torch.multinomial(logits.softmax(dim=-1), 1).squeeze(1)
 
-    def _ends(self, given):
+    def _ends(self, given, stops):
         """Returns the tokens that end an answer; None if nothing does."""
         tokens = self.config.tokens
-        pads = self.backbone.model.causal or tokens["pad_id"] == tokens["eos_id"]
+        pads = stops and (self.backbone.model.causal or tokens["pad_id"] == tokens["eos_id"])
         found = tokens["eos_id"] if given is None and pads else given
         return None if found is None else torch.as_tensor(found, device=self.device).flatten()
