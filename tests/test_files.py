@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from unmask import files
 
@@ -56,6 +58,15 @@ def test_what_died_processes_left_is_swept(tmp_path: Path) -> None:
     assert new.exists()
     files.sweep(tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [".writing_step_00000001", "a"]
+
+
+def test_tensors_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    """As any other file of an export: safetensors itself makes files for their owner alone."""
+    files.put(tmp_path / "config.json", "{}")
+    for _ in range(2):  # a new file, and one that is replaced
+        files.put_tensors(tmp_path / "model.safetensors", {"a": torch.zeros(2)})
+        assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], torch.zeros(2))
 
 
 def test_removing_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:

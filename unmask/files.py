@@ -161,8 +161,11 @@ def put(path: Path, content: str | bytes) -> None:
 def put_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes `tensors` in the format of safetensors, in place as `put` does; replaces a file or link that is there."""
     path.unlink(missing_ok=True)  # or a link would be followed
+    put(path, b"")  # has the mode that the user's umask gives; save_file makes files that nobody else can read
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata)
+        path.chmod(mode)
     except SafetensorError as error:  # how it reports a full disk, among others
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
