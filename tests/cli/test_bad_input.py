@@ -79,7 +79,7 @@ BAD_TRAINING = {
     "absent data": (["debug", "data.path=nowhere.csv"], ["nowhere.csv", "cannot be read"]),
     "device": (["debug", "train.device=tpu"], ["device tpu: not on this machine; use auto, cpu"]),
     "accumulation": (["debug", "train.accumulate=3"], ["train.accumulate=3 does not divide train.batch_size=16"]),
-    "warm start from nothing": (["debug", "train.init=nowhere"], ["nowhere", "not a run folder"]),
+    "warm start from nothing": (["debug", "train.init=nowhere"], ["nowhere: not a run folder: no such folder"]),
     "no size": (["debug", "model.preset=null"], ["give model.preset (tiny, sudoku-1m", "or model.dim"]),
     "preset": (["debug", "model.preset=sudoku-1g"], ["model.preset=sudoku-1g", "did you mean sudoku-1m?"]),
     "endless epochs": (["debug", "train.epochs=1e308"], ["train.epochs=1e+308", "inf steps", "give train.steps"]),

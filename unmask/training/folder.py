@@ -144,6 +144,9 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         UserError: it is no run folder, or holds wrong settings, or links out of it.
     """
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "no such folder"
+        raise UserError(f"{path}: not a run folder: {found}; name a run, an export or a Hugging Face checkpoint")
     check_parts(path)
     file = path / "config.yaml"
     try:
