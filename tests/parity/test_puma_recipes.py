@@ -142,6 +142,8 @@ def test_a_recipe_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_cli("settings", ours) == 0
     assert run_cli("import", "--from", "puma", theirs, "--out", ours) == 2
     assert "is there already; name another file" in capsys.readouterr().err
+    assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "nowhere" / "ours.yaml") == 2
+    assert "cannot be written: No such file or directory; name another file" in capsys.readouterr().err
     assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "folder") == 2
     assert "a recipe is a .yaml file" in capsys.readouterr().err
 

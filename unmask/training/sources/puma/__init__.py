@@ -37,7 +37,10 @@ class Recipe:
             raise UserError(f"--out {target}: a recipe is a .yaml file; name one")
         if target.exists() or target.is_symlink():
             raise UserError(f"--out {target}: is there already; name another file")
-        files.write(target, f"{self.shown()}\n")
+        try:
+            files.write(target, f"{self.shown()}\n")
+        except OSError as error:
+            raise UserError(f"--out {target}: cannot be written: {error.strerror}; name another file") from error
 
     def next_steps(self, target: Path | None) -> list[str]:
         if target is None:
