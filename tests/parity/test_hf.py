@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import unmask
-from tests.helpers import SHORT, run_cli
+from tests.helpers import SHORT, metrics_of, run_cli
+from tests.helpers.checkpoints import write_llama
 from tests.parity import hf_folders
 from unmask.config import recipes
 from unmask.decoding.build import build_decoder
@@ -380,6 +381,21 @@ def test_a_start_from_a_checkpoint_has_its_shape(tmp_path: Path) -> None:
     contradicted = recipes.load("chat/uniform", [*start, "model.ff_dim=100"]).model
     with pytest.raises(UserError, match=r"model.ff_dim=100, the checkpoint has \d+; set it so"):
         check_settings(tmp_path, contradicted)
+
+
+def test_a_run_goes_on_without_the_checkpoint_that_it_started_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run keeps the shape, so what is said of it must be the run's; the weights were read once."""
+    base, out = write_llama(tmp_path / "base", rows=11, mask_token_id=10), tmp_path / "run"
+    start = ["debug", *SHORT, f"train.init={base}", "eval.tokens_per_step=[3]", "--out", out]
+    assert run_cli("train", *start) == 0
+    base.rename(tmp_path / "elsewhere")
+    assert run_cli("train", *start, "train.steps=6", "--resume") == 0
+    assert metrics_of(out)[-1]["step"] == 6
+    assert run_cli("train", *start, "model.dim=64", "--resume") == 2
+    assert "model.dim: 32 in" in capsys.readouterr().err
+    assert run_cli("train", *start[:-1], tmp_path / "another") == 2  # a new run needs it
 
 
 def test_every_setting_that_differs_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from unmask.models.precision import resolve_dtype
 from unmask.models.transformer_config import TransformerConfig
 from unmask.progress import console
 from unmask.training.distributed import device_of, joined, read_launch
-from unmask.training.folder import RunFolder
+from unmask.training.folder import RunFolder, read_config
 from unmask.training.run import Run
 from unmask.training.trainer import resolve_device
 
@@ -72,15 +72,14 @@ def train(
     if restart_pool and not resume:
         raise UserError("--restart-pool: goes with --resume, which goes on with a run that has begun; leave it out")
     launch = read_launch(os.environ)
-    config, problem = _load(recipe, overrides or [])
+    path = paths.user_path(out or Path("runs") / recipes.short_name(recipe).replace("/", "-"), "--out ")
+    config, problem = _load(recipe, overrides or [], RunFolder(path) if resume else None)
     with joined(launch, timeout=60.0 if config is None else config.train.timeout) as peers:
         with peers.raise_together():
             if problem is not None:
                 raise problem
         assert config is not None, "there is no problem"
-        folder = RunFolder(
-            paths.user_path(out or Path("runs") / recipes.short_name(recipe).replace("/", "-"), "--out ")
-        )
+        folder = RunFolder(path)
         run = Run(config, folder, title=recipe, peers=peers)
         if peers.is_main:
             _say_memory(run)
@@ -106,9 +105,10 @@ def _say_memory(run: Run) -> None:
         console.print(f"Memory, estimated: about {memory}; {less}")
 
 
-def _load(recipe: str, overrides: list[str]) -> tuple[RunConfig | None, UserError | None]:
+def _load(recipe: str, overrides: list[str], resumed: RunFolder | None) -> tuple[RunConfig | None, UserError | None]:
     """Loads the recipe, and returns an error instead of raising it, so that all processes can report it once."""
     try:
-        return recipes.load(recipe, overrides), None
+        held = read_config(resumed.path) if resumed is not None and resumed.exists() else None
+        return recipes.load(recipe, overrides, resumed=held), None
     except UserError as error:
         return None, error

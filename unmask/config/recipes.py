@@ -39,8 +39,10 @@ def short_name(recipe: str) -> str:
     return recipe if recipe in names() else Path(recipe).stem
 
 
-def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load(recipe: str, overrides: Sequence[str] = (), *, resumed: RunConfig | None = None) -> RunConfig:
     """Loads the configuration of `recipe` (a shipped name or a YAML path) with `overrides`, each `key=value`.
+
+    A run that is `resumed` needs no `train.init` any more: where that checkpoint is gone, its shape is the run's.
 
     Raises:
         UserError: an unknown recipe, an unreadable file, a malformed override, or a wrong setting.
@@ -48,11 +50,11 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     tree = _read(_find(recipe), seen=())
     for override in overrides:
         _apply(tree, _parse_override(override))
-    _take_shape(tree)
+    _take_shape(tree, resumed)
     return RunConfig.from_tree(tree)
 
 
-def _take_shape(tree: dict[str, Any]) -> None:
+def _take_shape(tree: dict[str, Any], resumed: RunConfig | None) -> None:
     """Puts the shape of the Hugging Face checkpoint `train.init` in place of the model's preset."""
     model, train = tree.get("model"), tree.get("train")
     source = train.get("init") if isinstance(train, dict) else None
@@ -60,6 +62,9 @@ def _take_shape(tree: dict[str, Any]) -> None:
         return
     network: Any = resolve("model", str(model.get("name", "transformer")))
     shape = network.shape_of(source) if hasattr(network, "shape_of") else None
+    if resumed is not None and resumed.train.init == source and not user_path(source, "train.init=").exists():
+        # A preset stands in the run unless a checkpoint's shape took its place.
+        shape = resumed.model.model_dump(mode="json") if getattr(resumed.model, "preset", None) is None else None
     if shape is not None:
         tree["model"] = {**shape, **model, "preset": None}
 
