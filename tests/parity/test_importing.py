@@ -205,8 +205,11 @@ def test_the_command_says_what_it_found_and_writes_it_once(tmp_path: Path, capsy
     for line in (r"family +Dream", r"alignment +next", r"mask +48 <\|mask\|> .from config.json.", "numbers +F32"):
         assert re.search(line, said.out)
     assert f"unmask decode {tmp_path / 'ours'}" in said.err
+    assert "model.alignment=next" in said.err
     assert run_cli("import", folder, "--out", tmp_path / "ours") == 2
     assert "is not an empty folder" in capsys.readouterr().err
+    assert run_cli("import", tmp_path / "ours") == 2
+    assert "is a model of this package already; give it to decode" in capsys.readouterr().err
     (text := tmp_path / "text.txt").write_text("DEFG\n" * 20)
     assert run_cli("eval", tmp_path / "ours", "--data", text) == 0
     capsys.readouterr()

@@ -115,7 +115,8 @@ def test_what_follows_a_block_is_left_unread_as_in_the_run(tmp_path: Path) -> No
 
 def test_what_generate_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Else it would write other tokens than the run without a word."""
-    written = model_of(tmp_path, "decode.steps=3", "decode.forbid=[1]")
+    written = model_of(tmp_path, "decode.steps=3", "decode.forbid=[1]", "decode.stop_early=false")
+    assert json.loads((written / "generation_config.json").read_text())["stop_early"] is False
     assert "does not know decode.steps=3, decode.forbid=[1]," in " ".join(capsys.readouterr().err.split())
     card = " ".join((written / "README.md").read_text().split())
     assert "but for `decode.steps=3`, `decode.forbid=[1]`: `generate` does not know that" in card
@@ -174,7 +175,13 @@ def test_a_conversation_from_the_tokenizer_to_the_answer(tmp_path: Path, capsys:
     """`generate(**inputs)` takes what the tokenizer gives, and ignores what it has no use for, with a warning."""
     run, target = chat_run(tmp_path, "full"), tmp_path / "out"
     assert run_cli("export", run, target) == 0
-    assert "transformers reads it too" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "transformers reads it too" in said
+    assert f"config.json names places on this machine: data.path={tmp_path / 'data'};" in said
+    described = json.loads((target / "config.json").read_text())
+    described["run"]["data"]["path"] = None
+    (target / "config.json").write_text(json.dumps(described))
+    assert not [file for file in target.rglob("*.*") if str(tmp_path).encode() in file.read_bytes()]
     tokenizer, model, source = theirs(target, "AutoTokenizer"), theirs(target), LoadedRun.open(run)
     messages = [{"role": "user", "content": "Why 3?"}]
     inputs = tokenizer.apply_chat_template(
@@ -184,11 +191,11 @@ def test_a_conversation_from_the_tokenizer_to_the_answer(tmp_path: Path, capsys:
     canvas = source.task.prompts([json.dumps({"messages": messages})], "here")
     settings = source.config.decode.model_copy(update={"tokens_per_step": 4, "dtype": "float32"})
     assert torch.equal(answer, LoadedRun.open(target).decoder(settings).decode(canvas).tokens)
-    model.generation_config.stop_early = False
-    settings = settings.model_copy(update={"stop_early": False})
-    ours = source.decoder(settings).decode(canvas).tokens
-    assert not torch.equal(ours, answer)
-    assert torch.equal(model.generate(**inputs, tokens_per_step=4), ours)
+    end = int(answer[0, inputs["input_ids"].shape[1] + 2])
+    model.config.tokens |= {"eos_id": end, "pad_id": end}
+    assert not torch.equal(model.generate(**inputs, tokens_per_step=4), answer)  # what follows is end tokens
+    model.generation_config.stop_early = False  # as an export has it
+    assert torch.equal(model.generate(**inputs, tokens_per_step=4), answer)
     assert set(tokenizer(["Why?", "So what?"], padding=True)) == {"input_ids", "attention_mask"}
 
 

@@ -7,6 +7,8 @@ import typer
 
 from unmask import paths
 from unmask.cli import options
+from unmask.config.run import RunConfig
+from unmask.config.settings import flatten
 from unmask.errors import UserError
 from unmask.models.hf import read_checkpoint
 from unmask.models.hf_writing import needs_our_code
@@ -78,6 +80,18 @@ def export(
         if problem is not None:
             readers = f"this package alone reads it: {problem}"
         console.print(f"{target}: the {exported.weights} weights of step {exported.step}; {readers}")
+        if private := _places(exported.config):
+            console.print(
+                f"Its config.json names places on this machine: {', '.join(private)}; `unmask eval` reads data there. "
+                "Set them to null before you publish it"
+            )
         return
     family = read_checkpoint(paths.user_path(target)).family_name
     console.print(f"{target}: a model of type {family}, with the {exported.weights} weights of step {exported.step}")
+
+
+def _places(config: RunConfig) -> list[str]:
+    """Returns the settings that are absolute paths, each as `key=value`."""
+    values = flatten(config.model_dump(mode="json"))
+    own = "data.tokenizer"  # an export has its own
+    return [f"{k}={v}" for k, v in values if k != own and isinstance(v, str) and Path(v).is_absolute()]

@@ -4,12 +4,14 @@ import json
 from contextvars import copy_context
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from unmask import files, paths
 from unmask.config import registry
 from unmask.errors import choose
 from unmask.models.families import LAYOUTS
 from unmask.tasks.task import keep_files
+from unmask.tasks.text_rows import FOLDER
 from unmask.training.export_hf import beside_export, write_layout
 from unmask.training.importing import Import, Overrides
 from unmask.training.loading import LoadedRun, open_checkpoint
@@ -80,7 +82,7 @@ def write_export(source: LoadedRun, target: Path) -> None:
     """
     source.model  # noqa: B018 - building it checks names, shapes and values of all weights
     extra, contents = beside_export(source)
-    description = {
+    description: dict[str, Any] = {
         "format": "unmask",
         "step": source.step,
         "weights": source.weights,
@@ -91,7 +93,9 @@ def write_export(source: LoadedRun, target: Path) -> None:
     }
     with files.new_folder(target) as folder:
         files.put_tensors(folder / "model.safetensors", dict(source.tensors), {"format": "pt"})
+        keep_files(source.task, folder)
+        if (folder / FOLDER).exists():  # is read from there, wherever it was when the model was trained
+            description["run"]["data"]["tokenizer"] = None
         files.put(folder / "config.json", json.dumps(description, indent=1) + "\n")
         for name, content in contents.items():
             files.put(folder / name, content)
-        keep_files(source.task, folder)

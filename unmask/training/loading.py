@@ -297,6 +297,16 @@ def open_checkpoint(made: Import, weights: str | None, step: str, device: str | 
     return LoadedRun(made.folder, config, made.read_weights(), "raw", 0, place, kept_tokens=tokens)
 
 
+def is_ours(folder: Path) -> bool:
+    """True if `folder` holds a run or an export, not a Hugging Face checkpoint."""
+    if (folder / "config.yaml").exists():
+        return not hf.is_checkpoint(folder)
+    try:
+        return bool(hf.read_object(folder / "config.json").get("format") == "unmask")
+    except UserError:
+        return False
+
+
 def _is_export(path: Path) -> bool:
     return (path / "model.safetensors").exists()
 

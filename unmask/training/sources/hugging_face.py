@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from unmask import paths
+from unmask.errors import UserError
 from unmask.formats import printable
 from unmask.training.exporting import import_checkpoint
 from unmask.training.importing import Import, Overrides
+from unmask.training.loading import is_ours
 
 OPTIONS = ("mask_id", "mask_token", "block_size", "alignment", "length")
 
@@ -34,7 +36,7 @@ class HuggingFaceModel:
         model = shlex.quote(str(target or self.folder))
         settings = "model.alignment=next" if self.made.is_causal else ""  # the shape is the checkpoint's
         if target is not None:
-            own = self.made.checkpoint.settings
+            own = {**self.made.checkpoint.settings, "alignment": self.made.alignment}
             settings = " ".join(f"model.{key}={str(value).lower()}" for key, value in own.items())
         return [
             f'Continue a text:  echo "Once" | unmask decode {model}',
@@ -47,6 +49,11 @@ def find(path: Path, **options: Any) -> HuggingFaceModel:
     """Finds the checkpoint in the folder `path`.
 
     Raises:
-        UserError: as `Import`.
+        UserError: as `Import`; or it is a run or an export of this package.
     """
-    return HuggingFaceModel(paths.existing_folder(path), Overrides(**options))
+    folder = paths.existing_folder(path)
+    if is_ours(folder):
+        raise UserError(
+            f"{path}: is a model of this package already; give it to decode, eval, export or train.init as it is"
+        )
+    return HuggingFaceModel(folder, Overrides(**options))
