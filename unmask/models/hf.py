@@ -232,9 +232,8 @@ def _parse(given: Mapping[str, Any], family: Family, file: Path) -> _HfConfig:
         return _HfConfig.model_validate({**family.defaults, **given, **renamed})
     except ValidationError as error:
         detail = error.errors()[0]
-        name = ".".join(
-            str(part) for part in (family.keys.get(str(detail["loc"][0]), detail["loc"][0]), *detail["loc"][1:])
-        )
+        field, *_ = detail["loc"]  # of a union, pydantic names the kinds behind it
+        name = family.keys.get(str(field), str(field))
         fault = "is missing" if detail["type"] == "missing" else f"{detail['input']!r}: {detail['msg']}"
         raise UserError(f"{file}: {name}: {fault}; download it again") from error
 

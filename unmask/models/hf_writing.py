@@ -55,11 +55,11 @@ def _problems(config: TransformerConfig, layout: Layout) -> Iterator[str]:
     """Yields the settings that a layout cannot express, each with the reason."""
     title, families = layout.title, [FAMILIES[name] for name in layout.families]
     if config.learned_positions:
-        yield f"model.learned_positions=true: {title} know positions by rotation alone"
+        yield "model.learned_positions=true: positions are known by rotation alone there"
     if not config.rotary:
-        yield f"model.rotary=false: {title} rotate queries and keys"
+        yield "model.rotary=false: queries and keys are rotated there"
     if config.rotary_layout != "standard":
-        yield f"model.rotary_layout={config.rotary_layout}: {title} turn a pair of channels by one angle"
+        yield f"model.rotary_layout={config.rotary_layout}: a pair of channels turns by one angle there"
     if config.out_bias:
         yield "model.out_bias=true: the projection after attention has no bias there"
     if config.self_conditioning:

@@ -70,9 +70,7 @@ class _Frozen(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "_Frozen":
         held = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        unread = {
-            name: buffer for name, buffer in held.items() if buffer.is_meta
-        }  # these go nowhere before `load_base`
+        unread = {name: each for name, each in held.items() if each.is_meta}  # go nowhere before `load_base`
         self._buffers |= dict.fromkeys(unread)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in held.keys() - unread.keys():
