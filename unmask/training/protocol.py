@@ -46,10 +46,19 @@ def describe(loaded: LoadedRun, model: Denoiser, options: EvalOptions, own: dict
         options: what the command was given.
         own: what the kind of evaluation adds: task, data, decoders and more.
     """
-    tokens = loaded.tokens
     exact = {} if loaded.checkpoint is None else {"step": str(loaded.step), "weights": loaded.weights}
     return {
         "run": options.run,
+        **describe_model(loaded, model),
+        **own,
+        "options": options.model_copy(update=exact).model_dump(mode="json", exclude_defaults=True),
+    }
+
+
+def describe_model(loaded: LoadedRun, model: Denoiser) -> dict[str, Any]:
+    """Returns the part of a protocol that is about the model, and what it was computed with."""
+    tokens = loaded.tokens
+    return {
         "step": loaded.step,
         "weights": loaded.weights,
         "weights_sha256": loaded.digest(),
@@ -66,8 +75,6 @@ def describe(loaded: LoadedRun, model: Denoiser, options: EvalOptions, own: dict
         "dtype": model.compute_dtype,
         "device": loaded.device.type,
         "versions": {"unmask": metadata.version("unmask"), "torch": torch.__version__},
-        **own,
-        "options": options.model_copy(update=exact).model_dump(mode="json", exclude_defaults=True),
     }
 
 

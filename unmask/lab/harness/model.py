@@ -30,6 +30,7 @@ from unmask.progress import progress
 from unmask.tasks.text_rows import TextRows
 from unmask.training.distributed import device_of
 from unmask.training.loading import LoadedRun
+from unmask.training.protocol import describe_model
 
 _AT_ONCE = 256
 """Requests that are scored before their results go into lm-eval's cache."""
@@ -289,11 +290,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
         return {
             "unmask": {
                 "run": str(self.loaded.path),
-                "step": self.loaded.step,
-                "weights": self.loaded.weights,
-                "digest": self.loaded.digest(),
-                "dtype": self.model.compute_dtype,
-                "length": self.length,
+                **describe_model(self.loaded, self.model),
                 "draws": self.draws,
                 "mask_seed": self.mask_seed,
                 "loglikelihood_stderr": stderr,
