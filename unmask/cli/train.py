@@ -16,7 +16,7 @@ from unmask.models.precision import resolve_dtype
 from unmask.models.transformer_config import TransformerConfig
 from unmask.progress import console
 from unmask.training.distributed import device_of, joined, read_launch
-from unmask.training.folder import RunFolder, read_config
+from unmask.training.folder import RunFolder, read_settings
 from unmask.training.run import Run
 from unmask.training.trainer import resolve_device
 
@@ -108,7 +108,7 @@ def _say_memory(run: Run) -> None:
 def _load(recipe: str, overrides: list[str], resumed: RunFolder | None) -> tuple[RunConfig | None, UserError | None]:
     """Loads the recipe, and returns an error instead of raising it, so that all processes can report it once."""
     try:
-        held = read_config(resumed.path) if resumed is not None and resumed.exists() else None
+        held = read_settings(resumed.path) if resumed is not None and resumed.exists() else None
         return recipes.load(recipe, overrides, resumed=held), None
     except UserError as error:
         return None, error

@@ -39,10 +39,11 @@ def short_name(recipe: str) -> str:
     return recipe if recipe in names() else Path(recipe).stem
 
 
-def load(recipe: str, overrides: Sequence[str] = (), *, resumed: RunConfig | None = None) -> RunConfig:
+def load(recipe: str, overrides: Sequence[str] = (), *, resumed: dict[str, Any] | None = None) -> RunConfig:
     """Loads the configuration of `recipe` (a shipped name or a YAML path) with `overrides`, each `key=value`.
 
-    A run that is `resumed` needs no `train.init` any more: where that checkpoint is gone, its shape is the run's.
+    A run that goes on, with the settings `resumed`, needs no `train.init` any more: where that checkpoint is gone, its
+    shape is the run's.
 
     Raises:
         UserError: an unknown recipe, an unreadable file, a malformed override, or a wrong setting.
@@ -54,7 +55,7 @@ def load(recipe: str, overrides: Sequence[str] = (), *, resumed: RunConfig | Non
     return RunConfig.from_tree(tree)
 
 
-def _take_shape(tree: dict[str, Any], resumed: RunConfig | None) -> None:
+def _take_shape(tree: dict[str, Any], resumed: dict[str, Any] | None) -> None:
     """Puts the shape of the Hugging Face checkpoint `train.init` in place of the model's preset."""
     model, train = tree.get("model"), tree.get("train")
     source = train.get("init") if isinstance(train, dict) else None
@@ -62,11 +63,18 @@ def _take_shape(tree: dict[str, Any], resumed: RunConfig | None) -> None:
         return
     network: Any = resolve("model", str(model.get("name", "transformer")))
     shape = network.shape_of(source) if hasattr(network, "shape_of") else None
-    if resumed is not None and resumed.train.init == source and not user_path(source, "train.init=").exists():
-        # A preset stands in the run unless a checkpoint's shape took its place.
-        shape = resumed.model.model_dump(mode="json") if getattr(resumed.model, "preset", None) is None else None
+    if shape is None and resumed is not None and not user_path(source, "train.init=").exists():
+        shape = _saved_shape(resumed, source)
     if shape is not None:
         tree["model"] = {**shape, **model, "preset": None}
+
+
+def _saved_shape(resumed: dict[str, Any], source: str) -> dict[str, Any] | None:
+    """Finds the model that a run has from the checkpoint `source`; None where it has none of it."""
+    model, train = resumed.get("model"), resumed.get("train")
+    if not (isinstance(model, dict) and isinstance(train, dict)) or train.get("init") != source:
+        return None
+    return model if model.get("preset") is None else None  # a preset stands unless a checkpoint's shape took its place
 
 
 def _find(recipe: str) -> Path:

@@ -144,18 +144,26 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         UserError: it is no run folder, or holds wrong settings, or links out of it.
     """
+    return resolve_config(read_settings(path), path / "config.yaml")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads config.yaml of the run in the folder `path` as it is, without a check, and imports nothing.
+
+    Raises:
+        UserError: it is no run folder, or links out of it.
+    """
     if not path.is_dir():
         found = "is a file" if path.exists() else "no such folder"
         raise UserError(f"{path}: not a run folder: {found}; name a run, an export or a Hugging Face checkpoint")
     check_parts(path)
-    file = path / "config.yaml"
     try:
-        tree = formats.read_yaml(file, is_saved=True)
+        tree = formats.read_yaml(path / "config.yaml", is_saved=True)
     except UserError as error:
         raise UserError(f"{path}: not a run folder: cannot read config.yaml: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a run folder: config.yaml holds no settings")
-    return resolve_config(tree, file)
+    return tree
 
 
 def resolve_config(tree: dict[str, Any], file: Path) -> RunConfig:
