@@ -177,7 +177,7 @@ def unknown(key: str, valid: list[str]) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested dict."""
+    """Yields dotted keys and values of a nested dict."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")

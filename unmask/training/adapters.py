@@ -24,7 +24,7 @@ def lora_of(config: RunConfig) -> LoraConfig | None:
     return found
 
 
-def choose_weights(tensors: dict[str, Tensor], averaged: dict[str, Tensor], asked: str | None, run: Path) -> str:
+def choose_weights(averaged: dict[str, Tensor], asked: str | None, run: Path) -> str:
     """Returns `ema` or `raw`, as `asked`; default: `ema` where there is an average.
 
     Raises:
@@ -76,7 +76,7 @@ def export(
     found = checkpoint.find(run, step, warn)
     tensors, averaged = checkpoint.load_part(found, "model"), checkpoint.load_part(found, "ema/shadow")
     state.check_weights(tensors, averaged, str(found))
-    chosen = choose_weights(tensors, averaged, weights, run)
+    chosen = choose_weights(averaged, weights, run)
     settings, base, task = _read(config, found, open_run)
     mask_row = (task.tokens.mask_id, base.mask_row) if base.trains_mask_row(settings) else None
     adapters, description = lora.to_peft(

@@ -93,7 +93,7 @@ class LoadedRun:
         checkpoint.read_progress(found)
         saved, averaged = checkpoint.load_part(found, "model"), checkpoint.load_part(found, "ema/shadow")
         state.check_weights(saved, averaged, str(found))
-        weights = adapters.choose_weights(saved, averaged, weights, path)
+        weights = adapters.choose_weights(averaged, weights, path)
         if weights == "ema":
             saved |= averaged
         tensors: Mapping[str, Tensor] = saved

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from unmask.tasks.programs.grading import extract, judge, locate
+from unmask.tasks.programs.grading import judge, locate
 from unmask.tasks.programs.inside.check import parse
 
 F = "def f():\n    return 1"
@@ -39,7 +39,8 @@ F = "def f():\n    return 1"
     ],
 )
 def test_extract(text: str, program: str | None) -> None:
-    assert extract(text) == program
+    (judgement,) = judge([text], [1.0])
+    assert judgement.program == program
 
 
 LONG = """import math

@@ -11,7 +11,7 @@ from unmask import files
 from unmask.errors import UserError
 from unmask.evaluation.statistics import wilson
 from unmask.tasks.programs.answers import matches, read_answer
-from unmask.tasks.programs.sandbox import MAX_LENGTH, SECONDS, compiling_part, run_programs
+from unmask.tasks.programs.sandbox import SECONDS, run_programs
 from unmask.tasks.programs.verdict import Outcome
 from unmask.tasks.programs.worker import SandboxFailed
 
@@ -41,15 +41,6 @@ def locate(text: str) -> str | None:
             end = next((i for i, each in enumerate(rest) if _FENCE.match(each)), len(rest))
             return "\n".join(rest[:end])
     return None
-
-
-def extract(text: str) -> str | None:
-    """Returns the program that `locate` finds in `text`, without the trailing lines that keep it from compiling.
-
-    Compiling is done in a sandbox, which takes a moment: `judge` does it for many texts at once.
-    """
-    program = locate(text)
-    return program if program is None or len(program) > MAX_LENGTH else compiling_part(program)
 
 
 def _iterate_blocks(lines: list[str]) -> Iterator[str]:

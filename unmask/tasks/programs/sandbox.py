@@ -69,26 +69,12 @@ def run_programs(
         memory: bytes of address space for each, its interpreter (some 40 MB) included.
         workers: programs at once (default: two per CPU); fewer where the system lets us have no more processes.
         update: is called with how many programs are done.
-        without: layers to leave out (`inside.jail.LAYERS`): for tests only.
+        without: layers to leave out (`inside/jail.py` lists them): for tests only.
 
     Raises:
         SandboxFailed: no sandbox can be started.
     """
-    return _run(programs, exams, SandboxLimits(seconds, memory, without), workers, update)
-
-
-def compiling_part(program: str) -> str:
-    """Returns the program without the trailing lines that keep it from compiling; all of it if nothing compiles."""
-    return _run([program], None, SandboxLimits(SECONDS, MEMORY, call=False), 1, None)[0].program
-
-
-def _run(
-    programs: Sequence[str],
-    exams: Sequence[Exam] | None,
-    limits: SandboxLimits,
-    workers: int | None,
-    update: Callable[[int], None] | None,
-) -> list[Outcome]:
+    limits = SandboxLimits(seconds, memory, without)
     outcomes: dict[int, Outcome] = {}
     for number, program in enumerate(programs):
         if len(program) > MAX_LENGTH:

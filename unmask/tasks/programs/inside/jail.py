@@ -7,6 +7,8 @@ Layers, by the names that `SandboxLimits.without` takes (for tests, which try ea
 * `user`: root becomes nobody; capabilities are given up.
 * `seccomp`: only system calls that compute.
 * `limits`: CPU time, address space, and no file growth, no new process, no core dump. (`memory` always holds.)
+
+`check` and `audit` leave out those of Python, which are in `program.py`.
 """
 
 import math
@@ -18,7 +20,6 @@ from dataclasses import dataclass
 
 from . import kernel
 
-LAYERS = ("check", "audit", "namespaces", "chroot", "user", "seccomp", "limits")
 _NOBODY = 65534
 
 
@@ -30,14 +31,12 @@ class SandboxLimits:
         seconds: CPU time for each program, and what it starts.
         memory: bytes of address space for each.
         without: layers to leave out, for tests.
-        call: False to parse programs only.
         patience: times `seconds` that each may take on the clock.
     """
 
     seconds: float
     memory: int
     without: tuple[str, ...] = ()
-    call: bool = True
     patience: float = 10.0
 
     @property

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from unmask import formats
+from unmask.config.settings import flatten
 from unmask.errors import UserError
 
 Script = Literal["train.py", "train_block.py"]
@@ -188,7 +189,7 @@ def parse(tree: Any, where: str, script: str | None = None) -> Settings:
     if chosen is None:
         raise UserError(f"--script {asked}: unknown; use one of {', '.join(STRATEGIES)}")
     parts = {name: getattr(found, name) for name in _All.model_fields}
-    settings = Settings(where=where, script=chosen, given=dict(_flat(tree)), **parts)
+    settings = Settings(where=where, script=chosen, given=dict(flatten(tree)), **parts)
     for problem in _problems(settings):
         raise UserError(f"{where}: {problem}")
     return settings
@@ -218,14 +219,6 @@ def _resolved(value: Any, root: dict[Any, Any], where: str, depth: int = 0) -> A
     if not is_whole or found is None or depth > 8:
         raise UserError(f"{where}: {value[:80]!r}: cannot be resolved; write the value itself")
     return _resolved(found, root, where, depth + 1)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _problems(settings: Settings) -> Iterator[str]:
