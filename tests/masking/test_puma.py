@@ -11,14 +11,13 @@ import torch
 
 from tests.helpers import RandomStream, random_stats
 from unmask import noise
-from unmask.data.stream import examples_of
 from unmask.errors import UserError
 from unmask.masking.pool_rows import PoolRows
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.uniform import RandomMasking
 from unmask.noise import Purpose
-from unmask.types import CleanBatch, MaskedBatch, TokenStats
+from unmask.types import MaskedBatch, TokenStats
 
 MASK = 6
 SETTINGS = [
@@ -351,29 +350,6 @@ def test_a_shard_that_knows_no_others_goes_on_from_its_own_state(rows: slice, st
 def test_a_shard_lies_within_its_batch(total: int, start: int, stop: int) -> None:
     with pytest.raises(UserError, match=r"give 0 <= start <= stop <= total"):
         RowShard(total=total, start=start, stop=stop)
-
-
-class Odd:
-    """A stream that gives what it is made with."""
-
-    def __init__(self, given: object) -> None:
-        self.given = given
-
-    def __getitem__(self, number: torch.Tensor) -> object:
-        return self.given
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ((1, 2), r"Odd\[numbers\]: gave a tuple; give a CleanBatch"),
-        (CleanBatch(x0=torch.zeros(1, 4).long(), prompt_mask=torch.zeros(1, 4).bool()), "give a row for each"),
-    ],
-    ids=["no batch", "one row"],
-)
-def test_a_stream_that_gives_something_else_is_named(given: object, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        examples_of(Odd(given), torch.arange(10))
 
 
 @pytest.mark.parametrize("block_size", [None, 4])

@@ -11,6 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 ROWS, MASK, EOS = 50, 48, 2
+SIZES = {
+    "vocab_size": ROWS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Sizes that fit a Llama, a Qwen2 and a Qwen3."""
 _LLAMA = {
     "vocab_size": ROWS,
     "hidden_size": 32,

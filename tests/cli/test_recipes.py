@@ -1,0 +1,202 @@
+"""Recipes and their settings: other names, alternatives, and components that take the place of others."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import SHORT, lines, run_cli
+from unmask.cli import options
+from unmask.config import recipes
+from unmask.config.run import EvalConfig
+from unmask.decoding.config import DecodeConfig
+from unmask.errors import UserError
+
+
+def test_every_recipe_loads_and_its_methods_differ_in_the_process_alone() -> None:
+    for name in recipes.names():
+        assert recipes.load(name).train.batch_size > 0
+    for baseline in ("sudoku/", "sudoku/paper_", "sudoku/block_", "tinygsm/block_"):
+        pair = (f"{baseline}uniform", f"{baseline}puma")
+        one, other = (recipes.load(name).model_dump() for name in pair)
+        assert [section for section in one if one[section] != other[section]] == ["process"]
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "said"),
+    [
+        ("process", "{confidence: margin, order: prob}", "confidence='margin' and order='prob'"),
+        ("process", "{confidence: margin, alg: prob}", "confidence='margin' and alg='prob'"),
+        ("decode", "{order: margin, confidence: prob}", "order='margin' and confidence='prob'"),
+        ("eval", "{orders: [prob], confidences: [margin]}", "orders=['prob'] and confidences=['margin']"),
+    ],
+)
+def test_two_names_of_one_setting_are_the_users_mistake(
+    section: str, given: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"extends: sudoku/puma\n{section}: {given}\n")
+    assert run_cli("settings", mine) == 2
+    assert f"{section}: {said} are one setting; give order" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_setting_is_listed_under_its_other_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("settings", "debug", "decode.confidence", "eval.confidences", "process.alg=margin", "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["decode.order", "eval.orders"]
+    assert run_cli("settings", "debug", "decod.confidence", "steps.x") == 2
+
+
+def test_two_names_of_one_setting_of_a_decoder() -> None:
+    for text in ("margin,confidence=prob", "alg=prob,confidence=margin", "order=prob,alg=margin"):
+        with pytest.raises(UserError, match=rf"^--decoder {text}: decode: .* are one setting; give order alone"):
+            options.parse_decoder(text, DecodeConfig())
+    assert options.parse_decoder("confidence=margin", DecodeConfig(order="prob")).order == "margin"
+
+
+def test_names_that_users_of_other_code_bring() -> None:
+    settings = [
+        "process.K=5",
+        "process.block_length=27",
+        "process.confidence_threshold=0.7",
+        "process.confidence=low_confidence",
+        "decode.unmasking_num=3",
+        "decode.block_length=9",
+        "decode.alg=maskgit_plus",
+    ]
+    config = recipes.load("sudoku/puma", settings)
+    assert config.process.model_dump() == {
+        "name": "puma",
+        "num_stages": 5,
+        "stage_schedule": [],
+        "time": {"name": "uniform"},
+        "threshold": 0.7,
+        "factor": None,
+        "entropy_bound": None,
+        "budget": None,
+        "start": None,
+        "run": None,
+        "order": "prob",
+        "block_size": 27,
+    }
+    assert config.model.model_dump()["block_size"] == 27  # a model is told what its process asks
+    assert config.decode.label == "prob/3/block9"
+    assert recipes.load("tinygsm/puma", ["decode.cfg_scale=1.5", "data.prompt_dropout=0.1"]).decode.guidance == 1.5
+    assert recipes.load("debug", ["decode.confidence=top_k_margin"]).decode.order == "margin"
+
+
+def test_the_later_of_two_alternatives_counts(tmp_path: Path) -> None:
+    assert recipes.load("sudoku/uniform", ["train.epochs=2"]).train.steps is None
+    assert recipes.load("sudoku/paper_puma", ["train.steps=7"]).train.epochs is None
+    (tmp_path / "mine.yaml").write_text("extends: sudoku/puma\ndecode: {steps: 5}\n")
+    assert recipes.load(str(tmp_path / "mine.yaml")).decode.label == "prob/steps5"
+    assert recipes.load(str(tmp_path / "mine.yaml"), ["decode.unmasking_num=2"]).decode.label == "prob/2"
+    process = recipes.load("sudoku/puma", ["process.factor=1"]).process
+    assert (process.threshold, process.factor, process.num_stages) == (None, 1.0, 8)
+    process = recipes.load("debug", ["process={name: puma_variable, factor: 1}"]).process  # 0.9 by default
+    assert (process.threshold, process.factor) == (None, 1.0)
+    process = recipes.load("debug", ["process={name: puma_variable, threshold: null}"]).process
+    assert process.threshold is None
+
+
+def test_decoders_take_the_same_names_and_alternatives() -> None:
+    base = DecodeConfig(steps=5)
+    assert options.parse_decoder("low_confidence,unmasking_num=3", base).label == "prob/3"
+    assert options.parse_decoder("margin", base).label == "margin/steps5"
+    assert options.parse_decoder("random,seed=2", DecodeConfig()).label == "random/1/seed2"
+    for key in ("threshold=0.9", "factor=1.5", "entropy_bound=0.1"):
+        assert options.parse_decoder(f"prob,{key}", base).steps is None
+        assert options.parse_decoder("prob,steps=2", options.parse_decoder(f"prob,{key}", base)).label == "prob/steps2"
+
+
+def test_what_goes_with_steps_goes_with_them() -> None:
+    base = DecodeConfig(steps=5, schedule="cosine", remask="p2", remask_eta=0.5, block_size=None)
+    assert options.parse_decoder("prob,steps=9", base).label == "prob/steps9/cosine/p2/eta0.5"
+    assert options.parse_decoder("prob,threshold=0.9", base).label == "prob/threshold0.9"
+    grid = EvalConfig(tokens_per_step=[1, 2]).decoders(base.model_copy(update={"seed": 4}))
+    assert [decoder.label for decoder in grid] == ["prob/1/seed4", "prob/2/seed4"]
+    assert grid == [DecodeConfig.model_validate(decoder.model_dump()) for decoder in grid]  # nothing impossible
+
+
+MINE = """
+from unmask.masking.puma import PumaPool
+
+class Mine(PumaPool):
+    def metrics(self):
+        return super().metrics() | {"mine": 1.0}
+"""
+
+
+def test_a_process_of_ones_own_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "my_process.py").write_text(MINE)
+    command = [sys.executable, "-c", "from unmask.cli import run; run()", "train", "debug", *SHORT, "--out", "run"]
+    command += ["process={name: 'my_process:Mine', num_stages: 3}"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert lines(tmp_path / "run" / "metrics.jsonl")[0]["mine"] == 1.0
+    assert lines(tmp_path / "run" / "metrics.jsonl")[0]["puma/num_stages"] == 3
+
+
+def test_another_process_starts_its_section_afresh() -> None:
+    assert recipes.load("sudoku/puma", ["process.name=uniform"]).process.model_dump() == {
+        "name": "uniform",
+        "time": {"name": "uniform"},
+        "weight": "per_masked",
+        "weight_cap": None,
+        "masking": "exact",
+        "block_size": None,
+    }
+
+
+OPTIM = {"optim.name": "muon", "optim.muon_lr": 2.0, "optim.schedule": "wsd", "optim.decay_share": 0.5}
+
+
+@pytest.mark.parametrize("keys", [["optim.name"], [*OPTIM], [*reversed(OPTIM)]])
+def test_another_optimizer_leaves_its_section_as_it_is(keys: list[str], tmp_path: Path) -> None:
+    given = {key: OPTIM[key] for key in keys}
+    expected = recipes.load("sudoku/puma").model_dump()
+    expected["optim"] |= {key.removeprefix("optim."): value for key, value in given.items()}
+    assert recipes.load("sudoku/puma", [f"{key}={value}" for key, value in given.items()]).model_dump() == expected
+    changed = ", ".join(f"{key.removeprefix('optim.')}: {value}" for key, value in given.items())
+    (tmp_path / "mine.yaml").write_text(f"extends: sudoku/puma\noptim: {{{changed}}}\n")
+    (tmp_path / "longer.yaml").write_text("extends: mine.yaml\noptim: {warmup_steps: 3}\n")
+    assert recipes.load(str(tmp_path / "mine.yaml")).model_dump() == expected
+    expected["optim"]["warmup_steps"] = 3
+    assert recipes.load(str(tmp_path / "longer.yaml")).model_dump() == expected
+
+
+def test_to_name_the_component_that_is_there_changes_nothing(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"  # no section has a name: they are those of the defaults
+    mine.write_text("process: {block_size: 9}\nmodel: {preset: tiny, dropout: 0.1}\ntrain: {steps: 5}\n")
+    same = ["model.name=transformer", "process.name=uniform", "task.name=sudoku"]
+    assert recipes.load(str(mine), same) == recipes.load(str(mine))
+
+
+@pytest.mark.parametrize(
+    ("override", "time"),
+    [
+        ("process.time.name=beta", "{name: beta}"),
+        ("process.time={name: beta, a: 4}", "{name: beta, a: 4}"),
+        ("process.time.of.name=clipped", "{name: mixture, uniform: 0.5, of: {name: clipped}}"),
+        ("process.time.of.a=4", "{name: mixture, uniform: 0.5, of: {name: beta, a: 4, b: 7}}"),
+    ],
+)
+def test_another_density_starts_its_section_afresh(override: str, time: str) -> None:
+    mixture = "process.time={name: mixture, uniform: 0.5, of: {name: beta, a: 2, b: 7}}"
+    found = recipes.load("sudoku/uniform", [mixture, override])
+    assert found == recipes.load("sudoku/uniform", [f"process.time={time}"])
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("task: {name: toy}\nmodel: {preset: tiny}\ntrain: {steps: 5, batch_size: 8}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nprocess: {name: puma, K: 3}\ntrain: {steps: 2}\n")
+    config = recipes.load(str(tmp_path / "mine.yaml"), ["train.seed=4"])
+    assert (config.train.steps, config.train.batch_size, config.train.seed) == (2, 8, 4)
+    assert config.process.model_dump()["num_stages"] == 3
+
+
+def test_a_recipe_may_extend_a_shipped_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: sudoku/puma\ntrain: {steps: 2}\n")
+    config = recipes.load(str(tmp_path / "mine.yaml"))
+    assert config.process == recipes.load("sudoku/puma").process
+    assert config.train.steps == 2
