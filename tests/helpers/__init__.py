@@ -1,4 +1,4 @@
-"""Small stand-ins that several tests share; beside it, one file a topic: runs, text, stores, sudoku, decoding."""
+"""Small stand-ins that several tests share; beside it, one file a topic."""
 
 import json
 from dataclasses import dataclass
