@@ -14,6 +14,7 @@ a block, L of a row, D width of the model.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -163,6 +164,25 @@ class Pool(ABC):
         else:
             self._prefetcher.restock(stream)
         return self._prefetcher.clean, example
+
+    def renewed_rows(
+        self,
+        stream: ExampleStream,
+        first: Callable[[CleanBatch, Tensor, Tensor], PoolRows],
+        fresh: Callable[[CleanBatch, Tensor, int], PoolRows],
+    ) -> PoolRows:
+        """Puts new rows in place of those that are done; returns all rows, as they stand now.
+
+        Args:
+            first: makes the rows of a new pool, out of what `first_examples` returns.
+            fresh: makes rows that may take a place, out of what `next_examples` returns and the number of blocks.
+        """
+        if self.rows is None:
+            self.rows = first(*self.first_examples(stream))
+        else:
+            clean, example = self.next_examples(self.rows, stream)
+            self.rows = self.refill(self.rows, fresh(clean, example, self.rows.num_blocks))
+        return self.rows
 
     def refill(self, rows: PoolRows, fresh: PoolRows) -> PoolRows:
         """Returns `rows` with those of `fresh`, made of `next_examples`, in place of rows that are done."""

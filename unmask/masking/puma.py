@@ -110,12 +110,7 @@ class PumaPool(Pool):
 
         The loss is `sum(weight * nll) / B`. Called again before `observe`, it gives the same batch.
         """
-        if self.rows is None:
-            rows = self._first_rows(*self.first_examples(stream))
-        else:
-            clean, example = self.next_examples(self.rows, stream)
-            rows = self.refill(self.rows, self._fresh_rows(clean, example, self.rows.num_blocks))
-        self.rows = rows
+        rows = self.renewed_rows(stream, self._first_rows, self._fresh_rows)
         weight = weights.per_masked(rows.masked, rows.eligible)
         return self.carry(rows, masked_batch(rows.x0, rows.xt(self.mask_id), self.mask_id, weight))
 

@@ -53,12 +53,7 @@ class VariablePumaPool(Pool):
 
         The loss is `sum(weight * nll) / B`. Called again before `observe`, it gives the same batch.
         """
-        if self.rows is None:
-            rows = self._first_rows(*self.first_examples(stream))
-        else:
-            clean, example = self.next_examples(self.rows, stream)
-            rows = self.refill(self.rows, self._fresh_rows(clean, example, self.rows.num_blocks))
-        self.rows = rows
+        rows = self.renewed_rows(stream, self._first_rows, self._fresh_rows)
         weight = over_positions(weights.capped(rows.masked, rows.eligible, self.config.weight_cap), rows.x0.shape[1])
         is_left = rows.is_masked & self._is_answer(rows)
         batch = make_batch(rows.x0, rows.xt(self.mask_id), rows.is_masked, weight * is_left)
