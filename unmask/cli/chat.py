@@ -4,9 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from unmask import paths
 from unmask.cli import options, prompts
@@ -28,7 +26,7 @@ _HELP = """A prompt a line, as in `unmask decode`: a question, a puzzle, or a JS
 
 def chat(
     run: options.Run,
-    decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
+    decoder: options.Decoder = None,
     weights: options.Weights = None,
     step: options.Step = "last",
     device: options.Device = None,

@@ -40,7 +40,7 @@ def decode(
         Path | None,
         typer.Option(help="New file for the JSON lines (default: stdout); OUT.part until all are done."),
     ] = None,
-    decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
+    decoder: options.Decoder = None,
     num_samples: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="Answers to draw for each prompt.")] = 1,
     forbid: Annotated[
         list[str] | None, typer.Option(help="Token that is never written, given as text. May be repeated.")

@@ -23,7 +23,7 @@ def lm_eval(
     lm_eval_options: Annotated[
         list[str] | None, typer.Argument(metavar="[LM_EVAL'S OPTIONS]", help="Those of `lm_eval run`, after RUN.")
     ] = None,
-    decoder: Annotated[str | None, typer.Option(help=options.DECODER_HELP)] = None,
+    decoder: options.Decoder = None,
     draws: Annotated[
         int, typer.Option(min=2, max=4096, help="Masks of each continuation whose likelihood is asked for, at most.")
     ] = 32,

@@ -1,7 +1,7 @@
 """Options that several verbs share, and how they are read; results and files that verbs write."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -24,62 +24,52 @@ Weights = Annotated[
 ]
 Step = Annotated[str, typer.Option(help="Checkpoint to use: last, best, or a step.")]
 Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda, mps or auto (default: the one of the training).")]
-
-
-def _trust(is_trusted: bool) -> bool:
-    if is_trusted:
-        registry.trust_code()
-    return is_trusted
-
-
-TrustCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-code",
-        callback=_trust,
-        help="Import code that a saved run names by import path (module:Class). Only for runs whose origin you trust.",
-    ),
-]
-
-
-def _follow(is_followed: bool) -> bool:
-    if is_followed:
-        files.follow_links()
-    return is_followed
-
-
-FollowLinks = Annotated[
-    bool,
-    typer.Option(
-        "--follow-links",
-        callback=_follow,
-        help="Read and write a run's parts also where they are links out of its folder, such as checkpoints on a "
-        "bigger disk.",
-    ),
-]
-
-
-def _accept_changed(is_accepted: bool) -> bool:
-    if is_accepted:
-        accept_changed_data()
-    return is_accepted
-
-
-DataChanged = Annotated[
-    bool,
-    typer.Option(
-        "--data-changed",
-        callback=_accept_changed,
-        help="Read the run's data even if they are no longer those that it began with, or if it does not say which "
-        "these were (an older run).",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-_OUT = "--out "
 DECODER_HELP = (
     "Settings of the decoder, such as `margin`, `margin,tokens_per_step=3` or `order=prob,steps=50`; the keys are "
     "those of the section `decode` (default: the run's)."
 )
+Decoder = Annotated[str | None, typer.Option(help=DECODER_HELP)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def _permission(name: str, permit: Callable[[], None], meaning: str) -> Any:
+    """Makes the option `name`. Where it is given, `permit` is called before the verb, which need not look at it."""
+
+    def read(is_given: bool) -> bool:
+        if is_given:
+            permit()
+        return is_given
+
+    return typer.Option(name, callback=read, help=meaning)
+
+
+TrustCode = Annotated[
+    bool,
+    _permission(
+        "--trust-code",
+        registry.trust_code,
+        "Import code that a saved run names by import path (module:Class). Only for runs whose origin you trust.",
+    ),
+]
+FollowLinks = Annotated[
+    bool,
+    _permission(
+        "--follow-links",
+        files.follow_links,
+        "Read and write a run's parts also where they are links out of its folder, such as checkpoints on a bigger "
+        "disk.",
+    ),
+]
+DataChanged = Annotated[
+    bool,
+    _permission(
+        "--data-changed",
+        accept_changed_data,
+        "Read the run's data even if they are no longer those that it began with, or if it does not say which these "
+        "were (an older run).",
+    ),
+]
+_OUT = "--out "
 
 
 def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder") -> DecodeConfig:

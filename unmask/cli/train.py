@@ -67,10 +67,9 @@ def train(
 
     * `torchrun --nproc-per-node 2 -m unmask train sudoku/puma`
     """
-    if data_changed and not resume:
-        raise UserError("--data-changed: goes with --resume, which goes on with a run that has begun; leave it out")
-    if restart_pool and not resume:
-        raise UserError("--restart-pool: goes with --resume, which goes on with a run that has begun; leave it out")
+    for option, is_given in (("--data-changed", data_changed), ("--restart-pool", restart_pool)):
+        if is_given and not resume:
+            raise UserError(f"{option}: goes with --resume, which goes on with a run that has begun; leave it out")
     launch = read_launch(os.environ)
     path = paths.user_path(out or Path("runs") / recipes.short_name(recipe).replace("/", "-"), "--out ")
     config, problem = _load(recipe, overrides or [], RunFolder(path) if resume else None)
