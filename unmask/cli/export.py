@@ -75,19 +75,26 @@ def export(
         return
     exported = exporting.export(run, target, layout=layout, dtype=dtype, weights=chosen, step=step)
     if layout == "unmask":
-        problem = needs_our_code(exported.config.model)
-        readers = "transformers reads it too (trust_remote_code=True)"
-        if problem is not None:
-            readers = f"this package alone reads it: {problem}"
-        console.print(f"{target}: the {exported.weights} weights of step {exported.step}; {readers}")
-        if private := _places(exported.config):
-            console.print(
-                f"Its config.json names places on this machine: {', '.join(private)}; `unmask eval` reads data there. "
-                "Set them to null before you publish it"
-            )
-        return
-    family = read_checkpoint(paths.user_path(target)).family_name
-    console.print(f"{target}: a model of type {family}, with the {exported.weights} weights of step {exported.step}")
+        _say_readers(target, exported)
+    else:
+        family = read_checkpoint(paths.user_path(target)).family_name
+        console.print(
+            f"{target}: a model of type {family}, with the {exported.weights} weights of step {exported.step}"
+        )
+
+
+def _say_readers(target: Path, exported: loading.LoadedRun) -> None:
+    """Says who can read an export of our own layout, and which places on this machine it names."""
+    problem = needs_our_code(exported.config.model)
+    readers = "transformers reads it too (trust_remote_code=True)"
+    if problem is not None:
+        readers = f"this package alone reads it: {problem}"
+    console.print(f"{target}: the {exported.weights} weights of step {exported.step}; {readers}")
+    if private := _places(exported.config):
+        console.print(
+            f"Its config.json names places on this machine: {', '.join(private)}; `unmask eval` reads data there. "
+            "Set them to null before you publish it"
+        )
 
 
 def _places(config: RunConfig) -> list[str]:
