@@ -58,20 +58,20 @@ def existing_file(text: str | Path, where: str = "") -> Path:
     return path
 
 
-def existing_folder(text: str | Path, where: str = "") -> Path:
+def existing_folder(text: str | Path) -> Path:
     """Returns the path of a folder that a user wrote.
 
     Raises:
         UserError: there is none of that name.
     """
-    path = user_path(text, where)
-    kind = _kind(path, where)
+    path = user_path(text)
+    kind = _kind(path)
     if kind != "folder":
-        raise UserError(f"{where}{text}: {f'is a {kind}, not a folder' if kind else 'no such folder'}; name a folder")
+        raise UserError(f"{text}: {f'is a {kind}, not a folder' if kind else 'no such folder'}; name a folder")
     return path
 
 
-def _kind(path: Path, where: str) -> str | None:
+def _kind(path: Path, where: str = "") -> str | None:
     """Returns what `path` is, in a word; None if it does not exist."""
     try:
         mode = path.stat().st_mode
@@ -82,24 +82,24 @@ def _kind(path: Path, where: str) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
-def read_input(text: str | Path, where: str = "") -> str:
+def read_input(text: str | Path) -> str:
     """Reads UTF-8 text that a user gives: a regular file, or what is open already, as `/dev/stdin` and `<(..)` are.
 
     Raises:
         UserError: it cannot be read, or is not UTF-8; names the line.
     """
-    path = user_path(text, where)
+    path = user_path(text)
     # A fifo in a folder is not read: it might wait for its writer for ever.
     is_open = path.is_absolute() and os.path.realpath(path).startswith(("/proc/", "/dev/fd/", "/dev/stdin"))
-    if not (is_open and _kind(path, where) in ("fifo", "socket")):
-        return formats.read_text(existing_file(path, where), max_bytes=MAX_INPUT)
+    if not (is_open and _kind(path) in ("fifo", "socket")):
+        return formats.read_text(existing_file(path), max_bytes=MAX_INPUT)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_INPUT + 1)
     except OSError as error:
-        raise UserError(f"{where}{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if len(content) > MAX_INPUT:
-        raise UserError(f"{where}{path}: has more than {MAX_INPUT:,} bytes; give it in parts")
+        raise UserError(f"{path}: has more than {MAX_INPUT:,} bytes; give it in parts")
     return formats.decode(content, str(path))
 
 

@@ -198,13 +198,13 @@ def thin(values: Sequence[T], most: int) -> Sequence[T]:
     return values[::-every][::-1]
 
 
-def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Chooses round values that cover low .. high: multiples of 1, 2 or 5 times a power of ten."""
+def _ticks(low: float, high: float) -> list[float]:
+    """Chooses some five round values that cover low .. high: multiples of 1, 2 or 5 times a power of ten."""
     # Not so narrow that neighbouring ticks are one number.
     span = max(high - low, 1e-9 * max(abs(low), abs(high))) if high > low else abs(high) or 1.0
     span = max(span, 1e-290)
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= about)
+    power = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{number * step:.12g}") for number in range(first, max(last, first + 1) + 1)]
 

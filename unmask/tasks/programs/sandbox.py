@@ -37,10 +37,11 @@ from unmask.tasks.programs.verdict import Outcome, read_report
 from unmask.tasks.programs.worker import SandboxFailed, Worker
 
 SECONDS = 1.0
-MEMORY = 512 << 20
 MAX_LENGTH = 50_000
 """Most characters of a program; a longer one counts as a syntax error."""
 
+_MEMORY = 512 << 20
+"""Bytes of address space for each program, its interpreter (some 40 MB) included."""
 _WORKERS_PER_CPU = 2  # a program takes milliseconds, and two forks: while one starts, another runs
 _PATIENCE_ALONE = 30.0
 """Times `seconds` on the clock for a program that is tried again."""
@@ -53,7 +54,6 @@ def run_programs(
     *,
     exams: Sequence[Exam] | None = None,
     seconds: float = SECONDS,
-    memory: int = MEMORY,
     workers: int | None = None,
     update: Callable[[int], None] | None = None,
     without: tuple[str, ...] = (),
@@ -66,7 +66,6 @@ def run_programs(
         exams: the tests of each program, which is then a solution: nothing of it is called but by them, and its value
             is 1 if it passes. A solution that breaks out of the layers of Python could report that it does.
         seconds: CPU time for each program and what it starts; it may take ten times as long on the clock.
-        memory: bytes of address space for each, its interpreter (some 40 MB) included.
         workers: programs at once (default: two per CPU); fewer where the system lets us have no more processes.
         update: is called with how many programs are done.
         without: layers to leave out (`inside/jail.py` lists them): for tests only.
@@ -74,7 +73,7 @@ def run_programs(
     Raises:
         SandboxFailed: no sandbox can be started.
     """
-    limits = SandboxLimits(seconds, memory, without)
+    limits = SandboxLimits(seconds, _MEMORY, without)
     outcomes: dict[int, Outcome] = {}
     for number, program in enumerate(programs):
         if len(program) > MAX_LENGTH:
