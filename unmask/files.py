@@ -268,11 +268,15 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(read_input(path).split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            try:
-                row = parse_object(line)
-            except ValueError as error:
-                raise UserError(f"{where}: {error}") from error
-            yield where, row
+            yield where, read_object(line, where)
+
+
+def read_object(line: str, where: str) -> dict[str, Any]:
+    """Reads a line that is to hold a JSON object; raises `UserError`, which begins with `where`, if it holds none."""
+    try:
+        return parse_object(line)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def parse_object(line: str | bytes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from unmask.data.prepare import run
 from unmask.data.prepare.settings import DATASETS, PrepareSettings
 from unmask.data.prepare.writing import COUNTS
 from unmask.data.vocabulary import BYTES
-from unmask.errors import Interrupted, UserError
+from unmask.errors import Interrupted
 
 
 def prepare(
@@ -136,6 +136,8 @@ def prepare(
 
     * `unmask prepare text Salesforce/wikitext:wikitext-103-raw-v1 --tokenizer gpt2 --length 1024 --out data/wikitext`
     """
+    where = f"--template-options {template_options}"
+    variables = {} if template_options is None else files.read_object(template_options, where)
     settings = PrepareSettings(
         dataset=dataset,
         tokenizer=tokenizer,
@@ -154,7 +156,7 @@ def prepare(
         text_field=text_field,
         messages_field=messages_field,
         template=template,
-        template_options=_read_options(template_options),
+        template_options=variables,
         turns=turns,
         validation_ratio=validation_ratio,
         split_seed=split_seed,
@@ -167,15 +169,6 @@ def prepare(
         options.print_json(meta)
     else:
         _print(meta, settings)
-
-
-def _read_options(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        return files.parse_object(text)
-    except ValueError as error:
-        raise UserError(f"--template-options {text}: {error}") from error
 
 
 def _prepare(settings: PrepareSettings) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from unmask.data.infill import whole_text
 from unmask.data.prepare.sources import FileSource, Row
 from unmask.data.vocabulary import VOCABULARY, Vocabulary, load_tokenizer
 from unmask.errors import UserError
-from unmask.files import parse_object
+from unmask.files import read_object
 from unmask.progress import warn
 from unmask.tasks.programs.answers import read_answer
 from unmask.tasks.rows import StoredRows, TokensData
@@ -222,10 +222,7 @@ def read_prompt(line: str, where: str, forms: Fields) -> dict[str, str]:
     """
     if not line.lstrip().startswith("{"):
         return dict.fromkeys(forms[0], line.rstrip("\n"))
-    try:
-        row = parse_object(line)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+    row = read_object(line, where)
     known = frozenset().union(*forms)
     given: dict[str, Any] = {key: row[key] for key in row if key in known}
     if frozenset(given) not in forms:

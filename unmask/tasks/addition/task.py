@@ -21,7 +21,7 @@ from torch import Tensor
 from unmask.config.settings import Section
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
-from unmask.files import parse_object
+from unmask.files import read_object
 from unmask.formats import read_text
 from unmask.machine import require_memory
 from unmask.tasks.addition.sums import Sums, add, longest_chain
@@ -215,10 +215,7 @@ class SumStream:
 def _read_prompt(line: str, where: str) -> str:
     if not line.lstrip().startswith("{"):
         return line
-    try:
-        prompt = parse_object(line).get("prompt")
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+    prompt = read_object(line, where).get("prompt")
     if not isinstance(prompt, str):
         raise UserError(f"{where}: needs the string `prompt`, such as 12345+678=")
     return prompt

@@ -25,7 +25,7 @@ from unmask.config.settings import Section
 from unmask.data.fingerprint import DataFingerprint, digest
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
-from unmask.files import parse_object
+from unmask.files import read_object
 from unmask.noise import Purpose
 from unmask.tasks.sudoku import board, formats, grading
 from unmask.tasks.sudoku.board import Boards, PuzzleSet, Symmetry
@@ -250,10 +250,7 @@ class BoardStream:
 def _read_puzzle(line: str, where: str) -> str:
     if not line.lstrip().startswith("{"):
         return line
-    try:
-        puzzle = parse_object(line).get("puzzle")
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+    puzzle = read_object(line, where).get("puzzle")
     if not isinstance(puzzle, str) or not puzzle.strip():
         raise UserError(f"{where}: needs the string `puzzle`")
     return puzzle
