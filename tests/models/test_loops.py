@@ -7,6 +7,7 @@ import torch
 
 from tests.helpers.decoding import TOKENS, decode, denoiser, prompts, same
 from tests.helpers.runs import assert_goes_on_exactly, toy_trainer
+from unmask.config import recipes
 from unmask.errors import UserError
 from unmask.models.attention import KeyValueCache
 from unmask.models.build import build_denoiser
@@ -124,6 +125,13 @@ def test_a_run_with_loops_goes_on_exactly() -> None:
 def test_wrong_loops(loops: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         toy_trainer(f"model.loops={loops}")
+
+
+def test_loops_in_decoding_need_loops_of_the_model() -> None:
+    """It is said before a training, not after it."""
+    with pytest.raises(UserError, match=r"decode.loops=2: this model has no model.loops; set decode.loops=null"):
+        recipes.load("debug", ["decode.loops=2"])
+    assert recipes.load("debug", ["decode.loops=2", LOOPS]).decode.loops == 2
 
 
 def test_loops_have_no_weights_of_their_own() -> None:

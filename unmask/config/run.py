@@ -14,7 +14,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from unmask.config.registry import foreign_code, resolve
 from unmask.config.settings import Beta, DTypeName, Section, WeightsName, check_into, check_section, known, unknown
-from unmask.decoding.config import DecodeConfig, check_guidance
+from unmask.decoding.config import DecodeConfig, check_guidance, without_loops
 from unmask.errors import UserError
 from unmask.reveal import OrderName
 from unmask.training.trackers import TRACKERS
@@ -203,6 +203,8 @@ class RunConfig(Section):
             problems.append("train.steps is missing; give train.steps or train.epochs")
         if getattr(checked["model"], "lora", None) is not None and not problems:
             problems += _about_adapters(checked["train"], checked["optim"])
+        if not problems and checked["decode"].loops and getattr(checked["model"], "loops", None) is None:
+            problems.append(without_loops(checked["decode"].loops))
         if problems:
             raise UserError("\n".join(problems))
         check_guidance(checked["decode"], checked["data"])

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.decoding.config import DecodeConfig
+from unmask.decoding.config import DecodeConfig, without_loops
 from unmask.decoding.decoder import Decoder
 from unmask.decoding.remasking import REMASKINGS
 from unmask.decoding.sampling import Sampling
@@ -55,7 +55,7 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec, *, r
     _check_guidance(config, model)
     _check_forbidden(config.forbid, tokens)
     if config.loops is not None and loops_of(model.backbone) is None:
-        raise UserError(f"decode.loops={config.loops}: this model has no model.loops; set decode.loops=null")
+        raise UserError(without_loops(config.loops))
     require_memory_for_decoding(
         getattr(model.backbone, "config", config),
         tokens,

@@ -170,6 +170,11 @@ def _shown(value: object) -> str:
     return repr(value) if isinstance(value, float) and float(short) != value else short
 
 
+def without_loops(loops: int) -> str:
+    """Says that a model has nothing that `decode.loops` could run."""
+    return f"decode.loops={loops}: this model has no model.loops; set decode.loops=null"
+
+
 def check_guidance(decode: DecodeConfig, data: Section) -> None:
     """Checks that a model which is to be guided has learned to predict without a prompt.
 
