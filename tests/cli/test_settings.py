@@ -73,3 +73,17 @@ def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("settings", *arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_start_that_is_not_there_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings are listed all the same: a recipe may be for another machine."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "here")
+    assert run_cli("settings", "debug", "train.init", "train.init=nowhere") == 0
+    printed = capsys.readouterr()
+    assert "nowhere" in printed.out
+    assert "train.init=nowhere: is no run, export or Hugging Face checkpoint here" in " ".join(printed.err.split())
+    assert run_cli("settings", "debug", "train.init", "train.init=here") == 0
+    assert capsys.readouterr().err == ""

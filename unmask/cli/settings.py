@@ -15,8 +15,11 @@ from unmask.config.registry import COMPONENTS
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section, unknown
 from unmask.errors import UserError
+from unmask.models import hf
 from unmask.paths import user_path
+from unmask.progress import warn
 from unmask.training.folder import RunFolder, read_config
+from unmask.training.loading import is_ours
 
 
 def settings(
@@ -56,10 +59,24 @@ def settings(
 
 def _load(recipe: str, overrides: list[str]) -> RunConfig:
     if recipe in recipes.names() or not RunFolder(user_path(recipe)).exists():
-        return recipes.load(recipe, overrides)
+        config = recipes.load(recipe, overrides)
+        _warn_of_start(config.train.init)
+        return config
     if overrides:
         raise UserError(f"{' '.join(overrides)}: the settings of a run stand; give a recipe to change them")
     return read_config(user_path(recipe))
+
+
+def _warn_of_start(init: str | None) -> None:
+    """Says that a training would not find what it is to start from: a recipe may be for another machine."""
+    if init is None:
+        return
+    folder = user_path(init, "train.init=")
+    if not (hf.is_checkpoint(folder) or is_ours(folder)):
+        warn(
+            f"train.init={init}: is no run, export or Hugging Face checkpoint here, so that `unmask train` refuses it; "
+            "the shape of a checkpoint takes the place of model.preset"
+        )
 
 
 def _own_key(config: RunConfig, key: str) -> str:
