@@ -137,8 +137,11 @@ def test_wrong_settings_are_named(
 
 def test_a_recipe_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs, ours = write_yaml(tmp_path / "theirs.yaml", SETTINGS["sudoku_puma"]), tmp_path / "ours.yaml"
+    assert run_cli("import", "--from", "puma", theirs) == 0
+    recipe = capsys.readouterr().out
     assert run_cli("import", "--from", "puma", theirs, "--out", ours) == 0
-    assert ours.read_text() == capsys.readouterr().out
+    assert capsys.readouterr().out == ""
+    assert ours.read_text() == recipe
     assert run_cli("settings", ours) == 0
     assert run_cli("import", "--from", "puma", theirs, "--out", ours) == 2
     assert "is there already; name another file" in capsys.readouterr().err

@@ -98,7 +98,8 @@ def import_(
     }
     target = None if out is None else paths.user_path(out, "--out ")
     found = sources.find(source, path, {name: value for name, value in given.items() if value is not None})
-    options.results().print(found.shown())
+    if described := found.shown(target):
+        options.results().print(described)
     if target is not None:
         found.write(target)
         console.print(f"{out}: written")

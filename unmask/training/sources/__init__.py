@@ -19,8 +19,8 @@ SOURCES = {"hf": "unmask.training.sources.hugging_face", "puma": "unmask.trainin
 class Found(Protocol):
     """What a source has found at a path."""
 
-    def shown(self) -> str:
-        """Describes it, for stdout."""
+    def shown(self, target: Path | None) -> str:
+        """Describes it, for stdout; empty if it is a text that will be written to `target`."""
         ...
 
     def write(self, target: Path) -> None:

@@ -21,7 +21,7 @@ class HuggingFaceModel:
         self.folder, self.overrides = folder, overrides
         self.made = Import(folder, overrides)
 
-    def shown(self) -> str:
+    def shown(self, target: Path | None) -> str:
         found = self.made.describe()
         width = max(map(len, found))
         return "\n".join(f"{name:<{width}}  {printable(value)}" for name, value in found.items())

@@ -29,8 +29,12 @@ class Recipe:
         given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         self._command = shlex.join(["unmask", "import", "--from", "puma", str(path), *given])
 
-    def shown(self) -> str:
+    @property
+    def _text(self) -> str:
         return recipe.write_out(self._settings, self._lines, self._command).rstrip("\n")
+
+    def shown(self, target: Path | None) -> str:
+        return self._text if target is None else ""
 
     def write(self, target: Path) -> None:
         if target.suffix not in (".yaml", ".yml"):
@@ -38,7 +42,7 @@ class Recipe:
         if target.exists() or target.is_symlink():
             raise UserError(f"--out {target}: is there already; name another file")
         try:
-            files.write(target, f"{self.shown()}\n")
+            files.write(target, f"{self._text}\n")
         except OSError as error:
             raise UserError(f"--out {target}: cannot be written: {error.strerror}; name another file") from error
 

@@ -107,7 +107,7 @@ class Model:
         file, step, device = self.checkpoint.file, self.checkpoint.step, torch.device("cpu")
         return LoadedRun(file, self.config, tensors, self.weights, step, device, kept_tokens=tokens)
 
-    def shown(self) -> str:
+    def shown(self, target: Path | None) -> str:
         _ = self.loaded
         config, tokens, settings = self.config.model, self._task.tokens, self.settings
         assert isinstance(config, TransformerConfig)
