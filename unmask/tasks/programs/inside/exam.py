@@ -39,6 +39,11 @@ class Exam:
     setup: str = ""
     names: tuple[str, ...] = ()
 
+    def check(self) -> None:
+        """Raises `BadExam` unless all of it compiles. Runs nothing."""
+        _read(self.setup, "setup", is_checked=False)
+        _read(self.tests, "tests", is_checked=False)
+
 
 class BadExam(Exception):
     """The error of tests, not of the solution, that cannot be run; the message says which and why."""
@@ -115,9 +120,9 @@ def take(solution: ast.Module, exam: Exam, before_running: Callable[[], None], i
 
 
 def _read(source: str, what: str, is_checked: bool) -> ast.Module:
-    tree = compiled(source) if source.strip() else ast.Module([], [])
+    tree = compiled(f"{source}\npass\n")  # nothing, or comments alone, are sound too
     if isinstance(tree, SyntaxError):
-        raise BadExam(f"the {what} of this problem do not compile: {tree}")
+        raise BadExam(f"the {what} of this problem cannot be compiled: {tree}")
     if is_checked:
         try:
             check(tree, SOLUTIONS)
