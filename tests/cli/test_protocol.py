@@ -1,7 +1,8 @@
 """`unmask eval --protocol`: an evaluation is repeated from what it said of itself, and what differs is named."""
 
 import json
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from tests.helpers import run_cli
 from tests.helpers.runs import tiny_run
+from unmask.errors import UserError
+from unmask.training.protocol import EvalOptions, Repeated
 
 DECODERS = ["--decoder", "margin,tokens_per_step=9", "--decoder", "random,seed=3,tokens_per_step=20"]
 
@@ -94,3 +97,51 @@ def test_what_a_protocol_decides_is_not_given_again(first: Path, capsys: pytest.
     assert "--decoder, --examples" in capsys.readouterr().err
     assert run_cli("eval") == 2
     assert "RUN is missing" in capsys.readouterr().err
+
+
+def test_an_export_of_the_run_has_the_same_weights(
+    run: Path, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digest is of the tensors, not of the files that hold them; other weights have another."""
+    assert run_cli("export", run, tmp_path / "same", "--step", 1) == 0
+    assert run_cli("export", run, tmp_path / "other", "--step", 1, "--dtype", "bfloat16") == 0
+    assert repeat(capsys, tmp_path / "same", "--protocol", first)["repeats"]["differs"] == {}
+    differs = repeat(capsys, tmp_path / "other", "--protocol", first)["repeats"]["differs"]
+    assert differs.keys() == {"weights_sha256"}
+
+
+def test_of_an_export_no_step_is_chosen(
+    run: Path, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's protocol names step and weights; what holds one set of weights is evaluated with these, which is said."""
+    assert run_cli("export", run, tmp_path / "later", "--step", 2) == 0
+    assert repeat(capsys, tmp_path / "later", "--protocol", first)["repeats"]["differs"].keys() == {
+        "step",
+        "weights_sha256",
+    }
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    repeated = Repeated.read(first)
+    asked = repeated.with_places(EvalOptions(run=str(tmp_path / "hf")))
+    assert (asked.step, asked.weights) == ("last", None)
+    asked = repeated.with_places(EvalOptions(run=str(run)))
+    assert (asked.step, asked.weights) == ("1", "ema")
+
+
+def test_another_task_is_refused_in_a_line(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_run(tmp_path / "sums", "task.name=addition", "data={}", "train.steps=1").train()
+    capsys.readouterr()
+    assert run_cli("eval", tmp_path / "sums", "--protocol", first) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "is of the task toy, and this model is for addition; give a model for toy" in error
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "is_same"),
+    [("text", "pretrained", True), ("pretrained", "text", True), ("text", "chat", False), ("mine:Task", "toy", False)],
+)
+def test_tasks_that_read_alike(then: str, now: str, is_same: bool, first: Path) -> None:
+    """A model that came from elsewhere reads text as a run of text does. Another's code is not looked for."""
+    repeated = replace(Repeated.read(first), protocol={"task": then})
+    with nullcontext() if is_same else pytest.raises(UserError, match=f"is of the task {then}"):
+        repeated.check_task(now)

@@ -1,7 +1,5 @@
 """`unmask eval`."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -169,6 +167,8 @@ def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None
     data = _default_data(asked.task, data)
     loaded = evaluations.open_run(asked)
     config, judge = _task_of(loaded, asked.task)
+    if repeated is not None:
+        repeated.check_task(asked.task or config.task.name)
     about_text = TextOptions(asked)
     text_task = about_text.check(judge, config)
     decoders = _decoders(config, judge, asked.decoder, out) if asked.generative is None else []
@@ -195,7 +195,7 @@ def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None
                 paired = PairedComparison.of(result, other.evaluate(decoders, draws, update))
         if file is not None:
             file.writelines(to_json(record) + "\n" for record in result.records())
-    own = _describe(config, chosen, decoders, result) | {
+    own = protocols.describe_examples(config, judge, chosen, decoders, is_causal=model.is_causal) | {
         "task": asked.task or config.task.name,
         "data": "validation" if data is None else str(data),
     }
@@ -237,7 +237,7 @@ class _Other:
         examples = loaded.held_out(len(chosen), judge) if data is None else judge.examples_from_file(data)
         examples = examples[: len(chosen)]
         is_same = task is not None or config.task.name == first.config.task.name
-        if not is_same or _sha256(examples) != _sha256(chosen):
+        if not is_same or protocols.examples_digest(examples) != protocols.examples_digest(chosen):
             raise UserError(
                 f"--against {run}: its examples are not those of {first.path}, as task, data or tokens differ; give "
                 "--data FILE that both read alike, or runs of the same data"
@@ -250,20 +250,6 @@ class _Other:
             dtype=_check_decoders(decoders), is_compiled=any(decoder.compile for decoder in decoders)
         )
         return evaluate_model(model, self.task, self.examples, decoders, nelbo_draws=draws, update=update)
-
-
-def _describe(
-    config: RunConfig, examples: CleanBatch, decoders: list[DecodeConfig], result: Evaluation
-) -> dict[str, Any]:
-    """Describes what was evaluated, and how."""
-    text = None if result.likelihood is None else result.likelihood.text
-    return {
-        "data_sha256": _sha256(examples),
-        "examples": len(examples),
-        "nelbo": _how(result, config.eval.nelbo_draws),
-        **({} if text is None else {"rows": text.rows}),
-        "decoders": {decoder.label: decoder.model_dump(mode="json") for decoder in decoders},
-    }
 
 
 def _decoders(config: RunConfig, judge: Task, asked: Sequence[str], out: Path | None) -> list[DecodeConfig]:
@@ -303,21 +289,6 @@ def _with_task(loaded: LoadedRun, task: str) -> RunConfig:
     with found_in(loaded.path):
         data = check_section(section, given, f"--task {task}: data").of_run(loaded.path)
     return config.model_copy(update={"task": choice, "data": data})
-
-
-def _sha256(examples: CleanBatch) -> str:
-    """Hashes the examples: prompts, and answers as far as they are known."""
-    digest = hashlib.sha256(examples.x0.numpy().tobytes() + examples.prompt_mask.numpy().tobytes())
-    digest.update(json.dumps(examples.answers).encode())
-    return digest.hexdigest()
-
-
-def _how(result: Evaluation, draws: int) -> str:
-    if result.likelihood is None:
-        return "none: the answers are not known as tokens"
-    if result.likelihood.is_exact:
-        return "exact NLL of a causal model; nats per maskable token"
-    return f"uniform masks, {draws} per example; nats per maskable token"
 
 
 def _check_decoders(decoders: list[DecodeConfig]) -> str | None:

@@ -44,7 +44,7 @@ def report(
 
     The page shows: curves against steps, seconds, passes and examples; held-out puzzles being solved, cell by cell; the
     masks that each method trains on; what is hard, and why (see `unmask diagnose`); the settings that differ; the
-    commands.
+    protocol of each method's own evaluations, as a file for `unmask eval --protocol`; the commands.
 
     Runs that differ only in their seed count as one method, named after its folder (METHOD for METHOD/seed_0). The
     first method is the baseline.

@@ -115,6 +115,13 @@ def resolve(kind: str, name: str) -> Any:
     return component
 
 
+def is_kind_of_task(name: str, other: str) -> bool:
+    """True if the task `name` is `other`, or does all that `other` does as it does it; of those that come with us."""
+    if name == other or not {name, other} <= COMPONENTS["task"].keys():
+        return name == other
+    return issubclass(resolve("task", name), resolve("task", other))
+
+
 def build(kind: str, name: str, *arguments: Any) -> Any:
     """Builds the component `name` from `arguments`, the first of which are its settings.
 

@@ -1,6 +1,6 @@
 """Reads the weights that a training starts from, `train.init`: all of them, or the frozen base of adapters."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,6 @@ from torch import Tensor
 from unmask import paths
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section
-from unmask.data.fingerprint import digest_of
 from unmask.errors import UserError
 from unmask.models import hf
 from unmask.models.families import LLAMA_NAMES, TensorNames
@@ -100,18 +99,6 @@ def _from_hugging_face(source: str, task: Task, settings: Section) -> OnDemand:
     return read_weights(folder, original_ids=original_ids, vocab_size=task.tokens.vocab_size)
 
 
-def base_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Returns the SHA-256 of a base's names, shapes and values in fp32."""
-
-    def parts() -> Iterator[Any]:
-        for name in sorted(tensors):
-            value = tensors[name].detach()
-            yield [name, [*value.shape]]
-            yield value.float().contiguous().numpy()
-
-    return digest_of(parts())
-
-
 @dataclass(frozen=True)
 class Base:
     """The frozen weights under a run's adapters."""
@@ -128,7 +115,7 @@ class Base:
 
     @cached_property
     def sha256(self) -> str:
-        return base_digest(self.tensors)
+        return state.weights_digest(self.tensors)
 
     def trains_mask_row(self, lora: LoraConfig) -> bool:
         return self.mask_is_new if lora.mask_row == "auto" else lora.mask_row

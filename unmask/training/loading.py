@@ -2,6 +2,7 @@
 
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +33,8 @@ from unmask.training.importing import Import
 from unmask.training.initial import read_base
 from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import CleanBatch, TokenSpec
+
+_LARGE = 10**9  # numbers whose checksum takes seconds: say so
 
 
 @dataclass(eq=False)
@@ -152,9 +155,15 @@ class LoadedRun:
             ) from None
 
     def digest(self) -> str:
-        """Returns a SHA-256 that tells the checkpoint or export that it was read from, from all others."""
+        """Returns a SHA-256 of the files that it was read from, which tells them from all others."""
         lists_all = None if self.checkpoint is None else self.checkpoint / checkpoint.COMPLETE
         return digest(*map(file_sha256, [lists_all] if lists_all else sorted(self.path.glob("*.safetensors"))))
+
+    def weights_digest(self) -> str:
+        """Returns a SHA-256 of its tensors, the same in a run and in what is exported of it."""
+        numbers = sum(value.numel() for value in heads_of(self.tensors).values())
+        with progress.console.status("Checking the weights ..") if numbers >= _LARGE else nullcontext():
+            return state.weights_digest(self.tensors)
 
     @property
     def tokens(self) -> TokenSpec:
@@ -305,6 +314,12 @@ def is_ours(folder: Path) -> bool:
         return bool(hf.read_object(folder / "config.json").get("format") == "unmask")
     except UserError:
         return False
+
+
+def has_checkpoints(path: str | Path) -> bool:
+    """True if `path` is a run, of which steps and weights are chosen, not one set of weights."""
+    folder = paths.user_path(path)
+    return not hf.is_checkpoint(folder) and not _is_export(folder)
 
 
 def _is_export(path: Path) -> bool:

@@ -1,5 +1,8 @@
 """The protocol of an evaluation: all that its figures depend on, so that others can repeat it."""
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -9,10 +12,16 @@ import torch
 from pydantic import Field
 
 from unmask import formats
+from unmask.config.registry import is_kind_of_task
+from unmask.config.run import RunConfig
 from unmask.config.settings import Section, check_section, flatten
+from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
-from unmask.training.loading import LoadedRun
+from unmask.tasks.task import Task, is_graded
+from unmask.training.evaluating import rate
+from unmask.training.loading import LoadedRun, has_checkpoints
+from unmask.types import CleanBatch
 
 _FIGURES = ("nelbo", "accuracy", "shares", "nfe", "zero_shot")
 _MAY_MOVE = ("run", "data", "step", "weights", "device", "against")
@@ -61,7 +70,7 @@ def describe_model(loaded: LoadedRun, model: Denoiser) -> dict[str, Any]:
     return {
         "step": loaded.step,
         "weights": loaded.weights,
-        "weights_sha256": loaded.digest(),
+        "weights_sha256": loaded.weights_digest(),
         "model": {
             "length": tokens.length,
             "vocab_size": tokens.vocab_size,
@@ -76,6 +85,58 @@ def describe_model(loaded: LoadedRun, model: Denoiser) -> dict[str, Any]:
         "device": loaded.device.type,
         "versions": {"unmask": metadata.version("unmask"), "torch": torch.__version__},
     }
+
+
+def describe_examples(
+    config: RunConfig, task: Task, examples: CleanBatch, decoders: Sequence[DecodeConfig], *, is_causal: bool
+) -> dict[str, Any]:
+    """Returns the part of a protocol that is about what was evaluated: examples, masks and decoders."""
+    extent, likelihood = getattr(task, "extent", None), "none: the answers are not known as tokens"
+    is_known = examples.is_known(task.tokens.mask_id)
+    if is_known and is_causal:
+        likelihood = "exact NLL of a causal model; nats per maskable token"
+    elif is_known:
+        likelihood = f"uniform masks, {config.eval.nelbo_draws} per example; nats per maskable token"
+    return {
+        "data_sha256": examples_digest(examples),
+        "examples": len(examples),
+        "nelbo": likelihood,
+        **({"rows": extent(examples).rows} if is_known and extent is not None else {}),
+        "decoders": {decoder.label: decoder.model_dump(mode="json") for decoder in decoders},
+    }
+
+
+def examples_digest(examples: CleanBatch) -> str:
+    """Returns the SHA-256 of examples: prompts, and answers as far as they are known."""
+    checksum = hashlib.sha256(examples.x0.numpy().tobytes() + examples.prompt_mask.numpy().tobytes())
+    checksum.update(json.dumps(examples.answers).encode())
+    return checksum.hexdigest()
+
+
+def result_of_training(loaded: LoadedRun, environment: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run's own evaluation at the checkpoint that was opened, as `unmask eval RUN --json` gives it.
+
+    Args:
+        loaded: the run.
+        environment: its `environment.json`, which says where and with what it was evaluated.
+        row: its line of metrics at that step; without figures if it was not evaluated there.
+    """
+    config, task = loaded.config, loaded.task
+    decoders = config.eval.decoders(config.decode) if is_graded(config) else []
+    examples = loaded.held_out(config.eval.examples)
+    own = describe_examples(config, task, examples, decoders, is_causal=loaded.model.is_causal)
+    own |= {"task": config.task.name, "data": "validation"}
+    said = describe(loaded, loaded.model, EvalOptions(run=str(loaded.path)), own)
+    device, torch_version = environment.get("device"), environment.get("torch")
+    said["dtype"] = environment.get("dtype")
+    said["device"] = device if device in ("cpu", "mps", None) else "cuda"  # of a GPU, its name is kept
+    said["versions"] = {"unmask": environment.get("unmask"), "torch": torch_version}
+    accuracy = {decoder.label: row.get(rate(loaded.weights, decoder.label)) for decoder in decoders}
+    figures = {
+        "nelbo": row.get(f"eval/nelbo/{loaded.weights}"),
+        "accuracy": {label: value for label, value in accuracy.items() if value is not None},
+    }
+    return {key: value for key, value in figures.items() if value not in (None, {})} | {"protocol": said}
 
 
 @dataclass(frozen=True)
@@ -104,7 +165,7 @@ class Repeated:
         return Repeated(file, protocol, options, result)
 
     def with_places(self, given: EvalOptions) -> EvalOptions:
-        """Returns its options, with what lies elsewhere now as `given`.
+        """Returns its options, with what lies elsewhere now as `given`; step and weights are chosen of a run alone.
 
         Raises:
             UserError: another option is given too.
@@ -113,7 +174,16 @@ class Repeated:
         if wrong := sorted(names.keys() - {*_MAY_MOVE}):
             options = ", ".join(f"--{name}" for name in wrong)
             raise UserError(f"{options}: {self.file} says how it is evaluated; leave it out, or leave --protocol out")
-        return self.options.model_copy(update={name: getattr(given, name) for name in names})
+        own = {} if not given.run or has_checkpoints(given.run) else {"weights": None, "step": "last"}
+        return self.options.model_copy(update=own | {name: getattr(given, name) for name in names})
+
+    def check_task(self, task: str) -> None:
+        """Raises `UserError` unless it is an evaluation of `task`, or of one that reads examples alike."""
+        then = str(self.protocol.get("task", task))
+        if not is_kind_of_task(then, task) and not is_kind_of_task(task, then):
+            raise UserError(
+                f"--protocol {self.file}: is of the task {then}, and this model is for {task}; give a model for {then}"
+            )
 
     def differences(self, protocol: dict[str, Any]) -> dict[str, list[Any]]:
         """Returns what is not as it was, by key: the value then, and the one of `protocol`."""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.runs import write_run
+from tests.helpers import run_cli
+from tests.helpers.runs import tiny_run, write_run
 from unmask.cli import compare
 from unmask.lab.compare import Comparison
 from unmask.lab.report.diagnoses import Diagnoses
-from unmask.lab.report.models import Study
+from unmask.lab.report.models import Study, study
 from unmask.lab.report.page import _measure, render
 from unmask.lab.report.runs import RunRecord, RunsByMethod, group, read_run
 from unmask.training.logging import MetricsFile
@@ -151,3 +152,25 @@ def test_a_page_reads_the_rows_a_few_times_however_many_measures_there_are(tmp_p
     page = rendered(run)
     assert page.count('data-measure="') == 30
     assert run.rows.passes <= 3
+
+
+def test_a_page_holds_protocols_that_eval_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two methods, each with its file: the training's own figures come out again, and nothing differs."""
+    for name, *settings in (("puma",), ("plain", "process.name=uniform")):
+        tiny_run(tmp_path / name, *settings).train()
+    methods = group([read_run(tmp_path / name, pytest.fail) for name in ("puma", "plain")])
+    decoder = methods["puma"][0].config.decode
+    studied = study(methods, decoder, num_examples=1, warn=pytest.fail, on_example=lambda done: None)
+    page = render(methods, studied, Diagnoses(), title="A title", first_measure=None, commands=[])
+    assert "decoders.prob/3.temperature" in page
+    files = dict(re.findall(r'<a href="data:application/json;base64,([^"]+)" download="([^"]+)">', page))
+    assert sorted(files.values()) == ["plain.json", "puma.json"]
+    for content, name in files.items():
+        (tmp_path / name).write_bytes(b64decode(content))
+        capsys.readouterr()
+        assert run_cli("eval", "--protocol", tmp_path / name, "--json") == 0
+        repeats = json.loads(capsys.readouterr().out)["repeats"]
+        assert repeats["differs"] == {}
+        (then, now) = repeats["figures"]["nelbo"]
+        assert then == pytest.approx(now, rel=1e-6)
+        assert "accuracy.prob/3" in repeats["figures"]

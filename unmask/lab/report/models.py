@@ -11,9 +11,11 @@ from unmask.decoding.config import DecodeConfig
 from unmask.decoding.trace import traces
 from unmask.errors import UserError
 from unmask.lab.report.curves import MaskStatistics, measure_decoding_masks, measure_training_masks
-from unmask.lab.report.runs import RunsByMethod
+from unmask.lab.report.runs import RunRecord, RunsByMethod
 from unmask.tasks.task import Task
+from unmask.training.evaluating import evaluated_weights
 from unmask.training.loading import LoadedRun
+from unmask.training.protocol import result_of_training
 from unmask.types import CleanBatch
 
 _NUM_DECODED = 32
@@ -29,6 +31,10 @@ class Study:
     training_masks: dict[str, MaskStatistics] = field(default_factory=dict)
     decoding_masks: dict[str, MaskStatistics] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The training's own evaluation at the last checkpoint, with its protocol (`result_of_training`)."""
+    not_described: list[str] = field(default_factory=list)
+    """The reason for each of these that could not be had."""
 
 
 def study(
@@ -45,7 +51,7 @@ def study(
     """
     result, replay = Study(decoder.label), _Replay()
     for name, runs in methods.items():
-        with _spared(result, f"The replay of {name}", warn):
+        with _spared(result.missing, f"The replay of {name}", warn):
             _decode(
                 result,
                 replay,
@@ -55,7 +61,9 @@ def study(
                 num_examples,
                 on_example,
             )
-        with _spared(result, f"The batches of {name}", warn):
+        with _spared(result.not_described, f"The protocol of {name}", lambda line: None):  # the replay has warned
+            result.evaluations[name] = _evaluation(runs[0])
+        with _spared(result.missing, f"The batches of {name}", warn):
             run = LoadedRun.open(runs[0].folder, warn=lambda line: None, is_published=True)  # the replay has warned
             result.training_masks[name] = measure_training_masks(run.trainer())
     result.replay = replay.as_dict(list(methods)) if replay.traces else None
@@ -63,13 +71,20 @@ def study(
 
 
 @contextmanager
-def _spared(result: Study, part: str, warn: Callable[[str], None]) -> Iterator[None]:
+def _spared(missing: list[str], part: str, warn: Callable[[str], None]) -> Iterator[None]:
     """Turns a failure inside the context into an entry of `missing`; the report goes on."""
     try:
         yield
     except UserError as error:
-        result.missing.append(f"{part}: {str(error).splitlines()[0]}")
-        warn(result.missing[-1])
+        missing.append(f"{part}: {str(error).splitlines()[0]}")
+        warn(missing[-1])
+
+
+def _evaluation(run: RunRecord) -> dict[str, Any]:
+    weights = evaluated_weights(run.config)[0]
+    loaded = LoadedRun.open(run.folder, weights=weights, warn=lambda line: None, is_published=True)
+    rows = [row for row in run.rows if row["step"] == loaded.step and "eval/nelbo" in row]
+    return result_of_training(loaded, run.environment, rows[-1] if rows else {})
 
 
 def _decode(

@@ -1,5 +1,6 @@
 """Builds the report: one self-contained HTML page that shows runs side by side."""
 
+import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,9 @@ def render(
         overfitting=overfitting(diagnoses),
         undiagnosed=diagnoses.missing,
         differences=differences(methods),
+        protocols=protocols(study.evaluations),
+        protocol_files=protocol_files(study.evaluations),
+        not_described=study.not_described,
         runs=[describe_run(run) for runs in methods.values() for run in runs],
         claims=list(dict.fromkeys(run_command(run) for runs in methods.values() for run in runs)),
         commands=list(commands),
@@ -212,6 +216,28 @@ def describe_run(run: RunRecord) -> dict[str, str]:
         "examples": f"{last['examples_seen']:,}",
         "machine": ", ".join(_one_line(str(part), 100) for part in parts if part),
     }
+
+
+# --- protocols -------------------------------------------------------------------------------------------------------
+
+
+def protocols(evaluations: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
+    """Returns every field of the protocols by its dotted key, each with every method's value (None without one)."""
+    flat = [dict(flatten({**own["protocol"], "options": None})) for own in evaluations.values()]
+    keys = dict.fromkeys(key for own in flat for key in own if key != "options")
+    return {key: [own.get(key) for own in flat] for key in keys}
+
+
+def protocol_files(evaluations: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """Returns each method's name, and the name and content (a data URL) of its file for `unmask eval --protocol`."""
+    return [
+        {
+            "method": name,
+            "file": f"{re.sub(r'[^A-Za-z0-9._+-]', '-', name)[-60:]}.json",
+            "url": f"data:application/json;base64,{b64encode(to_json(own, indent=1).encode()).decode()}",
+        }
+        for name, own in evaluations.items()
+    ]
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------
