@@ -86,6 +86,20 @@ def test_nothing_to_grade(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "nowhere.jsonl: cannot be read" in capsys.readouterr().err
 
 
+def test_sudoku_shares_have_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """None of width 0, though nothing is right: of two wrong answers, a share of two thirds is possible."""
+    full = "".join(str((3 * row + row // 3 + column) % 9 + 1) for row in range(9) for column in range(9))
+    file = write(tmp_path / "x.jsonl", [{"puzzle": full, "answer": ""}] * 2)
+    assert run_cli("grade", file, "--task", "sudoku") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "0 of 2 right: 0.0% (95% interval 0.0% to 65.8%)" in printed
+    assert "0 of the 2 puzzles with one solution answered with it: 0.0% (95% interval 0.0% to 65.8%)" in printed
+    assert run_cli("grade", file, "--task", "sudoku", "--json") == 0
+    grade = json.loads(capsys.readouterr().out)
+    assert grade["interval"] == grade["exact_interval"] == pytest.approx([0.0, 0.6576], abs=1e-4)
+    assert (grade["n"], grade["correct"], grade["accuracy"]) == (2, 0, 0.0)
+
+
 def test_sudoku_writes_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "x.jsonl", [{"puzzle": "." * 81, "answer": ""}])
     assert run_cli("grade", file, "--task", "sudoku", "--out", tmp_path / "y.jsonl") == 2

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from unmask.evaluation.statistics import mcnemar, paired_difference, share_text, wilson
+from unmask.evaluation.statistics import mcnemar, paired_difference, share_text, share_words, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (7, 10), (600, 1319)])
@@ -31,6 +31,16 @@ def test_a_share_in_words() -> None:
     assert share_text(219, 500) == "43.8% [39.5, 48.2]"
     assert share_text(500, 500) == "100.0% [99.2, 100.0]"
     assert share_text(0, 1) == "0.0% [0.0, 79.3]"
+    assert share_words(2, 6) == "33.3% (95% interval 9.7% to 70.0%)"
+
+
+def test_a_share_of_shares_is_within_its_interval_often_enough() -> None:
+    """n problems, each with a share of its own between 0 and 1: their sum is as good as a count."""
+    rng = np.random.default_rng(0)
+    sums = rng.beta(0.2, 0.3, size=(4000, 25)).sum(axis=1)
+    ends = [wilson(each, 25) for each in sums]
+    assert np.mean([low <= 0.4 <= high for low, high in ends]) > 0.95
+    assert wilson(3, 7)[0] < wilson(3.5, 7)[0] < wilson(4, 7)[0]
 
 
 def test_mcnemar_is_the_share_of_sign_flips_at_least_as_far_apart() -> None:

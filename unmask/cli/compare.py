@@ -135,7 +135,8 @@ def _print(comparison: Comparison, measure: str) -> None:
 
 
 def _curves_table(comparison: Comparison, measure: str) -> Table:
-    table = Table(title=f"{measure}, mean (least to most of the seeds)", title_justify="left")
+    interval = " [95 % interval of the examples]" if any(map(comparison.num_examples, comparison.methods)) else ""
+    table = Table(title=f"{measure}, mean{interval} (least to most of the seeds)", title_justify="left")
     table.add_column("step", justify="right")
     at_steps: dict[float, dict[str, list[float]]] = {}
     for method, curves in comparison.methods.items():
@@ -144,15 +145,18 @@ def _curves_table(comparison: Comparison, measure: str) -> Table:
             for step, value in zip(curve.spent["step"], curve.values, strict=True):
                 at_steps.setdefault(step, {}).setdefault(method, []).append(value)
     for step, values in sorted(at_steps.items()):
-        seeds = {method: len(curves) for method, curves in comparison.methods.items()}
-        table.add_row(f"{step:.0f}", *(_mean(comparison, values.get(method, []), seeds[method]) for method in seeds))
+        table.add_row(
+            f"{step:.0f}", *(_mean(comparison, method, values.get(method, [])) for method in comparison.methods)
+        )
     return table
 
 
-def _mean(comparison: Comparison, values: list[float], seeds: int) -> str:
+def _mean(comparison: Comparison, method: str, values: list[float]) -> str:
     if not values:
         return ""
-    return comparison.mean_text(values) + ("" if len(values) == seeds else f", {len(values)} of {seeds}")
+    seeds = len(comparison.methods[method])
+    shown = comparison.mean_text(values, comparison.num_examples(method))
+    return shown + ("" if len(values) == seeds else f", {len(values)} of {seeds}")
 
 
 def _finals_table(comparison: Comparison) -> Table:

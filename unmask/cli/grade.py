@@ -10,6 +10,7 @@ import typer
 from unmask import paths
 from unmask.cli import options
 from unmask.errors import RunFailed, UserError
+from unmask.evaluation.statistics import share_words
 from unmask.formats import to_json
 from unmask.progress import progress
 from unmask.tasks.programs import grading as programs
@@ -46,10 +47,7 @@ def _grade_programs(path: Path, asked: _Asked) -> GradedFile:
     with progress("Running", len(rows)) as update:
         judgements = programs.judge_rows(rows, update)
     grade = programs.grade(judgements)
-    lines = [f"{grade.correct} of {grade.n} right"]
-    if grade.interval is not None:
-        low, high = grade.interval
-        lines = [f"{lines[0]}: {grade.accuracy:.1%} (95% interval {low:.1%} to {high:.1%})"]
+    lines = [_right(grade.correct, grade.n)]
     failure = None
     if grade.not_graded:
         lines.append(f"{grade.not_graded} of {len(rows)} not graded: they could not be run")
@@ -68,9 +66,7 @@ def _grade_samples(path: Path, asked: _Asked) -> GradedFile:
         )
     grade = solutions.grade_samples(rows, outcomes, len(problems), asked.ks)
     lines = [f"{grade.correct} of {grade.n} samples of {grade.problems} problems pass their tests"]
-    for k, share in grade.pass_at.items():
-        interval = "" if k > 1 or grade.interval is None else " (95% interval {:.1%} to {:.1%})".format(*grade.interval)
-        lines.append(f"pass@{k}: {share:.1%}{interval}")
+    lines += [f"pass@{k}: {share_words(share * grade.problems, grade.problems)}" for k, share in grade.pass_at.items()]
     if grade.missing:
         lines.append(f"{grade.missing} of the {len(problems)} problems have no sample, and count nowhere")
     failure = None
@@ -84,10 +80,15 @@ def _grade_samples(path: Path, asked: _Asked) -> GradedFile:
 def _grade_sudoku(path: Path, asked: _Asked) -> GradedFile:
     grade = sudoku.grade_file(path)
     lines = [
-        f"{grade.correct} of {grade.n} right ({grade.correct / grade.n:.1%})",
-        f"{grade.exact} of the {grade.n_unique} puzzles with one solution answered with it",
+        _right(grade.correct, grade.n),
+        f"{grade.exact} of the {grade.n_unique} puzzles with one solution answered with it"
+        + (f": {share_words(grade.exact, grade.n_unique)}" if grade.n_unique else ""),
     ]
-    return GradedFile(asdict(grade), lines, rows=[])
+    return GradedFile(grade.as_dict(), lines, rows=[])
+
+
+def _right(correct: int, n: int) -> str:
+    return f"{correct} of {n} right" + (f": {share_words(correct, n)}" if n else "")
 
 
 _GRADERS: dict[str, Callable[[Path, _Asked], GradedFile]] = {

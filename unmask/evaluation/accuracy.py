@@ -15,7 +15,7 @@ from torch import Tensor
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.evaluation.nelbo import batches_of
-from unmask.evaluation.statistics import wilson
+from unmask.evaluation.statistics import share_text, wilson
 from unmask.models.denoiser import Denoiser
 from unmask.peers import ALONE, Peers
 from unmask.tasks.task import GradedTask, Grades, Task
@@ -46,7 +46,17 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval (Wilson)."""
-        return (0.0, 1.0) if self.n == 0 else wilson(self.right, self.n)
+        return self.intervals["accuracy"]
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval (Wilson) of each share, by measure."""
+        n = self.n
+        return {name: wilson(round(share * n), n) if n else (0.0, 1.0) for name, share in self.shares.items()}
+
+    def text(self, measure: str) -> str:
+        """Formats the share of `measure` with its interval."""
+        return share_text(round(self.shares[measure] * self.n), self.n) if self.n else "not graded"
 
     @property
     def reasons(self) -> dict[str, int]:

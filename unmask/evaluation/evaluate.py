@@ -15,7 +15,6 @@ from unmask.errors import NotFinite
 from unmask.evaluation.accuracy import Accuracy, grade_answers
 from unmask.evaluation.generative import NGRAM_SIZES
 from unmask.evaluation.nelbo import Estimate, Likelihood, measure_likelihood, summarise
-from unmask.evaluation.statistics import share_text
 from unmask.evaluation.text import Generative, TextMeasures, ZeroShot, zero_shot
 from unmask.models.denoiser import Denoiser
 from unmask.peers import ALONE, Peers
@@ -95,6 +94,10 @@ class Evaluation:
             "accuracy_stderr": {label: measured.stderr for label, measured in accuracy.items()},
             "interval": {label: list(measured.interval) for label, measured in accuracy.items()},
             "shares": {label: measured.shares for label, measured in accuracy.items()},
+            "shares_interval": {
+                label: {name: list(ends) for name, ends in measured.intervals.items()}
+                for label, measured in accuracy.items()
+            },
             "reasons": {label: measured.reasons for label, measured in accuracy.items() if measured.reasons},
             **({"not_graded": self.not_graded} if self.not_graded else {}),
             **({"groups": groups} if (groups := self._groups()) else {}),
@@ -131,10 +134,7 @@ class Evaluation:
         for name, other in self.zero_shot.items():
             parts += [f"{name} ppl {text.ppl:.1f}"] if (text := other.likelihood.text) is not None else []
         parts += [] if self.generative is None else self.generative.words()
-        shown = ", ".join(
-            f"{label} {share_text(measured.right, measured.n) if measured.n else 'not graded'}"
-            for label, measured in self.accuracy.items()
-        )
+        shown = ", ".join(f"{label} {measured.text('accuracy')}" for label, measured in self.accuracy.items())
         return (f"accuracy {shown}; " if shown else "") + ", ".join(parts)
 
     def lines(self) -> Iterator[str | Cells]:
@@ -166,15 +166,13 @@ class Evaluation:
         measures = list(next(iter(self.accuracy.values())).shares)
         rows: list[Sequence[str]] = []
         for label, measured in self.accuracy.items():
-            first, *others = (_share(share) for share in measured.shares.values())
-            low, high = measured.interval
-            rows.append((label, first, f"{low:.1%} to {high:.1%}", *others, f"{measured.nfe:.1f}"))
-        return Cells(("decoder", measures[0], "95 % interval", *measures[1:], "NFE"), rows)
+            rows.append((label, *map(measured.text, measures), f"{measured.nfe:.1f}"))
+        return Cells(("decoder", f"{measures[0]} [95 %]", *measures[1:], "NFE"), rows)
 
     def _group_table(self) -> Cells:
         found = [measured.groups for measured in self.accuracy.values()]
         rows = [
-            (name, str(own.n), *(f"{groups[name].accuracy:.1%}" if name in groups else "" for groups in found))
+            (name, str(own.n), *(groups[name].text("accuracy") if name in groups else "" for groups in found))
             for name, own in found[0].items()
         ]
         return Cells(("group", "examples", *self.accuracy), list(rows))
@@ -199,10 +197,6 @@ class Evaluation:
             rows.append((name, str(own.counts["rows"]), ppl, f"{own.unigram_entropy:.3f}", shares))
         sizes = ", ".join(map(str, NGRAM_SIZES))
         return Cells(("", "rows", "perplexity", "entropy, nats", f"distinct-{sizes}"), rows)
-
-
-def _share(share: float) -> str:
-    return "not graded" if math.isnan(share) else f"{share:.1%}"
 
 
 @contextmanager

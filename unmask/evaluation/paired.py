@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unmask.evaluation.evaluate import Cells, Evaluation
-from unmask.evaluation.statistics import Difference, mcnemar, paired_difference
+from unmask.evaluation.statistics import Difference, mcnemar, paired_difference, share_text
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,20 @@ class Paired:
     """Examples that the other alone has right."""
     p: float | None = None
     """McNemar's exact two-sided p-value."""
+    n: int | None = None
+    """The number of examples of a share."""
 
     def cells(self) -> list[str]:
-        """Formats the measure as a row of a table."""
+        """Formats the measure as a row of a table, each interval under its value, as terminals are narrow."""
         scale, form = (1, "+.3f") if self.only is None else (100, "+.1f")
         ends = ", ".join(f"{scale * end:{form}}" for end in self.difference.interval or ())
-        shown = f"{scale * self.difference.value:{form}}" + (f" [{ends}]" if ends else "")
+        shown = f"{scale * self.difference.value:{form}}" + (f"\n[{ends}]" if ends else "")
         if self.only is None:
             return [self.measure, f"{self.value:.4f}", f"{self.against:.4f}", shown, "", ""]
         alone = f"{self.only} / {self.only_against}"
-        return [self.measure, f"{self.value:.1%}", f"{self.against:.1%}", shown, alone, f"{self.p:.2g}"]
+        assert self.n is not None, "a share is of some number"
+        both = (share_text(value * self.n, self.n).replace(" [", "\n[") for value in (self.value, self.against))
+        return [self.measure, *both, shown, alone, f"{self.p:.2g}"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def _accuracies(own: Evaluation, other: Evaluation) -> Iterator[Paired]:
             only=only,
             only_against=only_against,
             p=mcnemar(only, only_against),
+            n=len(pairs),
         )
 
 

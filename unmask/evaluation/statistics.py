@@ -15,11 +15,12 @@ _STUDENT = (
 )
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: int | float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Computes Wilson's score interval for a binomial share p = successes / n; z = 1.96 makes it 95%.
 
     (p + z²/2n ± z √(p(1 - p)/n + z²/4n²)) / (1 + z²/n). Wilson 1927. Unlike p ± z √(p(1 - p)/n) it stays within [0, 1]
-    and has a width at p = 0 and 1.
+    and has a width at p = 0 and 1. `successes` may be the sum of n values between 0 and 1, such as each problem's own
+    share: their variance is p(1 - p) at most, so that the interval is wide enough.
 
     Raises:
         ValueError: not 0 <= successes <= n, or n = 0.
@@ -32,10 +33,16 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (center - half) / (1 + shift)), min(1.0, (center + half) / (1 + shift))
 
 
-def share_text(successes: int, n: int) -> str:
+def share_text(successes: int | float, n: int) -> str:
     """Formats a share with Wilson's 95 % interval: `43.8% [39.5, 48.2]`. It has a width at 0 and 100 % as well."""
     low, high = wilson(successes, n)
     return f"{successes / n:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def share_words(successes: int | float, n: int) -> str:
+    """Formats the same where nothing else says what it is: `43.8% (95% interval 39.5% to 48.2%)`."""
+    low, high = wilson(successes, n)
+    return f"{successes / n:.1%} (95% interval {low:.1%} to {high:.1%})"
 
 
 def mcnemar(only_one: int, only_other: int) -> float:

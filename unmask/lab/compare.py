@@ -17,7 +17,7 @@ from unmask.config import recipes
 from unmask.config.run import RunConfig
 from unmask.config.settings import shown
 from unmask.errors import UserError
-from unmask.evaluation.statistics import student, wilson
+from unmask.evaluation.statistics import share_text, student, wilson
 from unmask.lab.report.curves import AXES, Cost, Curve, known_axes
 from unmask.lab.report.runs import MOST_METHODS, RunsByMethod, read_run
 from unmask.lab.trainings import Training, check_budget
@@ -259,22 +259,30 @@ class Comparison:
         """Formats a value of the measure."""
         return f"{value:.1%}" if self.is_share else f"{value:.4f}"
 
-    def mean_text(self, values: Sequence[float]) -> str:
-        """Formats the mean (least to most) of several seeds' values."""
+    def mean_text(self, values: Sequence[float], examples: int | None = None) -> str:
+        """Formats the mean (least to most) of several seeds' values; a share's with its interval, on the `examples`."""
         least, most = (self.text(end).rstrip("%") for end in (min(values), max(values)))
-        return self.text(mean(values)) + (f" ({least} to {most})" if len(values) > 1 else "")
+        shown = share_text(mean(values) * examples, examples) if examples else self.text(mean(values))
+        return shown + (f" ({least} to {most})" if len(values) > 1 else "")
+
+    def num_examples(self, method: str) -> int | None:
+        """Returns the number of examples of an evaluation, the fewest of all seeds; None for likelihoods, or unknown.
+
+        All seeds are evaluated on the same examples. So the interval of a share is that of their mean on the examples
+        of one evaluation, not of one: more seeds make it no narrower.
+        """
+        return min((curve.examples or 0 for curve in self.methods[method]), default=0) or None
 
     def finals(self) -> list[list[str]]:
         """Lists each method's last evaluation: its name, value, Wilson interval, and what was spent by then, by axis.
 
-        All seeds are evaluated on the same examples. So the interval is that of their mean on the examples of one
-        evaluation, not of one: more seeds make it no narrower. It is empty for likelihoods.
+        The interval is empty where the number of examples is not known, as for likelihoods.
         """
         rows = []
         for method, curves in self.methods.items():
             last = [curve.values[-1] for curve in curves]
-            n = min((curve.examples or 0 for curve in curves), default=0)
-            low, high = wilson(round(mean(last) * n), n) if n else (math.nan, math.nan)
+            n = self.num_examples(method)
+            low, high = wilson(mean(last) * n, n) if n else (math.nan, math.nan)
             spent = (_amount(mean(curve.spent[axis][-1] for curve in curves)) for axis in self.axes)
             rows.append([method, self.mean_text(last), f"{100 * low:.1f} to {100 * high:.1f}" if n else "", *spent])
         return rows

@@ -212,6 +212,7 @@ def test_finals_stand_beside_their_budgets() -> None:
         ["long", "100.0% (100.0 to 100.0)", "83.9 to 100.0", "200", "400", "2,000"],
         ["short", "50.0% (40.0 to 60.0)", "29.9 to 70.1", "100", "200", "1,000"],
     ]
+    assert comparison.mean_text([1.0, 1.0], comparison.num_examples("long")) == "100.0% [83.9, 100.0] (100.0 to 100.0)"
     assert comparison.short_of_baseline() == ["short"]
     assert Comparison({"short": short, "long": long}).short_of_baseline() == []
     assert Comparison({"long": short, "also": long}).short_of_baseline() == []

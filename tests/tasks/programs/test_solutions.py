@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers import run_cli
 from unmask.errors import UserError
+from unmask.evaluation.statistics import wilson
 from unmask.tasks.programs.problems import CodeProblem, installed_humaneval, read_code_problems
 from unmask.tasks.programs.solutions import judge_solutions, pass_at_k
 
@@ -99,6 +100,8 @@ def test_grade(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "pass@2": 1.0,
         "pass@1_stderr": 0.25,
         "pass@2_stderr": 0.0,
+        "pass@1_interval": list(wilson(1.5, 2)),
+        "pass@2_interval": list(wilson(2, 2)),
         "n": 4,
         "correct": 3,
         "problems": 2,
@@ -112,7 +115,8 @@ def test_grade(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(*command, "--k", 3) == 2
     assert "--k 3: X/0 has 2 graded samples; pass@3 needs" in " ".join(capsys.readouterr().err.split())
     assert run_cli(*command) == 0
-    assert "pass@1: 75.0%" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "pass@1: 75.0% (95% interval 19.8% to 97.3%)" in printed
 
 
 def test_grade_one_sample_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +133,17 @@ BAD_PROBLEMS = {
     "entry": ("humaneval", HUMANEVAL | {"entry_point": "f(); g"}, "is no name of a function"),
     "no tests": ("mbpp", MBPP | {"test_list": []}, "needs `test_list`: a list of assertions"),
     "imports": ("mbpp", MBPP | {"test_imports": "math"}, "test_imports must be a list"),
+    "its tests": (
+        "humaneval",
+        HUMANEVAL | {"test": "def check(f:\n"},
+        "task_id='X/0': the tests of this problem cannot",
+    ),
+    "its prompt": (
+        "humaneval",
+        HUMANEVAL | {"prompt": "def area(r):\n"},
+        "the setup of this problem cannot be compiled",
+    ),
+    "an assertion": ("mbpp", MBPP | {"test_list": ["assert (1"]}, "task_id='7': the tests of this problem cannot be"),
     "no text": ("mbpp", {"task_id": 1, "test_list": ["assert 1"]}, "needs the string `text` (or `prompt`)"),
     "no name": ("mbpp", MBPP | {"task_id": None}, "needs `task_id`"),
 }

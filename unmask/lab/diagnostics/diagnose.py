@@ -8,6 +8,7 @@ from typing import Any
 
 from unmask.decoding.config import DecodeConfig
 from unmask.evaluation.nelbo import Estimate
+from unmask.evaluation.statistics import share_text
 from unmask.lab.diagnostics.likelihood import MaskedNll, measure_nll
 from unmask.lab.diagnostics.measures import NOWHERE, Bin, NotApplicable
 from unmask.lab.diagnostics.mismatch import Mismatch, measure_mismatch
@@ -152,10 +153,8 @@ def _mismatch_table(found: Mismatch) -> TextTable:
         [f"around {share:.0%} masked", _estimate(own), _estimate(uniform[share]) if share in uniform else "unknown"]
         for share, own in found.trained.by_share
     ]
-    differing = (
-        _plus_minus(side.differing.value, side.differing.stderr, ".1%") for side in (found.trained, found.uniform)
-    )
-    rows.append(["positions that differ", *differing])
+    sides = (found.trained, found.uniform)
+    rows.append(["positions that differ", *(_mean_share(side.differing, found.examples) for side in sides)])
     title = f"MMD² to the masks that {found.decoder} meets, {found.examples} examples (0: the same masks)"
     return TextTable(title, ("masks", "of this run's training", "uniform"), rows)
 
@@ -199,8 +198,18 @@ def _estimate(found: Estimate) -> str:
     return _plus_minus(found.value, found.stderr)
 
 
-def _plus_minus(value: float, stderr: float | None, form: str = "") -> str:
+def _plus_minus(value: float, stderr: float | None) -> str:
     if isnan(value):
         return "unknown"
-    error = "" if stderr is None or isnan(stderr) else f" ± {stderr:{form or '.2g'}}"
-    return f"{value:{form or '.3g'}}{error}"
+    error = "" if stderr is None or isnan(stderr) else f" ± {stderr:.2g}"
+    return f"{value:.3g}{error}"
+
+
+def _mean_share(found: Estimate, examples: int) -> str:
+    """Formats the mean of a share of each example with its standard error; where that is 0 as all are alike, at 0 and
+    100 %, with Wilson's interval, which has a width there."""
+    if isnan(found.value):
+        return "unknown"
+    if found.stderr is None or isnan(found.stderr) or f"{found.value:.1%}" in ("0.0%", "100.0%"):
+        return share_text(found.value * examples, examples)
+    return f"{found.value:.1%} ± {found.stderr:.1%}"

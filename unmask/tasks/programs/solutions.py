@@ -110,7 +110,8 @@ class SamplesGrade:
         problems: problems that they answer; `missing` are the others, which count nowhere.
         pass_at: the mean of `pass_at_k` over the problems, by k.
         stderr: its standard error over the problems, by k; None for a single problem.
-        interval: Wilson's, 95 %, of pass@1; None where a problem has several samples.
+        intervals: Wilson's, 95 %, over the problems, by k: wide enough or wider, where they have several samples.
+        interval: that of pass@1; None where a problem has several samples.
         reasons: counts of the samples that fail.
         not_graded: samples that the machine could not run; they count nowhere else.
     """
@@ -121,15 +122,16 @@ class SamplesGrade:
     missing: int
     pass_at: dict[int, float]
     stderr: dict[int, float | None]
+    intervals: dict[int, tuple[float, float]]
     interval: tuple[float, float] | None
     reasons: dict[str, int]
     not_graded: int
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the grade as JSON."""
-        own = {key: value for key, value in vars(self).items() if key not in ("pass_at", "stderr")}
-        shares = {f"pass@{k}": share for k, share in self.pass_at.items()}
-        return shares | {f"pass@{k}_stderr": error for k, error in self.stderr.items()} | own
+        by_k: dict[str, Mapping[int, Any]] = {"": self.pass_at, "_stderr": self.stderr, "_interval": self.intervals}
+        own = {key: value for key, value in vars(self).items() if key not in ("pass_at", "stderr", "intervals")}
+        return {f"pass@{k}{name}": value for name, values in by_k.items() for k, value in values.items()} | own
 
 
 def grade_samples(
@@ -172,6 +174,7 @@ def grade_samples(
         missing=known - len({sample.problem.name for sample in samples}),
         pass_at={k: math.fsum(own) / len(own) for k, own in shares.items()},
         stderr={k: _standard_error(own) for k, own in shares.items()},
+        intervals={k: wilson(math.fsum(own), len(own)) for k, own in shares.items()},
         interval=wilson(correct, len(verdicts)) if is_single else None,
         reasons=dict(reasons.most_common()),
         not_graded=not_graded,

@@ -1,7 +1,7 @@
 """Grades answers, and names what is wrong with them. Dimensions: N boards."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from unmask import files
 from unmask.errors import UserError
+from unmask.evaluation.statistics import wilson
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.board import Boards
 from unmask.tasks.sudoku.solver import solve
@@ -50,6 +51,15 @@ class SudokuGrade:
     reasons: dict[str, int]
     n_unique: int
     exact: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the grade as JSON, with the shares and their 95 % intervals (Wilson)."""
+        of_unique = wilson(self.exact, self.n_unique) if self.n_unique else None
+        return asdict(self) | {
+            "accuracy": self.correct / self.n,
+            "interval": wilson(self.correct, self.n),
+            "exact_interval": of_unique,
+        }
 
 
 def grade_file(path: Path) -> SudokuGrade:
