@@ -71,7 +71,11 @@ WRONG = {
     ),
     "a bool": ({"question": "?", "choices": ["a", "b"], "answer": True}, "answer='True'"),
     "no answer": ({"question": "?", "choices": ["a", "b"]}, "answer='None'"),
-    "twice": ({"question": "?", "choices": ["a", "a"], "answer": "a"}, "answer='a'"),
+    "twice": (
+        {"question": "?", "choices": ["a", "a"], "answer": "a"},
+        "line 1: `choices` has the right one, 'a', twice",
+    ),
+    "twice, by number": ({"question": "?", "choices": ["b", "a ", "a"], "answer": 2}, "the right one, 'a', twice"),
 }
 
 
@@ -82,12 +86,27 @@ def test_bad_questions(row: dict[str, Any], message: str, tmp_path: Path) -> Non
     assert message in str(caught.value)
 
 
+def test_a_wrong_choice_may_be_there_twice(tmp_path: Path) -> None:
+    row = {"question": "?", "choices": ["a", "b", "a"], "answer": "b"}
+    assert read_questions(write_lines(tmp_path / "q.jsonl", [row]))[0].answer == 1
+
+
+def test_a_choice_that_does_not_fit_is_named(
+    text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"question": "?", "choices": ["a", "b" * 96], "answer": 0}
+    file = write_lines(tmp_path / "q.jsonl", [*QUESTIONS, row])
+    assert run_cli("eval", text_run, "--task", "multiple_choice", "--data", file) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"q.jsonl, line 4: choice 1, {'b' * 40!r}: has 97 tokens, and the model reads 96" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--task", "multiple_choice"], "--task multiple_choice: needs --data FILE with a question in each row"),
         (["--task", "multiple_choice", "--decoder", "prob"], "--decoder: multiple choice is answered by likelihood"),
-        (["--draws", 4], "--draws 4: goes with --task multiple_choice"),
+        (["--draws", 4], "--draws 4: goes with --task multiple_choice or --questions"),
         (["--task", "mbpp"], "the problems of mbpp come with no package; name their file"),
     ],
 )

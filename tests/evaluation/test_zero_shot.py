@@ -59,7 +59,7 @@ def test_a_corpus_is_evaluated_as_rows_are(tmp_path: Path) -> None:
     task = Text(Text.Config(length=32))
     model = build_denoiser(TransformerConfig(preset="tiny"), task.tokens).eval()
     corpora = read_corpora(task, [corpus(tmp_path, "a.jsonl"), corpus(tmp_path, "b.jsonl")], limit=5, option="")
-    found = zero_shot(model, task, corpora, nelbo_draws=3)
+    found = zero_shot(model, corpora, nelbo_draws=3)
     for name in ("a", "b"):
         rows = task.corpus(tmp_path / f"{name}.jsonl", 5)
         assert found[name].likelihood.estimate == nelbo(model, rows, draws=3)

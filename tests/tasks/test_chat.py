@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.evaluation.judges import trained_llama
-from tests.helpers import SHORT, run_cli
+from tests.helpers import SHORT, lines, run_cli
 from tests.helpers.runs import decode_prompts
 from tests.helpers.text import byte_level, save_tokenizer, write_lines
 from unmask.data.prepare import PrepareSettings, prepare
@@ -211,6 +211,15 @@ def test_a_trained_llama_goes_on_as_a_diffusion_model_of_conversations(tiny_llam
     assert run_cli("train", "chat/block_puma", *warm, *short, *log, "--out", tmp_path / "run") == 0
     (answer,) = decode_prompts(tmp_path / "run", tmp_path, ["Tell me a story."], "--decoder", "prob,tokens_per_step=32")
     assert answer["prompt"] == " user:\nTell me a story.</s> \nassistant:\n"
+
+
+def test_questions_are_asked_along_training(store: Path, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "q.jsonl", [{"question": "Why?", "choices": ["So.", "No."], "answer": 0}] * 2)
+    settings = [f"data.path={store}", *SMALL, f"eval.multiple_choice=[{file}]", "eval.choice_draws=2"]
+    assert run_cli("train", "chat/uniform", *settings, "--out", tmp_path / "run") == 0
+    (found,) = (row for row in lines(tmp_path / "run" / "metrics.jsonl") if "eval/nelbo" in row)
+    assert found["eval/multiple_choice/q/accuracy"] in (0, 1)  # one question twice
+    assert found["eval/multiple_choice/q/chance"] == 0.5
 
 
 def test_gsm8k_as_conversations_of_qwen(gsm8k: Path, qwen: Path, tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def evaluate(
             "eval.examples rows of it. May be repeated."
         ),
     ] = None,
+    question_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--questions",
+            metavar="FILE",
+            help="For text and conversations: multiple choice beside the rest, on the first --examples questions of "
+            "FILE (default: all). May be repeated.",
+        ),
+    ] = None,
     generative: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +88,9 @@ def evaluate(
     ] = None,
     draws: Annotated[
         int | None,
-        typer.Option(min=2, max=4096, help="For multiple_choice: masks of each choice, at most (default: 32)."),
+        typer.Option(
+            min=2, max=4096, help="For multiple choice: masks of each choice, at most (default: eval.choice_draws)."
+        ),
     ] = None,
     against: Annotated[
         str | None,
@@ -124,6 +135,8 @@ def evaluate(
 
     * `unmask eval runs/text-bell --task multiple_choice --data hellaswag.jsonl --draws 64`
 
+    * `unmask eval runs/text-bell --questions hellaswag.jsonl --questions arc.jsonl --examples 500`
+
     * `unmask eval runs/text-bell --corpus reviews.jsonl --corpus speeches/ --generative models/gpt2-large`
 
     * `unmask eval --protocol result.json` (which `unmask eval RUN --json > result.json` wrote)
@@ -139,6 +152,7 @@ def evaluate(
             "decoder": decoder or (),
             "examples": examples,
             "corpus": corpus or (),
+            "questions": question_files or (),
             "generative": generative,
             "samples": samples,
             "prompts": prompt_file,
@@ -162,8 +176,6 @@ def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None
     if asked.task == "multiple_choice":
         questions.evaluate(asked, data, out, as_json=as_json, repeated=repeated)
         return
-    if asked.draws is not None:
-        raise UserError(f"--draws {asked.draws}: goes with --task multiple_choice; a likelihood takes eval.nelbo_draws")
     data = _default_data(asked.task, data)
     loaded = evaluations.open_run(asked)
     config, judge = _task_of(loaded, asked.task)
@@ -171,9 +183,13 @@ def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None
         repeated.check_task(asked.task or config.task.name)
     about_text = TextOptions(asked)
     text_task = about_text.check(judge, config)
-    decoders = _decoders(config, judge, asked.decoder, out) if asked.generative is None else []
-    if asked.against is not None and (asked.generative is not None or asked.corpus):
-        raise UserError(f"--against {asked.against}: compares examples; leave --generative and --corpus out")
+    written = None if asked.questions else out  # questions have right answers on every task
+    decoders = _decoders(config, judge, asked.decoder, written) if asked.generative is None else []
+    if asked.against is not None and (asked.generative is not None or asked.corpus or asked.questions):
+        raise UserError(
+            f"--against {asked.against}: compares examples; leave --generative, --corpus and --questions out (for "
+            "questions: --task multiple_choice)"
+        )
     for each in decoders:
         check_guidance(each, config.data)
     limit = asked.examples or config.eval.examples
@@ -182,10 +198,8 @@ def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None
     drawing = about_text.decode_config(config, is_causal=loaded.model.is_causal)
     used = [drawing] if asked.generative is not None else decoders
     model = loaded.prepare(dtype=_check_decoders(used), is_compiled=any(decoder.compile for decoder in used))
-    text = None
-    if text_task is not None:
-        text = about_text.measures(text_task, model, drawing, limit=limit, real=None if data is None else chosen)
-    total = len(chosen) * len(decoders) + (0 if text is None else text.num_samples)
+    text = about_text.measures(loaded, text_task, model, drawing, real=None if data is None else chosen)
+    total = len(chosen) * len(decoders) + text.count_work(model)
     paired, draws = None, config.eval.nelbo_draws
     with nullcontext() if out is None else options.new_file(out) as file:
         with progress(f"Evaluating {asked.run}", total) as update:
@@ -201,6 +215,8 @@ def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None
     }
     if asked.generative is not None:
         own["decoders"] = {drawing.label: drawing.model_dump(mode="json")}
+    if result.multiple_choice:
+        own["multiple_choice"] = {name: answered.protocol() for name, answered in result.multiple_choice.items()}
     said = protocols.describe(loaded, model, asked, own)
     found: dict[str, Any] = {}
     if paired is not None:

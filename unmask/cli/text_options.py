@@ -1,4 +1,4 @@
-"""The options of `unmask eval` for running text."""
+"""The options of `unmask eval` for models of text."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,10 @@ from unmask.config.run import RunConfig
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
 from unmask.evaluation.generative import Samples, check_random, sampling_config
-from unmask.evaluation.text import Generation, TextMeasures, check_text_task, read_corpora
+from unmask.evaluation.text import Generation, TextMeasures, check_text_task, read_corpora, read_question_sets
 from unmask.models.denoiser import Denoiser
 from unmask.tasks.task import Task, TextTask
+from unmask.training.loading import LoadedRun
 from unmask.training.protocol import EvalOptions
 from unmask.types import CleanBatch
 
@@ -18,16 +19,21 @@ _SAMPLES = 64
 
 @dataclass(frozen=True)
 class TextOptions:
-    """The options for running text, and `--decoder`."""
+    """The options for text, and `--decoder`."""
 
     asked: EvalOptions
 
     def check(self, task: Task, config: RunConfig) -> TextTask | None:
-        """Returns the task if any of the options is given.
+        """Returns the task if any option for running text is given.
 
         Raises:
             UserError: it is not running text, or an option needs another that is not given.
         """
+        if self.asked.draws is not None and not self.asked.questions:
+            raise UserError(
+                f"--draws {self.asked.draws}: goes with --task multiple_choice or --questions; a likelihood takes "
+                "eval.nelbo_draws"
+            )
         for option, value in (("--samples", self.asked.samples), ("--prompts", self.asked.prompts)):
             if value is not None and self.asked.generative is None:
                 raise UserError(f"{option} {value}: goes with --generative FOLDER, which scores the samples; add it")
@@ -48,19 +54,39 @@ class TextOptions:
         return decode
 
     def measures(
-        self, task: TextTask, model: Denoiser, decode: DecodeConfig, *, limit: int, real: CleanBatch | None
+        self, loaded: LoadedRun, text: TextTask | None, model: Denoiser, decode: DecodeConfig, real: CleanBatch | None
     ) -> TextMeasures:
-        """Reads and checks the corpora, prompts and the scoring model.
+        """Reads and checks the corpora, questions, prompts and the scoring model.
 
         Args:
-            limit: rows of a corpus.
+            loaded: the run.
+            text: what `check` returned.
+            model: the run's model, as it computes.
+            decode: settings that samples are drawn with.
             real: real text to score beside the samples; None: the run's held-out rows.
         """
-        corpora = read_corpora(task, self.asked.corpus, limit=limit, option="--corpus ")
+        settings, asked = loaded.config.eval, self.asked
+        questions = read_question_sets(
+            loaded.task,
+            model,
+            asked.questions,
+            limit=asked.examples,
+            draws=asked.draws or settings.choice_draws,
+            option="--questions ",
+        )
+        if text is None:
+            return TextMeasures(questions=questions)
+        limit = asked.examples or settings.examples
+        corpora = read_corpora(text, asked.corpus, limit=limit, option="--corpus ")
+        return TextMeasures(corpora, questions, self._generation(text, model, decode, real))
+
+    def _generation(
+        self, task: TextTask, model: Denoiser, decode: DecodeConfig, real: CleanBatch | None
+    ) -> Generation | None:
         if self.asked.generative is None:
-            return TextMeasures(task, corpora)
+            return None
         real = task.validation(self.asked.samples or _SAMPLES) if real is None else real
-        generation = Generation.prepare(
+        return Generation.prepare(
             model,
             task,
             self.asked.generative,
@@ -70,7 +96,6 @@ class TextOptions:
             option="--generative ",
             prompts=self.asked.prompts,
         )
-        return TextMeasures(task, corpora, generation)
 
     def _samples(self, task: TextTask, real: CleanBatch, decode: DecodeConfig) -> Samples:
         if self.asked.prompts is None:

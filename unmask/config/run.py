@@ -133,6 +133,12 @@ class EvalConfig(Section):
     zero_shot: list[str] = Field(
         [], description="for text: other corpora (files, folders or stores); eval.examples rows of each are evaluated"
     )
+    multiple_choice: list[str] = Field(
+        [],
+        description="for text and conversations: files of questions; the first eval.examples of each are answered by "
+        "likelihood",
+    )
+    choice_draws: int = Field(32, ge=2, le=4096, description="with multiple_choice: masks of each choice, at most")
     generative: GenerativeConfig | None = Field(
         None, description="for text: draw samples, and score them under another model; null = off"
     )

@@ -81,8 +81,13 @@ class Accuracy:
 
     @property
     def stderr(self) -> float | None:
-        """The standard error of a binomial share; None for a single example."""
-        return None if self.n < 2 else math.sqrt(self.accuracy * (1 - self.accuracy) / self.n)
+        """The standard error of `accuracy`."""
+        return self.stderr_of("accuracy")
+
+    def stderr_of(self, measure: str) -> float | None:
+        """Returns the standard error of a binomial share; None for a single example."""
+        share = self.shares[measure]
+        return None if self.n < 2 else math.sqrt(share * (1 - share) / self.n)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,17 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from unmask.data.fingerprint import file_sha256
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 from unmask.evaluation.accuracy import Accuracy
-from unmask.evaluation.continuations import DRAWS, Pair, Score, count_rows, score_pairs
+from unmask.evaluation.continuations import DRAWS, Pair, Score, count_rows, fit_context, score_pairs
 from unmask.models.denoiser import Denoiser
-from unmask.tasks.choices import Question
+from unmask.tasks.choices import Question, read_questions
 from unmask.tasks.task import Task
 from unmask.tasks.text_rows import TextRows
 
@@ -68,9 +71,117 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 2
 
 
-def encode_questions(encoder: PairEncoder, questions: Sequence[Question]) -> list[list[Pair]]:
-    """Encodes the pairs of each question; all of its choices have the same key."""
-    return [[encoder.encode(each.context, choice) for choice in each.choices] for each in questions]
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of a file, encoded for a model.
+
+    Attributes:
+        name: names the set in results.
+        path: the file.
+        questions: what is asked.
+        encoded: the pairs of each question, which all have the same key.
+        length: positions of a row, at most.
+        draws: masks of each choice, at most.
+    """
+
+    name: str
+    path: Path
+    questions: list[Question]
+    encoded: list[list[Pair]]
+    length: int
+    draws: int
+
+    @staticmethod
+    def read(
+        path: Path, task: Task, model: Denoiser, *, name: str, limit: int | None = None, draws: int = DRAWS
+    ) -> "QuestionSet":
+        """Reads the first `limit` questions of a file (default: all), and encodes them for the model of a task.
+
+        Raises:
+            UserError: the task is not of text; or the file cannot be read, or holds something (named, with its line)
+                that the model cannot be asked.
+        """
+        try:
+            encoder, length = PairEncoder.of(task), task.tokens.length
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        questions = read_questions(path)[:limit]
+        encoded = [[encoder.encode(each.context, choice) for choice in each.choices] for each in questions]
+        for question, pairs in zip(questions, encoded, strict=True):
+            for number, pair in enumerate(pairs):
+                try:
+                    fit_context(model, pair, length)
+                except ValueError as error:
+                    shown = question.choices[number].strip()[:40]
+                    raise UserError(f"{question.place}: choice {number}, {shown!r}: {error}") from error
+        return QuestionSet(name, path, questions, encoded, length, draws)
+
+    @property
+    def chance(self) -> float:
+        """The accuracy to expect of a choice at random."""
+        return sum(1 / len(each.choices) for each in self.questions) / len(self.questions)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The checksum of the file."""
+        return file_sha256(self.path)
+
+    def count_passes(self, model: Denoiser) -> int:
+        """Counts the rows that `answer` reads, at most."""
+        return count_rows(model, (pair for pairs in self.encoded for pair in pairs), self.draws)
+
+    def answer(self, model: Denoiser, update: Callable[[int], None] | None = None) -> "Answered":
+        """Answers the questions; calls `update` with the number of rows that are done, of `count_passes`."""
+        accuracy = answer_questions(
+            model, self.questions, self.encoded, length=self.length, draws=self.draws, update=update
+        )
+        return Answered(self, accuracy, how_scored(model))
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to a set of questions."""
+
+    questions: QuestionSet
+    accuracy: Accuracy
+    likelihood: str
+    """The way in which a choice's likelihood was computed, in words."""
+
+    def values(self) -> dict[str, float | None]:
+        """Returns the figures by name."""
+        own = self.accuracy
+        shares = {measure: (share, own.stderr_of(measure)) for measure, share in own.shares.items()}
+        return {
+            key: value
+            for measure, (share, stderr) in shares.items()
+            for key, value in ((measure, share), (f"{measure}_stderr", stderr))
+        } | {"chance": self.questions.chance, "examples": own.n}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the figures, and what they depend on, as JSON values."""
+        about = {"data": str(self.questions.path), "loglikelihood_stderr": mean_stderr(self.accuracy)}
+        return self.values() | about
+
+    def protocol(self) -> dict[str, Any]:
+        """Returns what the figures depend on beside the model, as JSON values."""
+        own = self.questions
+        return {
+            "data": str(own.path),
+            "data_sha256": own.sha256,
+            "examples": len(own.questions),
+            "draws": own.draws,
+            "seed": 0,
+            "likelihood": self.likelihood,
+        }
+
+
+def how_scored(model: Denoiser) -> str:
+    """Describes in words how the likelihood of a choice is computed."""
+    if model.is_causal:
+        return "exact"
+    if model.block_size == 1:
+        return "exact, token by token"
+    return "bound under uniform masks of the choice, the same masks for all choices of a question"
 
 
 def answer_questions(
@@ -122,8 +233,3 @@ def mean_stderr(accuracy: Accuracy) -> float | None:
     """Returns the root mean square of the log-likelihoods' standard errors; None if one is unknown."""
     errors = [error for record in accuracy.records for error in record["stderr"]]
     return None if None in errors else math.sqrt(sum(error**2 for error in errors) / len(errors))
-
-
-def count_passes(model: Denoiser, encoded: Sequence[Sequence[Pair]], draws: int) -> int:
-    """Counts the rows that `answer_questions` reads, at most."""
-    return count_rows(model, (pair for pairs in encoded for pair in pairs), draws)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import in_blocks, over_positions
+from unmask.config.run import EvalConfig
 from unmask.errors import UserError, check_finite
 from unmask.masking.process import make_batch
 from unmask.masking.time import masked_count
@@ -26,7 +27,8 @@ from unmask.masking.weights import per_masked
 from unmask.models.denoiser import Denoiser
 from unmask.noise import Purpose
 
-DRAWS = 32
+DRAWS: int = EvalConfig().choice_draws
+"""Most masks of a continuation, unless settings or options say otherwise."""
 _PAD_CAUSAL = 16
 """Rows of a causal model are filled up to multiples of this, which changes no prediction and makes larger batches."""
 _TOKENS = 16_384
@@ -139,19 +141,31 @@ def cut_windows(ids: Sequence[int], start: Sequence[int], length: int, key: int 
     return found
 
 
-def _plan(model: Denoiser, pair: Pair, number: int, length: int, draws: int, seed: int) -> _Plan:
+def fit_context(model: Denoiser, pair: Pair, length: int) -> tuple[int, ...]:
+    """Returns the end of the context, as much as fits before the continuation in `length` positions.
+
+    Raises:
+        ValueError: the continuation cannot be scored.
+    """
     size = len(pair.continuation)
     least = int(model.alignment == "next" or model.is_causal)
-    where = f"continuation {number + 1}"
     if not size:
-        raise UserError(f"{where}: is empty; give at least one token")
+        raise ValueError("is empty; give at least one token")
     if size + least > length:
-        raise UserError(f"{where}: has {size} tokens, and the model reads {length}; shorten it")
+        raise ValueError(f"has {size} tokens, and the model reads {length}; shorten it")
     if least and not pair.context:
-        raise UserError(f"{where}: nothing stands before it, and this model predicts a token from the one before")
+        raise ValueError("nothing stands before it, and this model predicts a token from the one before")
     context = pair.context[len(pair.context) - min(len(pair.context), length - size) :]
     if model.mask_id in pair.continuation or model.mask_id in context:
-        raise UserError(f"{where}: it, or what stands before it, holds the mask token; leave it out")
+        raise ValueError("it, or what stands before it, holds the mask token; leave it out")
+    return context
+
+
+def _plan(model: Denoiser, pair: Pair, number: int, length: int, draws: int, seed: int) -> _Plan:
+    try:
+        context = fit_context(model, pair, length)
+    except ValueError as error:
+        raise UserError(f"continuation {number + 1}: {error}") from error
     unit = _PAD_CAUSAL if model.is_causal else model.block_size or 1
     ids = [*context, *pair.continuation]
     # What follows is not known: a block model sees masks there. A causal one never sees it.

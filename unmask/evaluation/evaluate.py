@@ -13,6 +13,7 @@ from typing import Any
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import NotFinite
 from unmask.evaluation.accuracy import Accuracy, grade_answers
+from unmask.evaluation.choices import Answered
 from unmask.evaluation.generative import NGRAM_SIZES
 from unmask.evaluation.nelbo import Estimate, Likelihood, measure_likelihood, summarise
 from unmask.evaluation.text import Generative, TextMeasures, ZeroShot, zero_shot
@@ -44,6 +45,8 @@ class Evaluation:
     """By decoder label (`DecodeConfig.label`), in the order asked for; empty for tasks that cannot grade."""
     zero_shot: dict[str, ZeroShot] = field(default_factory=dict)
     """By corpus."""
+    multiple_choice: dict[str, Answered] = field(default_factory=dict)
+    """By file of questions."""
     generative: Generative | None = None
 
     @property
@@ -83,6 +86,8 @@ class Evaluation:
             found["accuracy"] = self.score
         for name, other in self.zero_shot.items():
             found |= {f"zero_shot/{name}/{key}": value for key, value in other.likelihood.values().items()}
+        for name, answered in self.multiple_choice.items():
+            found |= {f"multiple_choice/{name}/{key}": value for key, value in answered.values().items()}
         return found | ({} if self.generative is None else self.generative.values())
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,8 +108,12 @@ class Evaluation:
             **({"groups": groups} if (groups := self._groups()) else {}),
             "nfe": {label: measured.nfe for label, measured in accuracy.items()},
             **({"zero_shot": {name: own.as_dict() for name, own in self.zero_shot.items()}} if self.zero_shot else {}),
+            **({"multiple_choice": choices} if (choices := self._choices()) else {}),
             **({} if self.generative is None else {"generative": self.generative.as_dict()}),
         }
+
+    def _choices(self) -> dict[str, dict[str, Any]]:
+        return {name: answered.as_dict() for name, answered in self.multiple_choice.items()}
 
     def _groups(self) -> dict[str, dict[str, Any]]:
         return {
@@ -117,10 +126,13 @@ class Evaluation:
         }
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yields a record of each answer, then of each sample."""
+        """Yields a record of each answer, then of each question and each sample."""
         for label, measured in self.accuracy.items():
             for number, record in enumerate(measured.records):
                 yield {"example": number, "decoder": label} | record
+        for name, answered in self.multiple_choice.items():
+            for number, record in enumerate(answered.accuracy.records):
+                yield {"question": number, "set": name} | record
         for number, record in enumerate([] if self.generative is None else self.generative.samples.records):
             yield {"sample": number} | record
 
@@ -133,6 +145,8 @@ class Evaluation:
                 parts.append(f"{self.likelihood.text.bits_per_byte:.3f} bits per byte")
         for name, other in self.zero_shot.items():
             parts += [f"{name} ppl {text.ppl:.1f}"] if (text := other.likelihood.text) is not None else []
+        for name, answered in self.multiple_choice.items():
+            parts.append(f"{name} {answered.accuracy.text('accuracy')} (chance {answered.questions.chance:.0%})")
         parts += [] if self.generative is None else self.generative.words()
         shown = ", ".join(f"{label} {measured.text('accuracy')}" for label, measured in self.accuracy.items())
         return (f"accuracy {shown}; " if shown else "") + ", ".join(parts)
@@ -157,6 +171,8 @@ class Evaluation:
                 yield f"Perplexity{bound} {ppl} (rows: {own.text.rows});{bound} {bits}"
         if self.zero_shot:
             yield self._zero_shot_table()
+        if self.multiple_choice:
+            yield self._choice_table()
         if self.generative is not None:
             generation = self.generative.generation
             yield f"Samples drawn by {generation.decode.label}, under {generation.scorer.name}:"
@@ -188,6 +204,14 @@ class Evaluation:
         at_most = "" if first.is_exact else " ≤"
         header = ("other text", "rows", f"{first.name}, nats", f"perplexity{at_most}", f"bits per byte{at_most}")
         return Cells(header, rows)
+
+    def _choice_table(self) -> Cells:
+        measures = list(next(iter(self.multiple_choice.values())).accuracy.shares)
+        rows: list[Sequence[str]] = []
+        for name, answered in self.multiple_choice.items():
+            own = answered.accuracy
+            rows.append((name, str(own.n), *map(own.text, measures), f"{answered.questions.chance:.1%}"))
+        return Cells(("multiple choice", "questions", *measures, "by chance"), rows)
 
     def _generative_table(self, found: Generative) -> Cells:
         rows: list[Sequence[str]] = []
@@ -226,7 +250,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates in eval mode, and leaves the model in the mode it had. `peers` share the examples. Collective.
 
-    Calls `update` with the number done of `len(examples) x len(decoders)` answers and `text.num_samples` samples.
+    Calls `update` with the number done of `len(examples) x len(decoders)` answers and of `text.count_work(model)`.
 
     Raises:
         NotFinite: the model gives numbers that are not finite.
@@ -252,9 +276,12 @@ def evaluate(
         if text is None:
             return Evaluation(likelihood, accuracy)
         with _raise_together(peers):  # every process measures all of it
-            others = zero_shot(model, text.task, text.corpora, nelbo_draws=nelbo_draws)
-            report = count_from(len(graded) * len(examples))
-            drawn = None if text.generation is None else text.generation.draw(model, report)
-        return Evaluation(likelihood, accuracy, others, drawn)
+            others = zero_shot(model, text.corpora, nelbo_draws=nelbo_draws)
+            done, answered = len(graded) * len(examples), {}
+            for questions in text.questions:
+                answered[questions.name] = questions.answer(model, count_from(done))
+                done += questions.count_passes(model)
+            drawn = None if text.generation is None else text.generation.draw(model, count_from(done))
+        return Evaluation(likelihood, accuracy, others, answered, drawn)
     finally:
         model.train(was_training)

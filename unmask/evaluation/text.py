@@ -12,6 +12,7 @@ from unmask.data.prepare.sources import ENDINGS
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
+from unmask.evaluation.choices import QuestionSet
 from unmask.evaluation.generative import (
     Quality,
     Samples,
@@ -24,7 +25,7 @@ from unmask.evaluation.generative import (
 from unmask.evaluation.judge import Scorer
 from unmask.evaluation.nelbo import Likelihood, measure_likelihood, summarise
 from unmask.models.denoiser import Denoiser
-from unmask.paths import user_path
+from unmask.paths import existing_file, user_path
 from unmask.progress import warn
 from unmask.tasks.task import Task, TextTask
 from unmask.types import CleanBatch
@@ -43,6 +44,7 @@ class Corpus:
 
     name: str
     path: Path
+    task: TextTask
     examples: CleanBatch
     unknown: float
     """The share of its tokens that the tokenizer does not know: they are easy to predict, and lower the perplexity."""
@@ -137,39 +139,49 @@ class Generative:
 
 @dataclass(frozen=True)
 class TextMeasures:
-    """Corpora and samples to evaluate a model of text on, all of them read and checked before any work."""
+    """Corpora, questions and samples to evaluate a model of text on, all of them read and checked before any work."""
 
-    task: TextTask
     corpora: list[Corpus] = field(default_factory=list)
+    questions: list[QuestionSet] = field(default_factory=list)
     generation: Generation | None = None
 
     @staticmethod
     def from_config(config: RunConfig, task: Task, model: Denoiser) -> "TextMeasures | None":
-        """Reads the data of `eval.zero_shot` and `eval.generative`; None without these settings.
+        """Reads what `eval.zero_shot`, `eval.multiple_choice` and `eval.generative` name; None without these settings.
 
         Raises:
-            UserError: the task is not running text, or something is missing or cannot be used.
+            UserError: the task is not of text, or something is missing or cannot be used.
         """
-        settings = config.eval
-        if not settings.zero_shot and settings.generative is None:
-            return None
-        text = check_text_task(task, config, "eval.zero_shot" if settings.zero_shot else "eval.generative")
-        corpora = read_corpora(text, settings.zero_shot, limit=settings.examples, option="eval.zero_shot=")
-        if settings.generative is None:
-            return TextMeasures(text, corpora)
-        return TextMeasures(text, corpora, _generation(config, settings.generative, text, model))
+        settings, corpora, generation = config.eval, [], None
+        if settings.zero_shot:
+            text = check_text_task(task, config, "eval.zero_shot")
+            corpora = read_corpora(text, settings.zero_shot, limit=settings.examples, option="eval.zero_shot=")
+        questions = read_question_sets(
+            task,
+            model,
+            settings.multiple_choice,
+            limit=settings.examples,
+            draws=settings.choice_draws,
+            option="eval.multiple_choice=",
+        )
+        if settings.generative is not None:
+            text = check_text_task(task, config, "eval.generative")
+            generation = _generation(config, settings.generative, text, model)
+        found = TextMeasures(corpora, questions, generation)
+        return found if corpora or questions or generation else None
 
-    @property
-    def num_samples(self) -> int:
-        return 0 if self.generation is None else len(self.generation.samples.keys)
+    def count_work(self, model: Denoiser) -> int:
+        """Counts the rows that questions take, at most, and the samples."""
+        samples = 0 if self.generation is None else len(self.generation.samples.keys)
+        return samples + sum(each.count_passes(model) for each in self.questions)
 
 
-def zero_shot(model: Denoiser, task: TextTask, corpora: Sequence[Corpus], *, nelbo_draws: int) -> dict[str, ZeroShot]:
+def zero_shot(model: Denoiser, corpora: Sequence[Corpus], *, nelbo_draws: int) -> dict[str, ZeroShot]:
     """Measures the likelihood of each corpus, as of held-out rows; masks depend on the row's number alone."""
     found = {}
     for corpus in corpora:
-        rows = measure_likelihood(model, task, corpus.examples, draws=nelbo_draws)
-        found[corpus.name] = ZeroShot(corpus, summarise(rows, model, task, corpus.examples))
+        rows = measure_likelihood(model, corpus.task, corpus.examples, draws=nelbo_draws)
+        found[corpus.name] = ZeroShot(corpus, summarise(rows, model, corpus.task, corpus.examples))
     return found
 
 
@@ -203,6 +215,28 @@ def read_corpora(task: TextTask, paths: Sequence[str | Path], *, limit: int | No
     return [_read(task, name, path, limit, option) for name, path in zip(names, found, strict=True)]
 
 
+def read_question_sets(
+    task: Task, model: Denoiser, paths: Sequence[str | Path], *, limit: int | None, draws: int, option: str
+) -> list[QuestionSet]:
+    """Reads each file of questions, up to `limit` of them.
+
+    Args:
+        draws: masks of each choice, at most.
+        option: the option or setting that named the paths, for messages.
+
+    Raises:
+        UserError: the task is not of text, or a path is no file that the model can be asked the questions of.
+    """
+    found = [existing_file(path, option) for path in paths]
+    sets = []
+    for name, path in zip(names_of(found, option), found, strict=True):
+        try:
+            sets.append(QuestionSet.read(path, task, model, name=name, limit=limit, draws=draws))
+        except UserError as error:
+            raise UserError(f"{option}{error}") from error
+    return sets
+
+
 def names_of(paths: Sequence[Path], option: str) -> list[str]:
     """Names each path, without its ending, by as many of its last folders as tell the paths apart.
 
@@ -232,7 +266,7 @@ def _read(task: TextTask, name: str, path: Path, limit: int | None, option: str)
         warn(
             f"{path}: the run's tokenizer does not know {unknown:.0%} of its tokens, so that its perplexity says little"
         )
-    return Corpus(name, path, examples, unknown)
+    return Corpus(name, path, task, examples, unknown)
 
 
 def _share_unknown(task: TextTask, examples: CleanBatch) -> float:

@@ -20,11 +20,13 @@ class Question:
         context: what stands before each choice.
         choices: what may stand there, each as it is written after the context: a space comes first.
         answer: number of the right choice, from 0.
+        place: file and line that it was read from, for messages.
     """
 
     context: str
     choices: tuple[str, ...]
     answer: int
+    place: str
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -40,7 +42,7 @@ def read_questions(path: Path) -> list[Question]:
     questions = []
     for row in FileSource(str(path)).rows(()):
         try:
-            questions.append(_read(row.fields))
+            questions.append(_read(row.fields, row.place))
         except ValueError as error:
             raise UserError(f"{row.place}: {error}") from error
     if not questions:
@@ -48,7 +50,7 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def _read(row: dict[str, Any]) -> Question:
+def _read(row: dict[str, Any], place: str) -> Question:
     key, text = _only(row, _CONTEXTS)
     _, choices = _only(row, _CHOICES)
     name, answer = _only(row, _ANSWERS)
@@ -57,8 +59,12 @@ def _read(row: dict[str, Any]) -> Question:
     is_list = isinstance(choices, list) and len(choices) > 1
     if not is_list or not all(isinstance(each, str) and each.strip() for each in choices):
         raise ValueError("needs `choices`: a list of two strings or more, none of them empty")
+    choices = [each.strip() for each in choices]
+    number = _number(answer.strip() if isinstance(answer, str) else answer, choices, name)
+    if choices.count(choices[number]) > 1:
+        raise ValueError(f"`choices` has the right one, {choices[number][:40]!r}, twice; leave one out")
     context = f"Question: {text.strip()}\nAnswer:" if key == "question" else text.rstrip()
-    return Question(context, tuple(f" {each.strip()}" for each in choices), _number(answer, choices, name))
+    return Question(context, tuple(f" {each}" for each in choices), number, place)
 
 
 def _only(row: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
@@ -69,7 +75,7 @@ def _only(row: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
 
 
 def _number(answer: Any, choices: list[str], name: str) -> int:
-    if isinstance(answer, str) and choices.count(answer) == 1:
+    if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
     if isinstance(answer, str) and answer.isdecimal() and len(answer) < 4:  # as HellaSwag writes it
         answer = int(answer)

@@ -23,7 +23,7 @@ from unmask.training.evaluating import rate
 from unmask.training.loading import LoadedRun, has_checkpoints
 from unmask.types import CleanBatch
 
-_FIGURES = ("nelbo", "accuracy", "shares", "nfe", "zero_shot")
+_FIGURES = ("nelbo", "accuracy", "shares", "nfe", "zero_shot", "multiple_choice")
 _MAY_MOVE = ("run", "data", "step", "weights", "device", "against")
 
 
@@ -36,6 +36,7 @@ class EvalOptions(Section):
     decoder: tuple[str, ...] = ()
     examples: int | None = Field(None, ge=1)
     corpus: tuple[Path, ...] = ()
+    questions: tuple[Path, ...] = ()
     generative: str | None = None
     samples: int | None = Field(None, ge=1, le=1_000_000)
     prompts: str | None = None

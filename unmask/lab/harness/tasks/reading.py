@@ -34,10 +34,11 @@ def gsm8k(data: str | None = None, **_: Any) -> Rows:
 
 def multiple_choice(data: str | None = None, **_: Any) -> Rows:
     """Reads questions as `unmask eval --task multiple_choice` does."""
-    rows = [vars(question) for question in read_questions(_file(data))]
-    return {
-        "test": Dataset.from_list([row | {"choices": [choice.strip() for choice in row["choices"]]} for row in rows])
-    }
+    rows = [
+        {"context": each.context, "choices": [choice.strip() for choice in each.choices], "answer": each.answer}
+        for each in read_questions(_file(data))
+    ]
+    return {"test": Dataset.from_list(rows)}
 
 
 def humaneval(data: str | None = None, **_: Any) -> Rows:
