@@ -11,6 +11,7 @@ from unmask import machine, paths
 from unmask.cli import options, report
 from unmask.formats import to_json
 from unmask.lab.compare import AXIS_NAMES, FEWEST_SEEDS, Comparison, Method, Plan, choose_measure
+from unmask.lab.finals import Finals
 from unmask.lab.trainings import Training, train_all
 from unmask.progress import console, warn
 from unmask.training.folder import command_line
@@ -99,12 +100,15 @@ def compare(
     runs = plan.read_runs(warn)
     comparison = Comparison.of(runs, measure)
     own = {each.name: {"recipe": each.recipe, "settings": list(each.settings)} for each in methods}
+    finals = Finals.of(runs)
     result = {"measure": measure, "settings": settings, "methods": own, "seeds": seeds} | comparison.as_dict()
+    result["finals"] = finals.as_dict()
     options.write(out / "comparison.json", to_json(result, indent=1) + "\n")
     if as_json:
         options.print_json(result)
     else:
         _print(comparison, measure)
+        _print_finals(finals, comparison.num_seeds)
     report.write(runs, out / "report.html", measure=measure, commands=[command_line()])
     console.print(f"{out / 'comparison.json'} holds all of it; open {out / 'report.html'} in a browser to see it")
 
@@ -132,6 +136,15 @@ def _print(comparison: Comparison, measure: str) -> None:
         )
     if comparison.num_seeds < FEWEST_SEEDS:
         out.print("With three seeds or more, there would be 95 % intervals; these ratios are not told from 1.")
+
+
+def _print_finals(finals: Finals, seeds: int) -> None:
+    """Prints every measure at the last evaluation, where there is more than the one that is compared."""
+    if len(finals.means) > 1:
+        out = options.results()
+        interval = " [95 % interval]" if seeds >= FEWEST_SEEDS else ""
+        out.print(f"All measures at the last evaluation: mean over seeds{interval}")
+        out.print(options.table(finals.table()))
 
 
 def _curves_table(comparison: Comparison, measure: str) -> Table:

@@ -23,7 +23,7 @@ def report(
     measure: Annotated[
         str | None,
         typer.Option(
-            help="Measure to show first, as in metrics.jsonl: eval/accuracy/.., eval/nelbo or eval/bits_per_byte "
+            help="Measure to show first, as in metrics.jsonl, such as eval/accuracy/.., eval/nelbo or eval/gen_ppl "
             "(default: the first rate)."
         ),
     ] = None,

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from unmask.lab.report.chart import Chart, Line, _ticks
+from unmask.lab.report.chart import Chart, Level, Line, _ticks
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,20 @@ def test_bars_are_as_long_as_the_errors_and_stay_in_the_frame() -> None:
     low, middle, high = (float(start) - float(end) for start, end in bars)
     assert middle == pytest.approx(4 * low, abs=0.5)  # of the first, the frame cuts off the lower half
     assert high == pytest.approx(10 * low, abs=1.5)  # from the bottom of the frame to its top
+
+
+def test_a_level_crosses_the_chart_at_its_height() -> None:
+    """Also where no line comes that far; a number that cannot be drawn is no level."""
+    lines = [Line("one", 0, [(0.0, 0.3), (1.0, 0.4)])]
+    svg = Chart("a", "x", "y", lines, is_share=True, level=Level("by chance", 0.75)).svg()
+    (height,) = re.findall(r'<path class="level" d="M52 ([\d.]+)H396"/>', svg)
+    ticks = dict(re.findall(r'y="([\d.]+)" text-anchor="end">([\d.]+) %<', svg))
+    by_share = {float(share): float(y) - 4 for y, share in ticks.items()}
+    assert max(by_share) >= 75
+    bottom, top = by_share[0.0], by_share[max(by_share)]
+    assert (bottom - float(height)) / (bottom - top) == pytest.approx(75 / max(by_share), abs=0.002)  # of 0.1 pixels
+    assert "by chance 75.0 %" in svg
+    assert "level" not in Chart("a", "x", "y", lines, level=Level("real text", 1e300)).svg()
 
 
 INF = float("inf")

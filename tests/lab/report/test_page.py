@@ -80,7 +80,9 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> RunRecord:
-    folder = write_run(tmp_path / "x[" / "y]<script>alert(1)<b>\x1b\u202e", evaluation={RATE: 0.5, f"eval/{EVIL}": 0.5})
+    found = {f"eval/{EVIL}": 0.5}
+    found |= {f"eval/multiple_choice/{EVIL}/{key}": 0.5 for key in ("accuracy", "chance")}
+    folder = write_run(tmp_path / "x[" / "y]<script>alert(1)<b>\x1b\u202e", evaluation=found | {RATE: 0.5})
     environment = {
         "command": f"unmask train debug\n{EVIL}\nrm -rf /",
         "device": EVIL,
@@ -102,6 +104,19 @@ def test_text_from_a_run_is_text_on_the_page(hostile: RunRecord) -> None:
     (claim,) = re.findall(r"say they were made by.*?<pre>(.*?)</pre>", page, re.DOTALL)
     assert len(claim.splitlines()) == 1
     assert r"unmask train debug\n" in claim
+
+
+def test_chance_is_drawn_where_all_runs_have_the_same(tmp_path: Path) -> None:
+    def write(name: str, chance: float) -> RunRecord:
+        choices = {"eval/multiple_choice/quiz/accuracy": 0.5, "eval/multiple_choice/quiz/chance": chance}
+        folder = write_run(tmp_path / name, f"optim.lr={chance}", evaluation=choices | {"eval/nelbo": 2.0})
+        return read_run(folder, pytest.fail)
+
+    one, same, other = write("one", 0.25), replace(write("same", 0.5), rows=write("x", 0.25).rows), write("other", 0.5)
+    page = rendered(one, same)
+    assert "Multiple choice, quiz: accuracy" in page
+    assert page.count("by chance 25.0 %") == 4  # on each axis
+    assert "by chance" not in rendered(one, other)
 
 
 def test_the_policy_allows_the_page_s_own_style_and_script_alone(hostile: RunRecord) -> None:

@@ -9,7 +9,9 @@ from tests.helpers.runs import ACCURACY, write_run
 from unmask.config import recipes
 from unmask.errors import UserError
 from unmask.lab.compare import Comparison
+from unmask.lab.finals import Finals, SeedMean
 from unmask.lab.report.curves import read_metrics
+from unmask.lab.report.measures import Measure
 from unmask.lab.report.runs import common_measures, differences, group, read_run
 from unmask.training.folder import RunFolder
 
@@ -44,6 +46,47 @@ def test_measures_that_all_have(tmp_path: Path) -> None:
     more = {**ACCURACY, "eval/accuracy/ema/prob/1": 0.7}
     methods = group(read(write_run(tmp_path / "a", evaluation=more), write_run(tmp_path / "b", "optim.lr=1")))
     assert common_measures(methods) == ["eval/accuracy/ema/prob/3", "eval/nelbo"]
+
+
+def test_measures_are_drawn_with_what_is_known_of_them(tmp_path: Path) -> None:
+    choices = {"accuracy": 0.5, "accuracy_stderr": 0.1, "acc_norm": 0.25, "chance": 0.25, "examples": 40}
+    samples = {"gen_ppl": 90.0, "gen_ppl_stderr": 3.0, "unigram_entropy": 2.5, "distinct_1": 0.1, "distinct_2": 0.4}
+    found = {
+        **{f"eval/multiple_choice/a/b/{key}": value for key, value in choices.items()},
+        "eval/zero_shot/other/ppl": 9.0,
+        "eval/zero_shot/other/bits_per_byte": 3.0,
+        "eval/nelbo/ema": 1.0,
+        **{f"eval/{key}": value for key, value in samples.items()},
+        **{f"eval/real/{key}": value / 2 for key, value in samples.items()},
+    }
+    methods = group(read(write_run(tmp_path / "run", evaluation=ACCURACY | found)))
+    keys = common_measures(methods)
+    assert keys == [
+        *("eval/accuracy/ema/prob/3", "eval/nelbo"),
+        *("eval/multiple_choice/a/b/accuracy", "eval/multiple_choice/a/b/acc_norm"),
+        *("eval/zero_shot/other/bits_per_byte", "eval/gen_ppl", "eval/unigram_entropy", "eval/distinct_2"),
+    ]
+    ((run,),) = methods.values()
+    accuracy, ppl = Measure.of(keys[2]), Measure.of("eval/gen_ppl")
+    assert accuracy is not None
+    assert ppl is not None
+    assert accuracy.name == "Multiple choice, a/b: accuracy"
+    assert run.level(accuracy.level) == 0.25
+    assert run.level(ppl.level) == 45.0
+    assert (run.curve(keys[2]).is_share, run.curve(keys[2]).examples) == (True, 40)
+    assert (run.curve("eval/gen_ppl").is_share, run.curve("eval/gen_ppl").examples) == (False, None)
+
+
+def test_means_over_seeds_have_students_interval(tmp_path: Path) -> None:
+    """Of 1, 2, 3 the mean is 2 ± 4.303 x 1 / sqrt(3); of two seeds nothing is said."""
+    for number in range(3):
+        write_run(tmp_path / "a" / f"seed_{number}", f"train.seed={number}", evaluation={"eval/nelbo": number + 1.0})
+    found = Finals.of(group(read(*sorted((tmp_path / "a").iterdir()))))
+    own = found.means["eval/nelbo"]["a"]
+    assert own.interval == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    assert found.table().rows == [("NELBO (nats)", "2.000 [-0.484, 4.484]")]
+    assert SeedMean((0.25, 0.5)).text(is_share=True) == "37.5%"
+    assert SeedMean((1500.0, 1500.0, 1500.0)).text(is_share=False) == "1500 [1500, 1500]"
 
 
 def test_a_measure_that_one_run_only_ever_failed_at_is_not_common(tmp_path: Path) -> None:

@@ -51,6 +51,14 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Level:
+    """A named value across the whole chart, that lines are held against."""
+
+    name: str
+    y: float
+
+
+@dataclass(frozen=True)
 class Chart:
     """A line chart."""
 
@@ -64,6 +72,7 @@ class Chart:
     """True if x is between 0 and 1, to be written in percent."""
     is_x_log2: bool = False
     """True to draw x on a logarithmic axis; points whose x is below 1 are left out."""
+    level: Level | None = None
 
     def svg(self) -> Markup:
         """Draws the chart, and says how many points cannot be drawn; without points, says that there are no data."""
@@ -75,14 +84,17 @@ class Chart:
         if not points:
             return Markup("<p>{} No data yet.</p>").format(shown(self.title)) + note
         x_ticks = self._x_ticks(min(x for x, _ in points), max(x for x, _ in points))
-        low = min(y for _, y in points)
-        y_ticks = _ticks(min(0.0, low) if self.is_share else low, max(y for _, y in points))
+        levels = [self.level] if self.level is not None and is_drawable(self.level.y) else []
+        heights = [y for _, y in points] + [level.y for level in levels]
+        low = min(heights)
+        y_ticks = _ticks(min(0.0, low) if self.is_share else low, max(heights))
         scale = math.log2 if self.is_x_log2 else float
         frame = _Frame(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1], scale)
         parts = [
             *(frame.x_tick(x, _percent(x) if self.is_x_share else _short(x)) for x in x_ticks),
             *(frame.y_tick(y, _percent(y) if self.is_share else f"{y:g}") for y in y_ticks),
             *frame.labels(self.x_label, self.y_label),
+            *(frame.level(level, self.is_share) for level in levels),
             *(part for line in lines for seed in line.seeds for part in frame.seed(line, seed, self.is_share)),
             *(bar for line in lines for bar in frame.bars(line)),
             *(part for line in lines for part in frame.line(line, self.is_share)),
@@ -148,6 +160,13 @@ class _Frame:
             Markup(beside).format(middle, shown(y_label)),
         ]
 
+    def level(self, level: Level, is_share: bool) -> Markup:
+        """Draws a line across the chart, with its name and value above the right end."""
+        at, right = self.y(level.y), _WIDTH - _RIGHT
+        text = shown(f"{level.name} {_value(level.y, is_share)}")
+        label = f'<text class="tick" x="{right}" y="{at - 4:.1f}" text-anchor="end">{text}</text>'
+        return Markup(f'<path class="level" d="M{_LEFT} {at:.1f}H{right}"/>{label}')
+
     def path(self, points: Points, kind: str) -> Markup:
         corners = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in _outline(points))
         return Markup('<path class="{}" d="M{}"/>').format(kind, corners) if corners else Markup("")
@@ -172,7 +191,7 @@ class _Frame:
         return [self.path(line.points, kind), *marks]
 
     def _mark(self, line: Line, x: float, y: float, is_share: bool, *, is_open: bool) -> Markup:
-        value = _percent(y, 1) if is_share else f"{y:.4g}"
+        value = _value(y, is_share)
         return _mark(line.style, self.x(x), self.y(y), f"{line.name}: {value} at {x:,.4g}", is_open)
 
 
@@ -213,6 +232,10 @@ def _percent(value: float, digits: int = 0) -> str:
     if abs(value) >= 1e4:
         return f"{100 * value:g} %"
     return f"{100 * value:.{max(digits, 0 if 100 * value == round(100 * value) else 1)}f} %"
+
+
+def _value(value: float, is_share: bool) -> str:
+    return _percent(value, 1) if is_share else f"{value:.4g}"
 
 
 def _short(value: float) -> str:

@@ -23,6 +23,7 @@ from unmask.decoding.trace import RecordingDecoder
 from unmask.errors import UserError
 from unmask.formats import printable, read_bytes
 from unmask.lab.report.chart import Points, is_drawable
+from unmask.lab.report.measures import Measure
 from unmask.training.logging import RESUMED, lines_that_count
 from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
@@ -51,7 +52,7 @@ class Curve:
     values: tuple[float, ...]
     spent: dict[str, tuple[float, ...]]
     is_share: bool = True
-    """True for the share of examples solved, where more is better; False for a likelihood cost, where less is."""
+    """True for a share of examples, where more is better; False for a likelihood cost, where less is."""
     examples: int | None = None
     """The number of examples of a share, at the last evaluation; None if it is unknown."""
 
@@ -59,12 +60,12 @@ class Curve:
     def of(rows: Iterable[Row], measure: str) -> "Curve":
         """Collects the lines of metrics that have a finite `measure`."""
         rows = [row for row in rows if is_finite(row.get(measure))]
-        is_share = measure.startswith("eval/accuracy")
-        counted = rows[-1].get("eval/examples") if rows and is_share else None
+        known = Measure.of(measure) or Measure(measure, "")
+        counted = rows[-1].get(known.count) if rows else None
         return Curve(
             values=tuple(float(row[measure]) for row in rows),
             spent={axis: tuple(float(row[axis]) for row in rows) for axis in known_axes(rows)},
-            is_share=is_share,
+            is_share=known.is_share,
             examples=counted if type(counted) is int and 0 < counted <= _MOST_SPENT else None,
         )
 

@@ -16,9 +16,10 @@ from unmask.config.settings import flatten
 from unmask.decoding.config import DecodeConfig
 from unmask.formats import printable, to_json
 from unmask.lab.compare import AXIS_NAMES, Comparison, CostRow
-from unmask.lab.report.chart import Chart, Line, Points, legend_mark, shown, thin
+from unmask.lab.report.chart import Chart, Level, Line, Points, legend_mark, shown, thin
 from unmask.lab.report.curves import Curve, is_finite, known_axes
 from unmask.lab.report.diagnoses import Diagnoses, charts, diagnose_methods, overfitting
+from unmask.lab.report.measures import Measure
 from unmask.lab.report.models import Study
 from unmask.lab.report.models import study as study_methods
 from unmask.lab.report.runs import RunRecord, RunsByMethod, common_measures, differences
@@ -256,39 +257,31 @@ class _Measure:
 
 
 def _measure(methods: RunsByMethod, measure: str, *, has_shares: bool) -> _Measure:
-    name, is_share = _title(measure)
+    known = Measure.of(measure) or Measure(measure, "")
     curves = {method: [run.curve(measure) for run in runs] for method, runs in methods.items()}
     charts = [
         Chart(
-            title=f"{name} against {_X_LABELS[axis]}",
+            title=f"{known.name} against {_X_LABELS[axis]}",
             x_label=_X_LABELS[axis],
-            y_label="solved" if is_share else "bits per byte" if measure == "eval/bits_per_byte" else "nats",
+            y_label=known.unit,
             lines=[_line(label, number, each, axis) for number, (label, each) in enumerate(curves.items())],
-            is_share=is_share,
+            is_share=known.is_share,
+            level=_level(methods, known),
         )
         for axis in known_axes(own.spent for each in curves.values() for own in each)
     ]
-    has_costs = (is_share or not has_shares) and len(methods) > 1
+    has_costs = known.has_costs and (known.is_share or not has_shares) and len(methods) > 1
     comparison = Comparison(curves)
     costs = [row for row in comparison.rows() if row.is_reached] if has_costs else []
     axes = [AXIS_NAMES[axis] for axis in comparison.axes]
-    return _Measure(name, charts, costs, axes, comparison.finals())
+    return _Measure(known.name, charts, costs, axes, comparison.finals())
 
 
-_NAMES = {"nelbo": "NELBO (nats)", "bits_per_byte": "Bits per byte"}
-
-
-def _title(measure: str) -> tuple[str, bool]:
-    """Names a measure such as `eval/accuracy/ema/prob/3` in words; the second value is True for a share."""
-    kind, *details = measure.removeprefix("eval/").split("/")
-    if kind != "accuracy":
-        return _NAMES.get(kind, measure.removeprefix("eval/")), False
-    if len(details) < 3:
-        return "Share solved", True
-    weights, order, amount, *rest = details
-    pace = f"{amount} at a step" if amount.isdigit() else amount
-    more = "".join(f", {each}" for each in rest)
-    return f"Share solved, order {order}, {pace}{more}, {weights} weights", True
+def _level(methods: RunsByMethod, measure: Measure) -> Level | None:
+    """Returns what a measure is held against, if that is the same for all runs."""
+    values = {run.level(measure.level) for runs in methods.values() for run in runs}
+    value = values.pop() if len(values) == 1 else None
+    return None if value is None else Level(measure.level_name, value)
 
 
 def _line(name: str, style: int, curves: Sequence[Curve], axis: str) -> Line:

@@ -12,6 +12,7 @@ from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
 from unmask.errors import UserError
 from unmask.lab.report.curves import Curve, Row, is_finite, read_metrics
+from unmask.lab.report.measures import Measure
 from unmask.training.folder import RunFolder, read_config, read_environment
 
 _NOT_THE_METHOD = (
@@ -71,6 +72,14 @@ class RunRecord:
             said = ", ".join(self.measures()) or "nothing yet"
             raise UserError(f"{self.folder}: no evaluation has written {measure}; there is {said}")
         return curve
+
+    def level(self, key: str) -> float | None:
+        """Returns the last value that its evaluations have at `key`, where a measure has the value to hold it against.
+
+        None if there is none.
+        """
+        rows = self._evaluated.get(key)
+        return None if not rows else float(rows[-1][key])
 
 
 RunsByMethod = dict[str, list[RunRecord]]
@@ -143,7 +152,7 @@ def _check_comparable(runs: Iterable[RunRecord]) -> None:
 
 
 def common_measures(methods: RunsByMethod) -> list[str]:
-    """Lists the measures that all runs have: rates by decoder, in the first run's order, then likelihoods.
+    """Lists the measures that all runs have: rates by decoder, then likelihoods, then the others that can be drawn.
 
     `eval/accuracy` is left out: it is the rate of each run's own first decoder, and decoders may differ.
 
@@ -153,8 +162,9 @@ def common_measures(methods: RunsByMethod) -> list[str]:
     runs = [run for same in methods.values() for run in same]
     of_others = [set(run.measures()) for run in runs[1:]]
     common = [key for key in runs[0].measures() if all(key in own for own in of_others)]
-    shown = [key for key in common if key.startswith("eval/accuracy/")]
-    shown += [key for key in common if key in ("eval/nelbo", "eval/bits_per_byte")]
+    likelihoods = ("eval/nelbo", "eval/bits_per_byte")
+    shown = [key for key in common if key != "eval/accuracy" and Measure.of(key) is not None]
+    shown.sort(key=lambda key: (not key.startswith("eval/accuracy/"), key not in likelihoods))  # a stable sort
     if not shown:
         said = "; ".join(f"{run.folder}: {', '.join(run.measures()) or 'no evaluation yet'}" for run in runs)
         raise UserError(f"these runs have no evaluation in common ({said}); evaluate them alike, with eval.*")

@@ -1,0 +1,78 @@
+"""All measures at the last evaluation, as means over the seeds of each method.
+
+Dimensions: n seeds of a method.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from unmask.evaluation.evaluate import Cells
+from unmask.evaluation.statistics import student
+from unmask.lab.compare import FEWEST_SEEDS
+from unmask.lab.report.measures import Measure
+from unmask.lab.report.runs import RunsByMethod, common_measures
+
+
+@dataclass(frozen=True)
+class SeedMean:
+    """The values of several seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        return mean(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Student's 95 % interval of the mean: mean ± t_(n-1) s / √n; None with fewer than three seeds."""
+        n = len(self.values)
+        if n < FEWEST_SEEDS:
+            return None
+        half = student(float(n - 1)) * stdev(self.values) / math.sqrt(n)
+        return self.value - half, self.value + half
+
+    def text(self, *, is_share: bool) -> str:
+        """Formats mean and interval: `2.211 [2.180, 2.242]`, or `31.2% [28.0, 34.5]`."""
+        scale, form = (100, ".1f") if is_share else (1, ".4g" if abs(self.value) >= 1000 else ".3f")
+        shown = f"{scale * self.value:{form}}" + "%" * is_share
+        ends = ", ".join(f"{scale * end:{form}}" for end in self.interval or ())
+        return shown + (f" [{ends}]" if ends else "")
+
+
+@dataclass(frozen=True)
+class Finals:
+    """The last evaluations of all methods: by measure, then method."""
+
+    means: dict[str, dict[str, SeedMean]]
+
+    @staticmethod
+    def of(methods: RunsByMethod) -> "Finals":
+        """Collects every measure that all runs have."""
+
+        def last(measure: str, method: str) -> SeedMean:
+            return SeedMean(tuple(run.curve(measure).values[-1] for run in methods[method]))
+
+        return Finals(
+            {measure: {method: last(measure, method) for method in methods} for measure in common_measures(methods)}
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns values, mean and interval as JSON values."""
+        return {
+            measure: {
+                method: {"values": own.values, "mean": own.value, "interval": own.interval}
+                for method, own in each.items()
+            }
+            for measure, each in self.means.items()
+        }
+
+    def table(self) -> Cells:
+        """Returns a row for each measure."""
+        rows = []
+        for key, each in self.means.items():
+            measure = Measure.of(key) or Measure(key, "")
+            rows.append((measure.name, *(own.text(is_share=measure.is_share) for own in each.values())))
+        return Cells(("measure", *next(iter(self.means.values()))), list(rows))
