@@ -36,7 +36,7 @@ class SeedMean:
 
     def text(self, *, is_share: bool) -> str:
         """Formats mean and interval: `2.211 [2.180, 2.242]`, or `31.2% [28.0, 34.5]`."""
-        scale, form = (100, ".1f") if is_share else (1, ".4g" if abs(self.value) >= 1000 else ".3f")
+        scale, form = (100, ".1f") if is_share else (1, ",.0f" if abs(self.value) >= 1000 else ".3f")
         shown = f"{scale * self.value:{form}}" + "%" * is_share
         ends = ", ".join(f"{scale * end:{form}}" for end in self.interval or ())
         return shown + (f" [{ends}]" if ends else "")

@@ -86,7 +86,7 @@ def test_means_over_seeds_have_students_interval(tmp_path: Path) -> None:
     assert own.interval == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
     assert found.table().rows == [("NELBO (nats)", "2.000 [-0.484, 4.484]")]
     assert SeedMean((0.25, 0.5)).text(is_share=True) == "37.5%"
-    assert SeedMean((1500.0, 1500.0, 1500.0)).text(is_share=False) == "1500 [1500, 1500]"
+    assert SeedMean((1500.0, 1500.0, 1500.0)).text(is_share=False) == "1,500 [1,500, 1,500]"
 
 
 def test_a_measure_that_one_run_only_ever_failed_at_is_not_common(tmp_path: Path) -> None:
