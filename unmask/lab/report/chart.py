@@ -161,10 +161,11 @@ class _Frame:
         ]
 
     def level(self, level: Level, is_share: bool) -> Markup:
-        """Draws a line across the chart, with its name and value above the right end."""
+        """Draws a line across the chart, with its name and value above the right end, or below the chart's top."""
         at, right = self.y(level.y), _WIDTH - _RIGHT
+        beside = at + 13 if at < _TOP + 12 else at - 4
         text = shown(f"{level.name} {_value(level.y, is_share)}")
-        label = f'<text class="tick" x="{right}" y="{at - 4:.1f}" text-anchor="end">{text}</text>'
+        label = f'<text class="tick" x="{right}" y="{beside:.1f}" text-anchor="end">{text}</text>'
         return Markup(f'<path class="level" d="M{_LEFT} {at:.1f}H{right}"/>{label}')
 
     def path(self, points: Points, kind: str) -> Markup:
