@@ -53,7 +53,7 @@ def test_a_run_without_checkpoints_loses_the_replay_alone(
     assert "The replay of bare: " in said
     assert "checkpoint" in said
     page = (tmp_path / "page.html").read_text()
-    assert page.count("Not shown.") == 3
+    assert page.count("Not shown.") == 4  # the replay, its masks, what is hard, and the protocol
     assert "its command was not recorded" in page
 
 
