@@ -122,10 +122,13 @@ def uniform(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
     In fp32 they are those in float64, cut to 24 bits.
     """
     drawn = bits(seed, purpose, *keys)
-    if not has_float64(drawn.device):
-        return ((drawn >> 40) & ((1 << 24) - 1)).float() * 2.0**-24
-    # The upper 53 of 64 bits: as many as a double's mantissa holds, so that 1 is never reached by rounding.
-    return ((drawn >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+    # As many bits as the mantissa holds, so that 1 is never reached by rounding.
+    count = 53 if has_float64(drawn.device) else 24
+    return _upper(drawn, count).to(widest(drawn.device)) * 2.0**-count
+
+
+def _upper(drawn: Int[Tensor, "..."], count: int) -> Int[Tensor, "..."]:
+    return (drawn >> (64 - count)) & ((1 << count) - 1)
 
 
 def gumbel(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
@@ -133,13 +136,11 @@ def gumbel(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
 
     `-log(-log(u))` needs 53 bits of u near 1, which fp32 has of 1 - u alone: there it is `-log(-log1p(-(1 - u)))`.
     """
-    drawn = bits(seed, purpose, *keys)
-    if not has_float64(drawn.device):
-        upper = (drawn >> 11) & ((1 << 53) - 1)
-        u, rest = ((each.float() + 0.5) * 2.0**-53 for each in (upper, (1 << 53) - 1 - upper))
-        return -torch.log(-torch.where(u < 0.5, u.log(), torch.log1p(-rest)))
-    u = uniform(seed, purpose, *keys) + 2.0**-54  # inside (0, 1)
-    return -torch.log(-torch.log(u))
+    drawn = _upper(bits(seed, purpose, *keys), 53)
+    if has_float64(drawn.device):
+        return -torch.log(-torch.log(drawn.double() * 2.0**-53 + 2.0**-54))  # u inside (0, 1)
+    u, rest = ((each.float() + 0.5) * 2.0**-53 for each in (drawn, (1 << 53) - 1 - drawn))
+    return -torch.log(-torch.where(u < 0.5, u.log(), torch.log1p(-rest)))
 
 
 def may_be_below(limit: Float[Tensor, "..."], seed: int, purpose: Purpose, *keys: Key) -> Bool[Tensor, "..."]:
