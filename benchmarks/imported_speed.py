@@ -22,8 +22,9 @@ from torch import Tensor
 from unmask.config.settings import check_section
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
+from unmask.training.exporting import import_checkpoint
 from unmask.training.importing import Overrides
-from unmask.training.loading import LoadedRun, import_checkpoint
+from unmask.training.loading import LoadedRun
 
 OURS: dict[str, dict[str, object]] = {
     "exact": {},

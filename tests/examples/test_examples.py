@@ -1,5 +1,6 @@
 """The examples and the guide, run as they stand."""
 
+import ast
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,25 @@ def test_every_test_that_the_docs_name_exists() -> None:
     assert len(named) > 10
     for file, test in named:
         assert f"def {test}" in (ROOT / file).read_text(), (file, test)
+
+
+def test_scripts_import_what_exists() -> None:
+    """Most of them take minutes, or want what is not here: nothing else would tell that a name has moved."""
+    names = [
+        (script.name, str(node.module), each.name)
+        for folder in ("benchmarks", "examples", "tools")
+        for script in (ROOT / folder).glob("*.py")
+        for node in ast.walk(ast.parse(script.read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "unmask"
+        for each in node.names
+    ]
+    assert len(names) > 50
+    missing = [each for each in names if not _exists(*each[1:])]
+    assert not missing
+
+
+def _exists(module: str, name: str) -> bool:
+    return hasattr(import_module(module), name) or find_spec(f"{module}.{name}") is not None
 
 
 def test_any_model_learns() -> None:
