@@ -60,10 +60,15 @@ def lm_eval(
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("unmask lm-eval: lm-evaluation-harness is not installed; pip install 'unmask[lm_eval]'")
-    settings = options.parse_decoder(decoder, DecodeConfig()).model_dump(exclude_defaults=True) if decoder else {}
-    model = {"path": run, "weights": options.check_weights(weights), "step": step} | settings
+    settings = {}
+    if decoder is not None:
+        options.parse_decoder(decoder, DecodeConfig())  # refuses what is wrong before anything is read
+        # A default that is asked for counts too: the run's may be another.
+        settings = DecodeConfig.rename_aliases(options.read_decoder(decoder))
+    model = {"path": run, "weights": options.check_weights(weights), "step": step}
     model |= {"draws": draws, "mask_seed": mask_seed, "is_greedy": is_greedy}
-    _execute(_parse(lm_eval_options or []), {key: value for key, value in model.items() if value is not None})
+    given = {key: value for key, value in model.items() if value is not None}
+    _execute(_parse(lm_eval_options or []), given | settings)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -72,13 +72,8 @@ DataChanged = Annotated[
 _OUT = "--out "
 
 
-def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder") -> DecodeConfig:
-    """Reads `key=value,..` over `base`; a first word without `=` is the order. None returns `base` itself.
-
-    Errors name the `option` that `text` was given to.
-    """
-    if text is None:
-        return base
+def read_decoder(text: str, option: str = "--decoder") -> dict[str, Any]:
+    """Reads `key=value,..` as the settings that it names, which are not checked yet; see `parse_decoder`."""
     where = f"{option} {text if len(text) < 200 else shown(text)}"
     given: dict[str, Any] = {}
     for number, part in enumerate(_split(text)):
@@ -95,6 +90,18 @@ def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder
     amounts = [key for key in DecodeConfig.alternatives if given.get(key) is not None]
     if len(amounts) > 1:
         raise UserError(f"{where}: {' and '.join(amounts)} both say how much a step reveals; give one of them")
+    return given
+
+
+def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder") -> DecodeConfig:
+    """Reads `key=value,..` over `base`; a first word without `=` is the order. None returns `base` itself.
+
+    Errors name the `option` that `text` was given to.
+    """
+    if text is None:
+        return base
+    where = f"{option} {text if len(text) < 200 else shown(text)}"
+    given = read_decoder(text, option)
     settings = base.model_dump()
     try:
         recipes.merge(settings, given, DecodeConfig, "decode")

@@ -19,6 +19,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from torch import Tensor, distributed
 
+from unmask.config import recipes
 from unmask.config.settings import check_section
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
@@ -155,7 +156,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
 
     def _match(self, pairs: Sequence[Pair]) -> list[bool]:
         """Returns whether the surest tokens, one at a time, are the continuations."""
-        greedy = _merged(self.decode, {"tokens_per_step": 1, "temperature": 0.0, "remask": "none"})
+        greedy = _merged(self.decode, {"tokens_per_step": 1, "temperature": 0.0, "top_k": None, "top_p": None})
         rows = [
             (pair.context[-max(1, self.length - len(pair.continuation)) :], len(pair.continuation)) for pair in pairs
         ]
@@ -334,9 +335,8 @@ class _Generation:
 def _merged(base: DecodeConfig, given: dict[str, Any]) -> DecodeConfig:
     """Returns `base` with the settings `given`; one that says how much a step reveals takes the place of the others."""
     settings = base.model_dump()
-    if any(key in DecodeConfig.alternatives for key in given):
-        settings = {key: value for key, value in settings.items() if key not in DecodeConfig.alternatives}
-    return check_section(DecodeConfig, settings | given, "decode")
+    recipes.merge(settings, given, DecodeConfig, "decode")
+    return check_section(DecodeConfig, settings, "decode")
 
 
 def _read_batch_size(asked: int | str | None) -> int | None:
