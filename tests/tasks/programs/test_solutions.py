@@ -140,7 +140,7 @@ BAD_PROBLEMS = {
     ),
     "its prompt": (
         "humaneval",
-        HUMANEVAL | {"prompt": "def area(r):\n"},
+        HUMANEVAL | {"prompt": "def f(x:\n"},
         "the setup of this problem cannot be compiled",
     ),
     "an assertion": ("mbpp", MBPP | {"test_list": ["assert (1"]}, "task_id='7': the tests of this problem cannot be"),

@@ -52,8 +52,13 @@ def _read_humaneval(row: dict[str, Any]) -> CodeProblem:
     prompt, test, entry = (_string(row, key) for key in ("prompt", "test", "entry_point"))
     if not entry.isidentifier():
         raise ValueError(f"entry_point={entry!r} is no name of a function")
-    exam = Exam(f"{test}\ncheck({entry})\n", setup=prompt, names=(entry,))
+    exam = Exam(f"{test}\ncheck({entry})\n", setup=_with_body(prompt), names=(entry,))
     return CodeProblem(_string(row, "task_id"), prompt, prompt, exam, row.get("canonical_solution"))
+
+
+def _with_body(prompt: str) -> str:
+    """Returns a prompt that can be run: one that ends with a function's header, without a docstring, gets a body."""
+    return f"{prompt.rstrip()} ...\n" if prompt.rstrip().endswith(":") else prompt
 
 
 def _read_mbpp(row: dict[str, Any]) -> CodeProblem:
