@@ -103,5 +103,5 @@ def test_sudoku_shares_have_intervals(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_sudoku_writes_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "x.jsonl", [{"puzzle": "." * 81, "answer": ""}])
     assert run_cli("grade", file, "--task", "sudoku", "--out", tmp_path / "y.jsonl") == 2
-    assert "this task's grader writes no rows" in capsys.readouterr().err
+    assert "the grader of sudoku writes no rows" in capsys.readouterr().err
     assert not (tmp_path / "y.jsonl").exists()

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
@@ -155,26 +155,21 @@ def grade(
         for option, value in (("--problems", problems), ("--k", k)):
             if value:
                 raise UserError(f"{option}: the task {task} has none; leave it out")
+    if out is not None and task == "sudoku":
+        raise UserError("--out: the grader of sudoku writes no rows; leave it out")
     asked = _Asked(task, None if problems is None else paths.existing_file(problems, "--problems "), k or [])
     if out is None:
         graded = _GRADERS[task](file, asked)
     else:
         with options.new_file(out) as target:
             graded = _GRADERS[task](file, asked)
-            _write_rows(graded.rows, target)
+            target.writelines(to_json(row) + "\n" for row in graded.rows)
     if as_json:
         options.print_json(graded.result)
     else:
         _print(graded)
     if graded.failure is not None:
         raise RunFailed(graded.failure)
-
-
-def _write_rows(rows: list[dict[str, Any]], target: TextIO) -> None:
-    if not rows:
-        raise UserError("--out: this task's grader writes no rows; leave it out")
-    for row in rows:
-        target.write(to_json(row) + "\n")
 
 
 def _print(graded: GradedFile) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +66,7 @@ def lm_eval(
         options.parse_decoder(decoder, DecodeConfig())  # refuses what is wrong before anything is read
         # A default that is asked for counts too: the run's may be another.
         settings = DecodeConfig.rename_aliases(options.read_decoder(decoder))
-    model = {"path": run, "weights": options.check_weights(weights), "step": step}
+    model: dict[str, Any] = {"path": run, "weights": options.check_weights(weights), "step": step}
     model |= {"draws": draws, "mask_seed": mask_seed, "is_greedy": is_greedy}
     given = {key: value for key, value in model.items() if value is not None}
     _execute(_parse(lm_eval_options or []), given | settings)
@@ -106,4 +107,7 @@ def _execute(arguments: argparse.Namespace, model: dict[str, Any]) -> None:
     except (UserError, RunFailed):
         raise
     except (ValueError, KeyError) as error:  # how lm-eval says that an option is wrong
+        frames = traceback.walk_tb(error.__traceback__)
+        if any(frame.f_globals.get("__name__") == harness.__name__ for frame, _ in frames):
+            raise  # from within the model: a fault of ours, or of a library
         raise UserError(f"unmask lm-eval: {error}") from error

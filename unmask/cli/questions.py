@@ -34,10 +34,12 @@ def evaluate(
         raise UserError("--task multiple_choice: needs --data FILE with a question in each row")
     with nullcontext() if out is None else options.new_file(out) as file:
         first = _open(asked, asked.run, data)
-        loaded, own, answered = first.loaded, first.questions, first.answer()
-        other = None
+        loaded, own = first.loaded, first.questions
+        second = None  # opened before the first answers, which takes long
         if asked.against is not None:
-            other = _open(asked.model_copy(update={"draws": own.draws}), asked.against, data).answer()
+            second = _open(asked.model_copy(update={"draws": own.draws}), asked.against, data)
+        answered = first.answer()
+        other = None if second is None else second.answer()
         evaluation = _evaluation(answered)
         if file is not None:
             file.writelines(to_json(record) + "\n" for record in evaluation.records())

@@ -246,4 +246,5 @@ def _score(plan: _Plan, nll: Float[Tensor, "D"]) -> Score:
 
 def count_rows(model: Denoiser, pairs: Iterable[Pair], draws: int) -> int:
     """Counts the rows that `score_pairs` reads, at most."""
-    return sum(1 if model.is_causal else min(draws, 2 ** min(len(pair.continuation), 30) - 1) for pair in pairs)
+    longest = 1 if model.is_causal else model.block_size or 30
+    return sum(min(draws, 2 ** min(len(pair.continuation), longest, 30) - 1) for pair in pairs)

@@ -67,10 +67,14 @@ def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrid
     Raises:
         UserError: as `Import`, or `target` already holds something.
     """
-    made, path = Import(paths.existing_folder(folder), overrides), paths.user_path(target)
-    files.check_new_folder(path)
+    return write_import(Import(paths.existing_folder(folder), overrides), paths.user_path(target))
+
+
+def write_import(made: Import, target: Path) -> LoadedRun:
+    """Writes a checkpoint that was read into the folder `target`, as `import_checkpoint` does."""
+    files.check_new_folder(target)
     source = open_checkpoint(made, None, "last", "cpu")
-    write_export(source, path)
+    write_export(source, target)
     return source
 
 

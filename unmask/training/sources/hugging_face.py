@@ -7,7 +7,7 @@ from typing import Any
 from unmask import paths
 from unmask.errors import UserError
 from unmask.formats import printable
-from unmask.training.exporting import import_checkpoint
+from unmask.training.exporting import write_import
 from unmask.training.importing import Import, Overrides
 from unmask.training.loading import is_ours
 
@@ -27,7 +27,7 @@ class HuggingFaceModel:
         return "\n".join(f"{name:<{width}}  {printable(value)}" for name, value in found.items())
 
     def write(self, target: Path) -> None:
-        import_checkpoint(self.folder, target, self.overrides)
+        write_import(self.made, target)
 
     def next_steps(self, target: Path | None) -> list[str]:
         asked = " ".join(map(shlex.quote, self.overrides.as_options()))

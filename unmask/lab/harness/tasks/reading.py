@@ -1,5 +1,6 @@
 """Rows and metrics of this package's tasks for lm-evaluation-harness: as `unmask eval` reads files and runs code."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from datasets import Dataset
 
 from unmask import paths
 from unmask.errors import UserError
+from unmask.progress import warn
 from unmask.tasks.choices import read_questions
 from unmask.tasks.code import find_completion
 from unmask.tasks.programs.answers import parse_answer
@@ -73,5 +75,8 @@ def grade_code(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 def _graded(reason: str, output: str) -> float:
     if reason == "not_graded":
-        raise UserError(f"an answer could not be graded: {output}; evaluate again when more of the machine is free")
+        warn(
+            f"an answer could not be graded, so the score is nan: {output}; try again when more of the machine is free"
+        )
+        return math.nan  # neither right nor wrong; an error would lose all answers
     return float(reason == "correct")
