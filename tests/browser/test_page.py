@@ -88,7 +88,7 @@ const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
 
 def test_it_draws_and_fetches_nothing(page: str, tmp_path: Path) -> None:
-    assert not re.search(r"(?:src|href)=\"(?!#)|url\(|@import|https?://", page)
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)|url\(|@import|https?://", page)
     seen = browse(
         page,
         HELP

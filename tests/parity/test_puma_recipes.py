@@ -34,7 +34,7 @@ def keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def recipe_of(path: Path, tree: dict[str, Any], **options: Any) -> str:
-    return find("puma", write_yaml(path / "theirs.yaml", tree), options).shown()
+    return find("puma", write_yaml(path / "theirs.yaml", tree), options).shown(None)
 
 
 def joined(text: str) -> str:
