@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import run_cli
+from tests.helpers import lines, run_cli
 
 ROWS: list[dict[str, Any]] = [
     {"question": "9 + 9?", "program": "def simple_math_problem():\n    return 9 + 9", "answer": "Adding.\n#### 18"},
@@ -100,8 +100,10 @@ def test_sudoku_shares_have_intervals(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (grade["n"], grade["correct"], grade["accuracy"]) == (2, 0, 0.0)
 
 
-def test_sudoku_writes_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write(tmp_path / "x.jsonl", [{"puzzle": "." * 81, "answer": ""}])
-    assert run_cli("grade", file, "--task", "sudoku", "--out", tmp_path / "y.jsonl") == 2
-    assert "the grader of sudoku writes no rows" in capsys.readouterr().err
-    assert not (tmp_path / "y.jsonl").exists()
+def test_sudoku_writes_each_row_with_its_verdict(tmp_path: Path) -> None:
+    solved = "".join(str((3 * (row % 3) + row // 3 + column) % 9 + 1) for row in range(9) for column in range(9))
+    rows = [{"id": 7, "puzzle": "." * 81, "answer": ""}, {"puzzle": "." + solved[1:], "answer": solved}]
+    file, out = write(tmp_path / "x.jsonl", rows), tmp_path / "y.jsonl"
+    assert run_cli("grade", file, "--task", "sudoku", "--out", out) == 0
+    verdicts = {"correct": False, "reason": "wrong_length"}, {"correct": True, "reason": "correct"}
+    assert lines(out) == [row | verdict for row, verdict in zip(rows, verdicts, strict=True)]

@@ -78,13 +78,13 @@ def _grade_samples(path: Path, asked: _Asked) -> GradedFile:
 
 
 def _grade_sudoku(path: Path, asked: _Asked) -> GradedFile:
-    grade = sudoku.grade_file(path)
+    grade, rows = sudoku.grade_file(path)
     lines = [
         _right(grade.correct, grade.n),
         f"{grade.exact} of the {grade.n_unique} puzzles with one solution answered with it"
         + (f": {share_words(grade.exact, grade.n_unique)}" if grade.n_unique else ""),
     ]
-    return GradedFile(grade.as_dict(), lines, rows=[])
+    return GradedFile(grade.as_dict(), lines, rows)
 
 
 def _right(correct: int, n: int) -> str:
@@ -155,8 +155,6 @@ def grade(
         for option, value in (("--problems", problems), ("--k", k)):
             if value:
                 raise UserError(f"{option}: the task {task} has none; leave it out")
-    if out is not None and task == "sudoku":
-        raise UserError("--out: the grader of sudoku writes no rows; leave it out")
     asked = _Asked(task, None if problems is None else paths.existing_file(problems, "--problems "), k or [])
     if out is None:
         graded = _GRADERS[task](file, asked)

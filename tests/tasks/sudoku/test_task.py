@@ -189,7 +189,7 @@ def test_grade_file(tmp_path: Path) -> None:
     empty_solved = board.to_text(boards(EASY_SOLUTION)[0])
     rows = [(EASY, EASY_SOLUTION), (EASY, SWAPPED_DIGITS), ("." * 81, empty_solved), (HARD, "1")]
     path.write_text("\n".join(json.dumps({"puzzle": p, "answer": a, "more": 1}) for p, a in rows) + "\n\n")
-    grade = grading.grade_file(path)
+    grade, _ = grading.grade_file(path)
     assert (grade.n, grade.correct, grade.n_unique, grade.exact) == (4, 2, 3, 1)
     assert grade.reasons == {"changed_clue": 1, "wrong_length": 1}
 

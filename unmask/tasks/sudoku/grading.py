@@ -62,33 +62,35 @@ class SudokuGrade:
         }
 
 
-def grade_file(path: Path) -> SudokuGrade:
-    """Grades JSON lines `{"puzzle": .., "answer": ..}`.
+def grade_file(path: Path) -> tuple[SudokuGrade, list[dict[str, Any]]]:
+    """Grades JSON lines `{"puzzle": .., "answer": ..}`; returns the grade, and each row with its verdict.
 
     Raises:
         UserError: a line (named) is not such an object, or its puzzle is malformed. A malformed *answer* is a
             wrong answer.
     """
-    puzzles, answers = _read_answers(path)
-    reasons = [find_reason(puzzle, answer) for puzzle, answer in zip(puzzles, answers, strict=True)]
+    puzzles, rows = _read_answers(path)
+    reasons = [find_reason(puzzle, row["answer"].strip()) for puzzle, row in zip(puzzles, rows, strict=True)]
     is_unique = has_one_solution(puzzles)
     correct = np.array([r is None for r in reasons])
-    return SudokuGrade(
-        n=len(answers),
+    grade = SudokuGrade(
+        n=len(rows),
         correct=int(correct.sum()),
         reasons=dict(Counter(r for r in reasons if r is not None)),
         n_unique=int(is_unique.sum()),
         exact=int((correct & is_unique).sum()),
     )
+    verdicts = ({"correct": reason is None, "reason": reason or "correct"} for reason in reasons)
+    return grade, [row | verdict for row, verdict in zip(rows, verdicts, strict=True)]
 
 
-def _read_answers(path: Path) -> tuple[Boards, list[str]]:
-    puzzles, answers = [], []
+def _read_answers(path: Path) -> tuple[Boards, list[dict[str, Any]]]:
+    puzzles, rows = [], []
     for where, row in files.read_json_lines(path):
         if not all(isinstance(row.get(key), str) for key in ("puzzle", "answer")):
             raise UserError(f"{where}: needs the strings `puzzle` and `answer`")
         puzzles.append(board.parse(row["puzzle"], where))
-        answers.append(row["answer"].strip())
-    if not answers:
+        rows.append(row)
+    if not rows:
         raise UserError(f"{path}: holds no answer")
-    return np.stack(puzzles), answers
+    return np.stack(puzzles), rows
