@@ -64,6 +64,16 @@ def test_it_trains_says_and_goes_on(
     assert "report.html: is a folder" in " ".join(said.err.split())
 
 
+def test_threads_that_are_asked_for_are_taken_before_a_share_of_the_cores(tmp_path: Path) -> None:
+    def threads(*settings: str) -> int | None:
+        command = Training("debug", settings, tmp_path / "seed_0").command(threads=2)
+        overrides = command[command.index("debug") + 1 : command.index("--out")]
+        return recipes.load("debug", overrides).train.threads
+
+    assert threads() == 2
+    assert threads("train.threads=3") == 3
+
+
 def test_methods_of_one_recipe_with_budgets_of_their_own(tmp_path: Path) -> None:
     """The settings for all, then a method's own, then the seed; `shlex` keeps what is quoted together."""
     methods = [

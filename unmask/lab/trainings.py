@@ -33,11 +33,11 @@ class Training:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def command(self, threads: int) -> list[str]:
-        """Returns the command line; it trusts the code that this process trusts."""
+        """Returns the command line; a `train.threads` of the settings wins, and it trusts what this process trusts."""
         # -P: a file in the current folder may have the name of a library's module.
         return [
             *(sys.executable, "-P", str(Path(__file__).with_name("child.py"))),
-            *("train", self.recipe, *self.settings, f"train.threads={threads}", "--out", str(self.folder), "--resume"),
+            *("train", self.recipe, f"train.threads={threads}", *self.settings, "--out", str(self.folder), "--resume"),
             *["--trust-code"] * registry.trusts_code(),
             *["--follow-links"] * files.follows_links(),
         ]
