@@ -143,6 +143,28 @@ class FullCanvas(UpToBlock):
         return Blocks(torch.zeros_like(blocks.start), torch.full_like(blocks.stop, xt.shape[1]))
 
 
+def _for_equal(
+    key: Int[Tensor, "b"],
+    row: Int[Tensor, "M"],
+    hidden: Callable[[int, Int[Tensor, "g"], Int[Tensor, "m"]], Float[Tensor, "m D"]],
+) -> Float[Tensor, "M D"]:
+    """Computes hidden states of the rows of equal `key` together.
+
+    Args:
+        key: a number of each row.
+        row: the row of each position asked for.
+        hidden: given a key, its rows in ascending order, and the indices in `row` of their positions, computes the
+            hidden states of these.
+    """
+    parts: list[Float[Tensor, "m D"]] = []
+    places: list[Int[Tensor, "m"]] = []
+    for each in key.unique().tolist():
+        place = (key[row] == each).nonzero().squeeze(1)
+        parts.append(hidden(each, (key == each).nonzero().squeeze(1), place))
+        places.append(place)
+    return torch.cat(parts)[torch.cat(places).argsort()]
+
+
 class UpToOwnBlock(UpToBlock):
     """Reads each row up to its own block, with a model that would see what follows."""
 
@@ -154,15 +176,12 @@ class UpToOwnBlock(UpToBlock):
         estimate: Float[Tensor, "b L D"] | None = None,
     ) -> Float[Tensor, "M D"]:
         row, position = at // xt.shape[1], at % xt.shape[1]
-        parts: list[Float[Tensor, "m D"]] = []
-        places: list[Int[Tensor, "m"]] = []
-        for stop in read.stop.unique().tolist():  # rows whose block ends there, together
-            rows, place = (read.stop == stop).nonzero().squeeze(1), (read.stop[row] == stop).nonzero().squeeze(1)
+
+        def up_to(stop: int, rows: Int[Tensor, "g"], place: Int[Tensor, "m"]) -> Float[Tensor, "m D"]:
             own = torch.searchsorted(rows, row[place]) * stop + position[place]
-            known = None if estimate is None else estimate[rows, :stop]
-            parts.append(self.model.hidden(xt[rows, :stop], own, known))
-            places.append(place)
-        return torch.cat(parts)[torch.cat(places).argsort()]
+            return self.model.hidden(xt[rows, :stop], own, None if estimate is None else estimate[rows, :stop])
+
+        return _for_equal(read.stop, row, up_to)
 
 
 class Guided:
@@ -293,31 +312,24 @@ class Cached(HiddenStateReader):
         read: Blocks,
         estimate: Float[Tensor, "b L D"] | None = None,
     ) -> Float[Tensor, "M D"]:
-        width = read.stop - read.start
-        widths = width.unique().tolist() if read.width is None else [read.width]
-        if len(widths) == 1:
+        widths = read.stop - read.start
+        width = read.width if read.width is not None else int(widths[0])
+        if read.width is not None or (widths == width).all():  # copies neither canvases nor the cache
+            return self.model.hidden_within(xt, at, start=read.start, width=width, cache=self.cache, estimate=estimate)
+        row, position = at // xt.shape[1], at % xt.shape[1]
+
+        def within(width: int, rows: Int[Tensor, "g"], place: Int[Tensor, "m"]) -> Float[Tensor, "m D"]:
             return self.model.hidden_within(
-                xt, at, start=read.start, width=widths[0], cache=self.cache, estimate=estimate
-            )
-        row = at // xt.shape[1]
-        parts: list[Float[Tensor, "m D"]] = []
-        places: list[Int[Tensor, "m"]] = []
-        for each in widths:  # rows that read equally much, together
-            rows = (width == each).nonzero().squeeze(1)
-            place = (width[row] == each).nonzero().squeeze(1)
-            own = torch.searchsorted(rows, row[place]) * xt.shape[1] + at[place] % xt.shape[1]
-            part = self.model.hidden_within(
                 xt[rows],
-                own,
+                torch.searchsorted(rows, row[place]) * xt.shape[1] + position[place],
                 start=read.start[rows],
-                width=each,
+                width=width,
                 cache=self.cache,
                 rows=rows,
                 estimate=None if estimate is None else estimate[rows],
             )
-            parts.append(part)
-            places.append(place)
-        return torch.cat(parts)[torch.cat(places).argsort()]
+
+        return _for_equal(widths, row, within)
 
     def keep(self, rows: Int[Tensor, "b"]) -> None:
         self.cache.keep(rows)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.models.hf import read_checkpoint, read_object
-from unmask.models.on_demand import OnDemand, head
+from unmask.models.on_demand import OnDemand, outline
 from unmask.models.transformer import Transformer
 from unmask.models.transformer_config import TransformerConfig
 from unmask.progress import warn
@@ -66,7 +66,7 @@ def read_weights(
     shapes = {
         ours: torch.Size([vocab_size, *shape[1:]]) if ours in _BY_TOKEN else shape for ours, shape in expected.values()
     }
-    return OnDemand({f"backbone.{ours}": head(shape, dtype) for ours, shape in shapes.items()}, read)
+    return OnDemand({f"backbone.{ours}": outline(shape, dtype) for ours, shape in shapes.items()}, read)
 
 
 def read_formats(folder: str | Path) -> set[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.models.families import FAMILIES, LAYOUTS, Family, Layout
-from unmask.models.on_demand import heads_of
+from unmask.models.on_demand import outlines_of
 from unmask.models.transformer_config import TransformerConfig
 from unmask.types import TokenSpec
 
@@ -155,7 +155,9 @@ def hf_tensors(
         has_mask_row: True if the head's row of the mask comes from a checkpoint, and is written as it is.
     """
     names = FAMILIES[family].names
-    dtype = torch.bfloat16 if all(each.dtype == torch.bfloat16 for each in heads_of(state).values()) else torch.float32
+    dtype = (
+        torch.bfloat16 if all(each.dtype == torch.bfloat16 for each in outlines_of(state).values()) else torch.float32
+    )
     written = {}
     for name, value in state.items():
         ours = name.removeprefix("backbone.")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from unmask import noise
 from unmask.config.settings import Section
 from unmask.errors import UserError
-from unmask.models.on_demand import OnDemand, head, heads_of
+from unmask.models.on_demand import OnDemand, outline, outlines_of
 from unmask.noise import Purpose
 
 Target = Literal["q", "k", "v", "out", "gate", "up", "down"]
@@ -267,8 +267,8 @@ def draw_base(model: nn.Module, seed: int) -> None:
         drawn = torch.randn(shapes[name], generator=torch.Generator().manual_seed(key))
         return drawn / shapes[name][-1] ** 0.5 if drawn.ndim > 1 else torch.ones_like(drawn)
 
-    heads = {name: head(shape, torch.float32) for name, shape in shapes.items()}
-    load_base(model, OnDemand(heads, draw), trains_mask_row=False)
+    outlines = {name: outline(shape, torch.float32) for name, shape in shapes.items()}
+    load_base(model, OnDemand(outlines, draw), trains_mask_row=False)
 
 
 def _shape_of(module: nn.Module, key: str) -> torch.Size:
@@ -309,7 +309,7 @@ def merge(base: Mapping[str, Tensor], adapters: Mapping[str, Tensor], config: Lo
             value[mask_id] += adapters[_MASK_DELTA].to(value.dtype)
         return value
 
-    return OnDemand(heads_of(base), merged)
+    return OnDemand(outlines_of(base), merged)
 
 
 def _as_held(name: str, value: Tensor, base: str) -> Tensor:
@@ -322,9 +322,9 @@ def _as_held(name: str, value: Tensor, base: str) -> Tensor:
 
 
 def _check(base: Mapping[str, Tensor], adapters: Mapping[str, Tensor], config: LoraConfig) -> None:
-    heads = heads_of(base)
-    expected: dict[str, tuple[int, ...]] = {_MASK_DELTA: (heads[_EMBEDDING].shape[1],)}
-    for name, value in heads.items():
+    outlines = outlines_of(base)
+    expected: dict[str, tuple[int, ...]] = {_MASK_DELTA: (outlines[_EMBEDDING].shape[1],)}
+    for name, value in outlines.items():
         if name.endswith(tuple(f".{_MODULES[target]}.weight" for target in config.targets)):
             stem = name.removesuffix(".weight")
             expected |= {f"{stem}{_A}": (config.rank, value.shape[1]), f"{stem}{_B}": (value.shape[0], config.rank)}

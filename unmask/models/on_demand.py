@@ -10,31 +10,31 @@ class OnDemand(Mapping[str, Tensor]):
     """Tensors by name, of which none is kept: each access reads or makes one anew.
 
     Args:
-        heads: tensors of the same names, shapes and formats, such as on the meta device.
+        outlines: tensors of the same names, shapes and formats, such as on the meta device.
         read: returns the tensor of a name, on the CPU.
     """
 
-    def __init__(self, heads: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
-        self.heads = heads
+    def __init__(self, outlines: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+        self.outlines = outlines
         self._read = read
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.heads:
+        if name not in self.outlines:
             raise KeyError(name)
         return self._read(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.heads)
+        return iter(self.outlines)
 
     def __len__(self) -> int:
-        return len(self.heads)
+        return len(self.outlines)
 
 
-def heads_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def outlines_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Returns tensors of the names, shapes and formats of `tensors`, and reads none of them."""
-    return tensors.heads if isinstance(tensors, OnDemand) else tensors
+    return tensors.outlines if isinstance(tensors, OnDemand) else tensors
 
 
-def head(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def outline(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Returns a tensor of this shape and format without values."""
     return torch.empty(shape, dtype=dtype, device="meta")

@@ -13,7 +13,7 @@ from unmask.data.tokenizer_files import TOKENIZER
 from unmask.data.vocabulary import Vocabulary
 from unmask.models.families import FAMILIES
 from unmask.models.hf_writing import choose_family, hf_settings, hf_tensors, needs_our_code
-from unmask.models.on_demand import heads_of
+from unmask.models.on_demand import outlines_of
 from unmask.models.transformer_config import TransformerConfig
 from unmask.progress import warn
 from unmask.training.hf_card import model_card, not_in_our_code
@@ -67,7 +67,7 @@ def beside_export(source: LoadedRun) -> tuple[dict[str, Any], dict[str, str]]:
     """
     if needs_our_code(source.config.model) is not None:
         return {}, {}
-    dtypes = {each.dtype for each in heads_of(source.tensors).values()}
+    dtypes = {each.dtype for each in outlines_of(source.tensors).values()}
     autos = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM")
     extra = {
         "model_type": "unmask",

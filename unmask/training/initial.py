@@ -16,7 +16,7 @@ from unmask.models import hf
 from unmask.models.families import LLAMA_NAMES, TensorNames
 from unmask.models.hf_weights import read_weights
 from unmask.models.lora import LoraConfig
-from unmask.models.on_demand import OnDemand, head, heads_of
+from unmask.models.on_demand import OnDemand, outline, outlines_of
 from unmask.models.transformer import Transformer
 from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import Task
@@ -52,28 +52,28 @@ def read_initial_weights(
         weights = _from_hugging_face(source, task, settings)
     else:
         weights = _from_run(source, task, settings, open_run)
-    there = heads_of(weights)
+    there = outlines_of(weights)
     may_be_missing = (*Transformer.STARTS_AT_ZERO, "attention.out.bias")  # a model without them has 0 there
     missing = [name for name in own if name.endswith(may_be_missing) and name not in there]
     same_format = {
-        name: head(value.shape, own[name].dtype) if name in own and value.is_floating_point() else value
+        name: outline(value.shape, own[name].dtype) if name in own and value.is_floating_point() else value
         for name, value in there.items()
     }
-    heads = same_format | {name: head(own[name].shape, own[name].dtype) for name in missing}
-    if named := state.differences(own, heads):
+    outlines = same_format | {name: outline(own[name].shape, own[name].dtype) for name in missing}
+    if named := state.differences(own, outlines):
         raise UserError(
             f"train.init={source}: its model differs from this one: {named}; set `model` as it has it, or name another"
         )
 
     def read(name: str) -> Tensor:
         if name not in there:
-            return torch.zeros_like(heads[name], device="cpu")
+            return torch.zeros_like(outlines[name], device="cpu")
         value = weights[name]
         if found := state.not_finite(value):
             raise UserError(f"train.init={source}: {name} holds {found}; name another checkpoint")
-        return value.to(heads[name].dtype)
+        return value.to(outlines[name].dtype)
 
-    return OnDemand(heads, read)
+    return OnDemand(outlines, read)
 
 
 def _from_run(source: str, task: Task, settings: Section, open_run: OpenRun) -> Mapping[str, Tensor]:

@@ -24,7 +24,7 @@ from unmask.errors import RunFailed, UserError
 from unmask.models import hf
 from unmask.models.build import build_denoiser, fill
 from unmask.models.denoiser import Denoiser
-from unmask.models.on_demand import OnDemand, head, heads_of
+from unmask.models.on_demand import OnDemand, outline, outlines_of
 from unmask.models.precision import resolve_dtype
 from unmask.tasks.task import Task, build_task, check_same_data, may_change
 from unmask.training import adapters, checkpoint, state
@@ -161,7 +161,7 @@ class LoadedRun:
 
     def weights_digest(self) -> str:
         """Returns a SHA-256 of its tensors, the same in a run and in what is exported of it."""
-        numbers = sum(value.numel() for value in heads_of(self.tensors).values())
+        numbers = sum(value.numel() for value in outlines_of(self.tensors).values())
         with progress.console.status("Checking the weights ..") if numbers >= _LARGE else nullcontext():
             return state.weights_digest(self.tensors)
 
@@ -173,8 +173,8 @@ class LoadedRun:
     def model(self) -> Denoiser:
         """The denoiser with these weights, in eval mode on `device`; in the format they were saved in, until `prepare`
         or `decoder` sets another."""
-        heads = heads_of(self.tensors)
-        formats = {value.dtype for value in heads.values() if value.is_floating_point()}
+        outlines = outlines_of(self.tensors)
+        formats = {value.dtype for value in outlines.values() if value.is_floating_point()}
         model = build_denoiser(
             self.config.model,
             self.tokens,
@@ -185,7 +185,7 @@ class LoadedRun:
             model.hold_bfloat16()
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         where = str(self.checkpoint or self.path)
-        state.check_tensors(model.state_dict(), heads, where, finite=())
+        state.check_tensors(model.state_dict(), outlines, where, finite=())
 
         def finite(name: str) -> Tensor:
             value = self.tensors[name]
@@ -193,15 +193,15 @@ class LoadedRun:
                 raise RunFailed(f"{where}: {name} holds {found}, so the model gives nan; use another checkpoint")
             return value
 
-        return fill(model, OnDemand(heads, finite), self.device).eval()
+        return fill(model, OnDemand(outlines, finite), self.device).eval()
 
     def rounded(self) -> "LoadedRun":
         """Returns it with weights in bfloat16, each rounded when it is asked for."""
-        heads = {
-            name: head(value.shape, torch.bfloat16) if value.is_floating_point() else value
-            for name, value in heads_of(self.tensors).items()
+        outlines = {
+            name: outline(value.shape, torch.bfloat16) if value.is_floating_point() else value
+            for name, value in outlines_of(self.tensors).items()
         }
-        return replace(self, tensors=OnDemand(heads, lambda name: self.tensors[name].to(heads[name].dtype)))
+        return replace(self, tensors=OnDemand(outlines, lambda name: self.tensors[name].to(outlines[name].dtype)))
 
     def prepare(self, *, dtype: str | None = None, is_compiled: bool = False) -> Denoiser:
         """Returns the model, set to compute in `dtype` (default: `train.dtype`), and compiled for decoding if asked."""
