@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +51,7 @@ def cost(config: RunConfig, *, rounds: int) -> None:
     training waits for by the wall.
     """
     trainer = trainer_of(config)
-    state: list[dict] = []
+    state: list[dict[str, Any]] = []
     step, copying, writing, waiting = [], [], [], []
     trainer.step()
     with folder_of_checkpoints() as folder:
@@ -73,7 +74,7 @@ def size(config: RunConfig) -> None:
     """One checkpoint after one step, so that the optimizer has its moments."""
     trainer = trainer_of(config)
     trainer.step()
-    taken: list[dict] = []
+    taken: list[dict[str, Any]] = []
     copying = seconds(lambda: taken.append(checkpoint.snapshot(trainer.state_dict())))
     with folder_of_checkpoints() as folder:
         writing = seconds(lambda: checkpoint.save(folder, 1, taken[0]))

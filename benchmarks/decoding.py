@@ -25,8 +25,8 @@ from unmask.decoding.config import DecodeConfig
 from unmask.lab.report.chart import Chart, Line
 from unmask.masking.process import make_batch
 from unmask.models.denoiser import Denoiser
-from unmask.tasks.task import build_task
-from unmask.training import loading
+from unmask.tasks.task import GradedTask
+from unmask.training.loading import LoadedRun, load
 from unmask.types import CleanBatch
 
 GRID = [
@@ -48,12 +48,14 @@ def measure(
     run: str, decoders: list[str], *, examples: int, rounds: int, judge: str | None, threads: int
 ) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
-    source = loading.read(run)
-    task, model = build_task(source.config), source.model().float()
+    source = LoadedRun.open(run)
+    task, model = source.task, source.model.float()
+    if not isinstance(task, GradedTask):
+        raise SystemExit(f"{run}: task {source.config.task.name} has no right answers")
     held_out = task.validation(examples)
-    critic = loading.load(judge).float() if judge else None
+    critic = load(judge).float() if judge else None
     configs = [parse_decoder(text, source.config.decode) for text in decoders]
-    results = [
+    results: list[dict[str, Any]] = [
         {"run": run, "decoder": text, "label": config.label} for text, config in zip(decoders, configs, strict=True)
     ]
     seconds: list[list[float]] = [[] for _ in configs]
@@ -126,7 +128,9 @@ def table(rows: list[dict[str, Any]]) -> None:
 
 
 def is_on_front(row: dict[str, Any], rows: list[dict[str, Any]], cost: str) -> bool:
-    quality = (lambda each: -each["judge_nll"]) if "judge_nll" in row else (lambda each: each["accuracy"])
+    def quality(each: dict[str, Any]) -> float:
+        return -each["judge_nll"] if "judge_nll" in row else each["accuracy"]
+
     return not any(
         quality(other) >= quality(row)
         and other[cost] <= row[cost]
@@ -170,7 +174,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--judge")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     if asked.table:
         rows = [json.loads(line) for path in asked.table for line in path.read_text().splitlines()]
         table(rows)

@@ -29,6 +29,8 @@ class PermutedText(Text):
     class Config(TextData):
         map_seed: int = Field(1, ge=0, description="of the permutation")
 
+    config: Config
+
     def _read(self, store: RowStore, row: Int[Tensor, "n"]) -> CleanBatch:
         clean = super()._read(store, row)
         place = torch.arange(self.config.length - 1)
@@ -48,6 +50,8 @@ class Chains(Tokens):
         range: int = Field(1, ge=1, description="distance of the token that another depends on")
         sharpness: float = Field(3.0, ge=0, description="of the transitions: softmax(sharpness x Gumbel noise)")
         law_seed: int = Field(0, ge=0)
+
+    config: Config
 
     def transitions(self) -> Float[Tensor, "V V"]:
         """Cumulative probabilities of the next value, of each value."""

@@ -32,7 +32,8 @@ class Timed:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.clear()
+        self.totals: list[float] = []
+        self.updates: list[float] = []
         self._step = trainer.optimizer.step
         trainer.optimizer.step = self._update  # type: ignore[method-assign]
 

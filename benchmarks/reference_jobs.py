@@ -228,8 +228,12 @@ def one_step_seconds(decoder: Any, xt: Tensor) -> float:
 # What the workers share
 
 
+def synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def seconds_of(run: Callable[[], object]) -> float:
-    synchronize = torch.cuda.synchronize if DEVICE.type == "cuda" else lambda: None
     synchronize()
     started = time.perf_counter()
     run()

@@ -8,6 +8,7 @@ is not trained yet, nearly all tokens are as likely; at 4 a few have most of the
 
 import argparse
 import time
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from unmask.reveal import Fixed
 from unmask.types import TokenSpec
 
 VOCABULARY, LENGTH, WIDTH = 151_646, 16, 64
-LIMITS = [
+LIMITS: list[dict[str, Any]] = [
     {},
     {"top_k": 50},
     {"top_k": 1000},

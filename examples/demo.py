@@ -18,12 +18,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from unmask.errors import UserError
+from unmask.errors import Interrupted, UserError
 from unmask.lab.report.curves import read_metrics
 from unmask.lab.trainings import Training, TrainingFailed, train_all
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.generator import generate
-from unmask.training.run import Interrupted
 
 METHODS = ("uniform", "puma")
 FOLDER = Path("demo")

@@ -29,7 +29,7 @@ class Palindromes:
         return unmask.CleanBatch(x0=x0, prompt_mask=(torch.arange(LENGTH) < LENGTH // 2).expand_as(x0))
 
 
-class PumaTrainer(Trainer):
+class PumaTrainer(Trainer):  # type: ignore[misc]
     """Trains a masked language model, `input_ids` (B, L) -> `logits` (B, L, V), on a pool's batches."""
 
     def __init__(self, *arguments: Any, pool: unmask.PumaPool, stream: Any, **options: Any) -> None:

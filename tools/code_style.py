@@ -84,8 +84,9 @@ class Package:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 self.functions.append(Function(node.name, where, lines, uses[node.name]))
-            is_documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            if is_documented and (docstring := ast.get_docstring(node)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+                docstring := ast.get_docstring(node)
+            ):
                 self.docstrings.append((where, docstring.splitlines()[0]))
 
     @property

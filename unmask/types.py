@@ -169,11 +169,15 @@ class TokenStats:
     """A self-conditioned model's expected embedding at masked positions, 0 elsewhere, if the batch `is_carried`."""
 
     @staticmethod
-    def from_logits(logits: Float[Tensor, "M V"], x0: Int[Tensor, "M"], *, confidence: str = "prob") -> "TokenStats":
+    def from_logits(
+        logits: Float[Tensor, "M V"], x0: Int[Tensor, "M"], *, confidence: str | None = None
+    ) -> "TokenStats":
         """Computes the statistics of `logits`, in fp32 at least. The mask token's logit must be -inf.
 
-        `confidence` is the statistic that the masking process requires: `process.requirements.confidence`.
+        `confidence` is the statistic that the masking process requires, `process.requirements.confidence`; None, if any
+        will do, is `prob`.
         """
+        confidence = confidence or "prob"
         log_probs = at_least_fp32(logits).log_softmax(dim=-1)
         detached = log_probs.detach()
         top1 = CONFIDENCES["prob"](detached)

@@ -18,7 +18,7 @@ from unmask.config.registry import is_found
 from unmask.config.settings import Section
 from unmask.data.fingerprint import DataFingerprint, digest
 from unmask.data.store import RowStore, read_meta
-from unmask.data.stream import shuffled_index
+from unmask.data.stream import EpochStream, shuffled_index
 from unmask.errors import UserError
 from unmask.noise import Purpose
 from unmask.tasks.task import may_change
@@ -169,7 +169,7 @@ class StoredRows:
                 raise UserError(f"{store.folder}: row {int(row[rows][0])} {problem}")
         return batch
 
-    def train_stream(self, seed: int) -> "RowsStream":
+    def train_stream(self, seed: int) -> EpochStream:
         held_out = self._num_held_out(self._store)
         return RowsStream(self, held_out, len(self._store) - held_out, seed)
 
