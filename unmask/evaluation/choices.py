@@ -181,7 +181,10 @@ def how_scored(model: Denoiser) -> str:
         return "exact"
     if model.block_size == 1:
         return "exact, token by token"
-    return "bound under uniform masks of the choice, the same masks for all choices of a question"
+    return (
+        "bound under uniform masks of the choice (all of them where they are no more than the draws), the same masks "
+        "for all choices of a question"
+    )
 
 
 def answer_questions(

@@ -4,7 +4,8 @@ A causal model's is exact. Otherwise it is the bound of `nelbo.py`, of the conti
 masked. Its masks are drawn with a key, so that all choices of a question get the same ones: of a position, and of the
 share that is masked. Then a difference of two choices varies less than either of them.
 
-Dimensions: D draws (masks) of a continuation, L positions of its row, N blocks of S positions, B rows of a batch.
+Dimensions: D draws of a continuation, M different masks among them, L positions of its row, N blocks of S positions,
+B rows of a batch.
 """
 
 import math
@@ -58,7 +59,7 @@ class Score:
         value: in nats; 0 at most. A lower bound, unless the model is causal or the blocks are of one token.
         stderr: the standard error over the masks; 0 if none was drawn (one token, a causal model, or all the masks that
             there are), None if it is unknown, of a single draw.
-        passes: forward passes over the row.
+        passes: forward passes over the row: different masks of it.
     """
 
     value: float
@@ -68,12 +69,15 @@ class Score:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The rows of a pair: clean tokens (L,), and masks and weights (D, L) whose weighted NLL sums to -log p."""
+    """The rows of a pair: clean tokens, and different masks with their weights.
+
+    The weighted NLL sums to -log p: over all masks, or (where they are drawn) over the mask of each draw.
+    """
 
     x0: Int[Tensor, "L"]
-    is_masked: Bool[Tensor, "D L"]
-    weight: Float[Tensor, "D L"]
-    is_drawn: bool
+    is_masked: Bool[Tensor, "M L"]
+    weight: Float[Tensor, "M L"]
+    drawn: Int[Tensor, "D"] | None = None
 
 
 def score_pairs(
@@ -89,8 +93,8 @@ def score_pairs(
 
     A continuation of L tokens has 2^L - 1 masks. If these are no more than `draws`, all are taken, and the bound is
     exact (with one token it is the likelihood). Else n is stratified: draw d of D masks n = ceil((d + u) / D x L)
-    positions. A block model's blocks are masked at the same time, each given the clean ones before it, and summed:
-    with blocks of one token that is the chain rule, in one pass.
+    positions, and a mask that several draws have is read once. A block model's blocks are masked at the same time,
+    each given the clean ones before it, and summed: with blocks of one token that is the chain rule, in one pass.
 
     Args:
         model: the denoiser.
@@ -108,8 +112,8 @@ def score_pairs(
     totals = [torch.zeros(len(plan.weight), dtype=torch.float64) for plan in plans]
     done = 0
     for rows in _batches(plans):
-        for (number, draw), value in zip(rows, _weighted_nll(model, [plans[n] for n, _ in rows], rows), strict=True):
-            totals[number][draw] = value
+        for (number, mask), value in zip(rows, _weighted_nll(model, [plans[n] for n, _ in rows], rows), strict=True):
+            totals[number][mask] = value
         done += len(rows)
         if update is not None:
             update(done)
@@ -174,48 +178,50 @@ def _plan(model: Denoiser, pair: Pair, number: int, length: int, draws: int, see
     eligible = torch.zeros(1, len(x0), dtype=torch.bool)
     eligible[0, len(context) : len(ids)] = True
     if model.is_causal:
-        return _Plan(x0, torch.zeros_like(eligible), eligible.double(), is_drawn=False)
+        return _Plan(x0, torch.zeros_like(eligible), eligible.double())
     blocks = in_blocks(eligible, 1 if model.block_size is None else len(x0) // model.block_size)
     longest = int(blocks.sum(dim=-1).max())
     if longest < 32 and 2**longest - 1 <= draws:
-        return _Plan(x0, *_all_masks(blocks, 2**longest - 1), is_drawn=False)
-    return _Plan(x0, *_draw_masks(blocks, draws, pair.key, seed), is_drawn=True)
+        return _Plan(x0, *_all_masks(blocks, 2**longest - 1))
+    return _Plan(x0, *_draw_masks(blocks, draws, pair.key, seed))
 
 
-def _all_masks(eligible: Bool[Tensor, "1 N S"], draws: int) -> tuple[Bool[Tensor, "D L"], Float[Tensor, "D L"]]:
+def _all_masks(eligible: Bool[Tensor, "1 N S"], number: int) -> tuple[Bool[Tensor, "M L"], Float[Tensor, "M L"]]:
     """Takes every mask of each block: one of n of its L_b positions has the weight 1 / (C(L_b, n) n)."""
-    is_masked = torch.zeros(draws, *eligible.shape[1:], dtype=torch.bool)
+    is_masked = torch.zeros(number, *eligible.shape[1:], dtype=torch.bool)
     weight = torch.zeros(is_masked.shape, dtype=torch.float64)
     for block, own in enumerate(eligible[0]):
         place = own.nonzero().squeeze(1)
-        for number in range(1, 2 ** len(place)):
-            chosen = place[[bool(number >> bit & 1) for bit in range(len(place))]]
-            is_masked[number - 1, block, chosen] = True
-            weight[number - 1, block, chosen] = 1 / (math.comb(len(place), len(chosen)) * len(chosen))
+        for mask in range(1, 2 ** len(place)):
+            chosen = place[[bool(mask >> bit & 1) for bit in range(len(place))]]
+            is_masked[mask - 1, block, chosen] = True
+            weight[mask - 1, block, chosen] = 1 / (math.comb(len(place), len(chosen)) * len(chosen))
     return is_masked.flatten(1), weight.flatten(1)
 
 
 def _draw_masks(
     eligible: Bool[Tensor, "1 N S"], draws: int, key: int, seed: int
-) -> tuple[Bool[Tensor, "D L"], Float[Tensor, "D L"]]:
+) -> tuple[Bool[Tensor, "M L"], Float[Tensor, "M L"], Int[Tensor, "D"]]:
+    """Draws masks, and says which of them each draw has: there is but one of all positions, and few of almost all."""
     blocks = eligible.expand(draws, -1, -1)
     draw = torch.arange(draws)
     seed = noise.integer(seed, Purpose.EVALUATE)
     u = 1 - noise.uniform(seed, Purpose.TIME, key, torch.arange(eligible.shape[1]))  # in (0, 1], of each block
     t = (draw.unsqueeze(1) + u) / draws
     example = noise.bits(seed, Purpose.MASK, key, draw)
-    is_masked = mask_exactly(blocks, masked_count(t, blocks.sum(dim=-1)), example, seed, Purpose.MASK)
+    every = mask_exactly(blocks, masked_count(t, blocks.sum(dim=-1)), example, seed, Purpose.MASK)
+    is_masked, drawn = every.unique(dim=0, return_inverse=True)
     total = int(eligible.sum())
     length = eligible[0].numel()
-    weight = over_positions(per_masked(is_masked, blocks) * total / draws, length)
-    return is_masked.flatten(1), weight * is_masked.flatten(1)
+    weight = over_positions(per_masked(is_masked, eligible.expand_as(is_masked)) * total / draws, length)
+    return is_masked.flatten(1), weight * is_masked.flatten(1), drawn
 
 
 def _batches(plans: Sequence[_Plan]) -> Iterator[list[tuple[int, int]]]:
-    """Yields rows of one length, as the numbers of their plan and draw; no row of one batch reads another's."""
+    """Yields rows of one length, as the numbers of their plan and mask; no row of one batch reads another's."""
     by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, plan in enumerate(plans):
-        by_length[len(plan.x0)] += [(number, draw) for draw in range(len(plan.weight))]
+        by_length[len(plan.x0)] += [(number, mask) for mask in range(len(plan.weight))]
     for length, rows in sorted(by_length.items()):
         size = max(1, _TOKENS // length)
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
@@ -225,23 +231,24 @@ def _batches(plans: Sequence[_Plan]) -> Iterator[list[tuple[int, int]]]:
 def _weighted_nll(model: Denoiser, plans: Sequence[_Plan], rows: Sequence[tuple[int, int]]) -> list[float]:
     device = next(model.parameters()).device
     x0 = torch.stack([plan.x0 for plan in plans]).to(device)
-    is_masked = torch.stack([plan.is_masked[draw] for plan, (_, draw) in zip(plans, rows, strict=True)]).to(device)
-    weight = torch.stack([plan.weight[draw] for plan, (_, draw) in zip(plans, rows, strict=True)]).to(device)
+    is_masked = torch.stack([plan.is_masked[mask] for plan, (_, mask) in zip(plans, rows, strict=True)]).to(device)
+    weight = torch.stack([plan.weight[mask] for plan, (_, mask) in zip(plans, rows, strict=True)]).to(device)
     batch = make_batch(x0, torch.where(is_masked, model.mask_id, x0), weight > 0, weight)
     found = batch.scatter(model(batch).nll.double() * batch.weight, 0.0).sum(dim=-1).cpu().tolist()
     check_finite(found, "the model", "continuation", [number for number, _ in rows])
     return found
 
 
-def _score(plan: _Plan, nll: Float[Tensor, "D"]) -> Score:
-    """Sums the draws. Their order is that of n, so neighbours are of one stratum, or almost: the squares of their
-    differences estimate the variance within the strata (successive differences, Wolter 2007)."""
-    if not plan.is_drawn or len(nll) < 2:
-        stderr = None if plan.is_drawn else 0.0
-        return Score(-nll.sum().item(), stderr, len(nll))
-    draws = len(nll)
-    variance = (nll.diff() ** 2).sum() * draws / (2 * (draws - 1))
-    return Score(-nll.sum().item(), variance.sqrt().item(), draws)
+def _score(plan: _Plan, nll: Float[Tensor, "M"]) -> Score:
+    """Sums the masks, or the draws. Their order is that of n, so neighbours are of one stratum, or almost: the squares
+    of their differences estimate the variance within the strata (successive differences, Wolter 2007)."""
+    if plan.drawn is None:
+        return Score(-nll.sum().item(), 0.0, len(nll))
+    of_draws = nll[plan.drawn]
+    draws, stderr = len(of_draws), None
+    if draws > 1:
+        stderr = ((of_draws.diff() ** 2).sum() * draws / (2 * (draws - 1))).sqrt().item()
+    return Score(-of_draws.sum().item(), stderr, len(nll))
 
 
 def count_rows(model: Denoiser, pairs: Iterable[Pair], draws: int) -> int:
