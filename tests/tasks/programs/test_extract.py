@@ -2,10 +2,13 @@
 
 import ast
 import random
-import time
+import sys
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from unmask.tasks.programs import grading
 from unmask.tasks.programs.grading import judge, locate
 from unmask.tasks.programs.inside.check import parse
 
@@ -116,11 +119,39 @@ def test_hostile_texts_are_syntax_errors() -> None:
     assert set(wrong.values()) <= {"error", "blocked", "wrong"}
 
 
-@pytest.mark.parametrize("line", ["import a\n", "```\n", "```python\ndef\n", "\n", "def", "from x\n\n"])
+LINES = ["import a\n", "```\n", "```python\ndef\n", "\n", "def\n", "from x\n\n", "```\n\n```\n"]
+
+
+def count_steps(text: str) -> int:
+    """The lines of code that are executed to locate the program."""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal steps
+        steps += event == "line"
+        return trace if frame.f_code.co_filename == grading.__file__ else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        locate(text)
+    finally:
+        sys.settrace(before)
+    return steps
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_locating_takes_linear_time(line: str) -> None:
-    start = time.perf_counter()
-    locate(line * (2_000_000 // len(line)))
-    assert time.perf_counter() - start < 5  # quadratic time would be hours
+    """Twice the lines take twice the steps at most, each of which looks at one line or one block; blocks are apart."""
+    assert 0 < count_steps(line * 2000) <= 2 * count_steps(line * 1000)
+    blocks = grading._iterate_blocks((line * 1000).split("\n"))
+    assert sum(map(len, blocks)) <= len(line) * 1000
+
+
+def test_a_long_line_is_no_riddle() -> None:
+    """A pattern that tries all ways to share out the spaces would take hours here, and days of a longer line."""
+    assert locate("```" + " " * 10**6 + "x\ndef f()") == "def f()"
+    assert locate("``` Python " + " " * 10**6 + "\ndef f()") == "def f()"
 
 
 def test_a_long_answer_around_a_program_is_cut_quickly() -> None:

@@ -17,7 +17,8 @@ from unmask.tasks.programs.worker import SandboxFailed
 
 _DEF = re.compile(r"^def\b", re.MULTILINE)
 _FENCE = re.compile(r"[ \t]*```")
-_OUR_FENCE = re.compile(r"[ \t]*```[ \t]*(python|python3|py)?[ \t]*$", re.IGNORECASE)
+_OUR_FENCES = ("", "python", "python3", "py")
+"""What stands after the fence of a block that may be the program."""
 _PREAMBLE = re.compile(  # lines of code that no prose looks like: imports, decorators, comments, numbers with a name
     r"import [\w.]+|from [\w.]+ import |@\w|#|[A-Za-z_]\w* *= *-?[0-9][0-9._]*[ \t]*(#.*)?$"
 )
@@ -51,7 +52,7 @@ def _iterate_blocks(lines: list[str]) -> Iterator[str]:
         if not _FENCE.match(line):
             continue
         if start is None:
-            start, is_ours = number + 1, _OUR_FENCE.match(line) is not None
+            start, is_ours = number + 1, line.strip(" \t").removeprefix("```").lstrip(" \t").lower() in _OUR_FENCES
             continue
         if is_ours:
             yield "\n".join(lines[start:number])
