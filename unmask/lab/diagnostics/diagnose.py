@@ -19,6 +19,8 @@ from unmask.training.loading import LoadedRun
 PARTS = ("nll", "mismatch", "overfitting", "noise")
 CHEAP = PARTS[:3]
 MOST_DECODED = 16
+DRAWS = 4
+"""Masks of each example."""
 """Largest number of examples that the mismatch is measured on: each is decoded and trained on several times."""
 
 
@@ -40,7 +42,7 @@ def diagnose(
     parts: Sequence[str] = PARTS,
     *,
     examples: int = 64,
-    draws: int = 4,
+    draws: int = DRAWS,
     decoder: DecodeConfig | None = None,
     gradient_weights: str = "raw",
     per_bin: int = 48,

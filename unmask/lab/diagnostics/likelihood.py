@@ -67,7 +67,7 @@ def masked_nll(
     model: Denoiser,
     examples: CleanBatch,
     *,
-    draws: int = 4,
+    draws: int,
     batch_size: int = 64,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> MaskedNll:

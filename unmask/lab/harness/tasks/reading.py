@@ -18,13 +18,14 @@ from unmask.tasks.programs.solutions import judge_solutions
 from unmask.tasks.text_rows import read_problems
 
 Rows = dict[str, Dataset]
+_DATA = "--metadata data="
 _known: dict[str, CodeProblem] = {}
 
 
 def _file(data: str | None) -> Path:
     if data is None:
-        raise UserError("--metadata: needs data=FILE, the rows of the task")
-    return paths.existing_file(data, "--metadata data=")
+        raise UserError(f"{_DATA}FILE: is missing; it names the rows of the task")
+    return paths.existing_file(data, _DATA)
 
 
 def gsm8k(data: str | None = None, **_: Any) -> Rows:
@@ -45,15 +46,16 @@ def multiple_choice(data: str | None = None, **_: Any) -> Rows:
 
 def humaneval(data: str | None = None, **_: Any) -> Rows:
     """Reads HumanEval's problems: those of the installed package, or of a file."""
-    return _read_code("humaneval", find_problems("humaneval") if data is None else _file(data))
+    return _read_code("humaneval", data)
 
 
 def mbpp(data: str | None = None, **_: Any) -> Rows:
     """Reads MBPP's problems."""
-    return _read_code("mbpp", _file(data))
+    return _read_code("mbpp", data)
 
 
-def _read_code(benchmark: str, path: Path) -> Rows:
+def _read_code(benchmark: str, data: str | None) -> Rows:
+    path = find_problems(benchmark, None if data is None else _file(data), _DATA)
     problems = read_code_problems(benchmark, path)
     _known.update({f"{benchmark}/{name}": problem for name, problem in problems.items()})
     rows = [{"key": f"{benchmark}/{name}", "prompt": own.prompt} for name, own in problems.items()]
