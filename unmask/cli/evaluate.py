@@ -10,10 +10,11 @@ import typer
 
 from unmask import paths
 from unmask.cli import evaluations, options, questions
-from unmask.cli.text_options import TextOptions
+from unmask.cli.text_options import SAMPLES, TextOptions
 from unmask.config.registry import found_in, resolve
-from unmask.config.run import RunConfig
+from unmask.config.run import FEWEST_DRAWS, MOST_DRAWS, MOST_SAMPLES, RunConfig
 from unmask.config.settings import check_section
+from unmask.data.fingerprint import examples_digest
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import RunFailed, UserError
 from unmask.evaluation.evaluate import Evaluation
@@ -80,7 +81,11 @@ def evaluate(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, max=1_000_000, help="Samples to draw (default: 64; with --prompts, 1 for each prompt)."),
+        typer.Option(
+            min=1,
+            max=MOST_SAMPLES,
+            help=f"Samples to draw (default: {SAMPLES}; with --prompts, 1 for each prompt).",
+        ),
     ] = None,
     prompt_file: Annotated[
         str | None,
@@ -89,7 +94,9 @@ def evaluate(
     draws: Annotated[
         int | None,
         typer.Option(
-            min=2, max=4096, help="For multiple choice: masks of each choice, at most (default: eval.choice_draws)."
+            min=FEWEST_DRAWS,
+            max=MOST_DRAWS,
+            help="For multiple choice: masks of each choice, at most (default: eval.choice_draws).",
         ),
     ] = None,
     against: Annotated[
@@ -176,7 +183,8 @@ def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None
     if asked.task == "multiple_choice":
         questions.evaluate(asked, data, out, as_json=as_json, repeated=repeated)
         return
-    data = _default_data(asked.task, data)
+    if asked.task in BENCHMARKS:
+        data = find_problems(asked.task, data, "--data ")
     loaded = evaluations.open_run(asked)
     config, judge = _task_of(loaded, asked.task)
     if repeated is not None:
@@ -215,9 +223,7 @@ def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None
     }
     if asked.generative is not None:
         own["decoders"] = {drawing.label: drawing.model_dump(mode="json")}
-    if result.multiple_choice:
-        own["multiple_choice"] = {name: answered.protocol() for name, answered in result.multiple_choice.items()}
-    said = protocols.describe(loaded, model, asked, own)
+    said = protocols.describe(loaded, model, asked, own | text.protocol(model))
     found: dict[str, Any] = {}
     if paired is not None:
         found["against"] = {"run": asked.against, "measures": paired.as_dict()}
@@ -253,7 +259,7 @@ class _Other:
         examples = loaded.held_out(len(chosen), judge) if data is None else judge.examples_from_file(data)
         examples = examples[: len(chosen)]
         is_same = task is not None or config.task.name == first.config.task.name
-        if not is_same or protocols.examples_digest(examples) != protocols.examples_digest(chosen):
+        if not is_same or examples_digest(examples) != examples_digest(chosen):
             raise UserError(
                 f"--against {run}: its examples are not those of {first.path}, as task, data or tokens differ; give "
                 "--data FILE that both read alike, or runs of the same data"
@@ -278,15 +284,6 @@ def _decoders(config: RunConfig, judge: Task, asked: Sequence[str], out: Path | 
                 "out, and see what the model writes with `unmask decode`, or score samples with --generative FOLDER"
             )
     return []
-
-
-def _default_data(task: str | None, data: Path | None) -> Path | None:
-    """Returns the file of problems of a benchmark whose file is not given; else `data`.
-
-    Raises:
-        UserError: it comes with no package, or that is not installed.
-    """
-    return find_problems(task) if data is None and task in BENCHMARKS else data
 
 
 def _task_of(loaded: LoadedRun, task: str | None) -> tuple[RunConfig, Task]:

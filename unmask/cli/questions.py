@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unmask.cli import evaluations, options
 from unmask.errors import UserError
-from unmask.evaluation.choices import LABEL, Answered, QuestionSet, mean_stderr
+from unmask.evaluation.choices import LABEL, Answered, QuestionSet, how_scored, mean_stderr
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.paired import PairedComparison
 from unmask.formats import to_json
@@ -45,7 +45,7 @@ def evaluate(
             file.writelines(to_json(record) + "\n" for record in evaluation.records())
     paired = None if other is None else PairedComparison.of(evaluation, _evaluation(other))
     stderr = mean_stderr(answered.accuracy)
-    said = describe(loaded, first.model, asked, {"task": "multiple_choice"} | answered.protocol())
+    said = describe(loaded, first.model, asked, {"task": "multiple_choice"} | own.protocol(first.model))
     result = evaluation.as_dict() | {"loglikelihood_stderr": stderr}
     if as_json:
         found = {} if paired is None else {"against": {"run": asked.against, "measures": paired.as_dict()}}
@@ -54,7 +54,7 @@ def evaluate(
     printed = options.results()
     printed.print(f"{asked.run}, step {loaded.step}, {loaded.weights} weights, {len(own.questions)} questions")
     options.print_lines(evaluation.lines())
-    printed.print(f"Likelihood: {answered.likelihood}; {_say_error(stderr)}; by chance {own.chance:.1%} are right")
+    printed.print(f"Likelihood: {how_scored(first.model)}; {_say_error(stderr)}; by chance {own.chance:.1%} are right")
     if paired is not None:
         printed.print(f"Against {asked.against}, on the same questions:")
         printed.print(options.table(paired.table()))

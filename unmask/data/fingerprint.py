@@ -12,6 +12,7 @@ from typing import Any
 from unmask import files, formats
 from unmask.errors import UserError
 from unmask.progress import console
+from unmask.types import CleanBatch
 
 SMALL = 16 * 2**20
 """Bytes of a file that is read again at every start; the checksum of a larger one is kept until the file changes."""
@@ -69,6 +70,13 @@ def digest_of(parts: Iterable[Any]) -> str:
     checksum = hashlib.sha256()
     for part in parts:
         checksum.update(part.tobytes() if hasattr(part, "tobytes") else json.dumps(part, sort_keys=True).encode())
+    return checksum.hexdigest()
+
+
+def examples_digest(examples: CleanBatch) -> str:
+    """Returns the SHA-256 of examples: prompts, and answers as far as they are known."""
+    checksum = hashlib.sha256(examples.x0.numpy().tobytes() + examples.prompt_mask.numpy().tobytes())
+    checksum.update(json.dumps(examples.answers).encode())
     return checksum.hexdigest()
 
 

@@ -135,7 +135,18 @@ class QuestionSet:
         accuracy = answer_questions(
             model, self.questions, self.encoded, length=self.length, draws=self.draws, update=update
         )
-        return Answered(self, accuracy, how_scored(model))
+        return Answered(self, accuracy)
+
+    def protocol(self, model: Denoiser) -> dict[str, Any]:
+        """Returns what the answers depend on beside the model's weights, as JSON values."""
+        return {
+            "data": str(self.path),
+            "data_sha256": self.sha256,
+            "examples": len(self.questions),
+            "draws": self.draws,
+            "seed": 0,
+            "likelihood": how_scored(model),
+        }
 
 
 @dataclass(frozen=True)
@@ -144,8 +155,6 @@ class Answered:
 
     questions: QuestionSet
     accuracy: Accuracy
-    likelihood: str
-    """The way in which a choice's likelihood was computed, in words."""
 
     def values(self) -> dict[str, float | None]:
         """Returns the figures by name."""
@@ -161,18 +170,6 @@ class Answered:
         """Returns the figures, and what they depend on, as JSON values."""
         about = {"data": str(self.questions.path), "loglikelihood_stderr": mean_stderr(self.accuracy)}
         return self.values() | about
-
-    def protocol(self) -> dict[str, Any]:
-        """Returns what the figures depend on beside the model, as JSON values."""
-        own = self.questions
-        return {
-            "data": str(own.path),
-            "data_sha256": own.sha256,
-            "examples": len(own.questions),
-            "draws": own.draws,
-            "seed": 0,
-            "likelihood": self.likelihood,
-        }
 
 
 def how_scored(model: Denoiser) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from unmask.config import recipes
 from unmask.config.run import GenerativeConfig, RunConfig
 from unmask.config.settings import check_section
+from unmask.data.fingerprint import examples_digest
 from unmask.data.prepare.sources import ENDINGS
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
@@ -48,6 +49,11 @@ class Corpus:
     examples: CleanBatch
     unknown: float
     """The share of its tokens that the tokenizer does not know: they are easy to predict, and lower the perplexity."""
+
+    def protocol(self) -> dict[str, Any]:
+        """Returns what it is, as JSON values."""
+        digest = examples_digest(self.examples)
+        return {"data": str(self.path), "data_sha256": digest, "examples": len(self.examples)}
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,12 @@ class TextMeasures:
             generation = _generation(config, settings.generative, text, model)
         found = TextMeasures(corpora, questions, generation)
         return found if corpora or questions or generation else None
+
+    def protocol(self, model: Denoiser) -> dict[str, Any]:
+        """Returns what the figures of corpora and questions depend on beside the model's weights, as JSON values."""
+        corpora = {each.name: each.protocol() for each in self.corpora}
+        questions = {each.name: each.protocol(model) for each in self.questions}
+        return ({"zero_shot": corpora} if corpora else {}) | ({"multiple_choice": questions} if questions else {})
 
     def count_work(self, model: Denoiser) -> int:
         """Counts the rows that questions take, at most, and the samples."""

@@ -1,5 +1,7 @@
 """The evaluations of a run, and the names of their figures in `metrics.jsonl`."""
 
+from typing import Any
+
 from unmask.config.run import RunConfig
 from unmask.decoding.build import build_decoder
 from unmask.errors import UserError
@@ -32,6 +34,10 @@ class Evaluator:
         """Returns the evaluation of each kind of weights; the first is the run's result. Collective."""
         first, *others = evaluated_weights(self.config)
         return {first: self._evaluate(first, self.text)} | {name: self._evaluate(name) for name in others}
+
+    def about_text(self) -> dict[str, Any]:
+        """Returns what the corpora and questions are, for the protocols of the run's evaluations."""
+        return {} if self.text is None else self.text.protocol(self.trainer.model)
 
     def _evaluate(self, weights: str, text: TextMeasures | None = None) -> Evaluation:
         trainer, draws = self.trainer, self.config.eval.nelbo_draws

@@ -1,7 +1,5 @@
 """The protocol of an evaluation: all that its figures depend on, so that others can repeat it."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,13 +11,14 @@ from pydantic import Field
 
 from unmask import formats
 from unmask.config.registry import is_kind_of_task
-from unmask.config.run import RunConfig
+from unmask.config.run import FEWEST_DRAWS, MOST_DRAWS, MOST_SAMPLES, RunConfig
 from unmask.config.settings import Section, check_section, flatten
+from unmask.data.fingerprint import examples_digest
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.tasks.task import Task, is_graded
-from unmask.training.evaluating import rate
+from unmask.training.evaluating import evaluated_weights, rate
 from unmask.training.loading import LoadedRun, has_checkpoints
 from unmask.types import CleanBatch
 
@@ -38,9 +37,9 @@ class EvalOptions(Section):
     corpus: tuple[Path, ...] = ()
     questions: tuple[Path, ...] = ()
     generative: str | None = None
-    samples: int | None = Field(None, ge=1, le=1_000_000)
+    samples: int | None = Field(None, ge=1, le=MOST_SAMPLES)
     prompts: str | None = None
-    draws: int | None = Field(None, ge=2, le=4096)
+    draws: int | None = Field(None, ge=FEWEST_DRAWS, le=MOST_DRAWS)
     against: str | None = None
     weights: str | None = None
     step: str = "last"
@@ -107,15 +106,10 @@ def describe_examples(
     }
 
 
-def examples_digest(examples: CleanBatch) -> str:
-    """Returns the SHA-256 of examples: prompts, and answers as far as they are known."""
-    checksum = hashlib.sha256(examples.x0.numpy().tobytes() + examples.prompt_mask.numpy().tobytes())
-    checksum.update(json.dumps(examples.answers).encode())
-    return checksum.hexdigest()
-
-
 def result_of_training(loaded: LoadedRun, environment: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """Returns a run's own evaluation at the checkpoint that was opened, as `unmask eval RUN --json` gives it.
+
+    Samples under another model are left out: `unmask eval` measures them apart.
 
     Args:
         loaded: the run.
@@ -123,21 +117,39 @@ def result_of_training(loaded: LoadedRun, environment: dict[str, Any], row: dict
         row: its line of metrics at that step; without figures if it was not evaluated there.
     """
     config, task = loaded.config, loaded.task
-    decoders = config.eval.decoders(config.decode) if is_graded(config) else []
-    examples = loaded.held_out(config.eval.examples)
+    settings, decoders = config.eval, config.eval.decoders(config.decode) if is_graded(config) else []
+    examples = loaded.held_out(settings.examples)
     own = describe_examples(config, task, examples, decoders, is_causal=loaded.model.is_causal)
     own |= {"task": config.task.name, "data": "validation"}
-    said = describe(loaded, loaded.model, EvalOptions(run=str(loaded.path)), own)
+    # Files that a run names are not opened here: it may be a stranger's. What they were, it says itself.
+    about_text = environment.get("evaluates")
+    own |= about_text if isinstance(about_text, dict) else {}
+    asked = EvalOptions(run=str(loaded.path))
+    if settings.zero_shot or settings.multiple_choice:
+        files = {"corpus": settings.zero_shot, "questions": settings.multiple_choice}
+        asked = check_section(EvalOptions, {"run": asked.run, "examples": settings.examples} | files, "eval")
+    said = describe(loaded, loaded.model, asked, own)
     device, torch_version = environment.get("device"), environment.get("torch")
     said["dtype"] = environment.get("dtype")
     said["device"] = device if device in ("cpu", "mps", None) else "cuda"  # of a GPU, its name is kept
     said["versions"] = {"unmask": environment.get("unmask"), "torch": torch_version}
-    accuracy = {decoder.label: row.get(rate(loaded.weights, decoder.label)) for decoder in decoders}
-    figures = {
+    return _figures_of(loaded, decoders, row) | {"protocol": said}
+
+
+def _figures_of(loaded: LoadedRun, decoders: Sequence[DecodeConfig], row: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures of a line of metrics as `Evaluation.as_dict` nests them."""
+    found: dict[str, Any] = {
         "nelbo": row.get(f"eval/nelbo/{loaded.weights}"),
-        "accuracy": {label: value for label, value in accuracy.items() if value is not None},
+        "accuracy": {decoder.label: row.get(rate(loaded.weights, decoder.label)) for decoder in decoders},
     }
-    return {key: value for key, value in figures.items() if value not in (None, {})} | {"protocol": said}
+    if loaded.weights == evaluated_weights(loaded.config)[0]:  # text is measured with the first weights alone
+        for kind in ("zero_shot", "multiple_choice"):
+            for key, value in row.items():
+                if key.startswith(prefix := f"eval/{kind}/"):
+                    name, _, figure = key.removeprefix(prefix).rpartition("/")
+                    found.setdefault(kind, {}).setdefault(name, {})[figure] = value
+    found["accuracy"] = {label: value for label, value in found["accuracy"].items() if value is not None}
+    return {key: value for key, value in found.items() if value not in (None, {})}
 
 
 @dataclass(frozen=True)

@@ -91,15 +91,15 @@ class Run:
         if self.peers.is_main and (said := about_warmup(self.trainer.num_steps, self.config.optim)):
             warn(said)
         self.saver = Saver(self.folder.checkpoints, self.config.train, self.peers if self.trainer.is_sharded else ALONE)
+        with self.peers.raise_together():
+            self.evaluator = Evaluator(self.config, self.task, self.examples, self.trainer)
         known = read_environment(self.folder.path).get("attention") if resume else None
         environment = describe_environment(
             self.trainer.device,
             dtype=self.trainer.model.compute_dtype,
             is_compiled=self.trainer.is_compiled,
             processes=self.peers.size,
-        ) | {"attention": known, "data": self.data}
-        with self.peers.raise_together():
-            self.evaluator = Evaluator(self.config, self.task, self.examples, self.trainer)
+        ) | {"attention": known, "data": self.data, "evaluates": self.evaluator.about_text()}
         self.base: Base | None = None
         has_checkpoint = self.peers.exchange(resume and bool(checkpoint.steps(self.folder.checkpoints)))[0]
         if not has_checkpoint or has_adapters(self.trainer.model):

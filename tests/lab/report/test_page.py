@@ -13,6 +13,7 @@ import pytest
 
 from tests.helpers import run_cli
 from tests.helpers.runs import tiny_run, write_run
+from tests.helpers.text import write_lines
 from unmask.cli import compare
 from unmask.lab.compare import Comparison
 from unmask.lab.report.diagnoses import Diagnoses
@@ -167,6 +168,33 @@ def test_a_page_reads_the_rows_a_few_times_however_many_measures_there_are(tmp_p
     page = rendered(run)
     assert page.count('data-measure="') == 30
     assert run.rows.passes <= 3
+
+
+def test_a_page_holds_protocols_of_corpora_and_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [{"text": f"They sit. They stand up {n}. " * 9} for n in range(60)]
+    own, other = (write_lines(tmp_path / f"{name}.jsonl", texts) for name in ("own", "other"))
+    question = {"question": "Is it?", "choices": ["yes", "no"], "answer": 1}
+    questions = write_lines(tmp_path / "questions.jsonl", [question] * 5)
+    data = [f"data.path={own}", f"data.cache_dir={tmp_path}", "data.length=64", "train.dtype=float64"]
+    measures = [f"eval.zero_shot=[{other}]", f"eval.multiple_choice=[{questions}]", "eval.examples=3"]
+    tiny_run(tmp_path / "run", "task.name=text", "process.name=uniform", *data, *measures).train()
+    methods = group([read_run(tmp_path / "run", pytest.fail)])
+    decoder = methods["run"][0].config.decode
+    studied = study(methods, decoder, num_examples=1, warn=pytest.fail, on_example=lambda done: None)
+    result = studied.evaluations["run"]
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    capsys.readouterr()
+    assert run_cli("eval", "--protocol", tmp_path / "result.json", "--json") == 0
+    now = json.loads(capsys.readouterr().out)
+    assert now["repeats"]["differs"] == {}
+    assert now["protocol"]["multiple_choice"]["questions"]["examples"] == 3
+    assert now["protocol"]["zero_shot"]["other"]["data"] == str(other)
+    for figure in ("zero_shot.other.nelbo", "multiple_choice.questions.acc_norm"):
+        then, again = now["repeats"]["figures"][figure]
+        assert then == pytest.approx(again, rel=1e-6)
+    write_lines(other, texts[:40])
+    assert run_cli("eval", "--protocol", tmp_path / "result.json", "--json") == 0
+    assert "zero_shot.other.data_sha256" in json.loads(capsys.readouterr().out)["repeats"]["differs"]
 
 
 def test_a_page_holds_protocols_that_eval_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
