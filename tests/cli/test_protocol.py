@@ -12,6 +12,7 @@ import pytest
 from tests.helpers import run_cli
 from tests.helpers.runs import tiny_run
 from unmask.errors import UserError
+from unmask.training.loading import LoadedRun
 from unmask.training.protocol import EvalOptions, Repeated
 
 DECODERS = ["--decoder", "margin,tokens_per_step=9", "--decoder", "random,seed=3,tokens_per_step=20"]
@@ -69,6 +70,22 @@ def test_what_differs_is_named(run: Path, first: Path, tmp_path: Path, capsys: p
     assert differs.keys() == {"step", "weights_sha256", "versions.torch"}
     assert differs["step"] == [1, 2]
     assert differs["versions.torch"][0] == "1.0"
+
+
+def test_an_older_result_has_a_digest_of_another_kind(
+    run: Path, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is compared with one of its kind: of fp32, without `v2-`."""
+    older = json.loads(first.read_text())
+    assert older["protocol"]["weights_sha256"].startswith("v2-")
+    old = LoadedRun.open(run, step="1").weights_digest(like="0" * 64)
+    older["protocol"]["weights_sha256"] = old
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    same = repeat(capsys, "--protocol", tmp_path / "older.json")
+    assert same["repeats"]["differs"] == {}
+    differs = repeat(capsys, run, "--protocol", tmp_path / "older.json", "--step", 2)["repeats"]["differs"]
+    assert differs["weights_sha256"][0] == old
+    assert len(differs["weights_sha256"][1]) == 64
 
 
 @pytest.mark.parametrize(

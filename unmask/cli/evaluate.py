@@ -223,7 +223,7 @@ def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None
     }
     if asked.generative is not None:
         own["decoders"] = {drawing.label: drawing.model_dump(mode="json")}
-    said = protocols.describe(loaded, model, asked, own | text.protocol(model))
+    said = protocols.describe(loaded, model, asked, own | text.protocol(model), repeated)
     found: dict[str, Any] = {}
     if paired is not None:
         found["against"] = {"run": asked.against, "measures": paired.as_dict()}

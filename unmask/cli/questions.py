@@ -45,7 +45,7 @@ def evaluate(
             file.writelines(to_json(record) + "\n" for record in evaluation.records())
     paired = None if other is None else PairedComparison.of(evaluation, _evaluation(other))
     stderr = mean_stderr(answered.accuracy)
-    said = describe(loaded, first.model, asked, {"task": "multiple_choice"} | own.protocol(first.model))
+    said = describe(loaded, first.model, asked, {"task": "multiple_choice"} | own.protocol(first.model), repeated)
     result = evaluation.as_dict() | {"loglikelihood_stderr": stderr}
     if as_json:
         found = {} if paired is None else {"against": {"run": asked.against, "measures": paired.as_dict()}}

@@ -21,6 +21,7 @@ from unmask.models.transformer import Transformer
 from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import Task
 from unmask.training import state
+from unmask.training.digest import is_older, weights_digest
 from unmask.training.hf_tokens import with_own_mask
 
 OpenRun = Callable[[str], Any]
@@ -115,7 +116,7 @@ class Base:
 
     @cached_property
     def sha256(self) -> str:
-        return state.weights_digest(self.tensors)
+        return weights_digest(self.tensors)
 
     def trains_mask_row(self, lora: LoraConfig) -> bool:
         return self.mask_is_new if lora.mask_row == "auto" else lora.mask_row
@@ -127,10 +128,11 @@ class Base:
     def check(self, kept: Any, where: str) -> None:
         """Raises `UserError` unless it is the base that the checkpoint `where` keeps the name of."""
         sha256 = kept.get("sha256") if isinstance(kept, dict) else None
-        if sha256 != self.sha256:
+        own = weights_digest(self.tensors, sha256) if is_older(sha256) else self.sha256
+        if sha256 != own:
             raise UserError(
                 f"{where}: its adapters were trained on weights with SHA-256 {str(sha256)[:12]}.., those of "
-                f"train.init={self.source} have {self.sha256[:12]}..; put back the weights that were there"
+                f"train.init={self.source} have {own[:12]}..; put back the weights that were there"
             )
 
 

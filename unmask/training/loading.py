@@ -28,6 +28,7 @@ from unmask.models.on_demand import OnDemand, outline, outlines_of
 from unmask.models.precision import resolve_dtype
 from unmask.tasks.task import Task, build_task, check_same_data, may_change
 from unmask.training import adapters, checkpoint, state
+from unmask.training.digest import weights_digest
 from unmask.training.folder import read_config, read_environment, resolve_config
 from unmask.training.importing import Import
 from unmask.training.initial import read_base
@@ -159,11 +160,11 @@ class LoadedRun:
         lists_all = None if self.checkpoint is None else self.checkpoint / checkpoint.COMPLETE
         return digest(*map(file_sha256, [lists_all] if lists_all else sorted(self.path.glob("*.safetensors"))))
 
-    def weights_digest(self) -> str:
-        """Returns a SHA-256 of its tensors, the same in a run and in what is exported of it."""
+    def weights_digest(self, like: str | None = None) -> str:
+        """Returns a SHA-256 of its tensors, the same in a run and in what is exported of it; of the kind of `like`."""
         numbers = sum(value.numel() for value in outlines_of(self.tensors).values())
         with progress.console.status("Checking the weights ..") if numbers >= _LARGE else nullcontext():
-            return state.weights_digest(self.tensors)
+            return weights_digest(self.tensors, like)
 
     @property
     def tokens(self) -> TokenSpec:

@@ -46,7 +46,13 @@ class EvalOptions(Section):
     device: str | None = None
 
 
-def describe(loaded: LoadedRun, model: Denoiser, options: EvalOptions, own: dict[str, Any]) -> dict[str, Any]:
+def describe(
+    loaded: LoadedRun,
+    model: Denoiser,
+    options: EvalOptions,
+    own: dict[str, Any],
+    repeated: "Repeated | None" = None,
+) -> dict[str, Any]:
     """Returns the protocol of an evaluation.
 
     Args:
@@ -54,23 +60,27 @@ def describe(loaded: LoadedRun, model: Denoiser, options: EvalOptions, own: dict
         model: its model, as it computed.
         options: what the command was given.
         own: what the kind of evaluation adds: task, data, decoders and more.
+        repeated: the evaluation that it repeats: weights have a digest of the same kind.
     """
     exact = {} if loaded.checkpoint is None else {"step": str(loaded.step), "weights": loaded.weights}
     return {
         "run": options.run,
-        **describe_model(loaded, model),
+        **describe_model(loaded, model, None if repeated is None else str(repeated.protocol["weights_sha256"])),
         **own,
         "options": options.model_copy(update=exact).model_dump(mode="json", exclude_defaults=True),
     }
 
 
-def describe_model(loaded: LoadedRun, model: Denoiser) -> dict[str, Any]:
-    """Returns the part of a protocol that is about the model, and what it was computed with."""
+def describe_model(loaded: LoadedRun, model: Denoiser, digest: str | None = None) -> dict[str, Any]:
+    """Returns the part of a protocol that is about the model, and what it was computed with.
+
+    `digest` is one of its weights to compare with (`training/digest.py`).
+    """
     tokens = loaded.tokens
     return {
         "step": loaded.step,
         "weights": loaded.weights,
-        "weights_sha256": loaded.weights_digest(),
+        "weights_sha256": loaded.weights_digest(digest),
         "model": {
             "length": tokens.length,
             "vocab_size": tokens.vocab_size,

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from unmask import formats
-from unmask.data.fingerprint import digest_of
 from unmask.errors import NotFinite, UserError
 from unmask.training.parallel import LazyTensor, TensorShard
 
@@ -318,18 +317,3 @@ class Export(BaseModel):
     tokens: _Tokens
     run: dict[str, Any]
     data: Any = None
-
-
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Returns the SHA-256 of names, shapes and values, in fp32 (in fp64 what has it): the same wherever they lie.
-
-    One tensor is read at a time.
-    """
-
-    def parts() -> Iterator[Any]:
-        for name in sorted(tensors):
-            value = tensors[name].detach()
-            yield [name, [*value.shape]]
-            yield value.to(torch.promote_types(value.dtype, torch.float32)).contiguous().numpy()
-
-    return digest_of(parts())
