@@ -99,10 +99,12 @@ def place_new(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def check_new_folder(target: Path) -> None:
-    """Raises `UserError` if there is something at `target` that `new_folder` would have to write over."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is not an empty folder; name another one")
+def check_new(target: Path, where: str = "") -> None:
+    """Raises `UserError`, with `where` before it, if something at `target` would have to be written over."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{where}{target}: exists already; name another one")
+    if target.is_dir() and any(target.iterdir()):
+        raise UserError(f"{where}{target} is not an empty folder; name another one")
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def test_a_recipe_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert ours.read_text() == recipe
     assert run_cli("settings", ours) == 0
     assert run_cli("import", "--from", "puma", theirs, "--out", ours) == 2
-    assert "is there already; name another file" in capsys.readouterr().err
+    assert "ours.yaml: exists already; name another one" in capsys.readouterr().err
     assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "nowhere" / "ours.yaml") == 2
     assert "cannot be written: No such file or directory; name another file" in capsys.readouterr().err
     assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "folder") == 2

@@ -97,7 +97,7 @@ def import_(
         "tokenizer": tokenizer,
     }
     target = None if out is None else paths.user_path(out, "--out ")
-    found = sources.find(source, path, {name: value for name, value in given.items() if value is not None})
+    found = sources.find(source, path, {name: value for name, value in given.items() if value is not None}, target)
     if described := found.shown(target):
         options.results().print(described)
     if target is not None:

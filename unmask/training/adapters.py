@@ -69,7 +69,7 @@ def export(
         UserError: the run has no adapters, or its base is another; `target` already holds something.
     """
     run, target = paths.user_path(run), paths.user_path(target)
-    files.check_new_folder(target)
+    files.check_new(target)
     config = read_config(run).of_run(run)
     if lora_of(config) is None:
         raise UserError(f"{run}: trains all weights (model.lora=null); export it without --adapter")

@@ -48,7 +48,7 @@ def export(
         if trust_code:
             registry.trust_code()
         path = paths.user_path(target)
-        files.check_new_folder(path)
+        files.check_new(path)
         source = LoadedRun.open(run, weights=weights, step=step, device="cpu")
         if dtype == "bfloat16":
             source = source.rounded()
@@ -67,12 +67,13 @@ def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrid
     Raises:
         UserError: as `Import`, or `target` already holds something.
     """
-    return write_import(Import(paths.existing_folder(folder), overrides), paths.user_path(target))
+    path = paths.user_path(target)
+    files.check_new(path)
+    return write_import(Import(paths.existing_folder(folder), overrides), path)
 
 
 def write_import(made: Import, target: Path) -> LoadedRun:
     """Writes a checkpoint that was read into the folder `target`, as `import_checkpoint` does."""
-    files.check_new_folder(target)
     source = open_checkpoint(made, None, "last", "cpu")
     write_export(source, target)
     return source

@@ -201,6 +201,11 @@ class Import:
             self.folder, original_ids=self.original_ids, vocab_size=self.tokens.vocab_size, keeps_bfloat16=True
         )
 
+    @cached_property
+    def formats(self) -> set[str]:
+        """The number formats of its tensors, such as `BF16`."""
+        return read_formats(self.folder)
+
     def describe(self) -> dict[str, str]:
         """Describes in words what was found; reads the heads of the weights alone."""
         config, rows = self.config.model, self.checkpoint.num_rows
@@ -209,7 +214,7 @@ class Import:
         return {
             "family": self.checkpoint.family_name,
             "parameters": f"{count_parameters(config, self.tokens):,} ({config.num_layers} layers, width {config.dim})",
-            "numbers": ", ".join(sorted(read_formats(self.folder))),
+            "numbers": ", ".join(sorted(self.formats)),
             "a position sees": f"blocks of {self.block_size} up to its own" if seen == "blocks" else seen,
             "alignment": self.alignment,
             "mask": self._say(self.mask) if self.mask else "none: it is autoregressive, and gets a new one",
@@ -222,7 +227,7 @@ class Import:
 
     @property
     def _memory(self) -> int:
-        config, is_narrow = self.config.model, read_formats(self.folder) == {"BF16"}
+        config, is_narrow = self.config.model, self.formats == {"BF16"}
         assert isinstance(config, TransformerConfig)
         held, is_cached = "bfloat16" if is_narrow else "float32", self.config.decode.cache != "none" or self.is_causal
         return decoding_memory(config, self.tokens, rows=1, is_cached=is_cached, held=held).total

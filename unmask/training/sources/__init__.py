@@ -9,7 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from unmask import files
 from unmask.errors import UserError, choose
+from unmask.formats import printable
 
 SOURCES = {"hf": "unmask.training.sources.hugging_face", "puma": "unmask.training.sources.puma"}
 """The module of each source, by its name."""
@@ -24,10 +26,10 @@ class Found(Protocol):
         ...
 
     def write(self, target: Path) -> None:
-        """Writes it as ours: a model as an export, settings as a recipe.
+        """Writes it to `target`, where nothing is: a model as an export, settings as a recipe.
 
         Raises:
-            UserError: there is something at `target` already.
+            UserError: it cannot be written there.
         """
         ...
 
@@ -46,17 +48,31 @@ class Source(Protocol):
     def find(path: Path, **options: Any) -> Found: ...
 
 
-def find(source: str, path: Path, options: Mapping[str, Any]) -> Found:
-    """Finds what `source` has at `path`; `options` are those that were given.
+def find(source: str, path: Path, options: Mapping[str, Any], target: Path | None = None) -> Found:
+    """Finds what `source` has at `path`.
+
+    Args:
+        source: a key of `SOURCES`.
+        path: a folder or a file.
+        options: those that were given, by name.
+        target: where it will be written, if it will be.
 
     Raises:
-        UserError: an unknown source, an option that is not its own, or what the source raises.
+        UserError: an unknown source, an option that is not its own, something at `target`, or what the source raises.
     """
     module: Source = import_module(choose(SOURCES, "--from", source))  # type: ignore[assignment]
     if wrong := [name for name in options if name not in module.OPTIONS]:
         own = ", ".join(map(_option, module.OPTIONS))
         raise UserError(f"{', '.join(map(_option, wrong))}: not for --from {source}, which takes {own}")
+    if target is not None:
+        files.check_new(target, "--out ")
     return module.find(path, **options)
+
+
+def in_columns(found: Mapping[str, str]) -> str:
+    """Returns a line for each entry, with all values in one column."""
+    width = max(map(len, found))
+    return "\n".join(f"{name:<{width}}  {printable(value)}" for name, value in found.items())
 
 
 def _option(name: str) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 
 from unmask import paths
 from unmask.errors import UserError
-from unmask.formats import printable
 from unmask.training.exporting import write_import
 from unmask.training.importing import Import, Overrides
 from unmask.training.loading import is_ours
+from unmask.training.sources import in_columns
 
 OPTIONS = ("mask_id", "mask_token", "block_size", "alignment", "length")
 
@@ -22,9 +22,7 @@ class HuggingFaceModel:
         self.made = Import(folder, overrides)
 
     def shown(self, target: Path | None) -> str:
-        found = self.made.describe()
-        width = max(map(len, found))
-        return "\n".join(f"{name:<{width}}  {printable(value)}" for name, value in found.items())
+        return in_columns(self.made.describe())
 
     def write(self, target: Path) -> None:
         write_import(self.made, target)

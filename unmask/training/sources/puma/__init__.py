@@ -39,8 +39,6 @@ class Recipe:
     def write(self, target: Path) -> None:
         if target.suffix not in (".yaml", ".yml"):
             raise UserError(f"--out {target}: a recipe is a .yaml file; name one")
-        if target.exists() or target.is_symlink():
-            raise UserError(f"--out {target}: is there already; name another file")
         try:
             files.write(target, f"{self._text}\n")
         except OSError as error:

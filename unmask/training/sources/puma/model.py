@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 
-from unmask import files
 from unmask.config.registry import found_in
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
-from unmask.formats import printable
 from unmask.models.cost import count_parameters
 from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import Task, build_task
 from unmask.training.exporting import write_export
 from unmask.training.loading import LoadedRun
+from unmask.training.sources import in_columns
 from unmask.training.sources.puma import recipe
 from unmask.training.sources.puma.checkpoint import PumaCheckpoint
 from unmask.training.sources.puma.settings import STRATEGIES, ModelPart, Settings, parse, read
@@ -128,11 +127,9 @@ class Model:
         }
         if settings.block_size is not None:
             found["blocks"] = f"decoded in blocks of {settings.block_size}, each without what follows it"
-        width = max(map(len, found))
-        return "\n".join(f"{name:<{width}}  {printable(value)}" for name, value in found.items())
+        return in_columns(found)
 
     def write(self, target: Path) -> None:
-        files.check_new_folder(target)
         write_export(self.loaded, target)
 
     def next_steps(self, target: Path | None) -> list[str]:
