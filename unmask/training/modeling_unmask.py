@@ -173,6 +173,44 @@ ORDERS = {
 """Scores of masked positions, by log-probabilities (M, V) and places (M,); the largest are revealed first."""
 
 
+def chosen(log_p, place, eligible, asked):
+    """Returns which positions (B, L) are revealed, of those `eligible`, whose log-probabilities are `log_p` (M, V)."""
+    lowest = torch.full(eligible.shape, -torch.inf, dtype=log_p.dtype, device=log_p.device)
+    scores = lowest.masked_scatter(eligible, asked.score(log_p, place[eligible]))
+    ranked = scores.argsort(dim=1, descending=True, stable=True)
+    column = torch.arange(eligible.shape[1], device=log_p.device)
+    rank = torch.empty_like(ranked).scatter_(1, ranked, column.expand_as(ranked))
+    if asked.threshold is None:
+        return eligible & (rank < asked.count)
+    is_sure = lowest.masked_scatter(eligible, log_p.amax(dim=-1).exp()) > asked.threshold
+    return (eligible & (rank < 1)) | is_sure
+
+
+class Canvas:
+    """The rows (B, L) that are filled in: padding, the prompt, and `new` masks behind it."""
+
+    def __init__(self, ids, attention_mask, new, mask_id):
+        is_real = torch.ones_like(ids).bool() if attention_mask is None else attention_mask.bool()
+        by_side = is_real.long().argsort(dim=1, stable=True)  # padding goes to the left
+        self.xt = F.pad(ids.gather(1, by_side), (0, new), value=mask_id)
+        self.is_real = F.pad(is_real.gather(1, by_side), (0, new), value=True)
+        self.place = places(self.is_real)
+        self.is_masked = (self.xt == mask_id) & self.is_real
+        self.column = torch.arange(self.xt.shape[1], device=ids.device)
+        self.last_given = torch.where(self.is_masked, -1, self.column).amax(dim=1, keepdim=True)
+
+    def fill(self, at, values):
+        """Sets the positions `at`; both (B, L)."""
+        self.xt = torch.where(at, values, self.xt)
+        self.is_masked = self.is_masked & ~at
+
+    def end(self, ends):
+        """Fills what follows the first end token of an answer with the first of `ends`."""
+        is_end = torch.isin(self.xt, ends) & (self.column > self.last_given)
+        end = torch.where(is_end, self.column, len(self.column)).amin(dim=1, keepdim=True)
+        self.fill(self.is_masked & (self.column > end), ends[0])
+
+
 class UnmaskModel(PreTrainedModel, GenerationMixin):
     config_class = UnmaskConfig
     base_model_prefix = "backbone"
@@ -239,67 +277,67 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
             (B, L + new): padding, which comes first, prompt and answer.
         """
 
-        def choose(name, default=None):
-            given = [
-                options.pop(name, None),
-                *(getattr(g, name, None) for g in (generation_config, self.generation_config)),
-            ]
-            return next((value for value in given if value is not None), default)
-
         ids = inputs if input_ids is None else input_ids
-        model, tokens = self.backbone.model, self.config.tokens
-        score = ORDERS[choose("order", "prob")]
-        count, threshold = choose("tokens_per_step", 1), choose("threshold")
-        size, reads_ahead = self.backbone.block_size or choose("block_size"), choose("reads_ahead", True)
-        warpers = self._warpers(choose)
-        ends = self._ends(options.pop("eos_token_id", None), stops=choose("stop_early", True))
-        room = (options.pop("max_length", None) or tokens["length"]) - ids.shape[1]
-        new = choose("max_new_tokens", max(room, 0))
-        if model.learned_positions and ids.shape[1] + new > tokens["length"]:
-            raise ValueError(f"{ids.shape[1]} + {new} tokens: the model has {tokens['length']} positions")
+        asked = self._asked_for(ids.shape[1], generation_config, options)
+        canvas = Canvas(ids, attention_mask, asked.new, self.mask_id)
+        if self.backbone.model.alignment == "next" and bool((canvas.is_masked & (canvas.place == 0)).any()):
+            raise ValueError("the first position is predicted from the one before it, so it must be given")
+        while bool(canvas.is_masked.any()):
+            self._step(canvas, asked)
+        return canvas.xt
+
+    def _asked_for(self, given, generation_config, options):
+        """Returns what `generate` was asked for, with `given` positions; warns of options that it does not know."""
+
+        def choose(name, default=None):
+            configs = (generation_config, self.generation_config)
+            found = [options.pop(name, None), *(getattr(each, name, None) for each in configs)]
+            return next((value for value in found if value is not None), default)
+
+        length, model = self.config.tokens["length"], self.backbone.model
+        asked = SimpleNamespace(
+            score=ORDERS[choose("order", "prob")],
+            count=choose("tokens_per_step", 1),
+            threshold=choose("threshold"),
+            block_size=self.backbone.block_size or choose("block_size"),
+            reads_ahead=choose("reads_ahead", True),
+            warpers=self._warpers(choose),
+            ends=self._ends(options.pop("eos_token_id", None), stops=choose("stop_early", True)),
+        )
+        room = (options.pop("max_length", None) or length) - given
+        asked.new = choose("max_new_tokens", max(room, 0))
+        if model.learned_positions and given + asked.new > length:
+            raise ValueError(f"{given} + {asked.new} tokens: the model has {length} positions")
         if ignored := sorted(name for name, value in options.items() if value is not None):
             logger.warning_once(f"generate: ignored, for nothing here needs it: {', '.join(ignored)}")
+        return asked
 
-        is_real = torch.ones_like(ids).bool() if attention_mask is None else attention_mask.bool()
-        by_side = is_real.long().argsort(dim=1, stable=True)  # padding goes to the left
-        xt = F.pad(ids.gather(1, by_side), (0, new), value=self.mask_id)
-        is_real = F.pad(is_real.gather(1, by_side), (0, new), value=True)
-        place = places(is_real)
-        is_masked = (xt == self.mask_id) & is_real
-        if model.alignment == "next" and bool((is_masked & (place == 0)).any()):
-            raise ValueError("the first position is predicted from the one before it, so it must be given")
-        column = torch.arange(xt.shape[1], device=xt.device)
-        last_given = torch.where(is_masked, -1, column).amax(dim=1, keepdim=True)
+    def _step(self, canvas, asked):
+        """Fills in the positions of one step: predicts those that it may, and reveals the surest."""
+        eligible, is_read, width = self._window(canvas, asked)
+        hidden = self._hidden(canvas.xt[:, :width], is_read[:, :width])[eligible[:, :width]]
+        logits = self._logits(hidden)
+        is_new = chosen(logits.log_softmax(dim=-1), canvas.place, eligible, asked)
+        canvas.fill(is_new, canvas.xt.masked_scatter(eligible, self._values(logits, asked.warpers)))
+        if asked.ends is not None:
+            canvas.end(asked.ends)
 
-        while bool(is_masked.any()):
-            eligible, width, is_read = is_masked, xt.shape[1], is_real
-            if size is not None:  # the first block that has something masked
-                block = place // size
-                current = block.masked_fill(~is_masked, width).amin(dim=1, keepdim=True)
-                eligible = is_masked & (block == current)
-                if self.backbone.block_size is not None:  # no later one is seen
-                    width = int(((block <= current) & is_masked.any(dim=1, keepdim=True)).sum(dim=1).amax())
-                elif not reads_ahead:
-                    is_read = is_real & (block <= current)
-            hidden = self._hidden(xt[:, :width], is_read[:, :width])[eligible[:, :width]]
-            logits = self._logits(hidden)
-            log_p = logits.log_softmax(dim=-1)
-            dense = torch.full(xt.shape, -torch.inf, dtype=log_p.dtype, device=xt.device)
-            ranked = dense.masked_scatter(eligible, score(log_p, place[eligible])).argsort(
-                dim=1, descending=True, stable=True
-            )
-            rank = torch.empty_like(ranked).scatter_(1, ranked, column.expand_as(ranked))
-            is_new = eligible & (rank < (count if threshold is None else 1))
-            if threshold is not None:
-                is_new |= dense.masked_scatter(eligible, log_p.amax(dim=-1).exp()) > threshold
-            xt = torch.where(is_new, xt.masked_scatter(eligible, self._values(logits, warpers)), xt)
-            is_masked = is_masked & ~is_new
-            if ends is not None:
-                is_end = torch.isin(xt, ends) & (column > last_given)
-                end = torch.where(is_end, column, len(column)).amin(dim=1, keepdim=True)
-                is_rest = is_masked & (column > end)
-                xt, is_masked = xt.masked_fill(is_rest, int(ends[0])), is_masked & ~is_rest
-        return xt
+    def _window(self, canvas, asked):
+        """Returns which positions may be revealed now and which are read, both (B, L), and how many columns are read.
+
+        With blocks it is the first of each row that has something masked.
+        """
+        if asked.block_size is None:
+            return canvas.is_masked, canvas.is_real, canvas.xt.shape[1]
+        width, block = canvas.xt.shape[1], canvas.place // asked.block_size
+        current = block.masked_fill(~canvas.is_masked, width).amin(dim=1, keepdim=True)
+        eligible, is_read = canvas.is_masked & (block == current), canvas.is_real
+        if self.backbone.block_size is not None:  # no later one is seen
+            is_unfinished = canvas.is_masked.any(dim=1, keepdim=True)
+            width = int(((block <= current) & is_unfinished).sum(dim=1).amax())
+        elif not asked.reads_ahead:
+            is_read = is_read & (block <= current)
+        return eligible, is_read, width
 
     def _warpers(self, choose):
         """Returns what changes logits before values are drawn; None: the likeliest are taken."""
