@@ -1,7 +1,8 @@
 """The verb `unmask export`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -10,10 +11,15 @@ from unmask.cli import options
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
 from unmask.errors import UserError
+from unmask.models.families import OURS
 from unmask.models.hf import read_checkpoint
 from unmask.models.hf_writing import needs_our_code
 from unmask.progress import console
 from unmask.training import adapters, exporting, loading
+
+
+def _listed(choices: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {about}" for name, about in choices.items()) + "."
 
 
 def export(
@@ -23,16 +29,10 @@ def export(
         bool, typer.Option("--adapter", help="Of a run with model.lora: the adapters alone, in PEFT's format.")
     ] = False,
     layout: Annotated[
-        Literal["unmask", "plain", "sdar", "dream", "llada"],
-        typer.Option(
-            help="unmask: for this package, and for transformers with code of ours beside it; plain: Llama, Qwen2 or "
-            "Qwen3, which transformers (>= 5.2) loads; "
-            "sdar, dream, llada: as those models are published."
-        ),
-    ] = "unmask",
+        str, typer.Option(metavar=f"[{'|'.join(exporting.KINDS)}]", help=_listed(exporting.KINDS))
+    ] = OURS,
     dtype: Annotated[
-        Literal["own", "bfloat16"],
-        typer.Option(help="bfloat16: round the weights, for half the memory in decoding (default: as they are)."),
+        str, typer.Option(metavar=f"[{'|'.join(exporting.FORMATS)}]", help=_listed(exporting.FORMATS))
     ] = "own",
     weights: options.Weights = None,
     step: options.Step = "last",
@@ -66,7 +66,7 @@ def export(
     """
     chosen = options.check_weights(weights)
     if adapter:
-        if layout != "unmask":
+        if layout != OURS:
             raise UserError(f"--layout {layout}: --adapter is in PEFT's format; give one of them")
         if dtype != "own":
             raise UserError(f"--dtype {dtype}: adapters stay in fp32; leave it out, or export the merged model")
@@ -74,7 +74,7 @@ def export(
         console.print(f"{target}: the {kind} adapters of step {number}, for {base.source}")
         return
     exported = exporting.export(run, target, layout=layout, dtype=dtype, weights=chosen, step=step)
-    if layout == "unmask":
+    if layout == OURS:
         _say_readers(target, exported)
     else:
         family = read_checkpoint(paths.user_path(target)).family_name

@@ -34,27 +34,27 @@ def prepare(
             show_default=False,
         ),
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens of a row: a multiple of 8.")] = 512,
+    length: Annotated[int, typer.Option(help="Tokens of a row: a multiple of 8.")] = PrepareSettings.length,
     too_long: Annotated[
         str,
         typer.Option(
             help="Treatment of a row with more tokens: truncate (it then has no end token) or drop; of conversations "
             "also turns (the last turns are left out until the rest fits)."
         ),
-    ] = "truncate",
+    ] = PrepareSettings.too_long,
     vocab: Annotated[
         str,
         typer.Option(
             help="Token ids to keep: full (all of the tokenizer's) or used (those that occur: a far smaller model)."
         ),
-    ] = "full",
+    ] = PrepareSettings.vocab,
     rows: Annotated[
         str,
         typer.Option(help="Rows of text: wrap (documents joined, then cut into rows) or document (one a row, padded)."),
-    ] = "wrap",
+    ] = PrepareSettings.rows,
     separator: Annotated[
         str, typer.Option(help=r"Text between prompt and answer; \n is a newline, \t is a tab.", show_default=r"\n")
-    ] = "\n",
+    ] = PrepareSettings.separator,
     limit: Annotated[int | None, typer.Option(help="Largest number of rows to read (default: all).")] = None,
     mask_token: Annotated[
         str | None,
@@ -90,12 +90,12 @@ def prepare(
     ] = None,
     turns: Annotated[
         str, typer.Option(help="Of chat: turns of the assistant that are learned: all, or the last alone.")
-    ] = "all",
+    ] = PrepareSettings.turns,
     validation_ratio: Annotated[
         float,
         typer.Option(help="Share to hold out: of a text's documents; of other data's rows, which training divides."),
-    ] = 0.02,
-    split_seed: Annotated[int, typer.Option(help="Seed that chooses what is held out.")] = 0,
+    ] = PrepareSettings.validation_ratio,
+    split_seed: Annotated[int, typer.Option(help="Seed that chooses what is held out.")] = PrepareSettings.split_seed,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="List unusable rows in bad_rows.jsonl instead of stopping at the first.")
     ] = False,

@@ -232,10 +232,20 @@ class Layout:
     """Names in `FAMILIES`, of which the model must be one."""
     title: str
     """The models that it is the layout of."""
+    said: str = ""
+    """What users are told of it; default: that of the models as they are published."""
+
+    @property
+    def about(self) -> str:
+        return self.said or f"as {self.title} is published"
 
 
+OURS = "unmask"
+"""The layout of this package's exports, which any model has."""
 LAYOUTS = {
-    "plain": Layout(("llama", "qwen2", "qwen3"), "Llama and Qwen"),
+    "plain": Layout(
+        ("llama", "qwen2", "qwen3"), "Llama and Qwen", "Llama, Qwen2 or Qwen3, which transformers (>= 5.2) loads"
+    ),
     "sdar": Layout(("sdar",), "SDAR"),
     "dream": Layout(("Dream",), "Dream"),
     "llada": Layout(("llada",), "LLaDA"),

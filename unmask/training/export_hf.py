@@ -11,7 +11,7 @@ from unmask.data.chat_template import ChatTemplate
 from unmask.data.conversations import ConversationEncoder
 from unmask.data.tokenizer_files import TOKENIZER
 from unmask.data.vocabulary import Vocabulary
-from unmask.models.families import FAMILIES
+from unmask.models.families import FAMILIES, OURS
 from unmask.models.hf_writing import choose_family, hf_settings, hf_tensors, needs_our_code
 from unmask.models.on_demand import outlines_of
 from unmask.models.transformer_config import TransformerConfig
@@ -84,9 +84,9 @@ def beside_export(source: LoadedRun) -> tuple[dict[str, Any], dict[str, str]]:
     return extra, {
         **contents,
         f"{CODE}.py": Path(__file__).with_name(f"{CODE}.py").read_text(encoding="utf-8"),
-        "generation_config.json": formats.to_json(generation_settings(source, "unmask"), indent=1) + "\n",
+        "generation_config.json": formats.to_json(generation_settings(source, OURS), indent=1) + "\n",
         "README.md": model_card(
-            source, "unmask", num_rows=source.tokens.vocab_size, has_tokenizer=TOKENIZER in contents
+            source, OURS, num_rows=source.tokens.vocab_size, has_tokenizer=TOKENIZER in contents
         ),
     }
 
@@ -101,7 +101,7 @@ def generation_settings(source: LoadedRun, layout: str) -> dict[str, Any]:
     found: dict[str, Any] = {"eos_token_id": ends} if ends else {}
     if tokens.pad_id is not None:
         found["pad_token_id"] = tokens.pad_id
-    if layout == "unmask":
+    if layout == OURS:
         found |= {
             key: value for key in ("order", "threshold", "block_size") if (value := getattr(decode, key)) is not None
         }

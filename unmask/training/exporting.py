@@ -9,19 +9,27 @@ from typing import Any
 from unmask import files, paths
 from unmask.config import registry
 from unmask.errors import choose
-from unmask.models.families import LAYOUTS
+from unmask.models.families import LAYOUTS, OURS
 from unmask.tasks.task import keep_files
 from unmask.tasks.text_rows import FOLDER
 from unmask.training.export_hf import beside_export, write_layout
 from unmask.training.importing import Import, Overrides
 from unmask.training.loading import LoadedRun, open_checkpoint
 
+KINDS = {
+    OURS: "for this package, and for transformers with code of ours beside it",
+    **{name: layout.about for name, layout in LAYOUTS.items()},
+}
+"""The layouts that a model can be exported in, in words."""
+FORMATS = {"own": "as they are", "bfloat16": "rounded, for half the memory in decoding"}
+"""The number formats of exported weights, in words."""
+
 
 def export(
     run: str | Path,
     target: str | Path,
     *,
-    layout: str = "unmask",
+    layout: str = OURS,
     dtype: str = "own",
     weights: str | None = None,
     step: str = "last",
@@ -32,17 +40,17 @@ def export(
     Args:
         run: a run, an export, or a Hugging Face checkpoint.
         target: a new or empty folder.
-        layout: `unmask`: all that `load` needs, and a small file of code for transformers (`trust_remote_code=True`);
-            or one of Hugging Face: `plain` (Llama, Qwen2, Qwen3), `sdar`, `dream`, `llada`.
-        dtype: of the weights: `own`, as they are; or `bfloat16`, to which they are rounded.
+        layout: a key of `KINDS`; `unmask` is all that `load` needs, and a small file of code for transformers
+            (`trust_remote_code=True`); others are Hugging Face's.
+        dtype: of the weights, a key of `FORMATS`.
         weights, step, trust_code: as in `load`.
 
     Raises:
         UserError: as `load`; `target` already holds something; or the layout cannot express the model. Nothing is
             written.
     """
-    choose(dict.fromkeys(("unmask", *LAYOUTS)), "layout", layout)
-    choose(dict.fromkeys(("own", "bfloat16")), "dtype", dtype)
+    choose(KINDS, "layout", layout)
+    choose(FORMATS, "dtype", dtype)
 
     def open_and_write() -> LoadedRun:
         if trust_code:
@@ -52,7 +60,7 @@ def export(
         source = LoadedRun.open(run, weights=weights, step=step, device="cpu")
         if dtype == "bfloat16":
             source = source.rounded()
-        if layout == "unmask":
+        if layout == OURS:
             write_export(source, path)
         else:
             write_layout(source, path, layout)

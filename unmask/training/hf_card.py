@@ -3,7 +3,7 @@
 from unmask.config.settings import name_of
 from unmask.data.vocabulary import Vocabulary
 from unmask.decoding.config import DecodeConfig
-from unmask.models.families import FAMILIES, LAYOUTS
+from unmask.models.families import FAMILIES, LAYOUTS, OURS
 from unmask.models.transformer_config import TransformerConfig
 from unmask.training.loading import LoadedRun
 
@@ -144,13 +144,11 @@ print(tokenizer.batch_decode(model.generate(**inputs)))""",
     False: """ids = torch.full((1, {length}), {mask})  # masks, but for what is given
 model.generate(ids, max_new_tokens=0)""",
 }
-_SECTIONS = {"unmask": _REMOTE, "plain": _MASKED, "sdar": _SDAR, "dream": _DREAM, "llada": _LLADA}
-_LAYOUTS = {
-    "unmask": "as a folder for unmask, and with its own code for transformers",
+_SECTIONS = {OURS: _REMOTE, "plain": _MASKED, "sdar": _SDAR, "dream": _DREAM, "llada": _LLADA}
+_KINDS = {
+    OURS: "as a folder for unmask, and with its own code for transformers",
+    **{name: f"in the layout of {layout.title}" for name, layout in LAYOUTS.items()},
     "plain": "in the layout of transformers: no remote code",
-    "sdar": "in the layout of SDAR",
-    "dream": "in the layout of Dream",
-    "llada": "in the layout of LLaDA",
 }
 
 
@@ -164,12 +162,12 @@ def model_card(source: LoadedRun, layout: str, *, num_rows: int, has_tokenizer: 
     head = _HEAD.format(
         tags="unmask" if config.causal else "unmask, masked-diffusion",
         title=what.removeprefix("An ").removeprefix("A ").capitalize(),
-        what=f"{what}, made with unmask, {_LAYOUTS[layout]}.",
+        what=f"{what}, made with unmask, {_KINDS[layout]}.",
         table="\n".join(
             f"| {key} | {value} |" for key, value in _facts(source, layout, num_rows, has_tokenizer).items()
         ),
     )
-    if config.causal and layout != "unmask":
+    if config.causal and layout != OURS:
         return head + _CAUSAL
     if layout == "plain" and size is not None:
         head += (
@@ -197,7 +195,7 @@ def model_card(source: LoadedRun, layout: str, *, num_rows: int, has_tokenizer: 
     code = FAMILIES[LAYOUTS[layout].families[0]].code if layout in LAYOUTS else {}
     if code:
         section += _ORIGINALS.format(repository=code["AutoConfig"].partition("--")[0])
-    if config.tied_head and layout != "unmask":
+    if config.tied_head and layout != OURS:
         section += (
             "\nWhere another program decodes, give the mask the logit -inf: nothing was learned about it, and with a "
             "tied head it can win.\n"
@@ -232,7 +230,7 @@ def _facts(source: LoadedRun, layout: str, num_rows: int, has_tokenizer: bool) -
             "alignment": f"`{config.alignment}`: position i is read at {place}",
             "mask": f"{tokens.mask_id}",
             "a position sees": "all others" if size is None else f"its own block of {size} and those before it",
-            "decoded by default" if layout == "unmask" else "its run decodes": f"`{source.config.decode.label}`",
+            "decoded by default" if layout == OURS else "its run decodes": f"`{source.config.decode.label}`",
         }
     vocabulary = getattr(source.task, "vocabulary", None)
     facts["end"] = "none" if tokens.eos_id is None else f"{tokens.eos_id}"
