@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from unmask import files
+from unmask.errors import UserError
+from unmask.tensor_files import DTYPES
 
 
 def refuse(number: int):  # type: ignore[no-untyped-def]
@@ -136,3 +138,23 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
         files.write(tmp_path / "cache.npy", b"new")
     assert str(caught.value).endswith(f": '{tmp_path / 'cache.npy'}'")
     assert [path.name for path in tmp_path.iterdir()] == ["cache.npy"]
+
+
+def test_tensors_are_written_as_safetensors_writes_them(tmp_path: Path) -> None:
+    """Byte for byte, though one after the other: in every format, of every shape."""
+    made = {f"{kind}.{i}": torch.ones(shape, dtype=dtype) for kind, dtype in DTYPES.items() for i, shape in SHAPES}
+    made |= {"turned": torch.arange(6.0).reshape(2, 3).T, "ä": torch.arange(5)}
+    for metadata in (None, {"format": "pt"}):
+        files.put_tensors(tmp_path / "ours", made, metadata)
+        save_file({name: each.contiguous() for name, each in made.items()}, tmp_path / "theirs", metadata)
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    for name, value in load_file(tmp_path / "ours").items():
+        assert torch.equal(value, made[name])
+
+
+SHAPES = [*enumerate([(), (3,), (0, 2), (2, 3, 1)])]
+
+
+def test_a_format_that_no_file_can_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"angles: is of torch\.complex128, which cannot be saved"):
+        files.put_tensors(tmp_path / "model.safetensors", {"angles": torch.zeros(2, dtype=torch.complex128)})

@@ -7,7 +7,6 @@ functions, so that tests can make each of them fail in turn.
 import errno
 import fcntl
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -18,14 +17,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-
 from unmask import formats
 from unmask.errors import UserError
 from unmask.paths import read_input, user_path
 from unmask.progress import warn
+from unmask.tensor_files import Tensors, write_tensors
 
 ASIDE = ".writing_"
 """First letters of the names of files and folders that are being written; a process that died leaves them behind."""
@@ -155,24 +151,27 @@ def put(path: Path, content: str | bytes) -> None:
     Raises:
         FileExistsError: there is something of that name, which may be a link.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with naming_only(path), open(descriptor, "wb") as file:  # noqa: PTH123
+    with _new_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def put_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes `tensors` in the format of safetensors, in place as `put` does; replaces a file or link that is there."""
+def put_tensors(
+    path: Path, tensors: Tensors, metadata: dict[str, str] | None = None, *, outlines: Tensors | None = None
+) -> None:
+    """Writes `tensors` in the format of safetensors, in place as `put` does; replaces a file or link that is there.
+
+    With their `outlines` (names, shapes and formats) each is read when its turn comes, and none is kept.
+    """
     path.unlink(missing_ok=True)  # or a link would be followed
-    put(path, b"")  # has the mode that the user's umask gives; save_file makes files that nobody else can read
-    mode = path.stat().st_mode
-    try:
-        save_file(tensors, path, metadata)
-        path.chmod(mode)
-    except SafetensorError as error:  # how it reports a full disk, among others
-        code = re.search(r"os error (\d+)", str(error))
-        if code is None:
-            raise OSError(f"{path}: {error}") from error
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    with _new_file(path) as file:
+        write_tensors(file, tensors, tensors if outlines is None else outlines, metadata)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with naming_only(path), open(descriptor, "wb") as file:  # noqa: PTH123
+        yield file
 
 
 def append(file: BinaryIO, content: bytes) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.errors import UserError
 from unmask.training import digest
 from unmask.training.digest import weights_digest
-from unmask.training.initial import Base
+from unmask.training.initial import Base, BaseTensors
 
 WEIGHTS = {
     "b": torch.randn(40, 30, generator=torch.Generator().manual_seed(0)),
@@ -65,8 +65,10 @@ def test_digests_of_older_versions_are_compared_in_their_way() -> None:
     assert old == hashlib.sha256(b'["a", [3]]' + struct.pack("<3f", 1, 1, 1)).hexdigest()
     assert weights_digest({"a": WEIGHTS["a"].bfloat16()}, like=old) == old
     assert weights_digest(WEIGHTS, like=weights_digest(WEIGHTS)) == weights_digest(WEIGHTS)
-    base = Base("folder", {"a": WEIGHTS["a"]}, mask_is_new=False, mask_row=0)
+    tensors = BaseTensors({"a": WEIGHTS["a"]})
+    base = Base("folder", tensors, mask_is_new=False, mask_row=0)
     for kept in (old, weights_digest({"a": WEIGHTS["a"]})):
         base.check({"sha256": kept}, "step_1")
+        tensors.read_all()
         with pytest.raises(UserError, match="adapters were trained on weights with SHA-256"):
             base.check({"sha256": kept[:-1] + "x"}, "step_1")

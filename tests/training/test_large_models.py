@@ -45,6 +45,23 @@ def test_decoding_reads_each_tensor_of_a_checkpoint_once(tmp_path: Path) -> None
     assert held > 5 * FEW  # a second copy would show
 
 
+@pytest.mark.parametrize("layout", ["unmask", "plain"])
+@pytest.mark.parametrize("kind", ["checkpoint", "import", "export"])
+def test_an_export_holds_one_tensor_at_a_time(kind: str, layout: str, tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "base", rows=64, num_layers=LAYERS, tied=False, mask_token_id=63)
+    if kind == "export":
+        exporting.export(folder, tmp_path / "own")
+        folder = tmp_path / "own"
+    with LiveBytes() as counted:
+        if kind == "import":
+            exporting.import_checkpoint(folder, tmp_path / "written")
+        else:
+            exporting.export(folder, tmp_path / "written", layout=layout)
+    angles = 4 * 512 * 8 * 2  # of 512 positions
+    assert counted.peak < FEW + angles
+    assert (tmp_path / "written" / "model.safetensors").stat().st_size > 10 * FEW
+
+
 @pytest.mark.parametrize("base", ["bfloat16", "nf4"])
 def test_adapters_start_without_a_wide_copy_of_their_base(base: str, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="needs PEFT: pip install 'unmask[peft]'")

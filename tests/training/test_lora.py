@@ -1,6 +1,8 @@
 """Adapters on a frozen base: all of them learn, the base is kept by digest alone, and PEFT reads what we write."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.families import LLAMA_NAMES
 from unmask.models.lora import LoraConfig
+from unmask.models.on_demand import OnDemand
 from unmask.models.transformer_config import TransformerConfig
 from unmask.training import checkpoint
+from unmask.training.digest import weights_digest
+from unmask.training.initial import BaseTensors
 from unmask.training.loading import LoadedRun
 from unmask.types import TokenSpec
 
@@ -196,8 +201,15 @@ def test_another_base_is_refused_and_the_same_elsewhere_is_taken(
     try:
         assert train(trained, "run", "--resume", "train.steps=6") == 2
         assert "put back the weights" in " ".join(capsys.readouterr().err.split())
+        found = LoadedRun.open(trained / "run")
         with pytest.raises(UserError, match="put back the weights"):
-            LoadedRun.open(trained / "run")
+            _ = found.model
+        with pytest.raises(UserError, match="put back the weights"):  # who goes on all the same
+            _ = found.tensors["backbone.norm.weight"]
+        for kind in ([], ["--layout", "plain"], ["--adapter"]):
+            assert run_cli("export", trained / "run", trained / "of_another", *kind) == 2
+            assert "put back the weights" in " ".join(capsys.readouterr().err.split())
+            assert not (trained / "of_another").exists()
     finally:
         file.write_bytes(own)
     (trained / "base").rename(trained / "moved")
@@ -206,6 +218,71 @@ def test_another_base_is_refused_and_the_same_elsewhere_is_taken(
     finally:
         (trained / "moved").rename(trained / "base")
         assert train(trained, "run", "--resume") == 0
+
+
+def test_a_base_is_read_once(trained: Path, tmp_path: Path) -> None:
+    """Its digest is computed, and compared, while its weights are used."""
+    (tmp_path / "count.py").write_text(COUNT)  # a process of its own: checks of types read tensors too
+    command = [sys.executable, tmp_path / "count.py", trained / "run", tmp_path]
+    counts = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    names = load_file(trained / "base" / "model.safetensors")
+    assert counts == {kind: dict.fromkeys(names, 1) for kind in ("model", "trainer", "unmask", "plain", "start")}
+
+
+COUNT = """
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from unmask.models import hf_weights
+from unmask.tasks.task import build_task
+from unmask.training import exporting
+from unmask.training.folder import read_config
+from unmask.training.loading import LoadedRun
+from unmask.training.restoring import start_warm
+from unmask.training.trainer import Trainer
+
+run, folder = map(Path, sys.argv[1:])
+real, read = hf_weights._read_tensor, Counter()
+
+
+def counted(file, name):
+    read[name] += 1
+    return real(file, name)
+
+
+def start():
+    config = read_config(run)
+    task = build_task(config)
+    start_warm(Trainer(config, task.tokens, task.train_stream(0)), task)
+
+
+hf_weights._read_tensor = counted
+uses = {
+    "model": lambda: LoadedRun.open(run).model,
+    "trainer": lambda: LoadedRun.open(run).trainer(),
+    "unmask": lambda: exporting.export(run, folder / "ours"),
+    "plain": lambda: exporting.export(run, folder / "plain", layout="plain"),
+    "start": start,
+}
+found = {}
+for kind, use in uses.items():
+    read.clear()
+    use()
+    found[kind] = dict(read)
+print(json.dumps(found))
+"""
+
+
+def test_a_base_in_any_order_is_compared_before_it_is_used() -> None:
+    weights = {name: torch.full((2,), float(i)) for i, name in enumerate("cab")}
+    base = BaseTensors(OnDemand(weights, weights.__getitem__))
+    seen: list[str] = []
+    base.compare(None, seen.append)
+    assert not seen
+    assert torch.equal(base["b"], weights["b"])
+    assert seen == [base.sha256] == [weights_digest(weights)]
 
 
 def test_what_takes_a_run_takes_one_with_adapters(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

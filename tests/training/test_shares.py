@@ -95,8 +95,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_all_saved_is_read_by_one(saved: Path) -> None:
     assert checkpoint.damage(saved) is None
     assert_same(checkpoint.load(saved), WHOLE)
-    assert_same(checkpoint.load_part(saved, "model"), WHOLE["model"])
-    assert_same(checkpoint.load_part(saved, "optimizer/wide"), WHOLE["optimizer"]["wide"])
+    assert_same(dict(checkpoint.load_part(saved, "model")), WHOLE["model"])
+    assert_same(dict(checkpoint.load_part(saved, "optimizer/wide")), WHOLE["optimizer"]["wide"])
     assert checkpoint.load_part(saved, "ema/shadow") == {}
 
 

@@ -15,7 +15,7 @@ from unmask.models.families import OURS
 from unmask.models.hf import read_checkpoint
 from unmask.models.hf_writing import needs_our_code
 from unmask.progress import console
-from unmask.training import adapters, exporting, loading
+from unmask.training import exporting, loading
 
 
 def _listed(choices: Mapping[str, str]) -> str:
@@ -70,8 +70,10 @@ def export(
             raise UserError(f"--layout {layout}: --adapter is in PEFT's format; give one of them")
         if dtype != "own":
             raise UserError(f"--dtype {dtype}: adapters stay in fp32; leave it out, or export the merged model")
-        kind, number, base = adapters.export(run, target, weights=chosen, step=step, open_run=loading.open_base)
-        console.print(f"{target}: the {kind} adapters of step {number}, for {base.source}")
+        trained = exporting.export_adapters(run, target, weights=chosen, step=step)
+        assert trained.adapters is not None
+        base = trained.adapters.base.source
+        console.print(f"{target}: the {trained.weights} adapters of step {trained.step}, for {base}")
         return
     exported = exporting.export(run, target, layout=layout, dtype=dtype, weights=chosen, step=step)
     if layout == OURS:

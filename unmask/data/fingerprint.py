@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +61,6 @@ def read_fingerprint(saved: Any, where: str) -> DataFingerprint | None:
 
 def digest(*parts: Any) -> str:
     """Returns the SHA-256 of arrays' bytes and of JSON values, one after the other."""
-    return digest_of(parts)
-
-
-def digest_of(parts: Iterable[Any]) -> str:
-    """Returns what `digest` does, of parts that need not all be in memory."""
     checksum = hashlib.sha256()
     for part in parts:
         checksum.update(part.tobytes() if hasattr(part, "tobytes") else json.dumps(part, sort_keys=True).encode())

@@ -88,7 +88,8 @@ def build_denoiser(
 def fill(model: Denoiser, tensors: Mapping[str, Tensor], device: torch.device) -> Denoiser:
     """Sets the weights of a model that was built empty, and moves it to `device`.
 
-    Each is read, converted to the model's format and moved before the next one, so that there never are two copies.
+    Each is read, in the order of their names, converted to the model's format and moved before the next one, so that
+    there never are two copies.
 
     Args:
         model: as `build_denoiser` returned it, or in another format since.
@@ -103,7 +104,7 @@ def fill(model: Denoiser, tensors: Mapping[str, Tensor], device: torch.device) -
         return model.to(device)
     weights = dict(model.named_parameters())
     require_memory_for_weights(weights.values(), device)
-    for name, empty in weights.items():
+    for name, empty in sorted(weights.items()):
         path, _, key = name.rpartition(".")
         read = torch.empty_like(empty, device=device).copy_(tensors[name])
         setattr(model.get_submodule(path), key, nn.Parameter(read, requires_grad=empty.requires_grad))

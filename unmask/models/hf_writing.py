@@ -12,9 +12,11 @@ from torch import Tensor
 
 from unmask.errors import UserError
 from unmask.models.families import FAMILIES, LAYOUTS, Family, Layout
-from unmask.models.on_demand import outlines_of
+from unmask.models.on_demand import OnDemand, outline, outlines_of
 from unmask.models.transformer_config import TransformerConfig
 from unmask.types import TokenSpec
+
+_BY_TOKEN = ("embedding.weight", "head.weight")
 
 
 def choose_family(config: object, layout: str, where: str) -> str:
@@ -144,8 +146,10 @@ def num_rows(config: TransformerConfig, tokens: TokenSpec) -> int:
 
 def hf_tensors(
     state: Mapping[str, Tensor], config: TransformerConfig, tokens: TokenSpec, family: str, *, has_mask_row: bool
-) -> dict[str, Tensor]:
+) -> OnDemand:
     """Returns the tensors of `Denoiser.state_dict()` under the family's names: in bf16 if all are, else in fp32.
+
+    Each is made when it is asked for, in the order of `state`.
 
     The mask has probability 0 here, and no gradient reaches its row of an untied head. Elsewhere its logit counts. So
     where the row was never learned it is written as the mean of the others: then its logit is their mean, which is not
@@ -154,18 +158,24 @@ def hf_tensors(
     Args:
         has_mask_row: True if the head's row of the mask comes from a checkpoint, and is written as it is.
     """
-    names = FAMILIES[family].names
-    dtype = (
-        torch.bfloat16 if all(each.dtype == torch.bfloat16 for each in outlines_of(state).values()) else torch.float32
-    )
-    written = {}
-    for name, value in state.items():
+    given = outlines_of(state)
+    dtype = torch.bfloat16 if all(each.dtype == torch.bfloat16 for each in given.values()) else torch.float32
+    count, mask_id = num_rows(config, tokens), tokens.mask_id
+    sources: dict[str, str] = {}
+    outlines = {}
+    for name, value in given.items():
         ours = name.removeprefix("backbone.")
-        rows = value[: num_rows(config, tokens)] if ours in ("embedding.weight", "head.weight") else value
-        rows = rows.to(dtype).contiguous()
-        if ours == "head.weight" and tokens.mask_id < len(rows) and not has_mask_row:
-            own = rows[tokens.mask_id].float()
+        theirs = FAMILIES[family].names.theirs(ours)
+        shape = torch.Size([count, *value.shape[1:]]) if ours in _BY_TOKEN else value.shape
+        sources[theirs], outlines[theirs] = name, outline(shape, dtype)
+
+    def written(theirs: str) -> Tensor:
+        name = sources[theirs]
+        rows = state[name][: len(outlines[theirs])].to(dtype)
+        if name == "backbone.head.weight" and mask_id < count and not has_mask_row:
+            own = rows[mask_id].float()
             rows = rows.clone()
-            rows[tokens.mask_id] = ((rows.sum(dim=0, dtype=torch.float32) - own) / (len(rows) - 1)).to(dtype)
-        written[names.theirs(ours)] = rows
-    return written
+            rows[mask_id] = ((rows.sum(dim=0, dtype=torch.float32) - own) / (count - 1)).to(dtype)
+        return rows
+
+    return OnDemand(outlines, written)

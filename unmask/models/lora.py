@@ -247,9 +247,12 @@ def has_adapters(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def load_base(model: nn.Module, tensors: Mapping[str, Tensor], *, trains_mask_row: bool) -> None:
-    """Sets the base from `tensors`, which have the names that they have without adapters, one after the other."""
+    """Sets the base from `tensors`, which have the names that they have without adapters, one after the other.
+
+    They are read in the order of their names.
+    """
     embedding: Any = model.backbone.embedding  # type: ignore[union-attr]
-    for name, module, key in _base(model):
+    for name, module, key in sorted(_base(model), key=lambda each: each[0]):
         if key == "weight" and isinstance(module, FourBitLinear):
             module.set_weight(tensors[name])
         else:
@@ -291,7 +294,7 @@ def _base(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 def merge(base: Mapping[str, Tensor], adapters: Mapping[str, Tensor], config: LoraConfig, mask_id: int) -> OnDemand:
     """Returns the weights of the model without adapters: `W + alpha / rank * B A`, with W as it is held in training.
 
-    Each is made when it is asked for.
+    Each is made when it is asked for; they come in the order of `base`.
 
     Raises:
         UserError: the adapters are not those of `config` on this base.
@@ -322,7 +325,7 @@ def _as_held(name: str, value: Tensor, base: str) -> Tensor:
 
 
 def _check(base: Mapping[str, Tensor], adapters: Mapping[str, Tensor], config: LoraConfig) -> None:
-    outlines = outlines_of(base)
+    outlines, given = outlines_of(base), outlines_of(adapters)
     expected: dict[str, tuple[int, ...]] = {_MASK_DELTA: (outlines[_EMBEDDING].shape[1],)}
     for name, value in outlines.items():
         if name.endswith(tuple(f".{_MODULES[target]}.weight" for target in config.targets)):
@@ -330,8 +333,8 @@ def _check(base: Mapping[str, Tensor], adapters: Mapping[str, Tensor], config: L
             expected |= {f"{stem}{_A}": (config.rank, value.shape[1]), f"{stem}{_B}": (value.shape[0], config.rank)}
     wrong = [
         name
-        for name in sorted({*expected, *adapters})
-        if name not in adapters or expected.get(name) != tuple(adapters[name].shape)
+        for name in sorted({*expected, *given})
+        if name not in given or expected.get(name) != tuple(given[name].shape)
     ]
     if wrong:
         raise UserError(f"the adapters do not fit their base and model.lora: {', '.join(wrong[:3])}; is it this run's?")

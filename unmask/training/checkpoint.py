@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unmask import files, formats, machine
 from unmask.errors import UserError
+from unmask.models.on_demand import OnDemand
 from unmask.peers import ALONE, Peers
 from unmask.training import parallel
 from unmask.training.parallel import LazyTensor, TensorShard
@@ -101,7 +102,7 @@ def _write_tensors(aside: Path, state: dict[str, Any], peers: Peers) -> dict[str
     written = []
     for section in sorted({name.split(SEPARATOR)[0] for name in tensors}):
         own = {name: value for name, value in tensors.items() if name.split(SEPARATOR)[0] == section}
-        whole = {name: value.contiguous() for name, value in own.items() if isinstance(value, Tensor)}
+        whole = {name: value for name, value in own.items() if isinstance(value, Tensor)}
         if whole and peers.is_main:
             written.append(aside / f"{section}{_TENSORS}")
             files.put_tensors(written[-1], whole)
@@ -184,15 +185,16 @@ def load(path: Path, *, unread: Collection[str] = ()) -> dict[str, Any]:
     return join(found, load_rest(path), str(path / _STATE))
 
 
-def load_part(path: Path, part: str) -> dict[str, Tensor]:
-    """Reads the tensors of one dict of the state, such as `model` or `ema/shadow`; empty if there are none.
+def load_part(path: Path, part: str) -> OnDemand:
+    """Returns the tensors of one dict of the state, such as `model` or `ema/shadow`; empty if there are none.
+
+    Each is read when it is asked for.
 
     Raises:
         UserError: they cannot be read.
     """
-    prefix = part + SEPARATOR
-    stored = _tensors(path)
-    return {name.removeprefix(prefix): stored[name].whole() for name in stored if name.startswith(prefix)}
+    prefix, stored = part + SEPARATOR, _tensors(path).items()
+    return parallel.on_demand({name.removeprefix(prefix): each for name, each in stored if name.startswith(prefix)})
 
 
 def read_progress(path: Path) -> Progress:

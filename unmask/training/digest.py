@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.data.fingerprint import digest_of
 from unmask.machine import cpus
 
 _KIND = "v2-"
@@ -18,27 +17,43 @@ _PART = 2**18
 _FORMATS = (torch.bfloat16, torch.float32)
 
 
-def weights_digest(tensors: Mapping[str, Tensor], like: str | None = None) -> str:
-    """Returns a SHA-256 of names, shapes and values, each part of a tensor in the narrowest format that holds it.
+class WeightsDigest:
+    """A SHA-256 of names, shapes and values, each part of a tensor in the narrowest format that holds it.
 
     That is bfloat16, fp32 or fp64: weights that were rounded to bfloat16 and stored in fp32 have the digest of those
-    in bfloat16. One tensor is read at a time; its parts are hashed on all CPUs.
+    in bfloat16. The parts of a tensor are hashed on all CPUs.
 
     Args:
-        tensors: the weights, by name.
-        like: a digest to compare with, which an older version may have made: of fp32, without `v2-` before it. The one
-            returned is made in the same way.
+        like: a digest to compare with, which an older version may have made: of fp32, without `v2-` before it. This
+            one is made in the same way.
     """
-    if is_older(like):
-        return digest_of(_wide_parts(tensors))
-    checksum = hashlib.sha256()
-    with ThreadPoolExecutor(cpus()) as pool:  # tensors and hashes let other threads go on
-        for name in sorted(tensors):
-            value = tensors[name].detach()
-            checksum.update(json.dumps([name, [*value.shape]]).encode())
+
+    def __init__(self, like: str | None = None) -> None:
+        self.is_older = is_older(like)
+        self._checksum = hashlib.sha256()
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Adds a tensor. All come in the order of their names."""
+        value = value.detach()
+        self._checksum.update(json.dumps([name, [*value.shape]]).encode())
+        if self.is_older:
+            wide = value.to(torch.promote_types(value.dtype, torch.float32))
+            self._checksum.update(wide.contiguous().numpy().data)
+            return
+        with ThreadPoolExecutor(cpus()) as pool:  # tensors and hashes let other threads go on
             for part in pool.map(_hash, value.flatten().split(_PART)):
-                checksum.update(part)
-    return _KIND + checksum.hexdigest()
+                self._checksum.update(part)
+
+    def hexdigest(self) -> str:
+        return ("" if self.is_older else _KIND) + self._checksum.hexdigest()
+
+
+def weights_digest(tensors: Mapping[str, Tensor], like: str | None = None) -> str:
+    """Returns the `WeightsDigest` of `tensors`, of which one is read at a time, in the same way as `like`."""
+    found = WeightsDigest(like)
+    for name in sorted(tensors):
+        found.add(name, tensors[name])
+    return found.hexdigest()
 
 
 def is_older(digest: Any) -> bool:
@@ -63,10 +78,3 @@ def _narrowest(part: Tensor) -> Tensor:
 
 def _holds(dtype: torch.dtype, part: Tensor) -> bool:
     return dtype == part.dtype or part.to(dtype).to(part.dtype).equal(part)
-
-
-def _wide_parts(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
-    for name in sorted(tensors):
-        value = tensors[name].detach()
-        yield [name, [*value.shape]]
-        yield value.to(torch.promote_types(value.dtype, torch.float32)).contiguous().numpy()

@@ -33,12 +33,10 @@ def write_layout(source: LoadedRun, target: Path, layout: str) -> None:
     Raises:
         UserError: the model is none that the layout can express. Nothing is written.
     """
-    config, tokens = source.config.model, source.tokens
-    family = choose_family(config, layout, str(source.path))
-    assert isinstance(config, TransformerConfig)
-    source.model  # noqa: B018 - building it checks names, shapes and values of all weights
-    tensors = hf_tensors(source.tensors, config, tokens, family, has_mask_row=source.step == 0)
-    settings = hf_settings(config, tokens, family, next(iter(tensors.values())).dtype)
+    family = choose_family(source.config.model, layout, str(source.path))
+    config, tokens = _transformer(source), source.tokens
+    tensors = hf_tensors(source.checked_tensors(), config, tokens, family, has_mask_row=source.step == 0)
+    settings = hf_settings(config, tokens, family, next(iter(tensors.outlines.values())).dtype)
     if layout == "sdar" and tokens.mask_id != FAMILIES[family].mask_id:
         warn(
             f"{target}: its mask is {tokens.mask_id}; SGLang and lmdeploy take {FAMILIES[family].mask_id} for the mask "
@@ -51,7 +49,7 @@ def write_layout(source: LoadedRun, target: Path, layout: str) -> None:
         "README.md": model_card(source, layout, num_rows=settings["vocab_size"], has_tokenizer=TOKENIZER in contents),
     }
     with files.new_folder(target) as folder:
-        files.put_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+        files.put_tensors(folder / "model.safetensors", tensors, {"format": "pt"}, outlines=tensors.outlines)
         for name, content in contents.items():
             files.put(folder / name, content)
 
@@ -85,15 +83,14 @@ def beside_export(source: LoadedRun) -> tuple[dict[str, Any], dict[str, str]]:
         **contents,
         f"{CODE}.py": Path(__file__).with_name(f"{CODE}.py").read_text(encoding="utf-8"),
         "generation_config.json": formats.to_json(generation_settings(source, OURS), indent=1) + "\n",
-        "README.md": model_card(
-            source, OURS, num_rows=source.tokens.vocab_size, has_tokenizer=TOKENIZER in contents
-        ),
+        "README.md": model_card(source, OURS, num_rows=source.tokens.vocab_size, has_tokenizer=TOKENIZER in contents),
     }
 
 
 def generation_settings(source: LoadedRun, layout: str) -> dict[str, Any]:
     """Returns the content of `generation_config.json`: what ends an answer, the end token first, and how to decode."""
     tokens, decode, encoder = source.tokens, source.config.decode, _encoder(source)
+    config = _transformer(source)
     share = decode.tokens_per_step
     ends = [] if tokens.eos_id is None else [tokens.eos_id]
     if encoder is not None:
@@ -109,7 +106,7 @@ def generation_settings(source: LoadedRun, layout: str) -> dict[str, Any]:
         found |= {"mask_token_id": tokens.mask_id, "tokens_per_step": share, "do_sample": decode.temperature > 0}
         drawn = {"temperature": decode.temperature, "top_k": decode.top_k or 0, "top_p": decode.top_p or 1.0}
         return found | (drawn if decode.temperature > 0 else {})
-    if source.model.is_causal:
+    if config.causal:
         is_last = tokens.mask_id == tokens.vocab_size - 1
         return found if is_last else {**found, "suppress_tokens": [tokens.mask_id]}  # nothing was learned about it
     found["mask_token_id"] = tokens.mask_id
@@ -117,7 +114,7 @@ def generation_settings(source: LoadedRun, layout: str) -> dict[str, Any]:
         found.setdefault("pad_token_id", tokens.eos_id)
         found |= {"alg": _DREAM_ORDERS.get(decode.order, "origin"), "steps": decode.steps or -(-tokens.length // share)}
     if layout == "sdar":
-        size = source.model.block_size or tokens.length
+        size = config.block_size or tokens.length
         has_threshold = decode.threshold is not None
         found |= {
             "block_length": size,
@@ -130,6 +127,12 @@ def generation_settings(source: LoadedRun, layout: str) -> dict[str, Any]:
 
 _DREAM_ORDERS = {"prob": "maskgit_plus", "margin": "topk_margin", "neg_entropy": "entropy"}
 """Dream's names of our orders; `origin` draws the positions."""
+
+
+def _transformer(source: LoadedRun) -> TransformerConfig:
+    config = source.config.model
+    assert isinstance(config, TransformerConfig), "other networks have no such files"
+    return config
 
 
 def _encoder(source: LoadedRun) -> ConversationEncoder | None:
@@ -182,7 +185,7 @@ def _with_mask(vocabulary: Vocabulary, source: LoadedRun) -> tuple[Tokenizer, st
         tokenizer.encode("a", add_special_tokens=False).ids
     ):
         tokenizer.post_processor = None  # the rows had none of the tokens that it adds
-    if source.model.backbone.is_causal:
+    if _transformer(source).causal:
         return tokenizer, None
     if vocabulary.original_ids[mask_id] is None:
         name = next(name for name in _MASKS if tokenizer.token_to_id(name) is None)

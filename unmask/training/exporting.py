@@ -8,7 +8,7 @@ from typing import Any
 
 from unmask import files, paths
 from unmask.config import registry
-from unmask.errors import choose
+from unmask.errors import UserError, choose
 from unmask.models.families import LAYOUTS, OURS
 from unmask.tasks.task import keep_files
 from unmask.tasks.text_rows import FOLDER
@@ -55,8 +55,7 @@ def export(
     def open_and_write() -> LoadedRun:
         if trust_code:
             registry.trust_code()
-        path = paths.user_path(target)
-        files.check_new(path)
+        path = _new_folder(target)
         source = LoadedRun.open(run, weights=weights, step=step, device="cpu")
         if dtype == "bfloat16":
             source = source.rounded()
@@ -69,14 +68,36 @@ def export(
     return copy_context().run(open_and_write)  # trust ends with this call
 
 
+def export_adapters(
+    run: str | Path, target: str | Path, *, weights: str | None = None, step: str = "last"
+) -> LoadedRun:
+    """Writes the adapters of a run alone into the folder `target`, for PEFT; returns the run.
+
+    Raises:
+        UserError: as `load`; the run has no adapters, or their base is another; `target` already holds something.
+            Nothing is written.
+    """
+    path = _new_folder(target)
+    source = LoadedRun.open(run, weights=weights, step=step, device="cpu")
+    if source.adapters is None:
+        raise UserError(f"{run}: has no adapters (model.lora=null); export it without --adapter")
+    source.adapters.write(path)
+    return source
+
+
+def _new_folder(target: str | Path) -> Path:
+    path = paths.user_path(target)
+    files.check_new(path)
+    return path
+
+
 def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrides | None = None) -> LoadedRun:
     """Writes the Hugging Face checkpoint in `folder` as an export; returns what it wrote.
 
     Raises:
         UserError: as `Import`, or `target` already holds something.
     """
-    path = paths.user_path(target)
-    files.check_new(path)
+    path = _new_folder(target)
     return write_import(Import(paths.existing_folder(folder), overrides), path)
 
 
@@ -88,12 +109,12 @@ def write_import(made: Import, target: Path) -> LoadedRun:
 
 
 def write_export(source: LoadedRun, target: Path) -> None:
-    """Writes `source` into the new folder `target`, as all that `load` needs.
+    """Writes `source` into the new folder `target`, as all that `load` needs; its weights one after the other.
 
     Raises:
         UserError: its tensors are not those of its model.
     """
-    source.model  # noqa: B018 - building it checks names, shapes and values of all weights
+    tensors = source.checked_tensors()
     extra, contents = beside_export(source)
     description: dict[str, Any] = {
         "format": "unmask",
@@ -105,7 +126,7 @@ def write_export(source: LoadedRun, target: Path) -> None:
         **extra,
     }
     with files.new_folder(target) as folder:
-        files.put_tensors(folder / "model.safetensors", dict(source.tensors), {"format": "pt"})
+        files.put_tensors(folder / "model.safetensors", tensors, {"format": "pt"}, outlines=tensors.outlines)
         keep_files(source.task, folder)
         if (folder / FOLDER).exists():  # is read from there, wherever it was when the model was trained
             description["run"]["data"]["tokenizer"] = None

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from unmask.models.transformer import Transformer
 from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import Task
 from unmask.training import state
-from unmask.training.digest import is_older, weights_digest
+from unmask.training.digest import WeightsDigest, is_older
 from unmask.training.hf_tokens import with_own_mask
 
 OpenRun = Callable[[str], Any]
@@ -100,12 +99,69 @@ def _from_hugging_face(source: str, task: Task, settings: Section) -> OnDemand:
     return read_weights(folder, original_ids=original_ids, vocab_size=task.tokens.vocab_size)
 
 
+class BaseTensors(OnDemand):
+    """The tensors of a base, whose digest is computed while they are read, and compared if `compare` was called.
+
+    Who reads all of them in the order of their names, in which they are given, reads each once. Who asks for one before
+    its turn waits until all are read and compared.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        outlines = outlines_of(tensors)
+        super().__init__({name: outlines[name] for name in sorted(outlines)}, tensors.__getitem__)
+        self._check: Callable[[str], None] | None = None
+        self._begin(None)
+
+    def _begin(self, like: str | None) -> None:
+        self._digest = WeightsDigest(like)
+        self._left = sorted(self.outlines, reverse=True)
+
+    def compare(self, like: str | None, check: Callable[[str], None]) -> None:
+        """Calls `check` with the digest, made in the same way as `like`, once all is read.
+
+        If it raises, then it is called again whenever a tensor is asked for.
+        """
+        is_read = not self._left
+        if is_older(like) != self._digest.is_older:
+            self._begin(like)
+        self._check = check
+        if is_read:
+            self.read_all()
+
+    @property
+    def sha256(self) -> str:
+        self.read_all()
+        return self._digest.hexdigest()
+
+    def read_all(self) -> None:
+        """Reads what was not yet, and compares."""
+        while self._left:
+            self._read_next()
+        if self._check is not None:
+            self._check(self._digest.hexdigest())
+            self._check = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._check is not None and name in self._left[:-1]:  # before its turn
+            self.read_all()
+        is_next = self._left[-1:] == [name]
+        value = self._read_next() if is_next else super().__getitem__(name)
+        if not self._left:
+            self.read_all()
+        return value
+
+    def _read_next(self) -> Tensor:
+        value = super().__getitem__(self._left[-1])
+        self._digest.add(self._left.pop(), value)
+        return value
+
+
 @dataclass(frozen=True)
 class Base:
     """The frozen weights under a run's adapters."""
 
     source: str
-    tensors: Mapping[str, Tensor]
+    tensors: BaseTensors
     """Each is read when it is asked for, in fp32."""
     mask_is_new: bool
     """True if the checkpoint has no row for the mask: it starts as the mean of all rows."""
@@ -114,26 +170,25 @@ class Base:
     names: TensorNames = field(default=LLAMA_NAMES, repr=False)
     """The names that the checkpoint has for our parameters."""
 
-    @cached_property
-    def sha256(self) -> str:
-        return weights_digest(self.tensors)
-
     def trains_mask_row(self, lora: LoraConfig) -> bool:
         return self.mask_is_new if lora.mask_row == "auto" else lora.mask_row
 
     def kept(self) -> dict[str, str]:
         """Returns what a checkpoint says of it."""
-        return {"source": self.source, "sha256": self.sha256}
+        return {"source": self.source, "sha256": self.tensors.sha256}
 
     def check(self, kept: Any, where: str) -> None:
-        """Raises `UserError` unless it is the base that the checkpoint `where` keeps the name of."""
+        """Raises `UserError` unless it is the base that the checkpoint `where` keeps the name of: once all is read."""
         sha256 = kept.get("sha256") if isinstance(kept, dict) else None
-        own = weights_digest(self.tensors, sha256) if is_older(sha256) else self.sha256
-        if sha256 != own:
-            raise UserError(
-                f"{where}: its adapters were trained on weights with SHA-256 {str(sha256)[:12]}.., those of "
-                f"train.init={self.source} have {own[:12]}..; put back the weights that were there"
-            )
+
+        def check(own: str) -> None:
+            if sha256 != own:
+                raise UserError(
+                    f"{where}: its adapters were trained on weights with SHA-256 {str(sha256)[:12]}.., those of "
+                    f"train.init={self.source} have {own[:12]}..; put back the weights that were there"
+                )
+
+        self.tensors.compare(sha256, check)
 
 
 def read_base(config: RunConfig, task: Task, open_run: OpenRun) -> Base:
@@ -148,7 +203,7 @@ def read_base(config: RunConfig, task: Task, open_run: OpenRun) -> Base:
     settings = config.model.model_copy(update={"lora": None})
     with torch.device("meta"):
         own = {f"backbone.{name}": each for name, each in Transformer(settings, tokens).named_parameters()}
-    weights = read_initial_weights(source, task, settings, own, open_run)
+    weights = BaseTensors(read_initial_weights(source, task, settings, own, open_run))
     folder = paths.user_path(source, "train.init=")
     if not hf.is_checkpoint(folder):
         return Base(source, weights, mask_is_new=False, mask_row=tokens.mask_id)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from unmask import formats, paths, progress
@@ -27,11 +26,11 @@ from unmask.models.denoiser import Denoiser
 from unmask.models.on_demand import OnDemand, outline, outlines_of
 from unmask.models.precision import resolve_dtype
 from unmask.tasks.task import Task, build_task, check_same_data, may_change
-from unmask.training import adapters, checkpoint, state
+from unmask.training import adapters, checkpoint, parallel, state
+from unmask.training.adapters import Adapters
 from unmask.training.digest import weights_digest
 from unmask.training.folder import read_config, read_environment, resolve_config
 from unmask.training.importing import Import
-from unmask.training.initial import read_base
 from unmask.training.trainer import Trainer, resolve_device
 from unmask.types import CleanBatch, TokenSpec
 
@@ -53,6 +52,8 @@ class LoadedRun:
     device: torch.device
     checkpoint: Path | None = None
     """The checkpoint folder that was read; None for an export."""
+    adapters: Adapters | None = None
+    """The adapters that the run trains, if it does: merged in `tensors`."""
     kept_tokens: TokenSpec | None = None
     """An export keeps its tokens, so that its model can be built without the task's files."""
     data: DataFingerprint | None = None
@@ -96,13 +97,15 @@ class LoadedRun:
         found = checkpoint.find(path, step, warn)
         checkpoint.read_progress(found)
         saved, averaged = checkpoint.load_part(found, "model"), checkpoint.load_part(found, "ema/shadow")
-        state.check_weights(saved, averaged, str(found))
-        weights = adapters.choose_weights(averaged, weights, path)
-        if weights == "ema":
-            saved |= averaged
-        tensors: Mapping[str, Tensor] = saved
+        state.check_weights(saved.outlines, averaged.outlines, str(found))
+        weights = _choose_weights(averaged, weights, path)
+        tensors = saved
+        if weights == "ema":  # of what is trained: a buffer has no average
+            tensors = OnDemand(saved.outlines, lambda name: (averaged if name in averaged else saved)[name])
+        trained = None
         if adapters.lora_of(config) is not None:
-            config, tensors = adapters.merged(config, found, saved, open_base)
+            config, trained = adapters.read_adapters(config, found, tensors, open_base)
+            tensors = trained.merged()
         place = _device_for(config, device)
         data = _read_data(path, found)
         return LoadedRun(
@@ -113,6 +116,7 @@ class LoadedRun:
             checkpoint.step_of(found),
             place,
             checkpoint=found,
+            adapters=trained,
             data=data,
             is_published=is_published,
         )
@@ -174,8 +178,19 @@ class LoadedRun:
     def model(self) -> Denoiser:
         """The denoiser with these weights, in eval mode on `device`; in the format they were saved in, until `prepare`
         or `decoder` sets another."""
-        outlines = outlines_of(self.tensors)
-        formats = {value.dtype for value in outlines.values() if value.is_floating_point()}
+        model = self._empty_model()
+        return fill(model, self._checked(model), self.device).eval()
+
+    def checked_tensors(self) -> OnDemand:
+        """Returns `tensors`, each checked when it is asked for, without a model that holds them.
+
+        Raises:
+            UserError: they have other names, shapes or formats than those of its model.
+        """
+        return self._checked(self._empty_model())
+
+    def _empty_model(self) -> Denoiser:
+        formats = {value.dtype for value in outlines_of(self.tensors).values() if value.is_floating_point()}
         model = build_denoiser(
             self.config.model,
             self.tokens,
@@ -184,8 +199,11 @@ class LoadedRun:
         )
         if formats == {torch.bfloat16}:
             model.hold_bfloat16()
+        return model
+
+    def _checked(self, model: Denoiser) -> OnDemand:
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        where = str(self.checkpoint or self.path)
+        outlines, where = outlines_of(self.tensors), str(self.checkpoint or self.path)
         state.check_tensors(model.state_dict(), outlines, where, finite=())
 
         def finite(name: str) -> Tensor:
@@ -194,7 +212,7 @@ class LoadedRun:
                 raise RunFailed(f"{where}: {name} holds {found}, so the model gives nan; use another checkpoint")
             return value
 
-        return fill(model, OnDemand(outlines, finite), self.device).eval()
+        return OnDemand(outlines, finite)
 
     def rounded(self) -> "LoadedRun":
         """Returns it with weights in bfloat16, each rounded when it is asked for."""
@@ -249,8 +267,8 @@ class LoadedRun:
         self._check_data(self.task)
         trainer = Trainer(config, self.tokens, self.task.train_stream(train.seed))
         trainer.check(saved, where)
-        if adapters.lora_of(config) is not None:
-            trainer.load_base(read_base(config, self.task, open_base))
+        if self.adapters is not None:
+            trainer.load_base(self.adapters.base)
         trainer.model.load_state_dict(saved["model"])
         trainer.load_process(saved["process"], where)
         trainer.step_number = saved["trainer"]["step_number"]
@@ -341,10 +359,13 @@ def _open_export(path: Path, weights: str | None, step: str, device: str | None)
     try:
         if not stat.S_ISREG(weights_file.stat().st_mode):  # a fifo would wait for its writer
             raise UserError(f"{weights_file}: is no regular file; export it again")
-        tensors = load_file(weights_file)
-    except (OSError, SafetensorError) as error:
+        stored = parallel.read([weights_file])
+        for each in stored.values():
+            each.check()
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{weights_file}: damaged: {error}; export it again") from error
-    state.check_weights(tensors, {}, str(weights_file))
+    tensors = parallel.on_demand(stored)
+    state.check_weights(tensors.outlines, {}, str(weights_file))
     place, data = _device_for(config, device), read_fingerprint(description.data, str(file))
     return LoadedRun(path, config, tensors, own_weights, own_step, place, kept_tokens=tokens, data=data)
 
@@ -355,6 +376,12 @@ def _read_data(run: Path, found: Path) -> DataFingerprint | None:
         if (data := read_fingerprint(kept.get("data"), str(file))) is not None:
             return data
     return None
+
+
+def _choose_weights(averaged: Mapping[str, Tensor], asked: str | None, run: Path) -> str:
+    if asked == "ema" and not averaged:
+        raise UserError(f"{run}: has no averaged weights (ema.decay=0); use --weights raw")
+    return asked or ("ema" if averaged else "raw")
 
 
 def _device_for(config: RunConfig, asked: str | None) -> torch.device:

@@ -170,8 +170,8 @@ class BadStep:
         files.make_folder(path.parent)
         batch, stats = self.report.batch, self.report.stats
         tensors = {"x0": batch.x0, "xt": batch.xt, "scored": batch.scored, "weight": batch.weight}
-        tensors |= {"nll": stats.nll.detach(), "top1": stats.top1}
-        files.put_tensors(path, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        tensors |= {"nll": stats.nll, "top1": stats.top1}
+        files.put_tensors(path, tensors)
 
     def in_words(self, run: Path, ranks: list[int], peers: Peers) -> str:
         where = f"step {self.step}" + (f", rank {', '.join(map(str, ranks))}" if peers.size > 1 else "")

@@ -12,7 +12,7 @@ exchange between processes, so a thread can write it while they train.
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,20 +37,10 @@ from unmask import files, formats
 from unmask.config.run import TrainConfig
 from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
+from unmask.models.on_demand import OnDemand, outline
 from unmask.peers import Peers
+from unmask.tensor_files import DTYPES
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 _OFFSETS = "DCP_SHARDING_INFO"
 _OFFSET = "saved_offsets"
 
@@ -90,17 +80,16 @@ class LazyTensor:
         return [self._files[start] for start, stop in held if start < last and stop > first]
 
     @property
-    def dtype(self) -> torch.dtype | str:
-        """The number format, or its name in the file if it is one that is never saved."""
+    def dtype(self) -> torch.dtype:
         file, name = self._parts[min(self._parts)]
-        kind = file.get_slice(name).get_dtype()
-        return _DTYPES.get(kind, kind)
+        return DTYPES[file.get_slice(name).get_dtype()]
 
     def check(self) -> None:
         """Checks that the parts are one tensor, in the order of their files, without reading them.
 
         Raises:
-            ValueError: rows are missing or there twice, or of several shapes or formats; names the file.
+            ValueError: rows are missing or there twice, of several shapes or formats, or of one that is never saved;
+                names the file.
         """
         stop, before, kind = 0, "", None
         for start, (file, name) in sorted(self._parts.items()):
@@ -113,6 +102,8 @@ class LazyTensor:
                 raise ValueError(
                     f"{here}: rows {start} to {start + rows} of {name} do not follow {others}, which end at {stop}"
                 )
+            if part.get_dtype() not in DTYPES:
+                raise ValueError(f"{here}: {name[:200]} is in {part.get_dtype()}, which no run saves")
             if kind not in (None, (own := [part.get_dtype(), *rest])):
                 raise ValueError(f"{here}: rows of {name} are {own}, in {before} {kind}")
             stop, before, kind = start + rows, here, [part.get_dtype(), *rest]
@@ -153,6 +144,12 @@ class LazyTensor:
         return self[:]
 
 
+def on_demand(stored: Mapping[str, LazyTensor]) -> OnDemand:
+    """Returns whole tensors that were checked, each read when it is asked for."""
+    outlines = {name: outline(torch.Size(each.shape), each.dtype) for name, each in stored.items()}
+    return OnDemand(outlines, lambda name: stored[name].whole())
+
+
 _FILE = re.compile(r"(.+?)(?:-[0-9]{5}-of-([0-9]{5}))?\.safetensors")
 
 
@@ -180,7 +177,7 @@ def write(path: Path, shares: dict[str, TensorShard]) -> None:
     held = {name: share for name, share in shares.items() if len(share.own)}
     offsets = {name: {_OFFSET: [share.start] + [0] * (share.own.ndim - 1)} for name, share in held.items()}
     metadata = {"format": "pt", "DCP_VERSION": "1.0", _OFFSETS: json.dumps(offsets)}
-    files.put_tensors(path, {name: share.own.contiguous() for name, share in held.items()}, metadata)
+    files.put_tensors(path, {name: share.own for name, share in held.items()}, metadata)
 
 
 def read(paths: Iterable[Path]) -> dict[str, LazyTensor]:

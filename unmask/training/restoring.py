@@ -82,10 +82,8 @@ def start_warm(trainer: Trainer, task: Task) -> Base | None:
     if has_adapters(trainer.model):
         with peers.raise_together():
             base = read_base(config, task, open_base)
-            kept = base.kept()  # reads all of it once
-        check_alike(peers, kept)
-        with peers.raise_together():
             trainer.load_base(base)
+        check_alike(peers, base.kept())
         return base
     if init is not None:
         with peers.raise_together():
