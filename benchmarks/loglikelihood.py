@@ -6,6 +6,11 @@ The loop is how LLaDA's evaluation and its kin do it: `--draws` copies of a requ
 continuation each, n spread evenly over 1 .. L with a random offset, logits of all positions, and the mean of
 L / n x NLL. Ours is `score_pairs`. Requests are the first tokens of the lines of a file, half of them given. Both draw
 different masks in every round, so the variance over rounds is that of the estimate, whatever either says of itself.
+
+    python benchmarks/loglikelihood.py runs/mine --questions questions.jsonl --draws 32
+
+counts the forward rows that multiple choice takes: one for each draw, as the loop; all masks once where they are no
+more than the draws; and (ours) each different mask once as well. The model is not run.
 """
 
 import argparse
@@ -17,8 +22,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from unmask.evaluation.choices import PairEncoder
-from unmask.evaluation.continuations import Pair, score_pairs
+from unmask.evaluation.choices import PairEncoder, QuestionSet
+from unmask.evaluation.continuations import Pair, _plan, score_pairs
 from unmask.models.denoiser import Denoiser
 from unmask.training.loading import LoadedRun
 
@@ -58,10 +63,26 @@ def read_pairs(run: LoadedRun, file: Path, number: int, context: int, continuati
     return found
 
 
+def count_rows(run: LoadedRun, file: Path, draws: int) -> dict[str, float]:
+    """Counts the rows of all choices of a file."""
+    asked = QuestionSet.read(file, run.task, run.model, name=file.name, draws=draws)
+    plans = [_plan(run.model, pair, 0, asked.length, draws, 0) for pairs in asked.encoded for pair in pairs]
+    exact = [len(plan.weight) for plan in plans if plan.drawn is None]
+    return {
+        "choices": len(plans),
+        "of which exact": len(exact),
+        "a row for each draw": draws * len(plans),
+        "all masks where few": draws * (len(plans) - len(exact)) + sum(exact),
+        "each mask once": sum(len(plan.weight) for plan in plans),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run, an export or a checkpoint of a masked model with text")
-    parser.add_argument("--text", type=Path, required=True, help="JSON lines")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", type=Path, help="JSON lines")
+    what.add_argument("--questions", type=Path, help="JSON lines, as for `unmask eval --task multiple_choice`")
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--context", type=int, default=32)
     parser.add_argument("--continuation", type=int, default=32)
@@ -70,6 +91,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     given = parser.parse_args()
     run = LoadedRun.open(given.run, device="cpu")
+    if given.questions is not None:
+        print(json.dumps(count_rows(run, given.questions, given.draws)))
+        return
     model = run.model.use_dtype(given.dtype).eval()
     pairs = read_pairs(run, given.text, given.requests, given.context, given.continuation)
     length = given.context + given.continuation
