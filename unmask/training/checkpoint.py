@@ -186,9 +186,7 @@ def load(path: Path, *, unread: Collection[str] = ()) -> dict[str, Any]:
 
 
 def load_part(path: Path, part: str) -> OnDemand:
-    """Returns the tensors of one dict of the state, such as `model` or `ema/shadow`; empty if there are none.
-
-    Each is read when it is asked for.
+    """Returns the tensors of one dict of the state, such as `model` or `ema/shadow`, read when asked for; or none.
 
     Raises:
         UserError: they cannot be read.
