@@ -20,7 +20,9 @@ from unmask.errors import RunFailed, UserError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.evaluate import evaluate as evaluate_model
 from unmask.evaluation.paired import PairedComparison
+from unmask.evaluation.text import TextMeasures
 from unmask.formats import to_json
+from unmask.models.denoiser import Denoiser
 from unmask.progress import progress
 from unmask.tasks.code import CodeTask
 from unmask.tasks.programs.problems import BENCHMARKS, find_problems
@@ -183,59 +185,90 @@ def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None
     if asked.task == "multiple_choice":
         questions.evaluate(asked, data, out, as_json=as_json, repeated=repeated)
         return
-    if asked.task in BENCHMARKS:
-        data = find_problems(asked.task, data, "--data ")
-    loaded = evaluations.open_run(asked)
-    config, judge = _task_of(loaded, asked.task)
-    if repeated is not None:
-        repeated.check_task(asked.task or config.task.name)
-    about_text = TextOptions(asked)
-    text_task = about_text.check(judge, config)
-    written = None if asked.questions else out  # questions have right answers on every task
-    decoders = _decoders(config, judge, asked.decoder, written) if asked.generative is None else []
-    if asked.against is not None and (asked.generative is not None or asked.corpus or asked.questions):
-        raise UserError(
-            f"--against {asked.against}: compares examples; leave --generative, --corpus and --questions out (for "
-            "questions: --task multiple_choice)"
-        )
-    for each in decoders:
-        check_guidance(each, config.data)
-    limit = asked.examples or config.eval.examples
-    chosen = loaded.held_out(limit, judge) if data is None else judge.examples_from_file(data)[: asked.examples]
-    other = None if asked.against is None else _Other.open(asked, loaded, chosen, data)
-    drawing = about_text.decode_config(config, is_causal=loaded.model.is_causal)
-    used = [drawing] if asked.generative is not None else decoders
-    model = loaded.prepare(dtype=_check_decoders(used), is_compiled=any(decoder.compile for decoder in used))
-    text = about_text.measures(loaded, text_task, model, drawing, real=None if data is None else chosen)
-    total = len(chosen) * len(decoders) + text.count_work(model)
-    paired, draws = None, config.eval.nelbo_draws
+    plan = _Plan.make(asked, data, repeated, out)
     with nullcontext() if out is None else options.new_file(out) as file:
-        with progress(f"Evaluating {asked.run}", total) as update:
-            result = evaluate_model(model, judge, chosen, decoders, nelbo_draws=draws, text=text, update=update)
-        if other is not None:
-            with progress(f"Evaluating {asked.against}", total) as update:
-                paired = PairedComparison.of(result, other.evaluate(decoders, draws, update))
+        result, paired = plan.evaluate()
         if file is not None:
             file.writelines(to_json(record) + "\n" for record in result.records())
-    own = protocols.describe_examples(config, judge, chosen, decoders, is_causal=model.is_causal) | {
-        "task": asked.task or config.task.name,
-        "data": "validation" if data is None else str(data),
-    }
-    if asked.generative is not None:
-        own["decoders"] = {drawing.label: drawing.model_dump(mode="json")}
-    said = protocols.describe(loaded, model, asked, own | text.protocol(model), repeated)
-    found: dict[str, Any] = {}
-    if paired is not None:
-        found["against"] = {"run": asked.against, "measures": paired.as_dict()}
+    said = plan.protocol(repeated)
     if as_json:
+        found = {} if paired is None else {"against": {"run": asked.against, "measures": paired.as_dict()}}
         evaluations.print_evaluation(result.as_dict() | found, said, repeated)
     else:
         _print(result, said)
-        if paired is not None and other is not None:
-            _print_paired(paired, other, len(chosen))
+        if paired is not None and plan.other is not None:
+            _print_paired(paired, plan.other, len(plan.examples))
         evaluations.print_repeated(result.as_dict(), said, repeated)
     if (missing := result.say_not_graded()) is not None:
         raise RunFailed(f"{missing}; evaluate again when more of the machine is free")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The evaluation that is `asked` for. What can be refused is refused when it is made."""
+
+    asked: EvalOptions
+    data: Path | None
+    loaded: LoadedRun
+    config: RunConfig
+    task: Task
+    examples: CleanBatch
+    decoders: list[DecodeConfig]
+    """Of examples; samples have `drawing`."""
+    drawing: DecodeConfig | None
+    model: Denoiser
+    text: TextMeasures
+    other: "_Other | None"
+
+    @staticmethod
+    def make(asked: EvalOptions, data: Path | None, repeated: Repeated | None, out: Path | None) -> "_Plan":
+        if asked.task in BENCHMARKS:
+            data = find_problems(asked.task, data, "--data ")
+        loaded = evaluations.open_run(asked)
+        config, task = _task_of(loaded, asked.task)
+        if repeated is not None:
+            repeated.check_task(asked.task or config.task.name)
+        about_text = TextOptions(asked)
+        text_task = about_text.check(task, config)
+        written = None if asked.questions else out  # questions have right answers on every task
+        decoders = _decoders(config, task, asked.decoder, written) if asked.generative is None else []
+        for each in decoders:
+            check_guidance(each, config.data)
+        limit = asked.examples or config.eval.examples
+        examples = loaded.held_out(limit, task) if data is None else task.examples_from_file(data)[: asked.examples]
+        other = None if asked.against is None else _Other.open(asked, loaded, examples, data)
+        drawing = about_text.decode_config(config, is_causal=loaded.model.is_causal)
+        used = decoders if asked.generative is None else [drawing]
+        model = loaded.prepare(dtype=_check_decoders(used), is_compiled=any(decoder.compile for decoder in used))
+        text = about_text.measures(loaded, text_task, model, drawing, real=None if data is None else examples)
+        drawn = None if asked.generative is None else drawing
+        return _Plan(asked, data, loaded, config, task, examples, decoders, drawn, model, text, other)
+
+    def evaluate(self) -> tuple[Evaluation, PairedComparison | None]:
+        """Evaluates the run, and compares it with the other one if there is one."""
+        draws = self.config.eval.nelbo_draws
+        total = len(self.examples) * len(self.decoders) + self.text.count_work(self.model)
+        with progress(f"Evaluating {self.asked.run}", total) as update:
+            result = evaluate_model(
+                self.model, self.task, self.examples, self.decoders, nelbo_draws=draws, text=self.text, update=update
+            )
+        if self.other is None:
+            return result, None
+        with progress(f"Evaluating {self.asked.against}", total) as update:
+            return result, PairedComparison.of(result, self.other.evaluate(self.decoders, draws, update))
+
+    def protocol(self, repeated: Repeated | None) -> dict[str, Any]:
+        """Returns what the result depends on, and how it differs from what is `repeated`."""
+        own = protocols.describe_examples(
+            self.config, self.task, self.examples, self.decoders, is_causal=self.model.is_causal
+        )
+        own |= {
+            "task": self.asked.task or self.config.task.name,
+            "data": "validation" if self.data is None else str(self.data),
+        }
+        if self.drawing is not None:
+            own["decoders"] = {self.drawing.label: self.drawing.model_dump(mode="json")}
+        return protocols.describe(self.loaded, self.model, self.asked, own | self.text.protocol(self.model), repeated)
 
 
 @dataclass(frozen=True)
@@ -251,9 +284,14 @@ class _Other:
         """Opens the run.
 
         Raises:
-            UserError: its examples are not the `chosen` ones of the `first` run.
+            UserError: more than examples is asked for, or its examples are not the `chosen` ones of the `first` run.
         """
         run, task = str(asked.against), asked.task
+        if asked.generative is not None or asked.corpus or asked.questions:
+            raise UserError(
+                f"--against {run}: compares examples; leave --generative, --corpus and --questions out (for questions: "
+                "--task multiple_choice)"
+            )
         loaded = evaluations.open_run(asked, run)
         config, judge = _task_of(loaded, task)
         examples = loaded.held_out(len(chosen), judge) if data is None else judge.examples_from_file(data)
