@@ -30,8 +30,8 @@ def test_an_evaluation_names_the_example() -> None:
     examples = CleanBatch(x0=x0, prompt_mask=torch.arange(3).expand(3, 3) == 0)
     for measure in (nelbo, masked_nll):
         with pytest.raises(NotFinite, match="the model gives nan for example 2: its weights are not finite"):
-            measure(model, examples)
-        measure(model, examples[:2])
+            measure(model, examples, draws=2)
+        measure(model, examples[:2], draws=2)
 
 
 def test_one_example_has_no_standard_error() -> None:

@@ -19,9 +19,9 @@ from unmask.training.loading import LoadedRun
 PARTS = ("nll", "mismatch", "overfitting", "noise")
 CHEAP = PARTS[:3]
 MOST_DECODED = 16
+"""Largest number of examples that the mismatch is measured on: each is decoded and trained on several times."""
 DRAWS = 4
 """Masks of each example."""
-"""Largest number of examples that the mismatch is measured on: each is decoded and trained on several times."""
 
 
 @dataclass(frozen=True)
