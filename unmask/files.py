@@ -97,7 +97,7 @@ def place_new(source: Path, target: Path) -> None:
 
 def check_new(target: Path, where: str = "") -> None:
     """Raises `UserError`, with `where` before it, if something at `target` would have to be written over."""
-    if target.exists() and not target.is_dir():
+    if (target.exists() or target.is_symlink()) and not target.is_dir():  # a link to nothing is somebody's too
         raise UserError(f"{where}{target}: exists already; name another one")
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{where}{target} is not an empty folder; name another one")

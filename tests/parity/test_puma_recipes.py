@@ -145,6 +145,9 @@ def test_a_recipe_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_cli("settings", ours) == 0
     assert run_cli("import", "--from", "puma", theirs, "--out", ours) == 2
     assert "ours.yaml: exists already; name another one" in capsys.readouterr().err
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "nothing.yaml")
+    assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "link.yaml") == 2
+    assert "link.yaml: exists already; name another one" in capsys.readouterr().err
     assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "nowhere" / "ours.yaml") == 2
     assert "cannot be written: No such file or directory; name another file" in capsys.readouterr().err
     assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "folder") == 2
