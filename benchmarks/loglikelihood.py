@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from unmask.evaluation.choices import PairEncoder, QuestionSet
-from unmask.evaluation.continuations import Pair, _plan, score_pairs
+from unmask.evaluation.continuations import Pair, plan_rows, score_pairs
 from unmask.models.denoiser import Denoiser
 from unmask.training.loading import LoadedRun
 
@@ -66,7 +66,7 @@ def read_pairs(run: LoadedRun, file: Path, number: int, context: int, continuati
 def count_rows(run: LoadedRun, file: Path, draws: int) -> dict[str, float]:
     """Counts the rows of all choices of a file."""
     asked = QuestionSet.read(file, run.task, run.model, name=file.name, draws=draws)
-    plans = [_plan(run.model, pair, 0, asked.length, draws, 0) for pairs in asked.encoded for pair in pairs]
+    plans = [plan_rows(run.model, pair, 0, asked.length, draws, 0) for pairs in asked.encoded for pair in pairs]
     exact = [len(plan.weight) for plan in plans if plan.drawn is None]
     return {
         "choices": len(plans),

@@ -68,7 +68,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class PlannedRows:
     """The rows of a pair: clean tokens, and different masks with their weights.
 
     The weighted NLL sums to -log p: over all masks, or (where they are drawn) over the mask of each draw.
@@ -108,7 +108,7 @@ def score_pairs(
         UserError: a continuation does not fit, is empty, or holds the mask; or there is nothing before its first token.
         NotFinite: the model gives numbers that are not finite.
     """
-    plans = [_plan(model, pair, number, length, draws, seed) for number, pair in enumerate(pairs)]
+    plans = [plan_rows(model, pair, number, length, draws, seed) for number, pair in enumerate(pairs)]
     totals = [torch.zeros(len(plan.weight), dtype=torch.float64) for plan in plans]
     done = 0
     for rows in _batches(plans):
@@ -165,7 +165,12 @@ def fit_context(model: Denoiser, pair: Pair, length: int) -> tuple[int, ...]:
     return context
 
 
-def _plan(model: Denoiser, pair: Pair, number: int, length: int, draws: int, seed: int) -> _Plan:
+def plan_rows(model: Denoiser, pair: Pair, number: int, length: int, draws: int, seed: int) -> PlannedRows:
+    """Plans the rows that `score_pairs` reads for a pair.
+
+    Raises:
+        UserError: the continuation, `number` + 1 in messages, cannot be scored.
+    """
     try:
         context = fit_context(model, pair, length)
     except ValueError as error:
@@ -178,12 +183,12 @@ def _plan(model: Denoiser, pair: Pair, number: int, length: int, draws: int, see
     eligible = torch.zeros(1, len(x0), dtype=torch.bool)
     eligible[0, len(context) : len(ids)] = True
     if model.is_causal:
-        return _Plan(x0, torch.zeros_like(eligible), eligible.double())
+        return PlannedRows(x0, torch.zeros_like(eligible), eligible.double())
     blocks = in_blocks(eligible, 1 if model.block_size is None else len(x0) // model.block_size)
     longest = int(blocks.sum(dim=-1).max())
     if longest < 32 and 2**longest - 1 <= draws:
-        return _Plan(x0, *_all_masks(blocks, 2**longest - 1))
-    return _Plan(x0, *_draw_masks(blocks, draws, pair.key, seed))
+        return PlannedRows(x0, *_all_masks(blocks, 2**longest - 1))
+    return PlannedRows(x0, *_draw_masks(blocks, draws, pair.key, seed))
 
 
 def _all_masks(eligible: Bool[Tensor, "1 N S"], number: int) -> tuple[Bool[Tensor, "M L"], Float[Tensor, "M L"]]:
@@ -217,7 +222,7 @@ def _draw_masks(
     return is_masked.flatten(1), weight * is_masked.flatten(1), drawn
 
 
-def _batches(plans: Sequence[_Plan]) -> Iterator[list[tuple[int, int]]]:
+def _batches(plans: Sequence[PlannedRows]) -> Iterator[list[tuple[int, int]]]:
     """Yields rows of one length, as the numbers of their plan and mask; no row of one batch reads another's."""
     by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, plan in enumerate(plans):
@@ -228,7 +233,7 @@ def _batches(plans: Sequence[_Plan]) -> Iterator[list[tuple[int, int]]]:
 
 
 @torch.no_grad()
-def _weighted_nll(model: Denoiser, plans: Sequence[_Plan], rows: Sequence[tuple[int, int]]) -> list[float]:
+def _weighted_nll(model: Denoiser, plans: Sequence[PlannedRows], rows: Sequence[tuple[int, int]]) -> list[float]:
     device = next(model.parameters()).device
     x0 = torch.stack([plan.x0 for plan in plans]).to(device)
     is_masked = torch.stack([plan.is_masked[mask] for plan, (_, mask) in zip(plans, rows, strict=True)]).to(device)
@@ -239,7 +244,7 @@ def _weighted_nll(model: Denoiser, plans: Sequence[_Plan], rows: Sequence[tuple[
     return found
 
 
-def _score(plan: _Plan, nll: Float[Tensor, "M"]) -> Score:
+def _score(plan: PlannedRows, nll: Float[Tensor, "M"]) -> Score:
     """Sums the masks, or the draws. Their order is that of n, so neighbours are of one stratum, or almost: the squares
     of their differences estimate the variance within the strata (successive differences, Wolter 2007)."""
     if plan.drawn is None:
