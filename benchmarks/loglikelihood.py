@@ -99,6 +99,7 @@ def main() -> None:
     length = given.context + given.continuation
     values: dict[str, list[list[float]]] = {"copies": [], "unmask": []}
     seconds: dict[str, list[float]] = {"copies": [], "unmask": []}
+    errors: list[float] = []
     for number in range(given.rounds):
         generator = torch.Generator().manual_seed(number)
         started = time.perf_counter()
@@ -106,13 +107,15 @@ def main() -> None:
         middle = time.perf_counter()
         scores = score_pairs(model, pairs, length=length, draws=given.draws, seed=number)
         values["unmask"].append([score.value for score in scores])
+        errors += [score.stderr or 0.0 for score in scores]
         seconds["copies"].append(middle - started)
         seconds["unmask"].append(time.perf_counter() - middle)
     faster = statistics.median(a / b for a, b in zip(seconds["copies"], seconds["unmask"], strict=True))
     spread = {name: torch.tensor(found).var(dim=0).mean().item() for name, found in values.items()}
+    stated = statistics.mean(error**2 for error in errors)
     means = {name: torch.tensor(found).mean().item() for name, found in values.items()}
     print(json.dumps({"requests": len(pairs), "seconds": {k: statistics.median(v) for k, v in seconds.items()}}))
-    print(json.dumps({"mean": means, "variance_of_a_score": spread}))
+    print(json.dumps({"mean": means, "variance_of_a_score": spread, "square_of_the_stated_error": stated}))
     equal = faster * spread["copies"] / spread["unmask"]
     print(f"at equal draws {faster:.2f} times as fast; at equal variance {equal:.2f} times")
 

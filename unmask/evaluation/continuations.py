@@ -4,14 +4,15 @@ A causal model's is exact. Otherwise it is the bound of `nelbo.py`, of the conti
 masked. Its masks are drawn with a key, so that all choices of a question get the same ones: of a position, and of the
 share that is masked. Then a difference of two choices varies less than either of them.
 
-Dimensions: D draws of a continuation, M different masks among them, L positions of its row, N blocks of S positions,
-B rows of a batch.
+Dimensions: D draws of a continuation, M different masks among them, L positions of its row, N blocks of S positions.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +22,7 @@ from unmask import noise
 from unmask.blocks import in_blocks, over_positions
 from unmask.config.run import EvalConfig
 from unmask.errors import UserError, check_finite
+from unmask.evaluation.regression import estimate_draws, stratified_stderr
 from unmask.masking.process import make_batch
 from unmask.masking.time import masked_count
 from unmask.masking.uniform import mask_exactly
@@ -56,7 +58,8 @@ class Score:
     """An estimate of log p(continuation | context).
 
     Attributes:
-        value: in nats; 0 at most. A lower bound, unless the model is causal or the blocks are of one token.
+        value: in nats. A lower bound, unless the model is causal or the blocks are of one token; of drawn masks an
+            unbiased estimate of the bound, which may come out above 0.
         stderr: the standard error over the masks; 0 if none was drawn (one token, a causal model, or all the masks that
             there are), None if it is unknown, of a single draw.
         passes: forward passes over the row: different masks of it.
@@ -69,12 +72,13 @@ class Score:
 
 @dataclass(frozen=True)
 class PlannedRows:
-    """The rows of a pair: clean tokens, and different masks with their weights.
+    """The rows of a pair: clean tokens, the continuation's positions, and different masks with their weights.
 
-    The weighted NLL sums to -log p: over all masks, or (where they are drawn) over the mask of each draw.
+    The weighted NLL sums to -log p over all masks; where they are drawn, its mean over the draws estimates that.
     """
 
     x0: Int[Tensor, "L"]
+    eligible: Bool[Tensor, "L"]
     is_masked: Bool[Tensor, "M L"]
     weight: Float[Tensor, "M L"]
     drawn: Int[Tensor, "D"] | None = None
@@ -108,16 +112,22 @@ def score_pairs(
         UserError: a continuation does not fit, is empty, or holds the mask; or there is nothing before its first token.
         NotFinite: the model gives numbers that are not finite.
     """
-    plans = [plan_rows(model, pair, number, length, draws, seed) for number, pair in enumerate(pairs)]
-    totals = [torch.zeros(len(plan.weight), dtype=torch.float64) for plan in plans]
+    lengths = [len(_clean_row(model, pair, number, length)[0]) for number, pair in enumerate(pairs)]
+    order = sorted(range(len(pairs)), key=lambda number: lengths[number])
+    # A plan is made when its turn comes and forgotten when it is scored: together they would not fit in memory.
+    rows = (row for number in order for row in _rows(model, pairs[number], number, length, draws, seed))
+    scores: dict[int, Score] = {}
+    read: dict[int, list[Tensor]] = defaultdict(list)
     done = 0
-    for rows in _batches(plans):
-        for (number, mask), value in zip(rows, _weighted_nll(model, [plans[n] for n, _ in rows], rows), strict=True):
-            totals[number][mask] = value
-        done += len(rows)
+    for batch in _batches(rows):
+        for row, nll in zip(batch, _read(model, batch), strict=True):
+            read[row.number].append(nll)
+            if row.mask == len(row.plan.weight) - 1:
+                scores[row.number] = _score(row.plan, torch.stack(read.pop(row.number)), model.block_size)
+        done += len(batch)
         if update is not None:
             update(done)
-    return [_score(plan, nll) for plan, nll in zip(plans, totals, strict=True)]
+    return [scores[number] for number in range(len(pairs))]
 
 
 def greedy_match(predicted: Int[Tensor, "L"], pair: Pair) -> bool:
@@ -171,6 +181,20 @@ def plan_rows(model: Denoiser, pair: Pair, number: int, length: int, draws: int,
     Raises:
         UserError: the continuation, `number` + 1 in messages, cannot be scored.
     """
+    x0, start = _clean_row(model, pair, number, length)
+    eligible = torch.zeros(len(x0), dtype=torch.bool)
+    eligible[start : start + len(pair.continuation)] = True
+    if model.is_causal:
+        return PlannedRows(x0, eligible, torch.zeros(1, len(x0), dtype=torch.bool), eligible[None].double())
+    blocks = in_blocks(eligible[None], 1 if model.block_size is None else len(x0) // model.block_size)
+    longest = int(blocks.sum(dim=-1).max())
+    if longest < 32 and 2**longest - 1 <= draws:
+        return PlannedRows(x0, eligible, *_all_masks(blocks, 2**longest - 1))
+    return PlannedRows(x0, eligible, *_draw_masks(blocks, draws, pair.key, seed))
+
+
+def _clean_row(model: Denoiser, pair: Pair, number: int, length: int) -> tuple[Int[Tensor, "L"], int]:
+    """Returns a row without masks, and where the continuation begins in it."""
     try:
         context = fit_context(model, pair, length)
     except ValueError as error:
@@ -179,16 +203,7 @@ def plan_rows(model: Denoiser, pair: Pair, number: int, length: int, draws: int,
     ids = [*context, *pair.continuation]
     # What follows is not known: a block model sees masks there. A causal one never sees it.
     filled = min(-len(ids) % unit, length - len(ids))
-    x0 = torch.tensor(ids + [ids[0] if model.is_causal else model.mask_id] * filled)
-    eligible = torch.zeros(1, len(x0), dtype=torch.bool)
-    eligible[0, len(context) : len(ids)] = True
-    if model.is_causal:
-        return PlannedRows(x0, torch.zeros_like(eligible), eligible.double())
-    blocks = in_blocks(eligible, 1 if model.block_size is None else len(x0) // model.block_size)
-    longest = int(blocks.sum(dim=-1).max())
-    if longest < 32 and 2**longest - 1 <= draws:
-        return PlannedRows(x0, *_all_masks(blocks, 2**longest - 1))
-    return PlannedRows(x0, *_draw_masks(blocks, draws, pair.key, seed))
+    return torch.tensor(ids + [ids[0] if model.is_causal else model.mask_id] * filled), len(context)
 
 
 def _all_masks(eligible: Bool[Tensor, "1 N S"], number: int) -> tuple[Bool[Tensor, "M L"], Float[Tensor, "M L"]]:
@@ -218,42 +233,51 @@ def _draw_masks(
     is_masked, drawn = every.unique(dim=0, return_inverse=True)
     total = int(eligible.sum())
     length = eligible[0].numel()
-    weight = over_positions(per_masked(is_masked, eligible.expand_as(is_masked)) * total / draws, length)
+    weight = over_positions(per_masked(is_masked, eligible.expand_as(is_masked)) * total, length)
     return is_masked.flatten(1), weight * is_masked.flatten(1), drawn
 
 
-def _batches(plans: Sequence[PlannedRows]) -> Iterator[list[tuple[int, int]]]:
-    """Yields rows of one length, as the numbers of their plan and mask; no row of one batch reads another's."""
-    by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for number, plan in enumerate(plans):
-        by_length[len(plan.x0)] += [(number, mask) for mask in range(len(plan.weight))]
-    for length, rows in sorted(by_length.items()):
-        size = max(1, _TOKENS // length)
-        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+class _Row(NamedTuple):
+    """One mask of the pair `number`."""
+
+    number: int
+    plan: PlannedRows
+    mask: int
+
+
+def _rows(model: Denoiser, pair: Pair, number: int, length: int, draws: int, seed: int) -> Iterator[_Row]:
+    plan = plan_rows(model, pair, number, length, draws, seed)
+    yield from (_Row(number, plan, mask) for mask in range(len(plan.weight)))
+
+
+def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    """Cuts rows into batches of one length; no row of a batch reads another's."""
+    for length, alike in groupby(rows, key=lambda row: len(row.plan.x0)):
+        while batch := list(islice(alike, max(1, _TOKENS // length))):
+            yield batch
 
 
 @torch.no_grad()
-def _weighted_nll(model: Denoiser, plans: Sequence[PlannedRows], rows: Sequence[tuple[int, int]]) -> list[float]:
+def _read(model: Denoiser, rows: Sequence[_Row]) -> list[Float[Tensor, "L"]]:
+    """Returns the NLL at each masked position of each row, and 0 at the others."""
     device = next(model.parameters()).device
-    x0 = torch.stack([plan.x0 for plan in plans]).to(device)
-    is_masked = torch.stack([plan.is_masked[mask] for plan, (_, mask) in zip(plans, rows, strict=True)]).to(device)
-    weight = torch.stack([plan.weight[mask] for plan, (_, mask) in zip(plans, rows, strict=True)]).to(device)
+    x0 = torch.stack([row.plan.x0 for row in rows]).to(device)
+    is_masked = torch.stack([row.plan.is_masked[row.mask] for row in rows]).to(device)
+    weight = torch.stack([row.plan.weight[row.mask] for row in rows]).to(device)
     batch = make_batch(x0, torch.where(is_masked, model.mask_id, x0), weight > 0, weight)
-    found = batch.scatter(model(batch).nll.double() * batch.weight, 0.0).sum(dim=-1).cpu().tolist()
-    check_finite(found, "the model", "continuation", [number for number, _ in rows])
-    return found
+    nll = batch.scatter(model(batch).nll.double(), 0.0).cpu()
+    check_finite(nll.sum(dim=-1).tolist(), "the model", "continuation", [row.number for row in rows])
+    return [*nll]
 
 
-def _score(plan: PlannedRows, nll: Float[Tensor, "M"]) -> Score:
-    """Sums the masks, or the draws. Their order is that of n, so neighbours are of one stratum, or almost: the squares
-    of their differences estimate the variance within the strata (successive differences, Wolter 2007)."""
+def _score(plan: PlannedRows, nll: Float[Tensor, "M L"], block_size: int | None) -> Score:
+    """Sums over all masks, or estimates that from those drawn."""
     if plan.drawn is None:
-        return Score(-nll.sum().item(), 0.0, len(nll))
-    of_draws = nll[plan.drawn]
-    draws, stderr = len(of_draws), None
-    if draws > 1:
-        stderr = ((of_draws.diff() ** 2).sum() * draws / (2 * (draws - 1))).sqrt().item()
-    return Score(-of_draws.sum().item(), stderr, len(nll))
+        return Score(-(nll * plan.weight).sum().item(), 0.0, len(nll))
+    places = plan.eligible.nonzero().squeeze(1)
+    own = plan.drawn[:, None], places
+    estimates = estimate_draws(nll[own], plan.is_masked[own], places // (block_size or len(plan.x0)))
+    return Score(-estimates.mean().item(), stratified_stderr(estimates), len(nll))
 
 
 def count_rows(model: Denoiser, pairs: Iterable[Pair], draws: int) -> int:
