@@ -99,7 +99,10 @@ def test_hard_positions_add_little_noise_and_the_error_is_stated(draws: int) -> 
         regressed.append(found.mean().item())
         errors.append(stratified_stderr(found) or 0.0)
     spread = statistics.stdev(regressed)
-    expected = own.sum().item() + length / 2 + (length - 1) * statistics.mean((counts - 1).tolist()) / (length - 1)
+    neighbours = statistics.mean(
+        (counts - 1).tolist()
+    )  # L - 1 positions have one, masked in (n - 1) / (L - 1) of cases
+    expected = own.sum().item() + length / 2 + neighbours
     assert statistics.mean(regressed) == pytest.approx(expected, abs=4 * spread / math.sqrt(600))
-    assert spread < 0.6 * statistics.stdev(plain)
+    assert spread < 0.7 * statistics.stdev(plain)
     assert 0.8 < math.sqrt(statistics.mean(error**2 for error in errors)) / spread < 1.25

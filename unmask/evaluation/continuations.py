@@ -259,7 +259,7 @@ def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
 
 @torch.no_grad()
 def _read(model: Denoiser, rows: Sequence[_Row]) -> list[Float[Tensor, "L"]]:
-    """Returns the NLL at each masked position of each row, and 0 at the others."""
+    """Returns the NLL at each scored position of each row, and 0 at the others."""
     device = next(model.parameters()).device
     x0 = torch.stack([row.plan.x0 for row in rows]).to(device)
     is_masked = torch.stack([row.plan.is_masked[row.mask] for row in rows]).to(device)

@@ -2,7 +2,7 @@
 
 Most of the noise of a plain mean is which tokens the masks hold, as small masks count each of theirs many times, and
 some tokens are hard whatever else is masked. So each position's NLL is predicted from the other draws, and only what
-the prediction misses is weighted. As what is predicted has a known mean over masks, this adds no bias.
+the prediction misses is weighted. The mean of the prediction over all masks is known, so this adds no bias.
 
 Dimensions: D draws, L positions, S = 4 states of a position's neighbours.
 """
@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 _WIDTH = 0.3
 """Distance of two draws, as a share of D, at which one counts 1 / e in predicting the other: the NLL depends on n."""
-_PRIOR = 0.5
-"""Draws for which a more general mean counts in the prediction of a position, and of one in a state."""
+_PRIOR = 2.0
+"""Draws for which a more general mean counts in the prediction of a position, and of one in a state. With fewer, more
+is gained where positions are hard on their own, and more lost where they are not."""
 
 
 def estimate_draws(
@@ -36,8 +37,9 @@ def estimate_draws(
         block: the block of each position; a block's are side by side.
     """
     held = is_masked.to(nll.dtype)
-    same = (block[:, None] == block).to(nll.dtype)
-    size, n = same.sum(dim=0), held @ same
+    own = block - block[0]
+    size = own.bincount()[own].to(nll.dtype)
+    n = held.new_zeros(len(held), int(own[-1]) + 1).index_add(1, own, held)[:, own]
     near, chance = _neighbours(is_masked, block, n, size)
     expected = _predict(nll, near * held.unsqueeze(-1))
     missed = held * nll - (near * held.unsqueeze(-1) * expected).sum(dim=-1)
@@ -77,7 +79,8 @@ def stratified_stderr(estimates: Float[Tensor, "D"]) -> float | None:
     """Returns the standard error of the mean of one draw from each of D strata; None for a single one.
 
     Neighbouring strata are much alike, so the squared difference of two estimates has the sum of both variances as its
-    mean (collapsed strata, Cochran 1977). Of an odd number, the last three make a group.
+    mean (collapsed strata, Cochran 1977). Of an odd number, the last three make a group. That estimates by regression
+    vary together is left out: up to a quarter too small was seen, of 32 draws of 6 positions.
     """
     draws = len(estimates)
     if draws < 2:
