@@ -73,6 +73,13 @@ def test_a_signal_during_the_imports_is_heard() -> None:
     assert (done.returncode, done.stderr) == (130, "Interrupted by SIGTERM\n")
 
 
+@pytest.mark.parametrize(("verb", "code"), [("settings", 0), ("nothing", 2)])
+def test_what_failed_ends_without_exit_hooks(verb: str, code: int) -> None:
+    hooked = "import atexit; from unmask.cli import run; atexit.register(print, 'hook'); run()"
+    done = subprocess.run([sys.executable, "-c", hooked, verb], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.endswith("hook\n")) == (code, code == 0), done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_any_verb_whatever_libraries_catch(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

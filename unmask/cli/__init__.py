@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Runs the console script `unmask`."""
     code = main()
-    if code == _INTERRUPTED:  # at once: without waiting for a compiler, say, that a library's exit hook waits for
+    if code != 0:  # at once: exit hooks may wait for a compiler, and gloo's threads may abort the process
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
