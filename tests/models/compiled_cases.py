@@ -27,14 +27,17 @@ def scaled_loss(hidden: Tensor, weight: Tensor, x0: Tensor) -> tuple[Tensor, Ten
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_compiled_caller_gets_the_same(autocast: bool) -> None:
-    hidden, weight, x0 = torch.randn(6, 8).requires_grad_(), torch.randn(30, 8).requires_grad_(), torch.arange(6)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 8, generator=generator).requires_grad_() for n in (6, 30))
+    x0 = torch.arange(6)
     found = []
     for compute in (scaled_loss, torch.compile(scaled_loss)):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss, confidence = compute(hidden, weight, x0)
         found.append([loss, confidence, *torch.autograd.grad(loss, [hidden, weight])])
     for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)  # the caller's products may be fused: fp32 rounding
+        # The caller's products may be fused: fp32 rounding, of the largest terms, as a sum of some may be near 0.
+        assert torch.allclose(one, other, rtol=0, atol=1e-5 * float(one.detach().abs().max()))
 
 
 def masked(share: float) -> MaskedBatch:
