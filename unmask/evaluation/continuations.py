@@ -8,7 +8,6 @@ Dimensions: D draws of a continuation, M different masks among them, L positions
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -117,13 +116,14 @@ def score_pairs(
     # A plan is made when its turn comes and forgotten when it is scored: together they would not fit in memory.
     rows = (row for number in order for row in _rows(model, pairs[number], number, length, draws, seed))
     scores: dict[int, Score] = {}
-    read: dict[int, list[Tensor]] = defaultdict(list)
+    read: list[Tensor] = []  # the rows so far of one pair: a pair's stand together
     done = 0
     for batch in _batches(rows):
         for row, nll in zip(batch, _read(model, batch), strict=True):
-            read[row.number].append(nll)
-            if row.mask == len(row.plan.weight) - 1:
-                scores[row.number] = _score(row.plan, torch.stack(read.pop(row.number)), model.block_size)
+            read.append(nll)
+            if len(read) == len(row.plan.weight):
+                scores[row.number] = _score(row.plan, torch.stack(read), model.block_size)
+                read.clear()
         done += len(batch)
         if update is not None:
             update(done)

@@ -22,7 +22,7 @@ is gained where positions are hard on their own, and more lost where they are no
 def estimate_draws(
     nll: Float[Tensor, "D L"], is_masked: Bool[Tensor, "D L"], block: Int[Tensor, "L"]
 ) -> Float[Tensor, "D"]:
-    """Returns an estimate of the sum over blocks of E[L_b / n_b x NLL] from each draw; their mean is the estimate.
+    """Estimates the sum over blocks of E[L_b / n_b x NLL] from each draw; the mean over draws is the estimate.
 
     With a the prediction of an NLL, which depends on the position and on whether its neighbours are masked too, it is
 
@@ -70,7 +70,7 @@ def _predict(nll: Float[Tensor, "D L"], seen: Float[Tensor, "D L S"]) -> Float[T
     near = torch.exp(-(draws[:, None] - draws).abs() / (_WIDTH * len(draws))).fill_diagonal_(0)
     total, count = (torch.einsum("de,els->dls", near, each) for each in (seen * nll.unsqueeze(-1), seen))
     mean = total.sum(dim=(1, 2), keepdim=True) / count.sum(dim=(1, 2), keepdim=True).clamp(min=1e-9)
-    of_state = (total.sum(dim=1, keepdim=True) + mean) / (count.sum(dim=1, keepdim=True) + 1)
+    of_state = (total.sum(dim=1, keepdim=True) + _PRIOR * mean) / (count.sum(dim=1, keepdim=True) + _PRIOR)
     above = (total - count * of_state).sum(dim=2, keepdim=True) / (count.sum(dim=2, keepdim=True) + _PRIOR)
     return (total + _PRIOR * (of_state + above)) / (count + _PRIOR)
 
