@@ -41,6 +41,7 @@ CASES = {
     "muon": ["process={name: uniform}", "optim.name=muon"],
     # Rows that two processes cannot share out evenly, and an odd number of matrices of a shape.
     "muon, shards": ["process={name: uniform}", FSDP, "optim.name=muon", "model.ff_dim=63", "model.num_layers=3"],
+    "muon of heads, shards": ["process={name: uniform}", FSDP, "optim.name=muon", "optim.muon_heads=true"],
     "loops, shards": ["process={name: uniform}", FSDP, "model.loops={layers: [0, 1], times: [1, 3]}"],
     "dropout": ["process={name: puma, num_stages: 3, confidence: random}", "model.dropout=0.1", FSDP],
 }

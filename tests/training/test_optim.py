@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tests.helpers import assert_same
 from tests.helpers.runs import assert_goes_on_exactly, toy_trainer
 from unmask.config.run import OptimConfig
+from unmask.errors import UserError
 from unmask.training.muon import orthogonalize
 from unmask.training.optim import Optimizer, hidden_matrices, learning_rate
 
@@ -75,6 +76,36 @@ def test_steps_are_those_of_the_paper() -> None:
         assert torch.allclose(parameter, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_heads_are_made_orthogonal_on_their_own(kv_heads: int) -> None:
+    def made(*overrides: str) -> Optimizer:
+        sizes = ["model.dim=16", "model.num_heads=4", f"model.num_kv_heads={kv_heads}", "model.head_dim=6"]
+        return toy_trainer(*MUON, *sizes, *overrides).optimizer
+
+    optimizer, plain = made("optim.muon_heads=true", "optim.weight_decay=0"), made("optim.weight_decay=0")
+    weights = {name: weight.detach().clone() for name, weight in optimizer.model.named_parameters()}
+    for each in (optimizer, plain):
+        for number, weight in enumerate(each.model.parameters()):
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)).to(weight)
+        each.step(0.01, torch.tensor(False))
+    others = dict(plain.model.named_parameters())
+    heads = {"q.weight": (4, 0), "k.weight": (kv_heads, 0), "v.weight": (kv_heads, 0), "out.weight": (4, 1)}
+    for name, weight in optimizer.model.named_parameters():
+        moved, gradient = weights[name] - weight, weight.grad
+        if ".attention." not in name:
+            assert torch.equal(weight, others[name]), name
+            continue
+        count, dim = heads[name.rpartition("attention.")[2]]
+        for own, momentum in zip(moved.chunk(count, dim), gradient.chunk(count, dim), strict=True):
+            expected = 0.03 * 0.2 * math.sqrt(max(own.shape)) * newton_schulz(momentum)  # muon_lr is 3
+            assert torch.allclose(own, expected, rtol=0, atol=1e-12), name
+
+
+def test_heads_need_attention_of_ours() -> None:
+    with pytest.raises(UserError, match=r"optim\.muon_heads"):
+        Optimizer(Layers(torch.float64), OptimConfig(name="muon", muon_heads=True))
+
+
 def test_steps_are_those_of_pytorch() -> None:
     ours, theirs = Layers(torch.float32), Layers(torch.float32)
     theirs.load_state_dict(ours.state_dict())
@@ -130,8 +161,10 @@ def test_a_bad_step_and_none_are_the_same_from_then_on() -> None:
     assert_same(ours.optimizer.state_dict(), other.optimizer.state_dict())
 
 
-def test_a_run_goes_on_exactly() -> None:
-    state = assert_goes_on_exactly(toy_trainer(*MUON), toy_trainer(*MUON))
+@pytest.mark.parametrize("heads", [False, True])
+def test_a_run_goes_on_exactly(heads: bool) -> None:
+    settings = [*MUON, f"optim.muon_heads={str(heads).lower()}"]
+    state = assert_goes_on_exactly(toy_trainer(*settings), toy_trainer(*settings))
     assert set(state["optimizer"]["backbone.blocks.0.attention.q.weight"]) == {"momentum_buffer"}
     assert set(state["optimizer"]["backbone.embedding.weight"]) == {"exp_avg", "exp_avg_sq", "step"}
 

@@ -35,6 +35,9 @@ class OptimConfig(Section):
         description="with name=muon: Muon's learning rate as a multiple of lr (updates are scaled as AdamW's)",
     )
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="with name=muon: decay of its mean gradient (Nesterov)")
+    muon_heads: bool = Field(
+        False, description="with name=muon: make each head's matrices orthogonal on their own (Kimi K3, 2607.24653)"
+    )
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         "cosine", description="learning rate after the warm-up; cosine falls to 0, wsd over the last decay_share"
     )

@@ -1,4 +1,7 @@
-"""Muon, for matrices: the momentum made orthogonal is the update (Jordan et al. 2024; Liu et al. 2025, 2502.16982)."""
+"""Muon, for matrices: the momentum made orthogonal is the update (Jordan et al. 2024; Liu et al. 2025, 2502.16982).
+
+A matrix may be cut into blocks, such as heads of attention, each made orthogonal on its own (Kimi K3, 2607.24653).
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -21,17 +24,25 @@ class Muon(torch.optim.Optimizer):
         U = orthogonalize(mu B + (1 - mu) G)
         W <- (1 - lr weight_decay) W - lr 0.2 sqrt(max(n, m)) U
 
-    The factor lets an update have the root mean square of AdamW's. Where `found_inf` is not 0, weights and momentum
-    stay as they are. It is a tensor, so that no step waits for the device.
+    The factor lets an update have the root mean square of AdamW's. A matrix in blocks is as many matrices. Where
+    `found_inf` is not 0, weights and momentum stay as they are. It is a tensor, so that no step waits for the device.
     """
 
     found_inf: Tensor
 
     def __init__(
-        self, matrices: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float, dtype: torch.dtype
+        self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float, dtype: torch.dtype
     ) -> None:
-        """Takes the settings; `dtype` is the format in which an update is made orthogonal."""
-        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        """Takes matrices, the `params` of groups, and settings.
+
+        Args:
+            groups: with how many `blocks` (down, across) each of their matrices has; default: it is one.
+            lr: rate; a group may have its own of this and of what follows.
+            momentum: mu.
+            weight_decay: share of a weight that a rate of 1 would take away.
+            dtype: the format in which an update is made orthogonal.
+        """
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "blocks": (1, 1)})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -44,10 +55,11 @@ class Muon(torch.optim.Optimizer):
                     if not self.state[matrix]:
                         self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
             for matrices in alike.values():
-                self._step(matrices, group["lr"], group["momentum"], group["weight_decay"])
+                self._step(matrices, group)
 
-    def _step(self, matrices: list[Tensor], lr: float, mu: float, weight_decay: float) -> None:
+    def _step(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         """Updates matrices of one shape."""
+        lr, mu = group["lr"], group["momentum"]
         weights = [local_part(matrix) for matrix in matrices]
         momenta = [local_part(self.state[matrix]["momentum_buffer"]) for matrix in matrices]
         gradients = [local_part(matrix.grad) for matrix in matrices if matrix.grad is not None]
@@ -62,18 +74,18 @@ class Muon(torch.optim.Optimizer):
             new = old.lerp(gradient, 1 - mu)
             updates[part] = gradient.lerp_(new, mu)
             torch._foreach_copy_(momenta[part], torch.where(is_bad, old, new).unbind())
-        updates = _orthogonalized(updates, matrices[0])
-        scale = 0.2 * max(matrices[0].shape) ** 0.5
+        updates = _orthogonalized(updates, matrices[0], group["blocks"])
+        scale = 0.2 * max(size // count for size, count in zip(matrices[0].shape, group["blocks"], strict=True)) ** 0.5
         for part in parts:
             old = torch.stack(weights[part])
-            new = (old * (1 - lr * weight_decay)).add_(updates[part], alpha=-lr * scale)
+            new = (old * (1 - lr * group["weight_decay"])).add_(updates[part], alpha=-lr * scale)
             torch._foreach_copy_(weights[part], torch.where(is_bad, old, new).unbind())
 
 
-def _orthogonalized(updates: Float[Tensor, "n r m"], like: Tensor) -> Float[Tensor, "n r m"]:
-    """Returns `orthogonalize(updates)`; of matrices sharded as `like`, each process has some rows r of every one."""
+def _orthogonalized(updates: Float[Tensor, "n r m"], like: Tensor, blocks: tuple[int, int]) -> Float[Tensor, "n r m"]:
+    """Makes updates orthogonal; of matrices sharded as `like`, each process has some rows r of every one."""
     if not isinstance(like, DTensor):
-        return orthogonalize(updates)
+        return orthogonalize_blocks(updates, blocks)
     # Only a whole matrix can be made orthogonal: processes exchange rows of all matrices for some whole ones, and back.
     mesh, shape = like.device_mesh, torch.Size([len(updates), *like.shape])
     stride = (like.numel(), like.shape[1], 1)
@@ -86,7 +98,15 @@ def _orthogonalized(updates: Float[Tensor, "n r m"], like: Tensor) -> Float[Tens
         return sharded.redistribute(placements=[Shard(after)]).to_local()
 
     whole = exchanged(updates, 1, 0)
-    return exchanged(orthogonalize(whole), 0, 1).to(updates.device)
+    return exchanged(orthogonalize_blocks(whole, blocks), 0, 1).to(updates.device)
+
+
+def orthogonalize_blocks(updates: Float[Tensor, "n r m"], blocks: tuple[int, int]) -> Float[Tensor, "n r m"]:
+    """Makes orthogonal each of the `blocks` (down, across) that a matrix is cut into."""
+    down, across = blocks
+    cut = updates.unflatten(2, (across, -1)).unflatten(1, (down, -1)).transpose(2, 3)
+    done = orthogonalize(cut.flatten(0, 2)).view_as(cut)
+    return done.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def orthogonalize(updates: Float[Tensor, "n r m"]) -> Float[Tensor, "n r m"]:

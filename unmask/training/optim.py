@@ -8,6 +8,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from unmask.config.run import OptimConfig
+from unmask.errors import UserError
+from unmask.models.attention import Attention
 from unmask.training.muon import Muon
 
 
@@ -35,7 +37,7 @@ class Optimizer:
             is_narrow = getattr(model, "compute_dtype", None) == "bfloat16"
             self.members.append(
                 Muon(
-                    hidden,
+                    _groups(model, hidden, config),
                     lr=config.lr * config.muon_lr,
                     momentum=config.muon_momentum,
                     weight_decay=config.weight_decay,
@@ -85,6 +87,28 @@ class Optimizer:
         """Returns parameter names in the order in which `member` numbers them."""
         name_of = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return [name_of[id(parameter)] for parameter in _parameters(member)]
+
+
+def _groups(model: nn.Module, matrices: list[Tensor], config: OptimConfig) -> list[dict[str, Any]]:
+    """Puts matrices that are cut alike into a group."""
+    blocks = _heads(model) if config.muon_heads else {}
+    if config.muon_heads and not blocks:
+        raise UserError("optim.muon_heads=true: the network has no attention of this package; set it to false")
+    groups: dict[tuple[int, int], list[Tensor]] = {}
+    for matrix in matrices:
+        groups.setdefault(blocks.get(id(matrix), (1, 1)), []).append(matrix)
+    return [{"params": alike, "blocks": cut} for cut, alike in groups.items()]
+
+
+def _heads(model: nn.Module) -> dict[int, tuple[int, int]]:
+    """Returns, by the id of a matrix of attention, how many heads stand below and beside each other in it."""
+    found: dict[int, tuple[int, int]] = {}
+    for module in model.modules():
+        if isinstance(module, Attention):
+            found[id(module.q.weight)] = module.num_heads, 1
+            found[id(module.k.weight)] = found[id(module.v.weight)] = module.num_kv_heads, 1
+            found[id(module.out.weight)] = 1, module.num_heads
+    return found
 
 
 def _parameters(member: torch.optim.Optimizer) -> list[Tensor]:
