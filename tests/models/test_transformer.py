@@ -227,6 +227,15 @@ def test_the_first_embeddings_alone_are_as_large_as_asked() -> None:
         torch.testing.assert_close(weight, expected)
 
 
+def test_blocks_that_start_at_zero_add_nothing() -> None:
+    plain, zero = denoiser(preset="tiny").backbone, denoiser(preset="tiny", init="zero").backbone
+    x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert all(torch.equal(block(x, None), x) for block in zero.blocks)
+    assert not any(torch.equal(block(x, None), x) for block in plain.blocks)
+    differing = [name for name, weight in zero.named_parameters() if not torch.equal(weight, plain.get_parameter(name))]
+    assert {name.split(".", 2)[2] for name in differing} == {"attention.out.weight", "mlp.down.weight"}
+
+
 def test_the_reference_start_is_that_of_pytorchs_layers() -> None:
     own = {"preset": "sudoku-6m", "num_layers": 1, "qkv_bias": True, "out_bias": True, "learned_positions": True}
     found = denoiser(**own, init="reference").backbone

@@ -213,6 +213,8 @@ class Transformer(nn.Module):
         `sqrt(2 layers)`, as in GPT-2. A fixed 0.02 is far too small for narrow models, which then stay for hundreds of
         steps at the loss of a blind guess. The weights `STARTS_AT_ZERO` start at 0.
 
+        With `init=zero` projections onto the residual stream start at 0 too: each block adds nothing at first.
+
         With `init=reference` matrices and biases are uniform in +-`1 / sqrt(inputs)`, and embeddings have standard
         deviation 1. A tied head then begins with logits of standard deviation `sqrt(dim)`: far above log V.
         """
@@ -221,7 +223,9 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
             generator = torch.Generator(parameter.device).manual_seed(key)
-            if name in self.STARTS_AT_ZERO or (name.endswith("bias") and not is_reference):
+            is_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            is_zero = name in self.STARTS_AT_ZERO or (is_residual and self.config.init == "zero")
+            if is_zero or (name.endswith("bias") and not is_reference):
                 parameter.zero_()
             elif parameter.ndim == 1 and not name.endswith("bias"):
                 parameter.fill_(1.0)
@@ -232,7 +236,6 @@ class Transformer(nn.Module):
                 bound = layer.in_features**-0.5
                 parameter.uniform_(-bound, bound, generator=generator)
             else:
-                is_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 std = (parameter.shape[1] * (2 * self.config.num_layers if is_residual else 1)) ** -0.5
                 if name in self.EMBEDDINGS:
                     std = self.config.embedding_std or std

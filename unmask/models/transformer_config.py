@@ -35,10 +35,11 @@ class TransformerConfig(Section):
     )
     learned_positions: bool = Field(False, description="a learned embedding per absolute position")
     tied_head: bool = Field(False, description="the output matrix is the embedding's")
-    init: Literal["scaled", "reference"] = Field(
+    init: Literal["scaled", "zero", "reference"] = Field(
         "scaled",
-        description="first weights; scaled: normal, 1 / sqrt(inputs), less onto the residual stream; reference: "
-        "uniform in +-1 / sqrt(inputs), biases too, as PyTorch's layers and so the PUMA paper's code start",
+        description="first weights; scaled: normal, 1 / sqrt(inputs), less onto the residual stream; zero: 0 onto it, "
+        "so that every block begins by adding nothing (1901.09321); reference: uniform in +-1 / sqrt(inputs), biases "
+        "too, as PyTorch's layers and so the PUMA paper's code start",
     )
     embedding_std: float | None = Field(
         None,
