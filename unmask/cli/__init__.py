@@ -43,12 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Runs the console script `unmask`."""
     code = main()
-    if code != 0:  # at once: exit hooks may wait for a compiler, and gloo's threads may abort the process
+    if code == _INTERRUPTED or _is_in_group():  # at once: an exit hook may wait for a compiler, say
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _is_in_group() -> bool:
+    """True if this process could not leave its group, as it lost another: gloo's threads might abort it as it ends."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _run(arguments: list[str]) -> int:
