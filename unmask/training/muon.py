@@ -33,13 +33,13 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float, dtype: torch.dtype
     ) -> None:
-        """Takes matrices, the `params` of groups, and settings.
+        """Takes the settings.
 
         Args:
-            groups: with how many `blocks` (down, across) each of their matrices has; default: it is one.
-            lr: rate; a group may have its own of this and of what follows.
+            groups: matrices, as `params`, and optionally into how many `blocks` (down, across) each of them is cut.
+            lr: the rate.
             momentum: mu.
-            weight_decay: share of a weight that a rate of 1 would take away.
+            weight_decay: as in the formula above.
             dtype: the format in which an update is made orthogonal.
         """
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "blocks": (1, 1)})
@@ -75,7 +75,8 @@ class Muon(torch.optim.Optimizer):
             updates[part] = gradient.lerp_(new, mu)
             torch._foreach_copy_(momenta[part], torch.where(is_bad, old, new).unbind())
         updates = _orthogonalized(updates, matrices[0], group["blocks"])
-        scale = 0.2 * max(size // count for size, count in zip(matrices[0].shape, group["blocks"], strict=True)) ** 0.5
+        rows, columns = (size // cut for size, cut in zip(matrices[0].shape, group["blocks"], strict=True))
+        scale = 0.2 * max(rows, columns) ** 0.5
         for part in parts:
             old = torch.stack(weights[part])
             new = (old * (1 - lr * group["weight_decay"])).add_(updates[part], alpha=-lr * scale)
@@ -85,7 +86,7 @@ class Muon(torch.optim.Optimizer):
 def _orthogonalized(updates: Float[Tensor, "n r m"], like: Tensor, blocks: tuple[int, int]) -> Float[Tensor, "n r m"]:
     """Makes updates orthogonal; of matrices sharded as `like`, each process has some rows r of every one."""
     if not isinstance(like, DTensor):
-        return orthogonalize_blocks(updates, blocks)
+        return _in_blocks(updates, blocks)
     # Only a whole matrix can be made orthogonal: processes exchange rows of all matrices for some whole ones, and back.
     mesh, shape = like.device_mesh, torch.Size([len(updates), *like.shape])
     stride = (like.numel(), like.shape[1], 1)
@@ -98,11 +99,11 @@ def _orthogonalized(updates: Float[Tensor, "n r m"], like: Tensor, blocks: tuple
         return sharded.redistribute(placements=[Shard(after)]).to_local()
 
     whole = exchanged(updates, 1, 0)
-    return exchanged(orthogonalize_blocks(whole, blocks), 0, 1).to(updates.device)
+    return exchanged(_in_blocks(whole, blocks), 0, 1).to(updates.device)
 
 
-def orthogonalize_blocks(updates: Float[Tensor, "n r m"], blocks: tuple[int, int]) -> Float[Tensor, "n r m"]:
-    """Makes orthogonal each of the `blocks` (down, across) that a matrix is cut into."""
+def _in_blocks(updates: Float[Tensor, "n r m"], blocks: tuple[int, int]) -> Float[Tensor, "n r m"]:
+    """Makes each of the `blocks` (down, across) that a matrix is cut into orthogonal."""
     down, across = blocks
     cut = updates.unflatten(2, (across, -1)).unflatten(1, (down, -1)).transpose(2, 3)
     done = orthogonalize(cut.flatten(0, 2)).view_as(cut)

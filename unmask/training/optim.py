@@ -18,6 +18,9 @@ class Optimizer:
 
     Hidden matrices are the weights of linear layers other than the head; the rest are embeddings, the head, norms,
     biases and vectors. Weight decay is on matrices only.
+
+    Raises:
+        UserError: `muon_heads` of a network whose attention is another.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
@@ -103,11 +106,12 @@ def _groups(model: nn.Module, matrices: list[Tensor], config: OptimConfig) -> li
 def _heads(model: nn.Module) -> dict[int, tuple[int, int]]:
     """Returns, by the id of a matrix of attention, how many heads stand below and beside each other in it."""
     found: dict[int, tuple[int, int]] = {}
-    for module in model.modules():
-        if isinstance(module, Attention):
-            found[id(module.q.weight)] = module.num_heads, 1
-            found[id(module.k.weight)] = found[id(module.v.weight)] = module.num_kv_heads, 1
-            found[id(module.out.weight)] = 1, module.num_heads
+    for attention in model.modules():
+        if isinstance(attention, Attention):
+            heads, shared = attention.num_heads, attention.num_kv_heads
+            cuts = {"q": (heads, 1), "k": (shared, 1), "v": (shared, 1), "out": (1, heads)}
+            parts = {name: getattr(attention, name) for name in cuts}
+            found |= {id(part.weight): cuts[name] for name, part in parts.items() if isinstance(part, nn.Linear)}
     return found
 
 

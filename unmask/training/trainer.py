@@ -154,7 +154,8 @@ class Trainer:
         if self.is_compiled:
             self.model.compile_training(by_block=self.is_sharded)
         self.trained = parallel.wrap(self.model, train, peers, device=self.device)
-        self.optimizer = Optimizer(self.model, config.optim)
+        with peers.raise_together():
+            self.optimizer = Optimizer(self.model, config.optim)
         self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
         self.step_number = 0
         self.trained.train()
