@@ -16,6 +16,7 @@ def test_it_prints_one_json_object(run: Path, capsys: pytest.CaptureFixture[str]
     assert sum(own["share"] for own in found["nll"]["rate"]) == pytest.approx(1)
     assert found["mismatch"]["decoder"] == "margin/9"
     assert found["mismatch"]["trained"]["whole"]["value"] is not None
+    assert found["mistakes"] is None
     assert found["overfitting"]["examples"] == 4
     assert found["noise"]["weights"] == "raw"
 
@@ -27,6 +28,16 @@ def test_it_prints_tables_of_what_was_asked_for(run: Path, capsys: pytest.Captur
     assert "NLL by distance to the nearest visible token" in said.out
     assert "MMD" not in said.out
     assert said.err == ""
+
+
+def test_mistakes_are_measured_if_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["diagnose", run, "--only", "mistakes", "--examples", "4", "--decoder", "margin,tokens_per_step=9"]
+    assert run_cli(*asked, "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (found["mistakes"]["decoder"], found["mistakes"]["examples"], found["nll"]) == ("margin/9", 4, None)
+    assert sum(own["mistakes"] for own in found["mistakes"]["bins"]) == found["mistakes"]["wrong"] > 0
+    assert run_cli(*asked) == 0
+    assert "First wrong token of margin/9: 4 of 4 examples have one" in capsys.readouterr().out
 
 
 def test_of_a_causal_run_it_says_what_makes_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,10 +57,16 @@ def test_of_a_causal_run_it_says_what_makes_no_sense(tmp_path: Path, capsys: pyt
     assert all("a causal model" in reason for reason in found["missing"].values())
     assert found["overfitting"]["held_out"]["value"] > 0
     assert [own["canvases"] for own in found["noise"]["bins"]] == [4]
+    only = ["--only", "mistakes", "--only", "overfitting", "--decoder", "threshold=0.9"]
+    assert run_cli("diagnose", tmp_path / "ar", "--examples", "8", *only) == 0
+    assert "Not measured, mistakes: a causal model decodes left to right" in " ".join(capsys.readouterr().out.split())
 
 
 BAD = {
-    "unknown diagnostic": (["--only", "wit"], "--only wit: no such diagnostic; use nll, mismatch, overfitting, noise"),
+    "unknown diagnostic": (
+        ["--only", "wit"],
+        "--only wit: no such diagnostic; use nll, mismatch, mistakes, overfitting, noise",
+    ),
     "no such checkpoint": (["--step", "3"], "no checkpoint of step 3; there are 2, 4"),
     "unknown weights": (["--weights", "wit"], "--weights wit: use ema or raw"),
     "wrong decoder": (["--decoder", "wit"], "unknown order"),

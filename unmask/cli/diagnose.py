@@ -10,7 +10,7 @@ from rich.table import Table
 
 from unmask.cli import options
 from unmask.errors import UserError
-from unmask.lab.diagnostics.diagnose import DRAWS, PARTS, Diagnosis, tables, to_json
+from unmask.lab.diagnostics.diagnose import DEFAULT, DRAWS, PARTS, Diagnosis, tables, to_json
 from unmask.lab.diagnostics.diagnose import diagnose as diagnose_run
 from unmask.progress import progress
 from unmask.training.loading import LoadedRun
@@ -20,16 +20,14 @@ def diagnose(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN..", help="Run folders.", show_default=False)],
     only: Annotated[
         list[str] | None,
-        typer.Option(help=f"Diagnostic to run: {', '.join(PARTS)} (default: all). May be repeated."),
+        typer.Option(help=f"Diagnostic to run: {', '.join(PARTS)} (default: all but mistakes). May be repeated."),
     ] = None,
     examples: Annotated[int, typer.Option(min=2, max=10_000_000, help="Held-out examples to measure on.")] = 64,
     draws: Annotated[int, typer.Option(min=1, max=100_000, help="Masks drawn for each example.")] = DRAWS,
     per_bin: Annotated[int, typer.Option(min=2, max=100_000, help="Gradients in each bin of the noise scale.")] = 48,
     decoder: Annotated[
         str | None,
-        typer.Option(
-            help="Decoder whose masks are compared with those of training, as in `unmask eval` (default: the run's)."
-        ),
+        typer.Option(help="Decoder whose masks and mistakes are measured, as in `unmask eval` (default: the run's)."),
     ] = None,
     weights: options.Weights = None,
     step: options.Step = "last",
@@ -44,6 +42,8 @@ def diagnose(
     * `nll`: which masked tokens are hard, by the masked share and by the distance to visible tokens
 
     * `mismatch`: whether the run trains on the masks that decoding meets
+
+    * `mistakes`: how much is still masked when decoding reveals its first wrong token (only if asked for)
 
     * `overfitting`: whether it predicts the examples that it has trained on better than held-out ones
 
@@ -91,7 +91,7 @@ def _check_parts(only: list[str] | None) -> list[str]:
     for part in only or ():
         if part not in PARTS:
             raise UserError(f"--only {part}: no such diagnostic; use {', '.join(PARTS)}")
-    return only or list(PARTS)
+    return only or list(DEFAULT)
 
 
 def _print(run: LoadedRun, found: Diagnosis) -> None:
@@ -105,4 +105,4 @@ def _print(run: LoadedRun, found: Diagnosis) -> None:
             table.add_row(*row)
         out.print(table)
     for part, reason in found.missing.items():
-        out.print(f"No {part}: {reason}")
+        out.print(f"Not measured, {part}: {reason}")

@@ -9,7 +9,7 @@ import typer
 from unmask import paths
 from unmask.cli import options
 from unmask.errors import UserError
-from unmask.lab.diagnostics.diagnose import CHEAP, PARTS
+from unmask.lab.diagnostics.diagnose import CHEAP, DEFAULT
 from unmask.lab.report import page
 from unmask.lab.report.runs import RunsByMethod, common_measures, group, read_run
 from unmask.progress import console, warn
@@ -68,7 +68,7 @@ def report(
         measure=measure,
         decoder=decoder,
         num_examples=examples,
-        parts=PARTS if noise_scale else CHEAP,
+        parts=DEFAULT if noise_scale else CHEAP,
         commands=[command_line()],
     )
     console.print(f"{out} is written: open it in a browser")

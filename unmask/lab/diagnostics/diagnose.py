@@ -12,12 +12,15 @@ from unmask.evaluation.statistics import share_text
 from unmask.lab.diagnostics.likelihood import MaskedNll, measure_nll
 from unmask.lab.diagnostics.measures import NOWHERE, Bin, NotApplicable
 from unmask.lab.diagnostics.mismatch import Mismatch, measure_mismatch
+from unmask.lab.diagnostics.mistakes import FirstMistakes, measure_mistakes
 from unmask.lab.diagnostics.noise_scale import NoiseScale, measure_noise_scale
 from unmask.lab.diagnostics.overfitting import Overfitting, measure_overfitting
 from unmask.training.loading import LoadedRun
 
-PARTS = ("nll", "mismatch", "overfitting", "noise")
-CHEAP = PARTS[:3]
+PARTS = ("nll", "mismatch", "mistakes", "overfitting", "noise")
+DEFAULT = ("nll", "mismatch", "overfitting", "noise")
+"""Those that are measured where none is named, and drawn on the page. The others decode many examples."""
+CHEAP = DEFAULT[:3]
 MOST_DECODED = 16
 """Largest number of examples that the mismatch is measured on: each is decoded and trained on several times."""
 DRAWS = 4
@@ -32,6 +35,7 @@ class Diagnosis:
     weights: str
     nll: MaskedNll | None = None
     mismatch: Mismatch | None = None
+    mistakes: FirstMistakes | None = None
     overfitting: Overfitting | None = None
     noise: NoiseScale | None = None
     missing: dict[str, str] = field(default_factory=dict)
@@ -39,7 +43,7 @@ class Diagnosis:
 
 def diagnose(
     run: LoadedRun,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = DEFAULT,
     *,
     examples: int = 64,
     draws: int = DRAWS,
@@ -53,7 +57,7 @@ def diagnose(
     Args:
         examples: number of held-out examples (for the mismatch, at most `MOST_DECODED`).
         draws: masks drawn for each example.
-        decoder: the decoder whose masks are compared with those of training (default: the run's own).
+        decoder: the decoder whose masks and mistakes are measured (default: the run's own).
         gradient_weights: where gradients are taken: `raw`, as in a training step, or `ema`.
         per_bin: gradients in each bin of the noise scale.
         on_progress: called with the number of parts that are done, fractions included.
@@ -68,6 +72,7 @@ def diagnose(
     measure: dict[str, Callable[..., Any]] = {
         "nll": partial(measure_nll, run, held_out, draws=draws),
         "mismatch": partial(measure_mismatch, run, held_out[:MOST_DECODED], chosen),
+        "mistakes": partial(measure_mistakes, run, held_out, chosen),
         "overfitting": partial(measure_overfitting, run, held_out, draws=draws),
         "noise": partial(measure_noise_scale, run, weights=gradient_weights, per_bin=per_bin),
     }
@@ -108,6 +113,7 @@ def tables(found: Diagnosis) -> list[TextTable]:
     return [
         *(_nll_tables(found.nll) if found.nll else ()),
         *([_mismatch_table(found.mismatch)] if found.mismatch else ()),
+        *([_mistakes_table(found.mistakes)] if found.mistakes else ()),
         *([_overfitting_table(found.overfitting)] if found.overfitting else ()),
         *([_noise_table(found.noise)] if found.noise else ()),
     ]
@@ -159,6 +165,15 @@ def _mismatch_table(found: Mismatch) -> TextTable:
     rows.append(["positions that differ", *(_mean_share(side.differing, found.examples) for side in sides)])
     title = f"MMD² to the masks that {found.decoder} meets, {found.examples} examples (0: the same masks)"
     return TextTable(title, ("masks", "of this run's training", "uniform"), rows)
+
+
+def _mistakes_table(found: FirstMistakes) -> TextTable:
+    rows = [
+        [_shares(own.low, own.high), str(own.steps), share_text(own.mistakes, own.steps), str(own.mistakes)]
+        for own in reversed(found.bins)
+    ]
+    title = f"First wrong token of {found.decoder}: {found.wrong} of {found.examples} examples have one"
+    return TextTable(title, ("masked before the step", "steps", "of them wrong", "first mistakes"), rows)
 
 
 def _overfitting_table(found: Overfitting) -> TextTable:
