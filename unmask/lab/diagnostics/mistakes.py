@@ -6,7 +6,7 @@ One wrong token spoils what is built on it, so later ones say little. Where most
 Dimensions: R examples, L positions, K bins.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -60,17 +60,20 @@ def measure_mistakes(
         raise NotApplicable("a causal model decodes left to right, whatever is masked")
     if not (isinstance(run.task, GradedTask) and examples.is_known(mask_id)):
         raise NotApplicable("the held-out examples have no right answers that are known as tokens")
-    size = min(BATCH, decoder.batch_size)
-    parts = range(0, len(examples), size)
+    size = min(BATCH, decoder.batch_size, len(examples))
     counts = torch.zeros(2, NUM_BINS, dtype=torch.long)
+
+    def canvases(start: int, own: CleanBatch) -> Iterator[Int[Tensor, "R L"]]:
+        prompt = torch.arange(start, start + len(own), device=trainer.device)
+        for step in decode.steps(own.masked(mask_id).to(trainer.device), prompt):
+            yield step.tokens
+            on_progress((start + len(own) * (step.tokens != mask_id).float().mean().item()) / len(examples))
+
     with trainer.weights(run.weights), casts_kept():
-        decode = build_decoder(decoder, trainer.model, run.tokens, rows=len(examples))
-        for number, start in enumerate(parts):
+        decode = build_decoder(decoder, trainer.model, run.tokens, rows=size)
+        for start in range(0, len(examples), size):
             own = examples[start : start + size]
-            prompt = torch.arange(start, start + len(own), device=trainer.device)
-            steps = decode.steps(own.masked(mask_id).to(trainer.device), prompt)
-            counts += count_first_mistakes((step.tokens for step in steps), own, mask_id)
-            on_progress((number + 1) / len(parts))
+            counts += count_first_mistakes(canvases(start, own), own, mask_id)
     num_steps, mistakes = counts.tolist()
     bins = [
         MistakeBin(k / NUM_BINS, (k + 1) / NUM_BINS, num_steps[k], mistakes[k]) for k in range(NUM_BINS) if num_steps[k]
