@@ -9,6 +9,7 @@ from rich.table import Table
 
 from unmask import machine, paths
 from unmask.cli import options, report
+from unmask.evaluation.evaluate import Cells
 from unmask.formats import to_json
 from unmask.lab.compare import AXIS_NAMES, FEWEST_SEEDS, Comparison, Method, Plan, choose_measure
 from unmask.lab.finals import Finals
@@ -127,7 +128,7 @@ def _progress_table(trainings: list[Training]) -> Table:
 def _print(comparison: Comparison, measure: str) -> None:
     out = options.results()
     out.print(_curves_table(comparison, measure))
-    out.print(_finals_table(comparison))
+    out.print(options.table(_finals(comparison)))
     out.print(_cost_table(comparison))
     for method in comparison.short_of_baseline():
         out.print(
@@ -172,16 +173,12 @@ def _mean(comparison: Comparison, method: str, values: list[float]) -> str:
     return shown + ("" if len(values) == seeds else f", {len(values)} of {seeds}")
 
 
-def _finals_table(comparison: Comparison) -> Table:
-    table = Table(title="at the last evaluation, with what was spent until then", title_justify="left")
-    table.add_column("method", overflow="fold")
+def _finals(comparison: Comparison) -> Cells:
     rows = comparison.finals()
     has_interval = any(row[2] for row in rows)
-    for name in ("value", *["95 % interval"] * has_interval, *(AXIS_NAMES[axis] for axis in comparison.axes)):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(row if has_interval else [*row[:2], *row[3:]]))
-    return table
+    header = ("method", "value", *["95 % interval"] * has_interval, *(AXIS_NAMES[axis] for axis in comparison.axes))
+    shown = [row if has_interval else [*row[:2], *row[3:]] for row in rows]
+    return Cells(header, shown, "at the last evaluation, with what was spent until then")
 
 
 def _cost_table(comparison: Comparison) -> Table:

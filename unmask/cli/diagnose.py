@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from unmask.cli import options
 from unmask.errors import UserError
-from unmask.lab.diagnostics.diagnose import DEFAULT, DRAWS, PARTS, Diagnosis, tables, to_json
+from unmask.lab.diagnostics.diagnose import DEFAULT, DRAWS, PARTS, Diagnosis, as_json, tables
 from unmask.lab.diagnostics.diagnose import diagnose as diagnose_run
 from unmask.progress import progress
 from unmask.training.loading import LoadedRun
@@ -79,7 +78,7 @@ def diagnose(
         if not is_json:
             _print(run, found[-1])
     if is_json:
-        results = [{"run": str(run.path)} | to_json(own) for run, own in zip(opened, found, strict=True)]
+        results = [{"run": str(run.path)} | as_json(own) for run, own in zip(opened, found, strict=True)]
         options.print_json({"runs": results})
 
 
@@ -95,14 +94,5 @@ def _check_parts(only: list[str] | None) -> list[str]:
 
 
 def _print(run: LoadedRun, found: Diagnosis) -> None:
-    out = options.results()
-    out.print(f"{run.path}, step {found.step}, {found.weights} weights")
-    for own in tables(found):
-        table = Table(title=own.title, title_justify="left")
-        for number, column in enumerate(own.columns):
-            table.add_column(column, justify="right" if number else "left")
-        for row in own.rows:
-            table.add_row(*row)
-        out.print(table)
-    for part, reason in found.missing.items():
-        out.print(f"Not measured, {part}: {reason}")
+    missing = (f"Not measured, {part}: {reason}" for part, reason in found.missing.items())
+    options.print_lines([f"{run.path}, step {found.step}, {found.weights} weights", *tables(found), *missing])

@@ -29,10 +29,11 @@ class EvaluationLeft(Exception):
 
 @dataclass(frozen=True)
 class Cells:
-    """A table for the terminal."""
+    """A table of text, for the terminal or a page; its first column names the rows."""
 
     header: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from tests.lab.diagnostics.untrained import toy_settings, untrained_run
-from unmask.lab.diagnostics.noise_scale import BinNoise, Moments, _canvases, gradient, measure_noise_scale
+from unmask.evaluation.nelbo import Estimate
+from unmask.lab.diagnostics.diagnose import Diagnosis, as_json
+from unmask.lab.diagnostics.likelihood import MaskedNll
+from unmask.lab.diagnostics.measures import NOWHERE, Bin
+from unmask.lab.diagnostics.noise_scale import (
+    BinNoise,
+    Moments,
+    NoiseScale,
+    _canvases,
+    gradient,
+    measure_noise_scale,
+)
 
 
 def moments(seed: int, n: int, mean: torch.Tensor, deviation: torch.Tensor) -> Moments:
@@ -43,6 +54,16 @@ def test_without_a_signal_the_scale_has_a_lower_bound_alone() -> None:
     assert not found.is_measured
     assert found.least > 16  # 4 / |G|^2 with |G|^2 < 0.25: that of a mean of 64 is 4 / 64 on average
     assert BinNoise(0.0, 1.0, 64, *moments(0, 64, torch.ones(4), torch.ones(4)).estimates()).is_measured
+
+
+def test_json_keeps_large_numbers_and_leaves_open_edges_out() -> None:
+    of_noise = BinNoise(0.0, 1.0, 64, Estimate(1e-9, 0.1), Estimate(30.0, 0.1), Estimate(3e10, 0.1))
+    nothing_visible = Bin(NOWHERE - 1.0, float(NOWHERE), float(NOWHERE), 4e9, 0.1, 0.5, 7)
+    nll = MaskedNll([], [nothing_visible], [], [])
+    found = as_json(Diagnosis(4, "ema", nll=nll, noise=NoiseScale("raw", [of_noise])))
+    assert found["noise"]["bins"][0]["scale"]["value"] == 3e10
+    (edge,) = found["nll"]["distance"]
+    assert (edge["low"], edge["high"], edge["value"], edge["tokens"]) == (None, None, 4e9, 7)
 
 
 @pytest.mark.parametrize("size", [None, 2])

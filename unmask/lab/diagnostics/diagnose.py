@@ -1,12 +1,13 @@
 """Runs the diagnostics of a run, by name, and shows them as tables of text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from math import isfinite, isnan
+from math import isnan
 from typing import Any
 
 from unmask.decoding.config import DecodeConfig
+from unmask.evaluation.evaluate import Cells
 from unmask.evaluation.nelbo import Estimate
 from unmask.evaluation.statistics import share_text
 from unmask.lab.diagnostics.likelihood import MaskedNll, measure_nll
@@ -87,28 +88,16 @@ def diagnose(
     return Diagnosis(run.step, run.weights, **found, missing=missing)
 
 
-def to_json(value: Any) -> Any:
-    """Converts dataclasses to JSON values, with None for numbers that are not finite and for distances to nothing."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: to_json(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, dict):
-        return {key: to_json(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(each) for each in value]
-    is_unknown = isinstance(value, float) and (not isfinite(value) or value >= NOWHERE - 1)
-    return None if is_unknown else value
+def as_json(found: Diagnosis) -> dict[str, Any]:
+    """Converts a diagnosis to values for JSON, with None for the edges of bins that are open."""
+    return asdict(found, dict_factory=_with_open_edges)
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A table of text, whose first column names the rows."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+def _with_open_edges(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: None if name in ("low", "high") and value >= NOWHERE - 1 else value for name, value in pairs}
 
 
-def tables(found: Diagnosis) -> list[TextTable]:
+def tables(found: Diagnosis) -> list[Cells]:
     """Returns the tables of the parts that were measured."""
     return [
         *(_nll_tables(found.nll) if found.nll else ()),
@@ -119,18 +108,21 @@ def tables(found: Diagnosis) -> list[TextTable]:
     ]
 
 
-def _nll_tables(nll: MaskedNll) -> list[TextTable]:
+def _nll_tables(nll: MaskedNll) -> list[Cells]:
     rates = [
         [_shares(own.low, own.high), _plus_minus(own.value, own.stderr), f"{own.share:.1%}", str(own.tokens)]
         for own in nll.rate
     ]
     columns = ("nats per masked token", "share of the NELBO's weight", "tokens")
     return [
-        TextTable("NLL by masked share", ("masked", *columns), rates),
-        TextTable("NLL by distance to the nearest visible token", ("positions", *columns), _distances(nll.distance)),
-        TextTable("The same, where 40% to 60% are masked", ("positions", *columns), _distances(nll.distance_middle)),
-        TextTable(
-            "NLL by distance to the nearest visible token on the left", ("positions", *columns), _distances(nll.left)
+        Cells(("masked", *columns), rates, "NLL by masked share"),
+        *(
+            Cells(("positions", *columns), _distances(bins), title)
+            for title, bins in (
+                ("NLL by distance to the nearest visible token", nll.distance),
+                ("The same, where 40% to 60% are masked", nll.distance_middle),
+                ("NLL by distance to the nearest visible token on the left", nll.left),
+            )
         ),
     ]
 
@@ -151,7 +143,7 @@ def format_distances(own: Bin) -> str:
     return str(high) if low == high else f"{low} to {high}"
 
 
-def _mismatch_table(found: Mismatch) -> TextTable:
+def _mismatch_table(found: Mismatch) -> Cells:
     rows = [
         ["all, as they come", *(_estimate(side.whole) for side in (found.trained, found.uniform))],
         ["with as much masked", *(_estimate(side.matched) for side in (found.trained, found.uniform))],
@@ -164,25 +156,25 @@ def _mismatch_table(found: Mismatch) -> TextTable:
     sides = (found.trained, found.uniform)
     rows.append(["positions that differ", *(_mean_share(side.differing, found.examples) for side in sides)])
     title = f"MMD² to the masks that {found.decoder} meets, {found.examples} examples (0: the same masks)"
-    return TextTable(title, ("masks", "of this run's training", "uniform"), rows)
+    return Cells(("masks", "of this run's training", "uniform"), rows, title)
 
 
-def _mistakes_table(found: FirstMistakes) -> TextTable:
+def _mistakes_table(found: FirstMistakes) -> Cells:
     rows = [
         [_shares(own.low, own.high), str(own.steps), share_text(own.mistakes, own.steps), str(own.mistakes)]
         for own in reversed(found.bins)
     ]
     title = f"First wrong token of {found.decoder}: {found.wrong} of {found.examples} examples have one"
-    return TextTable(title, ("masked before the step", "steps", "of them wrong", "first mistakes"), rows)
+    return Cells(("masked before the step", "steps", "of them wrong", "first mistakes"), rows, title)
 
 
-def _overfitting_table(found: Overfitting) -> TextTable:
+def _overfitting_table(found: Overfitting) -> Cells:
     seen = f"{found.examples_seen:,} examples drawn, {found.distinct:,} distinct ({found.passes:.2g} passes)"
     title = f"{seen}; {found.steps_per_example:.2f} steps each time, {found.visits:.2f} visits of each in all"
     trained = {"trained on last": found.recent, "trained on first": found.early}
     rows = [["held out", _estimate(found.held_out), ""]]
     rows += [[name, _estimate(own), _estimate(found.gap(own))] for name, own in trained.items() if own is not None]
-    return TextTable(title, ("examples", "nats per maskable token", "held out minus these"), rows)
+    return Cells(("examples", "nats per maskable token", "held out minus these"), rows, title)
 
 
 def overfitting_row(found: Overfitting) -> tuple[str, ...]:
@@ -192,7 +184,7 @@ def overfitting_row(found: Overfitting) -> tuple[str, ...]:
     return *counts, _estimate(found.held_out), *recent
 
 
-def _noise_table(found: NoiseScale) -> TextTable:
+def _noise_table(found: NoiseScale) -> Cells:
     rows = [
         [
             _shares(own.low, own.high) if own.high else "nothing masked",
@@ -204,7 +196,7 @@ def _noise_table(found: NoiseScale) -> TextTable:
         for own in found.bins
     ]
     title = f"Gradient noise of one row's loss, {found.weights} weights"
-    return TextTable(title, ("masked", "|G|²", "tr(Σ)", "noise scale tr(Σ)/|G|²", "gradients"), rows)
+    return Cells(("masked", "|G|²", "tr(Σ)", "noise scale tr(Σ)/|G|²", "gradients"), rows, title)
 
 
 def _shares(low: float, high: float) -> str:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from math import isnan, nan
 
 from unmask.decoding.config import DecodeConfig
-from unmask.errors import UserError
+from unmask.evaluation.evaluate import Cells
 from unmask.evaluation.nelbo import Estimate
-from unmask.lab.diagnostics.diagnose import Diagnosis, TextTable, diagnose, overfitting_row
+from unmask.lab.diagnostics.diagnose import Diagnosis, diagnose, overfitting_row
 from unmask.lab.diagnostics.measures import NOWHERE, Bin
 from unmask.lab.report.chart import Chart, Line
+from unmask.lab.report.models import spared
 from unmask.lab.report.runs import RunsByMethod
 from unmask.training.loading import LoadedRun
 
@@ -44,12 +45,9 @@ def diagnose_methods(
         def on_part(done: float, before: int = number) -> None:
             on_progress(before * len(parts) + done)
 
-        try:
+        with spared(result.missing, f"The diagnostics of {name}", warn):
             run = LoadedRun.open(runs[0].folder, warn=lambda line: None, is_published=True)
             result.found[name] = diagnose(run, parts, decoder=decoder, on_progress=on_part)
-        except UserError as error:
-            result.missing.append(f"The diagnostics of {name}: {str(error).splitlines()[0]}")
-            warn(result.missing[-1])
     reasons = {name: own.missing for name, own in result.found.items()}
     result.missing += [f"{name}, {part}: {reason}" for name, own in reasons.items() for part, reason in own.items()]
     return result
@@ -86,11 +84,11 @@ def charts(methods: RunsByMethod, diagnoses: Diagnoses) -> list[Chart]:
     return [chart for chart in drawn if chart.lines]
 
 
-def overfitting(diagnoses: Diagnoses) -> TextTable | None:
+def overfitting(diagnoses: Diagnoses) -> Cells | None:
     """Makes the table of overfitting, one row for each method; None if no method was measured."""
     rows = [(name, *overfitting_row(own.overfitting)) for name, own in diagnoses.found.items() if own.overfitting]
     columns = ("method", "examples drawn", "distinct", "steps on each in all", "NELBO held out", "trained on last")
-    return TextTable("Known by heart?", (*columns, "held out minus that"), rows) if rows else None
+    return Cells((*columns, "held out minus that"), rows, "Known by heart?") if rows else None
 
 
 _LabelledPoints = tuple[str, Sequence[tuple[float, float, float]], bool]
