@@ -1,5 +1,6 @@
 """Settings of the PUMA paper's code as recipes: every key is mapped or named, and the training is the same."""
 
+import errno
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from tests.helpers import run_cli
 from tests.helpers.sudoku import EASY, EASY_SOLUTION, boards, shah_rows
 from tests.parity.puma_files import MODEL, SETTINGS, settings, write_yaml
+from unmask import files
 from unmask.config import recipes
 from unmask.tasks.task import build_task
 from unmask.training.sources import find
@@ -149,7 +151,7 @@ def test_a_recipe_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "link.yaml") == 2
     assert "link.yaml: exists already; name another one" in capsys.readouterr().err
     assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "nowhere" / "ours.yaml") == 2
-    assert "cannot be written: No such file or directory; name another file" in capsys.readouterr().err
+    assert "cannot be written: No such file or directory; name another one" in capsys.readouterr().err
     assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "folder") == 2
     assert "a recipe is a .yaml file" in capsys.readouterr().err
 
@@ -174,3 +176,13 @@ def test_its_puzzles_are_read_where_they_are(name: str, tmp_path: Path) -> None:
     seen = task.train_stream(0)[torch.arange(6)].x0.numpy()
     assert {row.tobytes() for row in seen} < {row.tobytes() for row in np.hstack([puzzles, solutions]).astype(int)}
     assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_full_disk_is_not_blamed_on_the_name_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = write_yaml(tmp_path / "theirs.yaml", SETTINGS["sudoku_puma"])
+
+    def is_full(*asked: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write", is_full)
+    assert run_cli("import", "--from", "puma", theirs, "--out", tmp_path / "ours.yaml") == 1

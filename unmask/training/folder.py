@@ -79,14 +79,13 @@ class RunFolder:
             UserError: another process has the lock, the folder cannot be made or written, or `check` fails by now.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = files.FileLock(self.path / _LOCK, wait=False)
+            with files.naming(self.path, "--out "):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = files.FileLock(self.path / _LOCK, wait=False)
         except BlockingIOError:
             raise UserError(
                 f"{self.path}: another process is training here; wait for it, or use another --out"
             ) from None
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error}; name another folder with --out") from error
         self.check(config, resume=resume)  # again: another process may have come and gone since
         files.sweep(self.path)
         self._compare_environment(environment, warn)

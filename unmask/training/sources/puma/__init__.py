@@ -39,10 +39,8 @@ class Recipe:
     def write(self, target: Path) -> None:
         if target.suffix not in (".yaml", ".yml"):
             raise UserError(f"--out {target}: a recipe is a .yaml file; name one")
-        try:
+        with files.naming(target, "--out "):
             files.write(target, f"{self._text}\n")
-        except OSError as error:
-            raise UserError(f"--out {target}: cannot be written: {error.strerror}; name another file") from error
 
     def next_steps(self, target: Path | None) -> list[str]:
         if target is None:
