@@ -1,5 +1,6 @@
 """What a run leaves behind, whatever happens to it."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -9,9 +10,10 @@ import torch
 
 from tests.helpers import SHORT, assert_same, lines, metrics_of, run_cli
 from tests.helpers.runs import TWELVE_STEPS, debug_run
+from unmask import files
 from unmask.config import recipes
 from unmask.errors import RunFailed, UserError
-from unmask.training import checkpoint, evaluating
+from unmask.training import checkpoint, evaluating, restoring
 from unmask.training.folder import RunFolder
 from unmask.training.run import Interrupted, Run
 
@@ -121,6 +123,26 @@ def test_a_wrong_start_leaves_no_folder(tmp_path: Path) -> None:
     debug_run(tmp_path / "other", "train.steps=2", "model.dim=16").train()
     assert run_cli("train", "debug", *SHORT, f"train.init={tmp_path / 'other'}", "--out", tmp_path / "run") == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_a_start_is_read_once_where_resume_finds_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    debug_run(tmp_path / "other", "train.steps=2").train()
+    real, read = restoring.read_initial_weights, []
+    monkeypatch.setattr(restoring, "read_initial_weights", lambda *asked: read.append(1) or real(*asked))
+    debug_run(tmp_path / "run", "train.steps=2", f"train.init={tmp_path / 'other'}").train(resume=True)
+    assert read == [1]
+
+
+def test_a_full_disk_is_not_blamed_on_the_name_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullThere(files.FileLock):
+        def __init__(self, path: Path, *, wait: bool) -> None:
+            if path.is_relative_to(tmp_path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            super().__init__(path, wait=wait)
+
+    monkeypatch.setattr(files, "FileLock", FullThere)
+    with pytest.raises(RunFailed, match=r"No space left on device.*has no checkpoint yet"):
+        debug_run(tmp_path / "run").train()
 
 
 def test_tensorboard_keeps_every_step_of_an_extended_run(tmp_path: Path) -> None:

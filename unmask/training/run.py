@@ -173,8 +173,6 @@ class Run:
             return progress
         if resume:
             console.print(f"No complete checkpoint in {self.folder.path}: starting at step 0")
-            if self.base is None:
-                restoring.start_warm(self.trainer, self.task)
         return Progress(passes=0.0)
 
     def _loop(self) -> None:
