@@ -89,7 +89,7 @@ def test_a_block_that_is_shorter_than_k_leaves(settings: dict, stream: RandomStr
         batch = pool.next_batch(stream)
         assert (pool.rows.visit < 3).all()
         pool.observe(batch, random_stats(batch, step))
-    assert pool.num_refills >= 4 * ROWS
+    assert pool.examples_seen >= 4 * ROWS
 
 
 def test_a_change_of_k_keeps_what_is_done(stream: RandomStream) -> None:

@@ -185,8 +185,8 @@ def test_without_threshold_a_row_lives_k_steps() -> None:
         batch = puma.next_batch(stream)
         puma.observe(batch, random_stats(batch, step))
     # 8 rows at first, spread over the stages, and one refill per 5 row-steps
-    assert abs(puma.num_refills - (8 + 50 * 8 / 5)) <= 8
-    assert puma.metrics()["puma/steps_per_example"] == 50 * 8 / puma.num_refills
+    assert abs(puma.examples_seen - (8 + 50 * 8 / 5)) <= 8
+    assert puma.metrics()["puma/steps_per_example"] == 50 * 8 / puma.examples_seen
 
 
 @pytest.mark.parametrize(

@@ -141,13 +141,40 @@ class Pool(ABC):
 
     # --- examples --------------------------------------------------------------------------------
 
-    def first_examples(self, stream: ExampleStream) -> tuple[CleanBatch, Int[Tensor, "b"], Int[Tensor, "b N"]]:
-        """Reads the examples of a new pool.
+    def renewed_rows(
+        self,
+        stream: ExampleStream,
+        first: Callable[[CleanBatch, Int[Tensor, "b"], Int[Tensor, "b N"]], PoolRows],
+        fresh: Callable[[CleanBatch, Int[Tensor, "b"], int], PoolRows],
+    ) -> PoolRows:
+        """Puts new rows in place of those that are done; returns all rows, as they stand now.
 
-        Returns:
-            The examples, their numbers, and a random permutation of the global batch's blocks, which spreads their
-            stages: for each block its place among all B N.
+        Args:
+            first: makes the rows of a new pool, out of its examples, their numbers, and a random permutation of the
+                global batch's blocks, which spreads their stages: for each block its place among all B N.
+            fresh: makes rows that may take a place, out of every row's next example, its number, and N.
         """
+        if self.rows is None:
+            self.rows = first(*self._first_examples(stream))
+            return self.rows
+        old, example = self.rows, self.rows.example + self.shard.total
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(stream, example.cpu(), stride=self.shard.total, device=self.device)
+        else:
+            self._prefetcher.restock(stream)
+        new = fresh(self._prefetcher.clean, example, old.num_blocks)
+        is_done = old.is_done
+        self._prefetcher.take(is_done)
+        self._num_refills = self._num_refills + is_done.sum()
+        self.rows = PoolRows(
+            **{
+                name: torch.where(is_done if own.ndim == 1 else is_done.unsqueeze(1), getattr(new, name), own)
+                for name, own in vars(old).items()
+            }
+        )
+        return self.rows
+
+    def _first_examples(self, stream: ExampleStream) -> tuple[CleanBatch, Int[Tensor, "b"], Int[Tensor, "b N"]]:
         row = self.shard.index(self.device)
         example = row + self.first_round * self.shard.total
         clean = examples_of(stream, example.cpu()).to(self.device)
@@ -155,47 +182,6 @@ class Pool(ABC):
         place = noise.permute(blocks_of(row, num_blocks), self.shard.total * num_blocks, self.seed, Purpose.STAGE)
         self._num_refills = self._num_refills + len(row)
         return clean, example, place
-
-    def next_examples(self, rows: PoolRows, stream: ExampleStream) -> tuple[CleanBatch, Int[Tensor, "b"]]:
-        """Returns every row's next example, and its number, whether the row is done or not."""
-        example = rows.example + self.shard.total
-        if self._prefetcher is None:
-            self._prefetcher = Prefetcher(stream, example.cpu(), stride=self.shard.total, device=self.device)
-        else:
-            self._prefetcher.restock(stream)
-        return self._prefetcher.clean, example
-
-    def renewed_rows(
-        self,
-        stream: ExampleStream,
-        first: Callable[[CleanBatch, Tensor, Tensor], PoolRows],
-        fresh: Callable[[CleanBatch, Tensor, int], PoolRows],
-    ) -> PoolRows:
-        """Puts new rows in place of those that are done; returns all rows, as they stand now.
-
-        Args:
-            first: makes the rows of a new pool, out of what `first_examples` returns.
-            fresh: makes rows that may take a place, out of what `next_examples` returns and the number of blocks.
-        """
-        if self.rows is None:
-            self.rows = first(*self.first_examples(stream))
-        else:
-            clean, example = self.next_examples(self.rows, stream)
-            self.rows = self.refill(self.rows, fresh(clean, example, self.rows.num_blocks))
-        return self.rows
-
-    def refill(self, rows: PoolRows, fresh: PoolRows) -> PoolRows:
-        """Returns `rows` with those of `fresh`, made of `next_examples`, in place of rows that are done."""
-        is_done = rows.is_done
-        assert self._prefetcher is not None, "refill follows next_examples"
-        self._prefetcher.take(is_done)
-        self._num_refills = self._num_refills + is_done.sum()
-        return PoolRows(
-            **{
-                name: torch.where(is_done if old.ndim == 1 else is_done.unsqueeze(1), getattr(fresh, name), old)
-                for name, old in vars(rows).items()
-            }
-        )
 
     # --- one step ----------------------------------------------------------------------------------
 
@@ -261,14 +247,9 @@ class Pool(ABC):
     # --- counters and state ------------------------------------------------------------------------
 
     @property
-    def num_refills(self) -> int:
+    def examples_seen(self) -> int:
         """Examples that have entered the pool. Waits for the device. Collective: every rank must call it."""
         return int(self.shard.peers.sum(self._num_refills.cpu()))
-
-    @property
-    def examples_seen(self) -> int:
-        """Examples drawn from the stream so far."""
-        return self.num_refills
 
     def metrics(self) -> dict[str, float]:
         """Returns named values for the log. Waits for the device. Collective: every rank must call it.
@@ -291,7 +272,7 @@ class Pool(ABC):
         return {
             "step": self.step,
             "first_turn": self.first_round,  # its name in saved runs
-            "num_refills": self.num_refills,
+            "num_refills": self.examples_seen,
             "estimate": None if self.estimate is None else gather(self.estimate),
             "pool": None if self.rows is None else {name: gather(own) for name, own in vars(self.rows).items()},
         }
