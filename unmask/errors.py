@@ -30,6 +30,11 @@ class NotFinite(RunFailed):
     """
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of another library's message, or the error's type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 NOT_FINITE_FIX = (
     "its weights are not finite, or too large for the dtype it computes in; use another checkpoint, or float32"
 )

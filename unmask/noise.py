@@ -5,6 +5,7 @@ before and after a resume, and there is nothing to save. The hash is the finalis
 applied to one key after the other.
 """
 
+import zlib
 from enum import IntEnum, unique
 
 import torch
@@ -89,6 +90,11 @@ def integer(seed: int, purpose: Purpose, *keys: int) -> int:
         state = _absorb(state, key)
     assert isinstance(state, int)
     return state >> 1
+
+
+def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Makes the generator of the initial values of the parameter `name`: the same whatever else a model has."""
+    return torch.Generator(device).manual_seed(integer(seed, Purpose.INIT, zlib.crc32(name.encode())))
 
 
 def bits(seed: int, purpose: Purpose, *keys: Key) -> Int[Tensor, "..."]:

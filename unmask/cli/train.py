@@ -97,7 +97,7 @@ def _say_memory(run: Run) -> None:
         run.task.tokens,
         rows=max(1, train.batch_size // size // train.accumulate),
         dtype=resolve_dtype(train.dtype, device),
-        copies=(3 if config.optim.name == "muon" else 4) + bool(config.ema.decay),
+        copies=run.config.optim.copies + bool(run.config.ema.decay),
     )
     if memory.total >= 2**30:
         less = "model.checkpointing=true and a larger train.accumulate need less"

@@ -49,6 +49,11 @@ class OptimConfig(Section):
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's decay of the mean gradient and mean square")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
 
+    @property
+    def copies(self) -> int:
+        """Tensors as large as the weights that a training holds: them, gradients, AdamW's two moments or Muon's one."""
+        return 3 if self.name == "muon" else 4
+
 
 class EmaConfig(Section):
     decay: float = Field(
@@ -193,7 +198,7 @@ class RunConfig(Section):
     log: LogConfig = LogConfig()
 
     def of_run(self, folder: Path) -> "RunConfig":
-        """These settings where the run lies in `folder`."""
+        """Returns these settings where the run lies in `folder`."""
         return self.model_copy(update={"data": self.data.of_run(folder)})
 
     @staticmethod
@@ -242,7 +247,7 @@ NAMED_BY = {"data": ("task", "sudoku"), "model": ("model", "transformer"), "proc
 
 
 def section_class(key: str, tree: dict[str, Any], annotation: Any) -> type[Section]:
-    """The class that checks section `key`; for `data`, `model` and `process`, that of the named component."""
+    """Returns the class that checks section `key`; for `data`, `model` and `process`, that of the named component."""
     return resolve(*_component(key, tree)).Config if key in NAMED_BY else annotation
 
 
@@ -254,7 +259,7 @@ def _component(key: str, tree: dict[str, Any]) -> tuple[str, str]:
 
 
 def _in_blocks(model: Section | None, process: Section | None, problems: list[str]) -> Section | None:
-    """`model` in the blocks of its process, so that what is kept of a run says what the model is."""
+    """Returns `model` in the blocks of its process, so that what is kept of a run says what the model is."""
     size = getattr(process, "block_size", None)
     if model is None or size is None or "block_size" not in type(model).model_fields:
         return model

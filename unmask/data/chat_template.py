@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from unmask import files, formats
-from unmask.errors import UserError
+from unmask.errors import UserError, first_line
 from unmask.formats import printable
 
 CHAT = "chat.json"
@@ -131,8 +131,7 @@ class _Saved:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return printable(lines[0][:200])
+    return printable(first_line(error)[:200])
 
 
 # --- the sandbox -----------------------------------------------------------------------------------------------------

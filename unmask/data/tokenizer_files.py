@@ -6,7 +6,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from unmask import formats
-from unmask.errors import UserError
+from unmask.errors import UserError, first_line
 from unmask.paths import user_path
 
 TOKENIZER = "tokenizer.json"
@@ -46,7 +46,7 @@ def find_tokenizer(source: str) -> Path:
     except Exception as error:  # it has dozens of kinds: no such name, not logged in, no network, offline
         raise UserError(
             f"tokenizer {source}: no such file or folder, and not to be had from the Hugging Face hub: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}; "
+            f"{first_line(error)}; "
             "give a folder with tokenizer.json in it, or a name such as Qwen/Qwen2-0.5B"
         ) from error
     return Path(folder)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unmask import formats, paths
-from unmask.errors import UserError, check_finite
+from unmask.errors import UserError, check_finite, first_line
 from unmask.models import hf_weights
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -220,7 +220,7 @@ def _model(transformers: Any, path: str, where: str, device: torch.device) -> An
             output_loading_info=True,
         )
     except Exception as error:  # whatever the files make it stumble over
-        raise UserError(f"{where}: cannot be read as a causal language model: {_first_line(error)}") from error
+        raise UserError(f"{where}: cannot be read as a causal language model: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{where}: lacks weights of a causal language model, such as {missing[0]}; give another, or all of this one"
@@ -233,10 +233,6 @@ def _tokenizer(transformers: Any, path: str, where: str) -> Any:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UserError(
-            f"{where}: holds no tokenizer that can be read ({_first_line(error)}); copy the model's tokenizer.json and "
+            f"{where}: holds no tokenizer that can be read ({first_line(error)}); copy the model's tokenizer.json and "
             "tokenizer_config.json into it"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

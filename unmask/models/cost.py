@@ -27,7 +27,7 @@ _LOGIT_BYTES = 17  # of a logit at work: beside itself its fp32 copies, or its i
 def count_parameters(config: TransformerConfig, tokens: TokenSpec) -> int:
     """Counts the parameters of the transformer that `config` describes, without building it."""
     dim, width = config.dim, config.head_width
-    queries, keys = config.num_heads * width, (config.num_kv_heads or config.num_heads) * width
+    queries, keys = config.num_heads * width, config.key_heads * width
     attention = dim * (2 * queries + 2 * keys)
     biases = (queries + 2 * keys) * config.qkv_bias + dim * config.out_bias
     norms = 2 * dim + 2 * width * config.qk_norm
@@ -41,7 +41,7 @@ def count_trained(config: TransformerConfig, tokens: TokenSpec) -> int:
     if config.lora is None:
         return count_parameters(config, tokens)
     dim, width = config.dim, config.head_width
-    queries, keys = config.num_heads * width, (config.num_kv_heads or config.num_heads) * width
+    queries, keys = config.num_heads * width, config.key_heads * width
     sizes = {"q": dim + queries, "k": dim + keys, "v": dim + keys, "out": queries + dim}
     sizes |= dict.fromkeys(("gate", "up", "down"), dim + config.ff_dim)
     return config.num_layers * config.lora.rank * sum(sizes[name] for name in config.lora.targets) + dim
@@ -123,8 +123,7 @@ def require_memory_for_rows(
 
 def count_cached(config: TransformerConfig, tokens: TokenSpec, loops: int | None = None) -> int:
     """Counts the numbers that a cache keeps of a row: keys and values of every position and run of a layer."""
-    heads = config.num_kv_heads or config.num_heads
-    return 2 * _count_runs(config, loops) * heads * config.head_width * tokens.length
+    return 2 * _count_runs(config, loops) * config.key_heads * config.head_width * tokens.length
 
 
 def _count_runs(config: TransformerConfig, loops: int | None = None) -> int:
@@ -243,7 +242,7 @@ def _positions_read(config: TransformerConfig, tokens: TokenSpec) -> int:
 def _kept_of_position(config: TransformerConfig, size: int) -> int:
     """Counts the bytes that a block keeps of a position for its backward pass."""
     wide = max(_BYTES, size)
-    heads, groups = config.num_heads, config.num_kv_heads or config.num_heads
+    heads, groups = config.num_heads, config.key_heads
     queries, keys = heads * config.head_width, groups * config.head_width
     # The stream before attention and before the SwiGLU, each also normalised: before it is weighted, and rounded.
     stream = config.dim * (4 * wide + 2 * size)
@@ -275,7 +274,7 @@ def decoding_memory(
     """
     size, count = _SIZES[dtype], count_parameters(config, tokens)
     wide = size if held == dtype else max(_BYTES, size)
-    heads, groups = config.num_heads, config.num_kv_heads or config.num_heads
+    heads, groups = config.num_heads, config.key_heads
     queries, keys = heads * config.head_width, groups * config.head_width
     stream, projected = 3 * config.dim * wide, (queries + 2 * keys) * size
     positions = rows * tokens.length

@@ -86,7 +86,7 @@ PUMA_NAMES = TensorNames(
 
 @dataclass(frozen=True)
 class Family:
-    """What the checkpoints of a `model_type` are, and what they do not say."""
+    """The checkpoints of a `model_type`: what they hold, and what they do not say."""
 
     model_type: str
     remote_code: str | None = None

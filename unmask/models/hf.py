@@ -214,7 +214,7 @@ def check_settings(folder: str | Path, config: TransformerConfig) -> None:
         UserError: as `read_checkpoint`, or naming every setting that differs.
     """
     own = config.model_dump() | {
-        "num_kv_heads": config.num_kv_heads or config.num_heads,
+        "num_kv_heads": config.key_heads,
         "head_dim": config.head_width,
     }
     wrong = [

@@ -6,7 +6,6 @@ state: its tensors are buffers that are not saved, so that optimizer, average an
 Dimensions: B rows, L positions, D width, V vocabulary, I inputs and O outputs of a layer.
 """
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -20,7 +19,6 @@ from unmask import noise
 from unmask.config.settings import Section
 from unmask.errors import UserError
 from unmask.models.on_demand import OnDemand, outline, outlines_of
-from unmask.noise import Purpose
 
 Target = Literal["q", "k", "v", "out", "gate", "up", "down"]
 _MODULES = {
@@ -235,10 +233,8 @@ def _draw(backbone: nn.Module, seed: int) -> None:
         if name.endswith(_B):
             parameter.zero_()
             continue
-        key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
-        generator = torch.Generator(parameter.device).manual_seed(key)
         bound = parameter.shape[1] ** -0.5
-        parameter.uniform_(-bound, bound, generator=generator)
+        parameter.uniform_(-bound, bound, generator=noise.generator(seed, name, parameter.device))
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -266,8 +262,7 @@ def draw_base(model: nn.Module, seed: int) -> None:
     shapes = {name: _shape_of(module, key) for name, module, key in _base(model)}
 
     def draw(name: str) -> Tensor:
-        key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
-        drawn = torch.randn(shapes[name], generator=torch.Generator().manual_seed(key))
+        drawn = torch.randn(shapes[name], generator=noise.generator(seed, name))
         return drawn / shapes[name][-1] ** 0.5 if drawn.ndim > 1 else torch.ones_like(drawn)
 
     outlines = {name: outline(shape, torch.float32) for name, shape in shapes.items()}

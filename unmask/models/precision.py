@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from unmask.errors import UserError
+from unmask.errors import UserError, first_line
 from unmask.noise import has_float64
 from unmask.progress import warn
 
@@ -69,8 +69,7 @@ def should_compile(setting: str | bool, device: torch.device) -> bool:
     try:
         torch.compile(_probe, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # whatever a missing compiler, header or kernel language raises
-        reason = str(error).strip().partition("\n")[0]
-        warn(f"training runs uncompiled, which is slower: {reason}; train.compile=false hides this line")
+        warn(f"training runs uncompiled, which is slower: {first_line(error)}; train.compile=false hides this line")
         return False
     return True
 

@@ -6,7 +6,6 @@ Dimensions: B rows, L positions in blocks of S, M selected positions, n position
 positions of one stream or two.
 """
 
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,6 @@ from unmask.models.loops import in_order
 from unmask.models.tied import TiedGradient, lookup
 from unmask.models.transformer_config import TransformerConfig
 from unmask.models.visibility import num_clean
-from unmask.noise import Purpose
 from unmask.types import TokenSpec
 
 
@@ -219,10 +217,8 @@ class Transformer(nn.Module):
         deviation 1. A tied head then begins with logits of standard deviation `sqrt(dim)`: far above log V.
         """
         is_reference = self.config.init == "reference"
-        # A generator for each parameter, keyed by its name: its start does not depend on what else the model has.
         for name, parameter in self.named_parameters():
-            key = noise.integer(seed, Purpose.INIT, zlib.crc32(name.encode()))
-            generator = torch.Generator(parameter.device).manual_seed(key)
+            generator = noise.generator(seed, name, parameter.device)
             is_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
             is_zero = name in self.STARTS_AT_ZERO or (is_residual and self.config.init == "zero")
             if is_zero or (name.endswith("bias") and not is_reference):
@@ -251,7 +247,7 @@ class Block(nn.Module):
         self.attention = Attention(
             config.dim,
             config.num_heads,
-            config.num_kv_heads or config.num_heads,
+            config.key_heads,
             qkv_bias=config.qkv_bias,
             out_bias=config.out_bias,
             dropout=config.dropout,

@@ -113,5 +113,10 @@ class TransformerConfig(Section):
         return AttentionPattern(1 if self.causal else self.block_size)
 
     @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
     def head_width(self) -> int:
         return self.head_dim or self.dim // self.num_heads

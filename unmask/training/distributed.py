@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from unmask.errors import Interrupted, RunFailed, UserError
+from unmask.errors import Interrupted, RunFailed, UserError, first_line
 from unmask.masking.process import RowShard
 from unmask.peers import ALONE, Peers, Votes
 from unmask.progress import console
@@ -194,7 +194,7 @@ def joined(launch: Launch, timeout: float) -> Iterator[Peers]:
         if not _is_group_error(error):
             raise
         console.quiet = False
-        reason = str(error).strip().partition("\n")[0].partition(" This is typically")[0]
+        reason = first_line(error).partition(" This is typically")[0]
         raise PeerLost(
             f"rank {launch.rank} of {launch.size} waited for another process, which ended or did not answer within "
             f"train.timeout={timeout:g} s: {reason}. Start all of them again with --resume; nothing after the last "

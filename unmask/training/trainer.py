@@ -118,8 +118,7 @@ def require_memory_for_training(config: RunConfig, tokens: TokenSpec, peers: Pee
     train = config.train
     is_sharded = train.parallel == "fsdp" and peers.size > 1
     place = None if train.cpu_offload else device
-    # Weights, gradients, AdamW's two moments or Muon's one, and the average.
-    copies = (3 if config.optim.name == "muon" else 4) + bool(config.ema.decay)
+    copies = config.optim.copies + bool(config.ema.decay)
     shards = peers.size if is_sharded else 1
     require_memory_for_model(config.model, tokens, device=place, copies=copies, shards=shards)
     rows = train.batch_size // peers.size
@@ -204,7 +203,7 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def step(self) -> StepReport:
-        """One optimizer step."""
+        """Takes one optimizer step."""
         batch = replace(self.process.next_batch(self.stream), step=self.step_number)
         loss, stats = self._forward_backward(batch)
         grad_norm = self._clip()
@@ -259,7 +258,8 @@ class Trainer:
     @contextmanager
     def weights(self, name: str) -> Iterator[None]:
         """Gives the model the weights `ema` or `raw` inside the context, all of them on every process."""
-        averaged = self.ema.apply() if name == "ema" and self.ema is not None else nullcontext()
+        assert name == "raw" or self.ema is not None, f"no weights {name}"
+        averaged = nullcontext() if name == "raw" or self.ema is None else self.ema.apply()
         # The average is sharded as the weights are, so it is copied in before they are gathered.
         with averaged, parallel.gather_weights(self.model):
             yield

@@ -10,7 +10,7 @@ from typing import Any
 from unmask import files
 from unmask.data.prepare.settings import Dataset
 from unmask.data.prepare.sources import Row
-from unmask.errors import UserError
+from unmask.errors import UserError, first_line
 
 
 class HubSource:
@@ -80,8 +80,7 @@ def _explain_errors(dataset: Dataset) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # it has dozens of kinds: no network, offline, not logged in, moved, damaged
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{_name(dataset)}: not to be had from the Hugging Face hub: {lines[0]}; call again to go on, or "
+            f"{_name(dataset)}: not to be had from the Hugging Face hub: {first_line(error)}; call again to go on, or "
             "download its files and name them: `unmask prepare DATASET FILE ...`"
         ) from error

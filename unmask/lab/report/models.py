@@ -9,7 +9,7 @@ import torch
 
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.trace import traces
-from unmask.errors import UserError
+from unmask.errors import UserError, first_line
 from unmask.lab.report.curves import MaskStatistics, measure_decoding_masks, measure_training_masks
 from unmask.lab.report.runs import RunRecord, RunsByMethod
 from unmask.tasks.task import Task
@@ -51,7 +51,7 @@ def study(
     """
     result, replay = Study(decoder.label), _Replay()
     for name, runs in methods.items():
-        with _spared(result.missing, f"The replay of {name}", warn):
+        with spared(result.missing, f"The replay of {name}", warn):
             _decode(
                 result,
                 replay,
@@ -61,9 +61,9 @@ def study(
                 num_examples,
                 on_example,
             )
-        with _spared(result.not_described, f"The protocol of {name}", lambda line: None):  # the replay has warned
+        with spared(result.not_described, f"The protocol of {name}", lambda line: None):  # the replay has warned
             result.evaluations[name] = _evaluation(runs[0])
-        with _spared(result.missing, f"The batches of {name}", warn):
+        with spared(result.missing, f"The batches of {name}", warn):
             run = LoadedRun.open(runs[0].folder, warn=lambda line: None, is_published=True)  # the replay has warned
             result.training_masks[name] = measure_training_masks(run.trainer())
     result.replay = replay.as_dict(list(methods)) if replay.traces else None
@@ -71,12 +71,12 @@ def study(
 
 
 @contextmanager
-def _spared(missing: list[str], part: str, warn: Callable[[str], None]) -> Iterator[None]:
+def spared(missing: list[str], part: str, warn: Callable[[str], None]) -> Iterator[None]:
     """Turns a failure inside the context into an entry of `missing`; the report goes on."""
     try:
         yield
     except UserError as error:
-        missing.append(f"{part}: {str(error).splitlines()[0]}")
+        missing.append(f"{part}: {first_line(error)}")
         warn(missing[-1])
 
 
