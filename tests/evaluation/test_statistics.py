@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from unmask.evaluation.statistics import mcnemar, paired_difference, share_text, share_words, wilson
+from unmask.evaluation.statistics import mcnemar, paired_difference, root_mean_square, share_text, share_words, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (7, 10), (600, 1319)])
@@ -94,3 +94,9 @@ def test_the_paired_interval_covers_the_truth(kind: str, monkeypatch: pytest.Mon
         apart += (high - low) / 2 < spread
     assert inside / 300 >= 0.93
     assert apart / 300 > 0.95  # narrower than if the examples were not the same
+
+
+def test_the_root_mean_square_of_errors_is_unknown_if_one_is() -> None:
+    assert root_mean_square([3.0, 4.0]) == pytest.approx(12.5**0.5)
+    assert root_mean_square([3.0, None]) is None
+    assert root_mean_square([]) is None

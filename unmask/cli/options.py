@@ -11,7 +11,7 @@ from rich.table import Table
 
 from unmask import files, formats, paths
 from unmask.config import recipes, registry
-from unmask.config.settings import check_section, shown
+from unmask.config.settings import shown
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Cells
@@ -69,7 +69,7 @@ DataChanged = Annotated[
         "were (an older run).",
     ),
 ]
-_OUT = "--out "
+OUT = "--out "
 
 
 def read_decoder(text: str, option: str = "--decoder") -> dict[str, Any]:
@@ -102,10 +102,8 @@ def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder
         return base
     where = f"{option} {text if len(text) < 200 else shown(text)}"
     given = read_decoder(text, option)
-    settings = base.model_dump()
     try:
-        recipes.merge(settings, given, DecodeConfig, "decode")
-        return check_section(DecodeConfig, settings, "decode")
+        return recipes.updated(base, given, "decode")
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -164,7 +162,7 @@ def print_lines(lines: Iterable[str | Cells]) -> None:
 
 def table(cells: Cells) -> Table:
     """Makes a table for the terminal."""
-    shown = Table()
+    shown = Table(title=cells.title or None, title_justify="left")
     first, *others = cells.header
     shown.add_column(first, overflow="fold")
     for name in others:
@@ -186,23 +184,31 @@ def new_file(path: Path) -> Iterator[TextIO]:
     Raises:
         UserError: the file exists, or cannot be made.
     """
-    path = paths.user_path(path, _OUT)
-    if os.path.lexists(path):
-        raise UserError(f"{_OUT}{path}: exists already; name another file")
+    path = new_path(path)
     aside = path.with_name(files.aside_name(path))
-    with files.naming(path, _OUT):
+    with files.naming(path, OUT):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = aside.open("x", encoding="utf-8")
     try:
-        with file:
+        with files.naming_only(path), file:  # a full disk is named as the file that the user asked for
             yield file
-        with files.naming(path, _OUT):
+        with files.naming(path, OUT):
             files.place_new(aside, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # as of a full disk
-            error.filename = str(path)
+    except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def new_path(path: Path) -> Path:
+    """Returns the path of --out, in full.
+
+    Raises:
+        UserError: something is there.
+    """
+    path = paths.user_path(path, OUT)
+    if os.path.lexists(path):
+        raise UserError(f"{OUT}{path}: exists already; name another file")
+    return path
 
 
 def make_folder(path: Path) -> Path:
@@ -211,11 +217,11 @@ def make_folder(path: Path) -> Path:
     Raises:
         UserError: it cannot be made, or cannot be written to.
     """
-    path = paths.user_path(path, _OUT)
-    with files.naming(path, _OUT):
+    path = paths.user_path(path, OUT)
+    with files.naming(path, OUT):
         path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):
-        raise UserError(f"{_OUT}{path}: cannot be written to; name another folder")
+        raise UserError(f"{OUT}{path}: cannot be written to; name another folder")
     return path
 
 
@@ -225,5 +231,5 @@ def write(path: Path, content: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    with files.naming(path, _OUT):
+    with files.naming(path, OUT):
         files.write(path, content)

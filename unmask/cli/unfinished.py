@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from unmask import files, formats, paths
+from unmask import files, formats
+from unmask.cli.options import OUT, new_path
 from unmask.config.settings import flatten
 from unmask.errors import UserError
-
-_OUT = "--out "
 
 
 @contextmanager
@@ -32,33 +31,29 @@ def open_unfinished(path: Path, job: dict[str, Any], *, batch_size: int) -> Iter
     Raises:
         UserError: the file exists or cannot be made, its part is of another job, or another process is at it.
     """
-    path = paths.user_path(path, _OUT)
-    if os.path.lexists(path):
-        raise UserError(f"{_OUT}{path}: exists already; name another file")
+    path = new_path(path)
     part, record = (path.with_name(path.name + suffix) for suffix in (".part", ".part.json"))
-    with files.naming(path, _OUT):
+    with files.naming(path, OUT):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not os.path.lexists(part) or not part.stat().st_size
         try:
             lock = files.FileLock(part, wait=False)
         except BlockingIOError:
-            raise UserError(f"{_OUT}{path}: another process is writing {part}; name another file") from None
+            raise UserError(f"{OUT}{path}: another process is writing {part}; name another file") from None
     with lock:
         try:
             if is_new:
-                with files.naming(path, _OUT):
+                with files.naming(path, OUT):
                     files.write(record, json.dumps(job, indent=1) + "\n")
             else:
                 _check_job(part, record, job)
             num_lines = 0 if is_new else _cut(part, batch_size)
-            with part.open("a", encoding="utf-8") as file:
+            with files.naming_only(part), part.open("a", encoding="utf-8") as file:
                 yield file, num_lines
-            with files.naming(path, _OUT):
+            with files.naming(path, OUT):
                 files.place_new(part, path)
             record.unlink(missing_ok=True)
-        except BaseException as error:
-            if isinstance(error, OSError) and error.errno and error.filename is None:  # as of a full disk
-                error.filename = str(part)
+        except BaseException:
             if part.exists() and not part.stat().st_size:
                 part.unlink()
                 record.unlink(missing_ok=True)

@@ -6,17 +6,18 @@ A recipe may `extends: other.yaml`, a file beside it, or a shipped recipe, as in
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import SerializeAsAny
 
 from unmask import formats
 from unmask.config.registry import resolve
 from unmask.config.run import NAMED_BY, RunConfig, section_class
-from unmask.config.settings import Section, shown
+from unmask.config.settings import Section, check_section, shown
 from unmask.errors import UserError
 from unmask.paths import existing_file, user_path
 
+S = TypeVar("S", bound=Section)
 FOLDER = Path(__file__).parents[1] / "recipes"
 _KEY_ALIASES = {  # names in other code: ours
     "K": "num_stages",
@@ -206,6 +207,17 @@ def _within(section: type[Section], key: str) -> tuple[type[Section], bool]:
         if isinstance(own, type) and issubclass(own, Section):
             return own, False
     return Section, True
+
+
+def updated(base: S, given: dict[str, Any], prefix: str) -> S:
+    """Returns `base` with the settings `given`, by `merge`.
+
+    Raises:
+        UserError: a setting is unknown or wrong; the message calls the section `prefix`.
+    """
+    settings = base.model_dump()
+    merge(settings, given, type(base), prefix)
+    return check_section(type(base), settings, prefix)
 
 
 def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section], prefix: str) -> None:

@@ -4,7 +4,6 @@ Dimensions: none; questions and choices are lists.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 from unmask.evaluation.accuracy import Accuracy
 from unmask.evaluation.continuations import DRAWS, Pair, Score, count_rows, fit_context, score_pairs
+from unmask.evaluation.statistics import root_mean_square
 from unmask.models.denoiser import Denoiser
 from unmask.tasks.choices import Question, read_questions
 from unmask.tasks.task import Task
@@ -231,5 +231,4 @@ def record_choice(question: Question, scores: Sequence[Score]) -> dict[str, Any]
 
 def mean_stderr(accuracy: Accuracy) -> float | None:
     """Returns the root mean square of the log-likelihoods' standard errors; None if one is unknown."""
-    errors = [error for record in accuracy.records for error in record["stderr"]]
-    return None if None in errors else math.sqrt(sum(error**2 for error in errors) / len(errors))
+    return root_mean_square([error for record in accuracy.records for error in record["stderr"]])

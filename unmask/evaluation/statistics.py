@@ -45,6 +45,12 @@ def share_words(successes: int | float, n: int) -> str:
     return f"{successes / n:.1%} (95% interval {low:.1%} to {high:.1%})"
 
 
+def root_mean_square(errors: Sequence[float | None]) -> float | None:
+    """Computes the root mean square of standard errors; None if there are none, or one is unknown."""
+    known = [error for error in errors if error is not None]
+    return math.sqrt(math.fsum(error**2 for error in known) / len(known)) if 0 < len(known) == len(errors) else None
+
+
 def mcnemar(only_one: int, only_other: int) -> float:
     """Computes the exact two-sided p-value of McNemar's test (1947).
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from unmask.config import recipes
 from unmask.config.run import GenerativeConfig, RunConfig
-from unmask.config.settings import check_section
 from unmask.data.fingerprint import examples_digest
 from unmask.data.prepare.sources import ENDINGS
 from unmask.decoding.build import build_decoder
@@ -289,11 +288,10 @@ def _share_unknown(task: TextTask, examples: CleanBatch) -> float:
 
 
 def _generation(config: RunConfig, settings: GenerativeConfig, task: TextTask, model: Denoiser) -> Generation:
-    tree = sampling_config(config.decode, is_causal=model.is_causal).model_dump()
-    recipes.merge(tree, recipes.rename_keys(settings.decode), DecodeConfig, "eval.generative.decode")
-    decode = check_section(DecodeConfig, tree, "eval.generative.decode")
+    where, base = "eval.generative.decode", sampling_config(config.decode, is_causal=model.is_causal)
+    decode = recipes.updated(base, recipes.rename_keys(settings.decode), where)
     check_guidance(decode, config.data)
-    check_random(decode, settings.samples, "eval.generative.decode")
+    check_random(decode, settings.samples, where)
     real = task.validation(settings.samples)
     samples = Samples.from_nothing(real, task.tokens.mask_id, settings.samples)
     return Generation.prepare(model, task, settings.model, samples, decode, real=real, option="eval.generative.model=")

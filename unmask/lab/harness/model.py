@@ -27,6 +27,7 @@ from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
 from unmask.evaluation.choices import PairEncoder, text_key
 from unmask.evaluation.continuations import DRAWS, Pair, Score, cut_windows, greedy_match, score_pairs
+from unmask.evaluation.statistics import root_mean_square
 from unmask.peers import ALONE, Peers
 from unmask.progress import progress
 from unmask.tasks.text_rows import TextRows
@@ -104,7 +105,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
         self.batch_size = _read_batch_size(batch_size)
         self.draws, self.mask_seed, self.is_greedy = draws, int(mask_seed), bool(is_greedy)
         self.loaded = LoadedRun.open(path, weights=weights, step=str(step), device=_read_device(device, self.peers))
-        self.decode = _merged(self.loaded.config.decode, decode)
+        self.decode = recipes.updated(self.loaded.config.decode, decode, "decode")
         check_guidance(self.decode, self.loaded.config.data)
         self.task = self.loaded.task
         if not isinstance(self.task, TextRows):
@@ -162,7 +163,9 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
 
     def _match(self, pairs: Sequence[Pair]) -> list[bool]:
         """Returns whether the surest tokens, one at a time, are the continuations."""
-        greedy = _merged(self.decode, {"tokens_per_step": 1, "temperature": 0.0, "top_k": None, "top_p": None})
+        greedy = recipes.updated(
+            self.decode, {"tokens_per_step": 1, "temperature": 0.0, "top_k": None, "top_p": None}, "decode"
+        )
         rows = [
             (pair.context[-max(1, self.length - len(pair.continuation)) :], len(pair.continuation)) for pair in pairs
         ]
@@ -287,15 +290,13 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
 
     def get_model_info(self) -> dict[str, Any]:
         """Describes how this model was measured, for lm-eval's results."""
-        known = [error for error in self._errors if error is not None]
-        stderr = math.sqrt(math.fsum(error**2 for error in known) / len(known)) if known else None
         return {
             "unmask": {
                 "run": str(self.loaded.path),
                 **describe_model(self.loaded, self.model),
                 "draws": self.draws,
                 "mask_seed": self.mask_seed,
-                "loglikelihood_stderr": stderr,
+                "loglikelihood_stderr": root_mean_square(self._errors),
                 "decoder": self.decode.model_dump(mode="json"),
             }
         }
@@ -327,19 +328,12 @@ class _Generation:
             drawn = {"temperature": 1.0} | {
                 key: given[key] for key in ("temperature", "top_k", "top_p") if key in given
             }
-            decode = _merged(decode, drawn)
+            decode = recipes.updated(decode, drawn, "decode")
         return _Generation(decode, max_tokens, [text for text in until if text])
 
     def cut(self, text: str) -> str:
         """Returns the text up to the first of the texts that end it."""
         return text[: min((place for stop in self.until if (place := text.find(stop)) >= 0), default=len(text))]
-
-
-def _merged(base: DecodeConfig, given: dict[str, Any]) -> DecodeConfig:
-    """Returns `base` with the settings `given`; one that says how much a step reveals takes the place of the others."""
-    settings = base.model_dump()
-    recipes.merge(settings, given, DecodeConfig, "decode")
-    return check_section(DecodeConfig, settings, "decode")
 
 
 def _read_batch_size(asked: int | str | None) -> int | None:
