@@ -48,3 +48,10 @@ def test_one_example_has_no_standard_error() -> None:
 def test_nothing_to_predict_is_said() -> None:
     with pytest.raises(UserError, match="there is nothing to predict"):
         RowLikelihoods(torch.zeros(2).double(), torch.zeros(2).double()).over_corpus()
+
+
+def test_each_group_has_the_passes_of_its_own_examples() -> None:
+    rows = [("9", True, 2), ("10", False, 6), ("9", False, 4), ("10", None, 90)]
+    records = [{"group": group, "accuracy": is_right, "nfe": nfe} for group, is_right, nfe in rows]
+    groups = Accuracy({"accuracy": 1 / 3}, nfe=25.5, n=3, records=records, not_graded=1).groups
+    assert [(name, own.accuracy, own.nfe, own.n) for name, own in groups.items()] == [("9", 0.5, 3, 2), ("10", 0, 6, 1)]

@@ -5,7 +5,7 @@ Dimensions: B rows of a batch, L positions.
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,14 +69,13 @@ class Accuracy:
     @property
     def groups(self) -> dict[str, "Accuracy"]:
         """The accuracy on each kind of example that a task tells apart, of those decoded by this process."""
-        rows: dict[str, list[bool]] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for record in self.records:
             if "group" in record and record["accuracy"] is not None:
-                rows.setdefault(record["group"], []).append(record["accuracy"])
-        nfe = self.nfe
+                found.setdefault(record["group"], []).append(record)
         return {
-            group: Accuracy({"accuracy": sum(own) / len(own)}, nfe, len(own))
-            for group, own in sorted(rows.items(), key=lambda item: (len(item[0]), item[0]))  # 9 before 10
+            group: Accuracy({"accuracy": _mean(own, "accuracy")}, _mean(own, "nfe"), len(own))
+            for group, own in sorted(found.items(), key=lambda item: (len(item[0]), item[0]))  # 9 before 10
         }
 
     @property
@@ -88,6 +87,10 @@ class Accuracy:
         """Returns the standard error of a binomial share; None for a single example."""
         share = self.shares[measure]
         return None if self.n < 2 else math.sqrt(share * (1 - share) / self.n)
+
+
+def _mean(records: Sequence[dict[str, Any]], key: str) -> float:
+    return sum(record[key] for record in records) / len(records)
 
 
 @dataclass(frozen=True)
