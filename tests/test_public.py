@@ -1,6 +1,8 @@
-"""What `import unmask` promises."""
+"""What `import unmask` promises, and the map of its modules."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,3 +28,14 @@ def test_calls_of_pools_that_say_none_or_give_a_density() -> None:
     assert pool.revealed_share.mass.tolist() == pytest.approx([0.125, 0.375, 0.375, 0.125], abs=1e-15)
     for time in (None, Density(torch.ones(1))):
         assert unmask.RandomMasking(**place, time=time).time.cells == 1
+
+
+def test_the_tree_in_the_architecture_names_every_module() -> None:
+    package = Path(unmask.__file__).parent
+    page = package.parent / "docs" / "architecture.md"
+    if not page.exists():
+        pytest.skip("docs/ is not installed with the package")
+    tree = page.read_text(encoding="utf-8").split("## The tree")[1].split("```")[1]
+    named = set(re.findall(r"\w+", tree))
+    modules = [*package.glob("*.py"), *package.glob("[!c]*/*.py"), *package.glob("config/*.py")]  # cli: a file a verb
+    assert [str(path) for path in modules if path.stem not in named and not path.stem.startswith("_")] == []

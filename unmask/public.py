@@ -34,12 +34,7 @@ from unmask.types import (
     TokenStats,
 )
 
-# Their names until version 0.2, which go on working.
-Ask = Query
-Steps = NumSteps
-
 __all__ = [
-    "Ask",
     "CleanBatch",
     "CosineSteps",
     "DecodeConfig",
@@ -62,7 +57,6 @@ __all__ = [
     "RowShard",
     "RunConfig",
     "Sampling",
-    "Steps",
     "Threshold",
     "TokenSpec",
     "TokenStats",
