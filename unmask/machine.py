@@ -63,7 +63,7 @@ def require_memory(needed: int | float, what: str, fix: str, *, limit: int | Non
         needed: of any size: whole numbers do not overflow.
         what: what needs them, as the start of the message.
         fix: what to do about it.
-        limit: bytes that there are (default: `memory()`); that of a GPU is `device_memory`.
+        limit: bytes of a GPU (default: this machine's, `memory()`).
 
     Raises:
         UserError: "`what` needs 47 GiB, this machine has 24; `fix`".

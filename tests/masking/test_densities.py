@@ -230,7 +230,7 @@ def test_the_stages_of_a_pool_have_equal_mass(block_size: int | None) -> None:
     ("settings", "said"),
     [
         ("process.time.name=bell", "process.time.name|time.name=bell: no such time"),
-        ("process.time.name=clipped process.time.low=0.5 process.time.high=0.2", "no time has mass"),
+        ("process.time.name=clipped process.time.low=0.5 process.time.high=0.2", "leave no time between them"),
         ("process.time.name=clipped process.time.low=-0.1", "process.time.low=-0.1"),
         ("process.time.name=clipped process.time.high=1.5", "process.time.high=1.5"),
         ("process.time={name: table, values: [1, 2]}", "integrate to 1.5"),

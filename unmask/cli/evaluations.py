@@ -1,4 +1,4 @@
-"""What the kinds of `unmask eval` share: how runs are opened, and how a result stands with its protocol."""
+"""Opens runs, and prints a result with its protocol, for all kinds of `unmask eval`."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -71,7 +71,7 @@ def _grade_samples(path: Path, asked: _Asked) -> GradedFile:
         lines.append(f"{grade.missing} of the {len(problems)} problems have no sample, and count nowhere")
     failure = None
     if grade.not_graded:
-        said = programs.say_not_graded([own.output for own in outcomes if own.reason == "not_graded"], len(rows))
+        said = programs.say_not_graded([own.output for own in outcomes if not own.is_graded], len(rows))
         failure = f"{said}; grade the file again when more of the machine is free"
     graded = [row.with_outcome(each) for row, each in zip(rows, outcomes, strict=True)]
     return GradedFile(grade.as_dict(), lines, graded, failure)

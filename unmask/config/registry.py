@@ -66,7 +66,7 @@ _typed: ContextVar[frozenset[str]] = ContextVar("typed", default=frozenset())
 
 
 def trust_code() -> None:
-    """From now on, imports what saved runs name, in this context (one call of the command line, say)."""
+    """Allows importing what saved runs name, from now on in this context (one call of the command line, say)."""
     _trusts_code.set(True)
 
 

@@ -24,7 +24,7 @@ _LONGEST_SHOWN = 200
 
 
 def known(what: str, table: Mapping[str, object]) -> AfterValidator:
-    """A setting that is a key of `table`, which is called `what`."""
+    """Makes the check that a setting is a key of `table`, which is called `what`."""
 
     def check(value: str) -> str:
         if value not in table:
@@ -95,7 +95,7 @@ class Section(BaseModel):
         return schema
 
     def of_run(self, folder: Path) -> "Section":
-        """These settings where the run lies in `folder`: a section may prefer copies of its files kept there."""
+        """Returns these settings for a run that lies in `folder`: a section may prefer the files kept there."""
         return self
 
 

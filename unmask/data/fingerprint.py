@@ -21,7 +21,7 @@ _SETTLED = 2.0  # seconds after which a change to a file is sure to change its t
 
 @dataclass(frozen=True)
 class DataFingerprint:
-    """What identifies the data of a run.
+    """The identity of a run's data.
 
     Attributes:
         rows: examples, held-out ones included.

@@ -96,7 +96,7 @@ class _Span:
     is_revealed: Bool[Tensor, "b W"]
 
     def to_dense(self, values: Float[Tensor, "M"]) -> Float[Tensor, "b W"]:
-        """`values` where the model was asked, `-inf` elsewhere."""
+        """Returns `values` where the model was asked, `-inf` elsewhere."""
         return values.new_full(self.is_asked.shape, -torch.inf).masked_scatter(self.is_asked, values)
 
 

@@ -101,5 +101,5 @@ class CodeTask:
                 }
                 for problem, completion, outcome in zip(problems, completions, outcomes, strict=True)
             ],
-            is_graded=torch.tensor([outcome.reason != "not_graded" for outcome in outcomes]),
+            is_graded=torch.tensor([outcome.is_graded for outcome in outcomes]),
         )

@@ -158,7 +158,7 @@ _may_change: ContextVar[bool] = ContextVar("data_may_change", default=False)
 
 
 def accept_changed_data() -> None:
-    """From now on, data need not be those that a run began with, in this context (one call of the command line)."""
+    """Allows data other than those that a run began with, in this context from now on (one command, say)."""
     _may_change.set(True)
 
 

@@ -1,7 +1,7 @@
 """Running text: a model is measured by the likelihood that it gives to held-out documents.
 
 The text is a store, or files that are prepared as bytes when they are first used, and then kept in the cache. A row is
-the end token, which is given, and text (`data/prepare/packing.py`): documents joined by end tokens and cut
+the end token, which is given, and text (`data/prepare/rows.py`): documents joined by end tokens and cut
 (`data.rows=wrap`), or one document and its padding (`document`). Dimensions: B rows, L positions, n places.
 """
 

@@ -26,7 +26,7 @@ def lora_of(config: RunConfig) -> LoraConfig | None:
 
 @dataclass(frozen=True)
 class Adapters:
-    """What a run with adapters has trained, and the base that they are for."""
+    """The adapters that a run has trained, and the base that they are for."""
 
     settings: LoraConfig
     tensors: Mapping[str, Tensor]

@@ -102,7 +102,7 @@ def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrid
 
 
 def write_import(made: Import, target: Path) -> LoadedRun:
-    """Writes a checkpoint that was read into the folder `target`, as `import_checkpoint` does."""
+    """Writes a checkpoint that was read into the folder `target` as an export; returns what it wrote."""
     source = open_checkpoint(made, None, "last", "cpu")
     write_export(source, target)
     return source

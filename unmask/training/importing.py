@@ -25,7 +25,7 @@ _LENGTHS = 8  # rows of text are multiples of it
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a user says of a checkpoint that does not say it itself; `length` is of the canvas."""
+    """The user's own statements on a checkpoint that does not say it itself; `length` is of the canvas."""
 
     mask_id: int | None = None
     mask_token: str | None = None

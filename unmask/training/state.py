@@ -102,7 +102,7 @@ class _Average(BaseModel):
 
 
 class _State(BaseModel):
-    """What `state.json` holds: everything but the tensors."""
+    """The content of `state.json`: everything but the tensors."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 

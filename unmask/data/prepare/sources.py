@@ -1,6 +1,5 @@
 """Reads the rows of files, in order (`hub.py`: of the Hugging Face hub)."""
 
-import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from unmask import machine
+from unmask.data.fingerprint import file_sha256
 from unmask.data.source_files import FREE, MAX_LINE, Plausible, open_data
 from unmask.errors import UserError
 from unmask.files import parse_object
@@ -109,8 +109,7 @@ class FileSource:
     def fingerprint(self) -> dict[str, Any]:
         """Returns path, size in bytes, SHA-256."""
         try:
-            with self.path.open("rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            checksum = file_sha256(self.path)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error}") from error
         return {"path": str(self.path), "size": self.path.stat().st_size, "sha256": checksum}

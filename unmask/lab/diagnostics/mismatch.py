@@ -82,7 +82,9 @@ def measure_mismatch(
     if model.is_causal:
         raise NotApplicable("a causal model is trained and decodes left to right: there are no masks to differ")
     if not examples.is_known(run.tokens.mask_id):
-        raise NotApplicable("the held-out answers are not known as tokens, so training cannot be rehearsed on them")
+        raise NotApplicable(
+            "the held-out answers are not known as tokens, so no masks of training can be drawn for them"
+        )
     size = model.block_size
     with trainer.weights(run.weights):
         decoded = find_decoding_masks(build_decoder(decoder, model, run.tokens), examples, trainer)

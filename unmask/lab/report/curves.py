@@ -195,14 +195,17 @@ class MaskStatistics:
 
 
 def measure_training_masks(trainer: Trainer, num_batches: int = 8) -> MaskStatistics:
-    """Measures the next batches of a run, as its averaged weights see them. Advances the process; trains nothing."""
+    """Measures the next batches of a run, as its averaged weights see them, if there are any.
+
+    Advances the process; trains nothing.
+    """
     if trainer.model.is_causal:
         raise UserError("a causal model is trained on no masks")
-    seen = []
+    seen, weights = [], "raw" if trainer.ema is None else "ema"
     trainer.model.eval()
     for _ in range(num_batches):
         batch = trainer.process.next_batch(trainer.stream)
-        with torch.no_grad(), trainer.weights("ema"):
+        with torch.no_grad(), trainer.weights(weights):
             stats = trainer.model(batch)
         trainer.process.observe(batch, stats)
         is_masked = batch.xt == trainer.tokens.mask_id

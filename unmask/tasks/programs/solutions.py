@@ -73,8 +73,7 @@ class Sample:
 
     def with_outcome(self, outcome: Outcome) -> dict[str, Any]:
         """Returns the row with its verdict, and `passed` as HumanEval's own tool writes it."""
-        is_graded = outcome.reason != "not_graded"
-        passed = outcome.reason == "correct" if is_graded else None
+        passed = outcome.reason == "correct" if outcome.is_graded else None
         return self.row | {"passed": passed, "reason": outcome.reason, "output": outcome.output}
 
 
@@ -150,7 +149,7 @@ def grade_samples(
     """
     verdicts: dict[str, list[bool]] = defaultdict(list)
     for sample, outcome in zip(samples, outcomes, strict=True):
-        if outcome.reason != "not_graded":
+        if outcome.is_graded:
             verdicts[sample.problem.name].append(outcome.reason == "correct")
     reasons = Counter(outcome.reason for outcome in outcomes)
     correct, not_graded = reasons.pop("correct", 0), reasons.pop("not_graded", 0)

@@ -19,8 +19,9 @@ class Outcome:
     """The outcome of one program.
 
     Attributes:
-        reason: one of `REASONS`; `ran` means that it gave a finite number (1: it passes its tests), `wrong` that a
-            test's assertion fails, `not_graded` that the machine could not run it.
+        reason: one of `REASONS`, or `correct` where tests have judged it (`solutions`); `ran` means that it gave a
+            finite number (1: it passes its tests), `wrong` that a test's assertion fails, `not_graded` that the machine
+            could not run it.
         value: that number, else None. (An int only where a float cannot hold it.)
         output: the beginning of what it printed if it ran; else a short explanation for people.
         program: what was run: the program without the trailing lines that kept it from compiling.
@@ -32,6 +33,11 @@ class Outcome:
     program: str
     is_doubtful: bool = False
     """True if the machine may be to blame, not the program, which therefore deserves another try."""
+
+    @property
+    def is_graded(self) -> bool:
+        """False if the machine could not run the program."""
+        return self.reason != "not_graded"
 
     @classmethod
     def not_graded(cls, why: str, program: str) -> "Outcome":

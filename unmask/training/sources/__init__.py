@@ -1,4 +1,4 @@
-"""Where models, data and settings may come from: `unmask import --from SOURCE`, one module a source.
+"""Finds models and settings of other code: `unmask import --from SOURCE`, one module a source.
 
 A source is a module with `OPTIONS`, the names of the options that it takes, and `find(path, **options)`, which says
 what lies there. To add one: a module here, and a line in `SOURCES`.
@@ -19,7 +19,7 @@ SOURCES = {"hf": "unmask.training.sources.hugging_face", "puma": "unmask.trainin
 
 @runtime_checkable
 class Found(Protocol):
-    """What a source has found at a path."""
+    """A model or settings that a source has found at a path."""
 
     def shown(self, target: Path | None) -> str:
         """Describes it, for stdout; empty if it is a text that will be written to `target`."""
