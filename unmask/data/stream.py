@@ -3,6 +3,7 @@
 Dimensions: n examples asked for, N examples in the data set.
 """
 
+from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,9 @@ from unmask import noise
 from unmask.errors import UserError
 from unmask.noise import Purpose
 from unmask.types import CleanBatch, to_device
+
+_CHUNK = 4096
+"""Numbers that are shuffled at once and kept: a shuffle takes thousands of small operations, however few they are."""
 
 
 @runtime_checkable
@@ -51,8 +55,21 @@ def examples_of(stream: ExampleStream, number: Int[Tensor, "n"]) -> CleanBatch:
 
 def shuffled_index(number: Int[Tensor, "n"], size: int, seed: int) -> Int[Tensor, "n"]:
     """Returns which of `size` examples stands at `number`: every epoch visits each once, in a new order."""
-    epoch = number // size
-    return noise.permute(number % size, size, seed, Purpose.SHUFFLE, epoch)
+    if not len(number):
+        return number
+    first, last = (int(end) // _CHUNK for end in torch.aminmax(number))
+    if last - first > 3:  # far apart, as a training does not ask for them
+        return _shuffled(number, size, seed)
+    return torch.cat([_chunk(each, size, seed) for each in range(first, last + 1)])[number - first * _CHUNK]
+
+
+@lru_cache(maxsize=64)
+def _chunk(number: int, size: int, seed: int) -> Int[Tensor, "n"]:
+    return _shuffled(torch.arange(number * _CHUNK, (number + 1) * _CHUNK), size, seed)
+
+
+def _shuffled(number: Int[Tensor, "n"], size: int, seed: int) -> Int[Tensor, "n"]:
+    return noise.permute(number % size, size, seed, Purpose.SHUFFLE, number // size)
 
 
 class Prefetcher:
