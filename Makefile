@@ -39,7 +39,7 @@ test-slow: $(READY)
 	$(PYTEST) -m slow
 
 test-gpu: $(READY)
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -o addopts= -m gpu
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -60,6 +60,7 @@ def heads(dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("backend", ["matmul", "flex"])
 def test_attention_backends_agree(backend: str, seen: AttentionPattern, dtype: torch.dtype, tolerance: float) -> None:
     """One stream of 200 positions, or two: 104 and 96 in blocks of 8, 120 and 80 in blocks of 40."""
+    torch._dynamo.reset()  # it compiles a function for eight patterns at most
     results = []
     for name in ("sdpa", backend):
         qkv = heads(dtype)
@@ -67,7 +68,7 @@ def test_attention_backends_agree(backend: str, seen: AttentionPattern, dtype: t
         mixed = run(*qkv, 0.0, seen)
         results.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), qkv)])
     for one, other in zip(*results, strict=True):
-        assert torch.allclose(one, other, rtol=tolerance, atol=tolerance)
+        assert (one - other).float().norm() <= tolerance * other.float().norm()
 
 
 @pytest.mark.parametrize("process", ["uniform", "puma", "puma_variable", "ar"])
@@ -83,7 +84,8 @@ def test_a_step_waits_for_the_device_once_at_most(process: str) -> None:
         torch.cuda.set_sync_debug_mode("warn")
         trainer.step()
         torch.cuda.set_sync_debug_mode("default")
-    waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
+    # `set_sync_debug_mode` itself warns once, of "synchronizing operations" that it does not detect.
+    waits = [str(warning.message) for warning in caught if "called a synchronizing" in str(warning.message)]
     assert len(waits) <= process.startswith("puma"), waits
 
 

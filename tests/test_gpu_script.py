@@ -51,14 +51,16 @@ def test_what_the_time_does_not_allow_is_left_to_another_call(gpu: ModuleType, t
     assert not (tmp_path / "made").exists()
 
 
-def test_operations_are_about_those_that_torch_counts(gpu: ModuleType) -> None:
+@pytest.mark.parametrize("scored", [162, 40])
+def test_operations_are_about_those_that_torch_counts(gpu: ModuleType, scored: int) -> None:
     settings = [*gpu.SMALL, "model.qkv_bias=false", "model.out_bias=false"]
     config = recipes.load("sudoku/paper_uniform", [*settings, "data.puzzles=8", "model.attention=matmul"])
     task = build_task(config)
     model = build_denoiser(config.model, task.tokens, seed=0, dtype="float32", device=torch.device("cpu"))
     x0 = torch.ones(config.train.batch_size, task.tokens.length, dtype=torch.int64)
-    batch = masked_batch(x0, torch.full_like(x0, task.tokens.mask_id), task.tokens.mask_id, torch.ones(len(x0)))
+    xt = x0.masked_fill(torch.arange(x0.shape[1]) < scored, task.tokens.mask_id)
+    batch = masked_batch(x0, xt, task.tokens.mask_id, torch.ones(len(x0)))
     with FlopCounterMode(display=False) as counter:
         model(batch).nll.sum().backward()
-    counted = gpu.rates("sudoku/paper_uniform", settings, 1.0)["flops"]
+    counted = gpu.rates("sudoku/paper_uniform", settings, 1.0, scored)["flops"]
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.1)  # those of the loss are not counted

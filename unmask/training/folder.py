@@ -250,7 +250,7 @@ def check_parts(path: Path) -> None:
 def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool, processes: int = 1) -> dict[str, Any]:
     """Collects versions, hardware and revision, which someone who repeats the run needs to know."""
     return {
-        "unmask": metadata.version("unmask"),
+        "unmask": own_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": metadata.version("numpy"),
@@ -265,6 +265,14 @@ def describe_environment(device: torch.device, *, dtype: str, is_compiled: bool,
         "git_revision": _git_revision(),
         "command": command_line(),
     }
+
+
+def own_version() -> str | None:
+    """Returns the version of this package; None if it is not installed, but found on the path."""
+    try:
+        return metadata.version("unmask")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def command_line() -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from unmask.errors import UserError
 from unmask.models.denoiser import Denoiser
 from unmask.tasks.task import Task, is_graded
 from unmask.training.evaluating import evaluated_weights, rate
+from unmask.training.folder import own_version
 from unmask.training.loading import LoadedRun, has_checkpoints
 from unmask.types import CleanBatch
 
@@ -93,7 +93,7 @@ def describe_model(loaded: LoadedRun, model: Denoiser, digest: str | None = None
         },
         "dtype": model.compute_dtype,
         "device": loaded.device.type,
-        "versions": {"unmask": metadata.version("unmask"), "torch": torch.__version__},
+        "versions": {"unmask": own_version(), "torch": torch.__version__},
     }
 
 
