@@ -15,6 +15,7 @@ from unmask.models.denoiser import Denoiser
 from unmask.reveal import (
     CosineSteps,
     EntropyBound,
+    ErrorBudget,
     Factor,
     Fixed,
     NumSteps,
@@ -42,6 +43,7 @@ __all__ = [
     "Decoder",
     "Denoiser",
     "EntropyBound",
+    "ErrorBudget",
     "Factor",
     "Fixed",
     "MaskedBatch",

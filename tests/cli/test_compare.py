@@ -15,6 +15,7 @@ import pytest
 
 from tests.helpers import lines, run_cli
 from unmask.config import recipes
+from unmask.errors import UserError
 from unmask.lab.compare import Method, Plan
 from unmask.lab.trainings import Training, train_all
 from unmask.training.folder import to_yaml
@@ -288,3 +289,41 @@ def test_a_log_that_is_no_file_of_its_own_is_not_written_to(
     assert run_cli("compare", *recipes_of_mine, *TINY, "--seeds", "1", "--out", tmp_path / "out") == 2
     assert f"{log}: cannot be written: " in " ".join(capsys.readouterr().err.split())
     assert mine.read_text() == "mine\n"
+
+
+def test_results_of_something_else_are_not_overwritten(
+    recipes_of_mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    asked = ["compare", *recipes_of_mine, *TINY, "train.steps=5", "--seeds", "1", "--out", out]
+    for name, content in (("report.html", "my own page"), ("comparison.json", '{"mine": 1}')):
+        (out / name).write_text(content)
+        assert run_cli(*asked) == 2
+        assert [path.name for path in out.iterdir()] == [name]
+        assert (out / name).read_text() == content
+        (out / name).unlink()
+    (out / "comparison.json").write_text('{"methods": {"other": {"recipe": "debug"}}}')
+    assert run_cli(*asked) == 2
+    assert "holds the comparison of other; name another folder" in " ".join(capsys.readouterr().err.split())
+    (out / "comparison.json").write_text(json.dumps({"methods": {"pool": {"recipe": recipes_of_mine[1]}}}))
+    assert run_cli(*asked) == 0  # one more method beside those of before
+    assert run_cli(*asked[:-4], "--seeds", "2", "--out", out) == 0
+
+
+def test_a_method_is_not_called_as_a_file_of_the_comparison(tmp_path: Path) -> None:
+    methods = [Method.of_recipe("debug"), Method.parse("report.html: debug optim.lr=1e-3")]
+    with pytest.raises(UserError, match=r"report.html: is the name of a file that a comparison writes"):
+        Plan.make(methods, [], seeds=1, out=tmp_path)
+
+
+def test_methods_on_other_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in (("one", "abcd " * 400), ("other", "efgh " * 500)):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join([text] * 40))
+    tiny = ["data.length=32", "train.batch_size=4", "train.compile=false", "eval.every=2", "eval.examples=4"]
+    tiny += ["model.dim=16", "model.ff_dim=32", "model.num_layers=1", "model.num_heads=2", "log.tensorboard=false"]
+    other = f"other: text/uniform_small data.path={tmp_path / 'other.txt'}"
+    asked = ["compare", "text/uniform_small", f"data.path={tmp_path / 'one.txt'}", *tiny, "train.steps=2"]
+    assert run_cli(*asked, "--method", other, "--seeds", "1", "--out", tmp_path / "out") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the data of other are not those of text/uniform_small: their figures do not compare" in said

@@ -42,6 +42,25 @@ def test_two_names_of_one_setting_are_the_users_mistake(
     assert f"{section}: {said} are one setting; give order" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("empty", ["process", "optim", "eval"])
+def test_an_empty_section_does_not_drop_the_recipes(
+    empty: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"extends: sudoku/hard_puma\n{empty}:\n  # all of it commented out\n")
+    for asked in ([tmp_path / "mine.yaml"], ["sudoku/hard_puma", f"{empty}="]):
+        assert run_cli("settings", *asked) == 2
+        assert f"{empty}: is empty, which would drop all that it holds" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "own.yaml").write_text("task: {name: toy}\nmodel: {preset: tiny}\ntrain: {steps: 3}\neval:\n")
+    assert run_cli("settings", tmp_path / "own.yaml") == 0
+
+
+def test_overrides_that_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("settings", "sudoku/uniform", "decode.steps=4", "decode.budget=0.2") == 2
+    assert "decode.steps and decode.budget exclude each other" in " ".join(capsys.readouterr().err.split())
+    assert run_cli("settings", "sudoku/uniform", "decode.steps=4", "decode.steps=null", "decode.budget=0.2") == 0
+    assert run_cli("settings", "sudoku/puma", "process.threshold=null", "process.budget=0.1") == 0
+
+
 def test_a_setting_is_listed_under_its_other_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("settings", "debug", "decode.confidence", "eval.confidences", "process.alg=margin", "--json") == 0
     assert list(json.loads(capsys.readouterr().out)) == ["decode.order", "eval.orders"]

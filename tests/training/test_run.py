@@ -145,6 +145,31 @@ def test_a_full_disk_is_not_blamed_on_the_name_of_a_folder(tmp_path: Path, monke
         debug_run(tmp_path / "run").train()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.steps=3"], r"train.steps=3: .*run has a checkpoint of step 4; give 4 or more"),
+        (["train.steps=4", "eval.examples=3"], r"eval: .*run is done.*unmask eval"),
+    ],
+)
+def test_a_run_that_is_done_is_not_rewritten(
+    settings: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    debug_run(tmp_path / "run", "train.steps=4", "optim.schedule=constant").train()
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=message):
+        debug_run(tmp_path / "run", "optim.schedule=constant", *settings).train(resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    debug_run(tmp_path / "run", "train.steps=5", "optim.schedule=constant", "eval.examples=3").train(resume=True)
+
+
+def test_settings_without_effect_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unused = ["optim.muon_heads=true", "optim.decay_share=0.5"]
+    debug_run(tmp_path / "run", "train.steps=1", *unused).train()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "without effect: optim.muon_heads=True (for name=muon), optim.decay_share=0.5 (for schedule=wsd)" in said
+
+
 def test_tensorboard_keeps_every_step_of_an_extended_run(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,18 +1,29 @@
 """The verb `unmask compare`."""
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.live import Live
 from rich.table import Table
 
-from unmask import machine, paths
+from unmask import formats, machine, paths
 from unmask.cli import options, report
+from unmask.errors import UserError
 from unmask.evaluation.evaluate import Cells
-from unmask.formats import to_json
-from unmask.lab.compare import AXIS_NAMES, FEWEST_SEEDS, Comparison, Method, Plan, choose_measure
+from unmask.lab.compare import (
+    AXIS_NAMES,
+    FEWEST_SEEDS,
+    RESULTS,
+    Comparison,
+    Method,
+    Plan,
+    choose_measure,
+)
 from unmask.lab.finals import Finals
+from unmask.lab.report.runs import about_other_data
 from unmask.lab.trainings import Training, train_all
 from unmask.progress import console, warn
 from unmask.training.folder import command_line
@@ -93,6 +104,7 @@ def compare(
     plan = Plan.make(methods, settings, seeds=seeds, out=out)
     measure = choose_measure(measure, list(plan.configs.values()))
     plan.check_folders()
+    _check_results(out, {each.name: each.recipe for each in methods})
     options.make_folder(out)
     queue = plan.queue
     with Live(console=console, refresh_per_second=2, transient=True) as live:
@@ -100,11 +112,13 @@ def compare(
         train_all(queue, count, lambda: live.update(_progress_table(queue)))
     runs = plan.read_runs(warn)
     comparison = Comparison.of(runs, measure)
+    if said := about_other_data(runs):
+        warn(said)
     own = {each.name: {"recipe": each.recipe, "settings": list(each.settings)} for each in methods}
     finals = Finals.of(runs)
     result = {"measure": measure, "settings": settings, "methods": own, "seeds": seeds} | comparison.as_dict()
     result["finals"] = finals.as_dict()
-    options.write(out / "comparison.json", to_json(result, indent=1) + "\n")
+    options.write(out / "comparison.json", formats.to_json(result, indent=1) + "\n")
     if as_json:
         options.print_json(result)
     else:
@@ -112,6 +126,23 @@ def compare(
         _print_finals(finals, comparison.num_seeds)
     report.write(runs, out / "report.html", measure=measure, commands=[command_line()])
     console.print(f"{out / 'comparison.json'} holds all of it; open {out / 'report.html'} in a browser to see it")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    methods: dict[str, dict[str, Any]]
+
+
+def _check_results(out: Path, recipes: dict[str, str]) -> None:
+    """Raises `UserError` if `out` holds results that are not of a comparison of some of these methods."""
+    kept, page = (out / name for name in RESULTS)
+    if not os.path.lexists(kept):
+        if os.path.lexists(page):
+            raise UserError(f"--out {out}: holds a {page.name} of something else; name another folder")
+        return
+    methods = formats.read_json(kept, _Kept).methods
+    if any(recipes.get(name) != method.get("recipe") for name, method in methods.items()):
+        raise UserError(f"--out {out}: holds the comparison of {', '.join(methods)}; name another folder")
 
 
 def _progress_table(trainings: list[Training]) -> Table:

@@ -237,7 +237,9 @@ class _Plan:
         limit = asked.examples or config.eval.examples
         examples = loaded.held_out(limit, task) if data is None else task.examples_from_file(data)[: asked.examples]
         other = None if asked.against is None else _Other.open(asked, loaded, examples, data)
-        drawing = about_text.decode_config(config, is_causal=loaded.model.is_causal)
+        drawing = config.decode
+        if asked.generative is not None:
+            drawing = about_text.decode_config(config, is_causal=loaded.model.is_causal)
         used = decoders if asked.generative is None else [drawing]
         model = loaded.prepare(dtype=_check_decoders(used), is_compiled=any(decoder.compile for decoder in used))
         text = about_text.measures(loaded, text_task, model, drawing, real=None if data is None else examples)

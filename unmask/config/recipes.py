@@ -50,10 +50,22 @@ def load(recipe: str, overrides: Sequence[str] = (), *, resumed: dict[str, Any] 
         UserError: an unknown recipe, an unreadable file, a malformed override, or a wrong setting.
     """
     tree = _read(_find(recipe), seen=())
-    for override in overrides:
-        _apply(tree, _parse_override(override))
+    parsed = [_parse_override(override) for override in overrides]
+    for override in parsed:
+        _apply(tree, override)
+    _check_alternatives(parsed, tree)
     _take_shape(tree, resumed)
     return RunConfig.from_tree(tree)
+
+
+def _check_alternatives(overrides: Sequence[dict[str, Any]], tree: dict[str, Any]) -> None:
+    """Raises `UserError` if two overrides give alternatives of one section: the later one would win unseen."""
+    for key in RunConfig.model_fields:
+        sections = [own for override in overrides if isinstance(own := override.get(key), dict)]
+        section = _section(key, tree) if len(sections) > 1 else Section
+        given = {name: value for own in sections for name, value in section.rename_aliases(own).items()}
+        if len(both := [f"{key}.{name}" for name in section.alternatives if given.get(name) is not None]) > 1:
+            raise UserError(f"{' and '.join(both)} exclude each other; give one of them")
 
 
 def _take_shape(tree: dict[str, Any], resumed: dict[str, Any] | None) -> None:
@@ -107,7 +119,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if parent is None:
         return tree
     base = _read(_find_parent(path, parent), (*seen, path.resolve()))
-    _apply(base, tree)
+    try:
+        _apply(base, tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return base
 
 
@@ -162,6 +177,8 @@ def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
     if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
         base.pop("data", None)
     for key, value in update.items():
+        if value is None and base.get(key) and key in RunConfig.model_fields:
+            raise UserError(f"{key}: is empty, which would drop all that it holds; leave it out, or give its settings")
         kind, default = NAMED_BY.get(key, ("", ""))
         _write(base, key, value, _section(key, base, update), is_named=kind == key, default=default)
 

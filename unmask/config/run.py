@@ -28,10 +28,11 @@ class OptimConfig(Section):
     name: Literal["adamw", "muon"] = Field(
         "adamw", description="optimizer; muon: Muon for the hidden matrices, AdamW for embeddings, head and vectors"
     )
-    lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
+    lr: float = Field(3e-4, gt=0, le=1e30, description="peak learning rate of AdamW")
     muon_lr: float = Field(
         3.0,
         gt=0,
+        le=1e3,
         description="with name=muon: Muon's learning rate as a multiple of lr (updates are scaled as AdamW's)",
     )
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="with name=muon: decay of its mean gradient (Nesterov)")
@@ -45,7 +46,7 @@ class OptimConfig(Section):
         0.2, gt=0, le=1, description="with schedule=wsd: share of all steps over which the rate falls in a line to 0"
     )
     warmup_steps: int = Field(1000, ge=0, description="steps in which the learning rate rises from 0")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW, on matrices only")
+    weight_decay: float = Field(0.01, ge=0, le=1e3, description="weight decay, on matrices only")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's decay of the mean gradient and mean square")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
 

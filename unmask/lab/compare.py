@@ -69,6 +69,8 @@ class Method:
         return Method(name, recipe, tuple(settings))
 
 
+RESULTS = ("comparison.json", "report.html")
+"""The files that a comparison writes, beside its runs."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
 
 
@@ -94,6 +96,10 @@ class Plan:
             raise UserError(
                 f"compare {names}: give two recipes or more, each once and of another name; for one recipe with "
                 "other settings, --method 'NAME: RECIPE key=value ..'"
+            )
+        if taken := [method.name for method, folder in zip(methods, folders, strict=True) if folder in RESULTS]:
+            raise UserError(
+                f"compare {taken[0]}: is the name of a file that a comparison writes; name the method otherwise"
             )
         if len(methods) > MOST_METHODS:
             raise UserError(

@@ -12,6 +12,7 @@ from unmask.progress import console, warn
 from unmask.tasks.task import Task
 from unmask.training import checkpoint
 from unmask.training.distributed import check_alike
+from unmask.training.folder import RunFolder, read_config
 from unmask.training.initial import Base, read_base, read_initial_weights
 from unmask.training.loading import LoadedRun, open_base
 from unmask.training.optim import about_other_length
@@ -49,6 +50,27 @@ def read_state(path: Path, unread: Collection[str]) -> dict[str, Any]:
             f"{path.parent.parent}: the main process has a checkpoint of step {checkpoint.step_of(path)} here, this "
             f"one has not: {error}; put the run where all processes see it"
         ) from error
+
+
+def check_length(run: RunFolder, config: RunConfig, num_steps: int) -> None:
+    """Checks that a run that is to go on with `config` has not gone further already.
+
+    Raises:
+        UserError: its newest checkpoint is of a later step than `num_steps`, or is of that step, and evaluations have
+            other settings than those that were made.
+    """
+    paths = (checkpoint.path_of(run.checkpoints, step) for step in checkpoint.steps(run.checkpoints))
+    step = max((checkpoint.step_of(path) for path in paths if (path / checkpoint.COMPLETE).exists()), default=0)
+    if step > num_steps:
+        raise UserError(
+            f"train.steps={num_steps}: {run.path} has a checkpoint of step {step}; give {step} or more, or remove "
+            f"those after step {num_steps} from a copy of the run"
+        )
+    if 0 < step == num_steps and read_config(run.path).eval != config.eval:
+        raise UserError(
+            f"eval: {run.path} is done, so that other settings would only change what it says of its evaluations; "
+            f"leave them as they were, and measure it with `unmask eval {run.path}`"
+        )
 
 
 def warn_of_other_length(trainer: Trainer, before: RunConfig | None) -> None:

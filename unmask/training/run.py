@@ -28,7 +28,7 @@ from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.initial import Base
 from unmask.training.logging import BadStep, MetricsFile, NonFiniteMonitor, StepDisplay, TensorBoardWriter
-from unmask.training.optim import about_warmup
+from unmask.training.optim import about_unused, about_warmup
 from unmask.training.parallel import check_parallel
 from unmask.training.saving import Saver
 from unmask.training.state import Progress, check_trained, progress_of
@@ -88,10 +88,13 @@ class Run:
                     self._check_data(read_environment(self.folder.path).get("data"), "environment.json")
         self._check_alike(stream.epoch_size, resume=resume, restart_pool=restart_pool, data_changed=self.data_changed)
         self.trainer = Trainer(self.config, self.task.tokens, stream, self.peers)
-        if self.peers.is_main and (said := about_warmup(self.trainer.num_steps, self.config.optim)):
-            warn(said)
+        for said in (about_warmup(self.trainer.num_steps, self.config.optim), about_unused(self.config.optim)):
+            if self.peers.is_main and said:
+                warn(said)
         self.saver = Saver(self.folder.checkpoints, self.config.train, self.peers if self.trainer.is_sharded else ALONE)
         with self.peers.raise_together():
+            if self.peers.is_main and resume:
+                restoring.check_length(self.folder, self.config, self.trainer.num_steps)
             self.evaluator = Evaluator(self.config, self.task, self.examples, self.trainer)
         known = read_environment(self.folder.path).get("attention") if resume else None
         environment = describe_environment(

@@ -190,7 +190,7 @@ def _noise_table(found: NoiseScale) -> Cells:
             _shares(own.low, own.high) if own.high else "nothing masked",
             _estimate(own.signal),
             _estimate(own.variance),
-            _estimate(own.scale) if own.is_measured else f"above {own.least:.3g}",
+            _estimate(own.scale) if own.is_measured else ("unknown" if isnan(own.least) else f"above {own.least:.3g}"),
             str(own.canvases),
         ]
         for own in found.bins

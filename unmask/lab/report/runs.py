@@ -177,3 +177,13 @@ def differences(methods: RunsByMethod) -> dict[str, list[Any]]:
     keys = dict.fromkeys(key for own in settings for key in own if _is_of_the_method(key))
     values = {key: [own.get(key) for own in settings] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
+
+
+def about_other_data(methods: RunsByMethod) -> str | None:
+    """Says which methods were measured on other data than the first one, as far as runs keep what theirs are."""
+    data = {name: runs[0].environment.get("data") for name, runs in methods.items()}
+    first, *others = data
+    differ = [name for name in others if data[name] and data[first] and data[name] != data[first]]
+    if not differ:
+        return None
+    return f"the data of {', '.join(differ)} are not those of {first}: their figures do not compare"
