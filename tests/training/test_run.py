@@ -163,6 +163,12 @@ def test_a_run_that_is_done_is_not_rewritten(
     debug_run(tmp_path / "run", "train.steps=5", "optim.schedule=constant", "eval.examples=3").train(resume=True)
 
 
+def test_a_rate_that_overflows_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"optim.lr x optim.muon_lr=3e\+300: give 1e\+30 at most"):
+        debug_run(tmp_path / "run", "optim.name=muon", "optim.lr=1e300", "optim.muon_lr=3").train()
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_without_effect_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unused = ["optim.muon_heads=true", "optim.decay_share=0.5"]
     debug_run(tmp_path / "run", "train.steps=1", *unused).train()

@@ -213,7 +213,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_refused(copied: Path) ->
     with pytest.raises(UserError, match=r"step_00000009.*step=2: its checkpoint is of step 9"):
         LoadedRun.open(copied)
     with pytest.raises(UserError, match="its checkpoint is of step 9"):
-        tiny_run(copied, EMA, "process.name=puma").train(resume=True)
+        tiny_run(copied, EMA, "process.name=puma", "train.steps=9").train(resume=True)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class OptimConfig(Section):
     name: Literal["adamw", "muon"] = Field(
         "adamw", description="optimizer; muon: Muon for the hidden matrices, AdamW for embeddings, head and vectors"
     )
-    lr: float = Field(3e-4, gt=0, le=1e30, description="peak learning rate of AdamW")
+    lr: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
     muon_lr: float = Field(
         3.0,
         gt=0,

@@ -8,9 +8,12 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from unmask.config.run import OptimConfig
-from unmask.errors import UserError
+from unmask.errors import UserError, require
 from unmask.models.attention import Attention
 from unmask.training.muon import Muon
+
+_LARGEST_RATE = 1e30
+"""Muon's, for a matrix: float32 holds it times the scale of any shape."""
 
 
 class Optimizer:
@@ -20,7 +23,7 @@ class Optimizer:
     biases and vectors. Weight decay is on matrices only.
 
     Raises:
-        UserError: `muon_heads` of a network whose attention is another.
+        UserError: `muon_heads` of a network whose attention is another, or a rate that float32 does not hold.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
@@ -37,6 +40,8 @@ class Optimizer:
             torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         ]
         if hidden:
+            product = config.lr * config.muon_lr
+            require(product <= _LARGEST_RATE, "optim.lr x optim.muon_lr", product, f"{_LARGEST_RATE:g} at most")
             is_narrow = getattr(model, "compute_dtype", None) == "bfloat16"
             self.members.append(
                 Muon(
