@@ -152,9 +152,7 @@ def test_a_full_disk_is_not_blamed_on_the_name_of_a_folder(tmp_path: Path, monke
         (["train.steps=4", "eval.examples=3"], r"eval: .*run is done.*unmask eval"),
     ],
 )
-def test_a_run_that_is_done_is_not_rewritten(
-    settings: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_is_done_is_not_rewritten(settings: list[str], message: str, tmp_path: Path) -> None:
     debug_run(tmp_path / "run", "train.steps=4", "optim.schedule=constant").train()
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(UserError, match=message):

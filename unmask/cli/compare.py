@@ -79,7 +79,8 @@ def compare(
     more there is a 95 % interval; if 1 is in it, the two are not told apart.
 
     Trainings in --out are resumed: a stopped comparison goes on, and you can add seeds later (and steps, if
-    optim.schedule=constant). comparison.json and report.html (see `unmask report`) are rewritten each time.
+    optim.schedule=constant). comparison.json and report.html (see `unmask report`) are rewritten each time, if they are
+    of these methods.
 
     Examples:
 

@@ -97,7 +97,7 @@ def _say_memory(run: Run) -> None:
         run.task.tokens,
         rows=max(1, train.batch_size // size // train.accumulate),
         dtype=resolve_dtype(train.dtype, device),
-        copies=run.config.optim.copies + bool(run.config.ema.decay),
+        copies=config.optim.copies + bool(config.ema.decay),
     )
     if memory.total >= 2**30:
         less = "model.checkpointing=true and a larger train.accumulate need less"

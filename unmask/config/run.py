@@ -32,7 +32,6 @@ class OptimConfig(Section):
     muon_lr: float = Field(
         3.0,
         gt=0,
-        le=1e3,
         description="with name=muon: Muon's learning rate as a multiple of lr (updates are scaled as AdamW's)",
     )
     muon_momentum: float = Field(0.95, ge=0, lt=1, description="with name=muon: decay of its mean gradient (Nesterov)")

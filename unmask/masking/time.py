@@ -177,7 +177,9 @@ class Clipped(FormulaConfig):
     @model_validator(mode="after")
     def _check(self) -> "Clipped":
         if self.low + 1 / CELLS > self.high:
-            raise ValueError(f"low={self.low}, high={self.high} leave no time between them: give 1/{CELLS} at least")
+            raise ValueError(
+                f"low={self.low}, high={self.high} leave no time between them; take them 1/{CELLS} apart, or more"
+            )
         return self
 
     def log_shape(self, t: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
