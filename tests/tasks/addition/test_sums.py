@@ -70,6 +70,27 @@ def test_no_sum_is_trained_on_and_held_out_in_either_order() -> None:
     assert len(found[True]) / every == pytest.approx(0.3, abs=0.04)
 
 
+@pytest.mark.parametrize("chain", [None, (0, 1), (0, 2)])
+def test_distinct_sums_are_the_first_of_those_drawn_and_all_that_there_are(chain: tuple[int, int] | None) -> None:
+    drawn = sums((2, 2), chain, held_out=True)
+    pairs = [*zip(*map(numbers, drawn[torch.arange(20_000)]), strict=True)]  # far more than it takes to meet all
+    num_chains = 1 if chain is None else chain[1] + 1
+    of_chain = [list(dict.fromkeys(pairs[length::num_chains])) for length in range(num_chains)]
+    for count in (2, 500, 5000):
+        expected = [
+            of_chain[number % num_chains][number // num_chains]
+            for number in range(count)
+            if number // num_chains < len(of_chain[number % num_chains])
+        ]
+        assert [*zip(*map(numbers, drawn.distinct(count)), strict=True)] == expected
+
+
+def test_sums_of_many_digits_are_those_drawn() -> None:
+    drawn = sums((8, 9), (0, 4), held_out=True)
+    for one, other in zip(drawn.distinct(300), drawn[torch.arange(300)], strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_sum_is_a_function_of_its_number_and_the_seed() -> None:
     number = torch.tensor([5, 2**39, 17])
     a, b = sums((3, 25), (0, 9))[number]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -21,6 +22,8 @@ from unmask.noise import Purpose
 Digits = Int[Tensor, "n D"]
 
 _ATTEMPTS = 5000
+_FEWEST_DRAWN = 4096
+"""Sums to draw of each chain's length, at least, before it is believed that there are no more."""
 
 
 def add(a: Digits, b: Digits) -> Int[Tensor, "n D+1"]:
@@ -107,10 +110,34 @@ class Sums:
         chain = "" if self.chain is None else f" whose longest carry chain has {int(self._chain(number[left])[0])}"
         raise UserError(f"data.digits={list(self.digits)}: found no {side} sum{chain}; take more digits")
 
+    def distinct(self, count: int) -> tuple[Digits, Digits]:
+        """Returns the first `count` sums without repeats, equally many of each chain's length, one after the other.
+
+        Where a length has too few, all of them that are found.
+        """
+        num_chains = self._num_chains
+        drawn, before = count, -1
+        while True:
+            a, b = self[torch.arange(drawn)]
+            rows = torch.cat([a, b], dim=1).to(torch.uint8).numpy()
+            first = torch.from_numpy(np.unique(rows, axis=0, return_index=True)[1]).sort().values
+            places = [torch.arange(count)[chain::num_chains] for chain in range(num_chains)]
+            kept = [first[first % num_chains == chain][: len(place)] for chain, place in enumerate(places)]
+            place = torch.cat([place[: len(own)] for place, own in zip(places, kept, strict=True)])
+            if len(place) in (count, before):
+                chosen = torch.cat(kept)[place.argsort()]
+                return a[chosen], b[chosen]
+            # More are drawn until there are enough, or twice as many hold none that is new.
+            drawn, before = max(2 * drawn, _FEWEST_DRAWN * num_chains), len(place)
+
+    @property
+    def _num_chains(self) -> int:
+        """Number of lengths that the sums' longest chains may be asked to have."""
+        return 1 if self.chain is None else self.chain[1] - self.chain[0] + 1
+
     def _chain(self, number: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         assert self.chain is not None
-        shortest, longest = self.chain
-        return shortest + number % (longest - shortest + 1)
+        return self.chain[0] + number % self._num_chains
 
     def _draw(self, number: Int[Tensor, "n"], attempt: int) -> tuple[Digits, Digits]:
         """Draws how many digits the numbers have, and the numbers; a chain is put at a place of its own."""

@@ -24,6 +24,7 @@ from unmask.errors import UserError
 from unmask.files import read_object
 from unmask.formats import read_text
 from unmask.machine import require_memory
+from unmask.progress import warn
 from unmask.tasks.addition.sums import Sums, add, longest_chain
 from unmask.tasks.task import DisplayLayout, Grades
 from unmask.types import CleanBatch, TokenSpec
@@ -46,7 +47,9 @@ class AdditionData(Section):
         None, description="shortest and longest carry chain of the sums trained on; null = as uniform digits fall"
     )
     test_chain: Range | None = Field(
-        None, description="the same for held-out sums, equally many of each length; null = as uniform digits fall"
+        None,
+        description="the same for held-out sums, equally many of each length if there are; null = as uniform digits "
+        "fall",
     )
     answer: Literal["natural", "reversed"] = Field(
         "natural", description="the answer begins with its most significant digit, or (reversed) its least"
@@ -112,7 +115,13 @@ class Addition:
 
     def validation(self, limit: int) -> CleanBatch:
         require_memory(limit * self.tokens.length * 9, f"{limit} examples", "take fewer")
-        return self.encode(*self._sums(is_held_out=True)[torch.arange(limit)])
+        a, b = self._sums(is_held_out=True).distinct(limit)
+        if len(a) < limit:
+            warn(
+                f"data.digits={list(self.config.digits)}: found {len(a)} different held-out sums where {limit} were "
+                "asked for, and takes these; for more, allow more digits or a larger data.validation_ratio"
+            )
+        return self.encode(a, b)
 
     def examples_from_file(self, path: Path) -> CleanBatch:
         """Reads sums to evaluate on, one on each line: `12345+678`, or with its answer, which is checked."""
