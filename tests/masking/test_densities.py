@@ -253,6 +253,25 @@ def test_wrong_settings_are_named(settings: str, said: str) -> None:
     assert any(part in str(error.value) for part in said.split("|"))
 
 
+@pytest.mark.parametrize("key", ["process.time", "process.start"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("{name: mixture, uniform: 2, of: beta}", "KEY.uniform=2: "),
+        ("{name: mixture, of: {name: beta, a: 0}}", "KEY.of.a=0: "),
+        ("{name: mixture, of: {name: beta, c: 1}}", "unknown key KEY.of.c; "),
+        ("{name: mixture, of: {name: clipped, low: 0.5, high: 0.2}}", "KEY.of: low=0.5, high=0.2 leave no time"),
+        ("{name: mixture, of: 3}", "KEY.of=3: give the name of a density"),
+        ("{name: mixture, of: {name: mixture, of: {name: beta, a: 0}}}", "KEY.of.of.a=0: "),
+    ],
+)
+def test_wrong_parts_of_a_mixture_are_named_as_they_were_written(key: str, wrong: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        recipes.load("sudoku/puma", [f"{key}={wrong}"])
+    assert said.replace("KEY", key) in str(error.value)
+    assert ({"process.time", "process.start"} - {key}).pop() not in str(error.value)
+
+
 def test_times_outside_their_range_are_refused() -> None:
     with pytest.raises(UserError, match=r"times lie in \(0, 1\]"):
         masked_count(torch.tensor([[1.2]]), torch.tensor([[9]]))

@@ -112,13 +112,13 @@ class WrongSettings(UserError):
 
 
 def check_section(section: type[SectionT], value: Any, prefix: str) -> SectionT:
-    """Checks one section.
+    """Checks one section; validators that check sections within it find `prefix` as `info.context`.
 
     Raises:
         WrongSettings: with the keys under `prefix`.
     """
     try:
-        return section.model_validate(value)
+        return section.model_validate(value, context=prefix)
     except ValidationError as error:
         raise WrongSettings("\n".join(_explain(section, detail, prefix) for detail in error.errors())) from None
 

@@ -254,7 +254,7 @@ class Mixture(DensityConfig):
     @field_validator("of", mode="before")
     @classmethod
     def _check_of(cls, value: Any, info: Any) -> Any:
-        return read(value, f"process.time.{info.field_name}")
+        return read(value, f"{info.context or 'process.time'}.{info.field_name}")
 
     def density(self) -> Density:
         of = self.of.build()
