@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,13 @@ from tests.helpers.runs import assert_goes_on_exactly, toy_trainer
 from unmask.config.run import OptimConfig
 from unmask.errors import UserError
 from unmask.training.muon import orthogonalize
-from unmask.training.optim import Optimizer, hidden_matrices, learning_rate
+from unmask.training.optim import (
+    Optimizer,
+    about_other_length,
+    about_warmup,
+    hidden_matrices,
+    learning_rate,
+)
 
 MUON = ["optim.name=muon", "optim.warmup_steps=0"]
 
@@ -178,3 +185,35 @@ def test_wsd_is_stable_and_then_falls_in_a_line() -> None:
     assert rates[200] == 0.0
     # A longer run is the same until the shorter one begins to fall: one run has the budgets of several.
     assert [learning_rate(step, 400, config) for step in range(151)] == rates[:151]
+
+
+@pytest.mark.parametrize(("warmup", "share"), [(100, 1.0), (60, 0.5), (150, 0.67), (300, 0.2), (80, 0.21)])
+def test_a_warmup_that_reaches_into_the_fall_makes_no_jump(warmup: int, share: float) -> None:
+    config = OptimConfig(lr=1.0, warmup_steps=warmup, schedule="wsd", decay_share=share)
+    rates = [learning_rate(step, 100, config) for step in range(101)]
+    rise, fall = 1 / warmup, 1 / round(100 * share)
+    changes = [after - before for before, after in pairwise(rates)]
+    top = rates.index(max(rates))
+    assert changes[: top - 1] == pytest.approx([rise] * (top - 1))
+    assert all(-fall - 1e-9 <= change <= rise + 1e-9 for change in changes)
+    assert changes[top + 1 :] == pytest.approx([-fall] * (99 - top))
+    said = about_warmup(100, config)
+    assert said is not None
+    assert f"optim.warmup_steps={warmup} reaches into the last {round(100 * share)} of 100 steps" in said
+    assert f"optim.decay_share={share:g}" in said
+    assert f"only comes to {max(rates):.2g} of optim.lr=1;" in said
+
+
+def test_a_warmup_that_ends_before_the_fall_is_not_spoken_of() -> None:
+    assert about_warmup(100, OptimConfig(warmup_steps=80, schedule="wsd", decay_share=0.2)) is None
+    assert about_warmup(100, OptimConfig(warmup_steps=100)) is None
+    assert "is more than the run's steps (100)" in (about_warmup(100, OptimConfig(warmup_steps=101)) or "")
+
+
+def test_schedules_of_two_lengths_agree_until_the_first_of_them_falls() -> None:
+    config = OptimConfig(warmup_steps=100, schedule="wsd", decay_share=0.5)
+    before, now = ([learning_rate(step, steps, config) for step in range(120)] for steps in (120, 400))
+    assert before[:60] == now[:60]
+    assert before[90] != now[90]
+    assert about_other_length(60, 120, 400, config) is None
+    assert "from a checkpoint of step 60 or before" in (about_other_length(90, 120, 400, config) or "")

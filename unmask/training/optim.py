@@ -135,14 +135,15 @@ def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
     """Returns the rate of `step` (from 0) out of `num_steps`: linear warm-up, then by the schedule.
 
     `cosine` falls to 0 over all that is left, `wsd` (warm-up, stable, decay) in a line over the last `decay_share` of
-    the steps, `constant` never.
+    the steps, `constant` never. Where the warm-up reaches into the line of `wsd`, the rate is the lower of the two.
     """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
+    is_warm = step >= config.warmup_steps
+    rate = config.lr if is_warm else config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "wsd":
-        return config.lr * min(1.0, max(0, num_steps - step) / max(1, _decay_steps(num_steps, config)))
+        left = max(0, num_steps - step) / max(1, _decay_steps(num_steps, config))
+        return min(rate, config.lr * left) if left < 1 else rate
+    if config.schedule == "constant" or not is_warm:
+        return rate
     done = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
@@ -160,13 +161,21 @@ def about_unused(config: OptimConfig) -> str | None:
 
 
 def about_warmup(num_steps: int, config: OptimConfig) -> str | None:
-    """Says what comes of a warm-up that is longer than the run; None if it is not."""
-    if config.warmup_steps <= num_steps:
+    """Says what comes of a warm-up that is longer than the run, or reaches into its fall; None if it does neither."""
+    warmup, fall = config.warmup_steps, _decay_steps(num_steps, config) if config.schedule == "wsd" else 0
+    if warmup <= num_steps - fall:
         return None
-    reached = learning_rate(num_steps - 1, num_steps, config)
+    top = min(num_steps - 1, (num_steps * warmup - fall) // (warmup + fall))  # where, or just before, the lines cross
+    reached = max(learning_rate(step, num_steps, config) for step in range(top, min(top + 2, num_steps)))
+    where, fix = f"is more than the run's steps ({num_steps})", "a shorter warm-up, or more steps"
+    if fall:
+        where = (
+            f"reaches into the last {fall} of {num_steps} steps, where optim.decay_share={config.decay_share:g} falls"
+        )
+        fix = "a shorter warm-up, a smaller optim.decay_share, or more steps"
     return (
-        f"optim.warmup_steps={config.warmup_steps} is more than the run's steps ({num_steps}): the learning rate only "
-        f"comes to {reached:.2g} of optim.lr={config.lr:g}; give a shorter warm-up, or more steps"
+        f"optim.warmup_steps={warmup} {where}: the learning rate only comes to {reached:.2g} of "
+        f"optim.lr={config.lr:g}; give {fix}"
     )
 
 
@@ -177,7 +186,7 @@ def about_other_length(step: int, before: int, now: int, config: OptimConfig) ->
     """
     shared = config.warmup_steps
     if config.schedule == "wsd":
-        shared = max(shared, min(total - _decay_steps(total, config) for total in (before, now)))
+        shared = min(total - _decay_steps(total, config) for total in (before, now))
     if before == now or config.schedule == "constant" or step <= shared:
         return None
     exact = f"go on from a checkpoint of step {shared} or before (move newer ones away)"
