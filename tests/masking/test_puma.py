@@ -379,3 +379,19 @@ def test_no_row_stays_longer_than_its_run_and_the_first_leave_one_after_the_othe
         assert step >= run or is_last.sum() <= 2 * rows // run
         pool.observe(batch, random_stats(batch, step))
         assert pool.rows.is_done[is_last].all()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_run_of_all_stages_changes_nothing_and_is_said_to(settings: dict) -> None:
+    most = max([settings["num_stages"], *(k for _, k in settings.get("stage_schedule", ()))])
+    plain, pool = make(ROWS, **settings), make(ROWS, **settings, run=most)
+    stream = RandomStream(length=LENGTH, vocab_size=MASK)
+    for step in range(20):
+        expected, batch = plain.next_batch(stream), pool.next_batch(stream)
+        for name in ("x0", "xt", "scored", "weight"):
+            assert torch.equal(getattr(batch, name), getattr(expected, name)), name
+        for process in (plain, pool):
+            process.observe(batch, say(batch, step, settings))
+    assert f"without effect: process.run={most} " in (pool.about_unused() or "")
+    assert plain.about_unused() is None
+    assert most == 1 or make(ROWS, **settings, run=most - 1).about_unused() is None

@@ -174,6 +174,16 @@ def test_settings_without_effect_are_named(tmp_path: Path, capsys: pytest.Captur
     assert "without effect: optim.muon_heads=True (for name=muon), optim.decay_share=0.5 (for schedule=wsd)" in said
 
 
+def test_a_run_of_rows_that_ends_after_their_stages_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = ["train.steps=1", "process.name=puma", "process.num_stages=4"]
+    debug_run(tmp_path / "four", *pool, "process.run=4").train()
+    assert "without effect: process.run=4 (a row is done after" in " ".join(capsys.readouterr().err.split())
+    debug_run(tmp_path / "three", *pool, "process.run=3").train()
+    assert "without effect" not in capsys.readouterr().err
+
+
 def test_tensorboard_keeps_every_step_of_an_extended_run(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -93,7 +93,8 @@ class MaskingProcess(Protocol):
 
     A class that is named in `process.name` also has `Config`, a `config.settings.Section` with the field `name`,
     and `from_config(config, context)`. It may have `check_state(state, tokens)`, which raises `UserError` for a state
-    that is not safe to load: a checkpoint may come from anybody.
+    that is not safe to load: a checkpoint may come from anybody; and `about_unused()`, which returns a warning that
+    names settings without effect, or None.
     """
 
     requirements: Requirements

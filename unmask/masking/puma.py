@@ -196,6 +196,16 @@ class PumaPool(Pool):
             stage = self._stage_of(rows.num_revealed, rows.num_maskable)
             rows.stage = stage.clamp(max=self.num_stages - 1)
 
+    def about_unused(self) -> str | None:
+        """Says that `run` has no effect, where rows are done before it ends; None if it has one."""
+        most = max([self.config.num_stages, *(k for _, k in self.config.stage_schedule)])
+        if self.run is None or self.run < most:
+            return None
+        return (
+            f"without effect: process.run={self.run} (a row is done after K steps, of process.num_stages or "
+            f"stage_schedule: {most} at most)"
+        )
+
     def metrics(self) -> dict[str, float]:
         """Returns `Pool.metrics` and K."""
         return {"puma/num_stages": float(self.num_stages), **super().metrics()}

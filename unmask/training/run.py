@@ -88,7 +88,9 @@ class Run:
                     self._check_data(read_environment(self.folder.path).get("data"), "environment.json")
         self._check_alike(stream.epoch_size, resume=resume, restart_pool=restart_pool, data_changed=self.data_changed)
         self.trainer = Trainer(self.config, self.task.tokens, stream, self.peers)
-        for said in (about_warmup(self.trainer.num_steps, self.config.optim), about_unused(self.config.optim)):
+        steps, optim = self.trainer.num_steps, self.config.optim
+        of_process = getattr(self.trainer.process, "about_unused", lambda: None)
+        for said in (about_warmup(steps, optim), about_unused(optim), of_process()):
             if self.peers.is_main and said:
                 warn(said)
         self.saver = Saver(self.folder.checkpoints, self.config.train, self.peers if self.trainer.is_sharded else ALONE)
