@@ -16,9 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from unmask import files
+from unmask.config.run import RunConfig
 from unmask.formats import to_json
 from unmask.peers import Peers
 from unmask.progress import console, warn
+from unmask.training import trackers
 from unmask.training.trainer import StepReport
 
 RESUMED = "resumed_at_byte"
@@ -107,6 +109,20 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         self._writer.close()
+
+
+Logger = TensorBoardWriter | trackers.Tracker
+
+
+def open_loggers(config: RunConfig, folder: Path, step: int) -> Iterator[Logger]:
+    """Opens what else the section `log` sends the numbers of the run in `folder` to, which is at `step`."""
+    log = config.log
+    if log.tensorboard:
+        yield TensorBoardWriter(folder / "tensorboard", step)
+    if log.to:
+        own, settings = trackers.tracker_id(folder), config.model_dump(mode="json")
+        about = trackers.RunInfo(project=log.project, name=folder.name, id=own, folder=folder, config=settings)
+        yield from (trackers.Tracker(name, about) for name in log.to)
 
 
 class StepDisplay:

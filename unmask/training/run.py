@@ -19,7 +19,7 @@ from unmask.data.fingerprint import read_fingerprint
 from unmask.errors import Interrupted, NotFinite, RunFailed
 from unmask.evaluation.evaluate import EvaluationLeft
 from unmask.models.lora import has_adapters
-from unmask.peers import ALONE, Peers
+from unmask.peers import ALONE, Peers, Votes
 from unmask.progress import console, warn
 from unmask.tasks.task import build_task, check_same_data, fingerprint_of, keep_files
 from unmask.training import checkpoint, restoring, trackers
@@ -27,7 +27,7 @@ from unmask.training.distributed import check_alike, device_of
 from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.initial import Base
-from unmask.training.logging import BadStep, MetricsFile, NonFiniteMonitor, StepDisplay, TensorBoardWriter
+from unmask.training.logging import BadStep, Logger, MetricsFile, NonFiniteMonitor, StepDisplay, open_loggers
 from unmask.training.optim import about_unused, about_warmup
 from unmask.training.parallel import check_parallel
 from unmask.training.saving import Saver
@@ -51,10 +51,19 @@ class Run:
             self.task = build_task(config)
             device = resolve_device(device_of(peers, config.train.device))
             require_memory_for_training(config, self.task.tokens, peers, device)
-        self.data_changed = False
-        self.stop_requested = False
-        self.is_stepping = False
+        self.data_changed = self.stop_requested = self.is_stepping = False
         self.saved_step = 0
+        self.base: Base | None = None
+        self.metrics: MetricsFile | None = None  # rank 0's alone
+        self.loggers: list[Logger] = []
+        self.monitor = NonFiniteMonitor()
+        # What `train` makes, in this order.
+        self.data: dict[str, Any] | None
+        self.trainer: Trainer
+        self.saver: Saver
+        self.evaluator: Evaluator
+        self.progress: Progress
+        self._sum_votes: Votes
 
     def train(self, *, resume: bool = False, restart_pool: bool = False, data_changed: bool = False) -> None:
         """Trains to the last step.
@@ -78,7 +87,7 @@ class Run:
         machine.use_threads(self.config.train.threads)
         with self.peers.raise_together():
             stream = self.task.train_stream(self.config.train.seed)
-            self.examples = self.task.validation(self.config.eval.examples)
+            examples = self.task.validation(self.config.eval.examples)
             found = fingerprint_of(self.task)
             self.data = None if found is None else asdict(found)
             if self.peers.is_main:
@@ -97,7 +106,7 @@ class Run:
         with self.peers.raise_together():
             if self.peers.is_main and resume:
                 restoring.check_length(self.folder, self.config, self.trainer.num_steps)
-            self.evaluator = Evaluator(self.config, self.task, self.examples, self.trainer)
+            self.evaluator = Evaluator(self.config, self.task, examples, self.trainer)
         known = read_environment(self.folder.path).get("attention") if resume else None
         environment = describe_environment(
             self.trainer.device,
@@ -105,7 +114,6 @@ class Run:
             is_compiled=self.trainer.is_compiled,
             processes=self.peers.size,
         ) | {"attention": known, "data": self.data, "evaluates": self.evaluator.about_text()}
-        self.base: Base | None = None
         has_checkpoint = self.peers.exchange(resume and bool(checkpoint.steps(self.folder.checkpoints)))[0]
         if not has_checkpoint or has_adapters(self.trainer.model):
             self.base = restoring.start_warm(self.trainer, self.task)
@@ -208,8 +216,7 @@ class Run:
         head = self.progress.spent(self.trainer.process.examples_seen)
         if self.peers.is_main:
             self.metrics = MetricsFile(self.folder.metrics, self.progress.metrics_position, head)
-        self.loggers = [*self._open_loggers()] if self.peers.is_main else []
-        self.monitor = NonFiniteMonitor()
+            self.loggers = [*open_loggers(self.config, self.folder.path, self.progress.step)]
         self.is_stepping = True
         try:
             yield
@@ -219,21 +226,11 @@ class Run:
             raise
         finally:
             self.saver.join()
-            if self.peers.is_main:
+            if self.metrics is not None:
                 self.metrics.close()
             for logger in self.loggers:
                 logger.close()
             self.is_stepping = False  # until here a signal must not cut short what is being written
-
-    def _open_loggers(self) -> Iterator[TensorBoardWriter | trackers.Tracker]:
-        log, path = self.config.log, self.folder.path
-        if log.tensorboard:
-            yield TensorBoardWriter(path / "tensorboard", self.progress.step)
-        if log.to:
-            own = trackers.tracker_id(path)
-            config = self.config.model_dump(mode="json")
-            about = trackers.RunInfo(project=log.project, name=path.name, id=own, folder=path, config=config)
-            yield from (trackers.Tracker(name, about) for name in log.to)
 
     def _votes(self) -> list[float]:
         """Returns 1 or 0 for: this process got a signal to stop; rank 0's time is up."""
@@ -304,7 +301,7 @@ class Run:
 
     def _log(self, values: dict[str, Any]) -> None:
         head = self.progress.spent(self.trainer.process.examples_seen)
-        if self.peers.is_main:
+        if self.metrics is not None:
             self.metrics.write(head | values)
         known = {name: value for name, value in values.items() if value is not None}
         for logger in self.loggers:
@@ -378,7 +375,7 @@ class Run:
         if self.base is not None:
             state["base"] = self.base.kept()
         if self.peers.is_main or self.trainer.is_sharded:
-            self.saver.save(state, self.progress, self.metrics if self.peers.is_main else None)
+            self.saver.save(state, self.progress, self.metrics)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
