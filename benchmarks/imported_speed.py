@@ -23,7 +23,7 @@ from unmask.config.settings import check_section
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
 from unmask.training.exporting import import_checkpoint
-from unmask.training.importing import Overrides
+from unmask.training.importing import Statements
 from unmask.training.loading import LoadedRun
 
 OURS: dict[str, dict[str, object]] = {
@@ -65,7 +65,7 @@ def main() -> None:
     theirs.config.is_causal = False
     with tempfile.TemporaryDirectory() as folder:
         import_checkpoint(
-            given.folder, Path(folder) / "own", Overrides(mask_id=mask_id, alignment="same", length=given.length)
+            given.folder, Path(folder) / "own", Statements(mask_id=mask_id, alignment="same", length=given.length)
         )
         run = LoadedRun.open(Path(folder) / "own", device="cpu")
     generator = torch.Generator().manual_seed(0)

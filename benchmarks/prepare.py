@@ -21,7 +21,7 @@ from unmask.data.prepare import PrepareSettings, workers
 from unmask.data.prepare.run import batched
 from unmask.data.prepare.sources import FileSource
 from unmask.data.prepare.workers import WorkFolder
-from unmask.data.prepare.writing import blocks, write_store
+from unmask.data.prepare.writing import finish_rows, write_store
 from unmask.data.vocabulary import Vocabulary
 
 
@@ -52,7 +52,7 @@ def prepare(settings: PrepareSettings, vocabulary: Vocabulary, num_rows: int) ->
         first = next(reports).counts["read"]
         start = time.perf_counter()
         num_shards = 1 + sum(1 for _ in reports)
-        write_store(work.store, [work.shard(i) for i in range(num_shards)], vocabulary, settings, {}, blocks)
+        write_store(work.store, [work.shard(i) for i in range(num_shards)], vocabulary, settings, {}, finish_rows)
         seconds = time.perf_counter() - start
         work.delete()
     return seconds * num_rows / (num_rows - first)

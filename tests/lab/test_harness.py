@@ -20,7 +20,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from unmask.lab.harness.model import UnmaskModel
+from unmask.lab.harness.model import HarnessModel
 from unmask.lab.harness.tasks import reading
 from unmask.tasks.programs import problems
 
@@ -65,7 +65,7 @@ def test_answers_do_not_depend_on_the_batch(text_run: Path) -> None:
     asked = [(text, {"until": ["\n"], "max_gen_toks": 3 + number % 2 * 2}) for number, text in enumerate(PROMPTS)]
     drawn = [(text, given | {"do_sample": True, "temperature": 1.0}) for text, given in asked]
     alone, together = (
-        UnmaskModel(str(text_run), batch_size=size).generate_until(requests("generate_until", *asked, *drawn))
+        HarnessModel(str(text_run), batch_size=size).generate_until(requests("generate_until", *asked, *drawn))
         for size in (1, 8)
     )
     assert alone == together
@@ -73,7 +73,7 @@ def test_answers_do_not_depend_on_the_batch(text_run: Path) -> None:
 
 
 def test_max_gen_toks_and_until_are_honoured(text_run: Path) -> None:
-    own = UnmaskModel(str(text_run), order="random", seed=3)
+    own = HarnessModel(str(text_run), order="random", seed=3)
     given = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
     (whole,) = own.generate_until(requests("generate_until", ("They", given)))
     assert 0 < len(whole.encode("utf-8", "replace")) <= 12 * 3  # tokens are bytes; one that is none is shown as three
@@ -83,7 +83,7 @@ def test_max_gen_toks_and_until_are_honoured(text_run: Path) -> None:
 
 
 def test_likelihoods(text_run: Path) -> None:
-    own = UnmaskModel(str(text_run), draws=8, is_greedy=True, forbid=list(range(128, 256)))
+    own = HarnessModel(str(text_run), draws=8, is_greedy=True, forbid=list(range(128, 256)))
     pairs = [("They", " sit."), ("They", " stand"), ("", "They"), ("They sit. They stand up", " now and then")]
     found = own.loglikelihood(requests("loglikelihood", *pairs))
     assert all(value < 0 and type(greedy) is bool for value, greedy in found)
@@ -98,7 +98,7 @@ def test_likelihoods(text_run: Path) -> None:
 
 
 def test_rolling_windows_cover_the_text(text_run: Path) -> None:
-    own = UnmaskModel(str(text_run), draws=8)
+    own = HarnessModel(str(text_run), draws=8)
     text = "They sit. They stand up 5. " * 9
     (value,) = own.loglikelihood_rolling(requests("loglikelihood_rolling", (text,)))
     assert value < -len(text)  # a model that has learned little spends more than a nat on a byte
@@ -118,19 +118,19 @@ def test_rolling_windows_cover_the_text(text_run: Path) -> None:
 )
 def test_bad_options_are_refused_before_a_model_is_read(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        UnmaskModel(**({"path": "nowhere"} | options))
+        HarnessModel(**({"path": "nowhere"} | options))
 
 
 def test_unknown_generation_settings_are_refused(text_run: Path) -> None:
     with pytest.raises(UserError, match="gen_kwargs num_beams: unknown; use until, max_gen_toks"):
-        UnmaskModel(str(text_run)).generate_until(requests("generate_until", ("They", {"num_beams": 2})))
+        HarnessModel(str(text_run)).generate_until(requests("generate_until", ("They", {"num_beams": 2})))
 
 
 def evaluate(run: Path, task: str, data: Path, **options: Any) -> list[dict[str, Any]]:
     """The samples of lm-eval, in the order of the documents. An index of all its own tasks would take long."""
     folder = str(Path(reading.__file__).parent)
     tasks = TaskManager(include_path=folder, include_defaults=False, metadata={"data": str(data)})
-    own = UnmaskModel(str(run), **options)
+    own = HarnessModel(str(run), **options)
     results = simple_evaluate(own, tasks=[task], task_manager=tasks, bootstrap_iters=0)
     return sorted(results["samples"][task], key=lambda row: row["doc_id"])
 
@@ -226,7 +226,7 @@ def test_a_chat_template_is_the_runs_own(tmp_path: Path) -> None:
     prepare(PrepareSettings("chat", str(tmp_path / "tokenizer"), tmp_path / "out", (str(rows),), 128, "drop", "used"))
     run = tmp_path / "run"
     tiny_run(run, "task.name=chat", "process.name=uniform", f"data.path={tmp_path / 'out'}").train()
-    own = UnmaskModel(str(run), tokens_per_step=50)
+    own = HarnessModel(str(run), tokens_per_step=50)
     messages = [{"role": "user", "content": "Why 3 0"}]
     plain = own.generate_until(requests("generate_until", (messages[0]["content"], {"max_gen_toks": 9})))
     text = own.apply_chat_template(messages)
@@ -239,7 +239,7 @@ def test_a_chat_template_is_the_runs_own(tmp_path: Path) -> None:
 
 def test_a_chat_template_that_is_not_there_is_said(text_run: Path) -> None:
     with pytest.raises(UserError, match="--apply_chat_template: the model has no chat template"):
-        UnmaskModel(str(text_run)).apply_chat_template([{"role": "user", "content": "Why?"}])
+        HarnessModel(str(text_run)).apply_chat_template([{"role": "user", "content": "Why?"}])
 
 
 def test_command_line(text_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.hf import is_checkpoint, read_config
+from unmask.models.hf import is_checkpoint, read_model_settings
 from unmask.models.hf_weights import read_weights
 from unmask.models.transformer_config import TransformerConfig
 from unmask.types import TokenSpec
@@ -50,7 +50,7 @@ def saved(folder: Path, kind: str = "qwen2", *, shards: bool = False, **changes:
 def ours(folder: Path, **settings: object) -> Denoiser:
     """The native model of a checkpoint, the mask token added to its vocabulary."""
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
-    config = TransformerConfig(**(read_config(folder) | settings))
+    config = TransformerConfig(**(read_model_settings(folder) | settings))
     model = build_denoiser(config, TokenSpec(vocab_size=rows + 1, length=128, mask_id=rows)).eval()
     model.load_state_dict(read_weights(folder, original_ids=None, vocab_size=rows + 1))
     return model

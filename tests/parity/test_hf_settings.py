@@ -10,7 +10,7 @@ from tests.helpers.checkpoints import write_llama
 from tests.parity.hf_folders import SIZES
 from unmask.config import recipes
 from unmask.errors import UserError
-from unmask.models.hf import check_settings, is_checkpoint, read_config
+from unmask.models.hf import check_settings, is_checkpoint, read_model_settings
 from unmask.models.transformer_config import TransformerConfig
 
 LLAMA = {"model_type": "llama", **{name: value for name, value in SIZES.items() if not name.endswith("_id")}}
@@ -40,7 +40,7 @@ def described(folder: Path, config: dict) -> Path:
     ],
 )
 def test_settings_of_a_checkpoint(given: dict, expected: dict, tmp_path: Path) -> None:
-    settings = read_config(described(tmp_path, given))
+    settings = read_model_settings(described(tmp_path, given))
     assert {name: settings[name] for name in expected} == expected
     assert TransformerConfig(**settings).model_dump().items() >= settings.items()
     assert TransformerConfig(preset="tiny", **settings).model_dump().items() >= settings.items()
@@ -76,13 +76,13 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0}
 )
 def test_what_the_native_transformer_cannot_be(given: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path / 'config.json'}: .*{message}"):
-        read_config(described(tmp_path, {**LLAMA, **given}))
+        read_model_settings(described(tmp_path, {**LLAMA, **given}))
 
 
 def test_a_size_that_is_not_said(tmp_path: Path) -> None:
     described(tmp_path, {name: value for name, value in LLAMA.items() if name != "hidden_size"})
     with pytest.raises(UserError, match=r"config.json: hidden_size: is missing; download it again"):
-        read_config(tmp_path)
+        read_model_settings(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -92,21 +92,21 @@ def test_a_damaged_config(text: str | None, message: str, tmp_path: Path) -> Non
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=f"{tmp_path / 'config.json'}: .*{message}"):
-        read_config(tmp_path)
+        read_model_settings(tmp_path)
     assert not is_checkpoint(tmp_path)
 
 
 def test_settings_that_agree(tmp_path: Path) -> None:
     """Said outright, or left to what null stands for."""
     described(tmp_path, {**LLAMA, "num_key_value_heads": 4})
-    settings = read_config(tmp_path)
+    settings = read_model_settings(tmp_path)
     check_settings(tmp_path, TransformerConfig(**settings, dropout=0.1))
     check_settings(tmp_path, TransformerConfig(**(settings | {"num_kv_heads": None, "head_dim": None})))
 
 
 def test_a_start_from_a_checkpoint_has_its_shape(tmp_path: Path) -> None:
     """In place of the recipe's preset, and beside what the recipe and the user say themselves."""
-    settings = read_config(described(tmp_path, QWEN2))
+    settings = read_model_settings(described(tmp_path, QWEN2))
     start = [f"train.init={tmp_path}", "model.dropout=0.1", "model.alignment=next"]
     model = recipes.load("chat/uniform", start).model.model_dump()
     own = {"dropout": 0.1, "alignment": "next"}
@@ -132,7 +132,7 @@ def test_a_run_goes_on_without_the_checkpoint_that_it_started_from(
 
 
 def test_every_setting_that_differs_is_named(tmp_path: Path) -> None:
-    settings = read_config(described(tmp_path, QWEN2))
+    settings = read_model_settings(described(tmp_path, QWEN2))
     with pytest.raises(UserError) as caught:
         check_settings(tmp_path, TransformerConfig(**(settings | {"qkv_bias": False})))
     expected = f"train.init={tmp_path}: model.qkv_bias=False, the checkpoint has True; set it so"

@@ -17,7 +17,7 @@ from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer_config import TransformerConfig
 from unmask.training.exporting import import_checkpoint
-from unmask.training.importing import Import, Overrides
+from unmask.training.importing import Import, Statements
 from unmask.training.loading import LoadedRun
 from unmask.types import Query, TokenSpec
 
@@ -129,7 +129,7 @@ def test_a_mask_that_is_an_ordinary_token_is_said(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "overrides", "message"),
+    ("name", "changes", "stated", "message"),
     [
         ("sdar", {}, {"mask_id": 5}, f"--mask-id 5: .*config.json says that the mask is {MASK}; leave the option out"),
         ("sdar", {}, {"mask_token": "F"}, f"--mask-token F: .*config.json says that the mask is {MASK}"),
@@ -151,18 +151,16 @@ def test_a_mask_that_is_an_ordinary_token_is_said(tmp_path: Path, capsys: pytest
         ("sdar", {"eos_token_id": 99}, {}, "the end token 99 .from config.json. is the mask, or beyond its 50 tokens"),
     ],
 )
-def test_what_contradicts_or_is_not_said(
-    name: str, changes: dict, overrides: dict, message: str, tmp_path: Path
-) -> None:
+def test_what_contradicts_or_is_not_said(name: str, changes: dict, stated: dict, message: str, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, name, **changes)
     with pytest.raises(UserError, match=message):
-        _ = Import(folder, Overrides(**overrides)).config
+        _ = Import(folder, Statements(**stated)).config
 
 
 def test_what_a_user_says_is_kept(tmp_path: Path) -> None:
     """As of Open-dCoder, a Qwen2 whose files say nothing of masks."""
     folder = folder_of(tmp_path / "theirs", "qwen2", **PLAIN, alignment=None)
-    said = Overrides(mask_token="<|mask|>", alignment="next", block_size=8, length=32)
+    said = Statements(mask_token="<|mask|>", alignment="next", block_size=8, length=32)
     import_checkpoint(folder, tmp_path / "ours", said)
     found = LoadedRun.open(tmp_path / "ours")
     assert (found.model.alignment, found.model.block_size, found.tokens.mask_id) == ("next", 8, MASK)

@@ -9,7 +9,7 @@ from typing import Any
 from unmask import paths
 from unmask.cli import options, prompts
 from unmask.cli.session import DecodeSession
-from unmask.config.settings import LARGEST_INT, shown
+from unmask.config.settings import LARGEST_INT, quoted
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import Interrupted, UserError
 from unmask.formats import to_json
@@ -46,7 +46,7 @@ def chat(
 
     * `echo "How many is two and three?" | unmask chat runs/tinygsm-puma`
     """
-    loaded = LoadedRun.open(run, weights=options.check_weights(weights), step=step, device=device)
+    loaded = LoadedRun.open(run, weights=options.check_weights_name(weights), step=step, device=device)
     settings = options.parse_decoder(decoder, loaded.config.decode)
     conversation = _Conversation(DecodeSession(loaded, settings))
     if sys.stdin.isatty():
@@ -115,7 +115,7 @@ class _Conversation:
 
     def _change_seed(self, value: str) -> None:
         if not value.isdecimal() or len(value) > len(str(LARGEST_INT)) or int(value) > LARGEST_INT:
-            raise UserError(f"/seed {shown(value)}: give a whole number from 0 to {LARGEST_INT}")
+            raise UserError(f"/seed {quoted(value)}: give a whole number from 0 to {LARGEST_INT}")
         self._change_settings(self.session.settings.model_copy(update={"seed": int(value)}))
 
     def _change_settings(self, settings: DecodeConfig) -> None:

@@ -106,7 +106,7 @@ def compare(
     measure = choose_measure(measure, list(plan.configs.values()))
     plan.check_folders()
     _check_results(out, {each.name: each.recipe for each in methods})
-    options.make_folder(out)
+    options.make_out_folder(out)
     queue = plan.queue
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         count = min(jobs or machine.cpus(), len(queue))

@@ -9,7 +9,7 @@ import typer
 
 from unmask.cli import options
 from unmask.errors import UserError
-from unmask.lab.diagnostics.diagnose import DEFAULT, DRAWS, PARTS, Diagnosis, as_json, tables
+from unmask.lab.diagnostics.diagnose import DEFAULT, NUM_DRAWS, PARTS, Diagnosis, as_json, tables
 from unmask.lab.diagnostics.diagnose import diagnose as diagnose_run
 from unmask.progress import progress
 from unmask.training.loading import LoadedRun
@@ -22,7 +22,7 @@ def diagnose(
         typer.Option(help=f"Diagnostic to run: {', '.join(PARTS)} (default: all but mistakes). May be repeated."),
     ] = None,
     examples: Annotated[int, typer.Option(min=2, max=10_000_000, help="Held-out examples to measure on.")] = 64,
-    draws: Annotated[int, typer.Option(min=1, max=100_000, help="Masks drawn for each example.")] = DRAWS,
+    draws: Annotated[int, typer.Option(min=1, max=100_000, help="Masks drawn for each example.")] = NUM_DRAWS,
     per_bin: Annotated[int, typer.Option(min=2, max=100_000, help="Gradients in each bin of the noise scale.")] = 48,
     decoder: Annotated[
         str | None,
@@ -55,7 +55,7 @@ def diagnose(
     * `unmask diagnose runs/sudoku-uniform runs/sudoku-puma --only mismatch --json`
     """
     parts = _check_parts(only)
-    chosen = options.check_weights(weights)
+    chosen = options.check_weights_name(weights)
     opened = [LoadedRun.open(run, weights=chosen, step=step, device=device) for run in runs]
     for run in opened:
         run.trainer()  # refuses exports before any work

@@ -29,7 +29,7 @@ def export(
         bool, typer.Option("--adapter", help="Of a run with model.lora: the adapters alone, in PEFT's format.")
     ] = False,
     layout: Annotated[
-        str, typer.Option(metavar=f"[{'|'.join(exporting.KINDS)}]", help=_listed(exporting.KINDS))
+        str, typer.Option(metavar=f"[{'|'.join(exporting.EXPORT_LAYOUTS)}]", help=_listed(exporting.EXPORT_LAYOUTS))
     ] = OURS,
     dtype: Annotated[
         str, typer.Option(metavar=f"[{'|'.join(exporting.FORMATS)}]", help=_listed(exporting.FORMATS))
@@ -64,7 +64,7 @@ def export(
 
     Example: `unmask export runs/block-chat my-model --layout sdar`
     """
-    chosen = options.check_weights(weights)
+    chosen = options.check_weights_name(weights)
     if adapter:
         if layout != OURS:
             raise UserError(f"--layout {layout}: --adapter is in PEFT's format; give one of them")

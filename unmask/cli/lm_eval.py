@@ -13,7 +13,7 @@ from unmask.cli import options
 from unmask.config.run import FEWEST_DRAWS, MOST_DRAWS
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import RunFailed, UserError
-from unmask.evaluation.continuations import DRAWS
+from unmask.evaluation.continuations import NUM_DRAWS
 from unmask.training.distributed import joined, read_launch
 
 _PATIENCE = 4 * 3600.0
@@ -34,7 +34,7 @@ def lm_eval(
             max=MOST_DRAWS,
             help="Masks of each continuation whose likelihood is asked for, at most.",
         ),
-    ] = DRAWS,
+    ] = NUM_DRAWS,
     mask_seed: Annotated[int, typer.Option(min=0, help="Keys these masks.")] = 0,
     is_greedy: Annotated[
         bool,
@@ -73,7 +73,7 @@ def lm_eval(
         options.parse_decoder(decoder, DecodeConfig())  # refuses what is wrong before anything is read
         # A default that is asked for counts too: the run's may be another.
         settings = DecodeConfig.rename_aliases(options.read_decoder(decoder))
-    model: dict[str, Any] = {"path": run, "weights": options.check_weights(weights), "step": step}
+    model: dict[str, Any] = {"path": run, "weights": options.check_weights_name(weights), "step": step}
     model |= {"draws": draws, "mask_seed": mask_seed, "is_greedy": is_greedy}
     given = {key: value for key, value in model.items() if value is not None}
     _execute(_parse(lm_eval_options or []), given | settings)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from unmask import files, formats, paths
 from unmask.config import recipes, registry
-from unmask.config.settings import shown
+from unmask.config.settings import quoted
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Cells
@@ -74,18 +74,18 @@ OUT = "--out "
 
 def read_decoder(text: str, option: str = "--decoder") -> dict[str, Any]:
     """Reads `key=value,..` as the settings that it names, which are not checked yet; see `parse_decoder`."""
-    where = f"{option} {text if len(text) < 200 else shown(text)}"
+    where = f"{option} {text if len(text) < 200 else quoted(text)}"
     given: dict[str, Any] = {}
     for number, part in enumerate(_split(text)):
         key, equals, value = part.partition("=")
         if not equals and number == 0:
             key, value = "order", part
         elif not equals:
-            raise UserError(f"{where}: {shown(part)} is not key=value")
+            raise UserError(f"{where}: {quoted(part)} is not key=value")
         key = key.removeprefix("decode.")
         if key in given:
-            raise UserError(f"{where}: {shown(key)} is given twice; give it once")
-        given[key] = formats.parse_yaml(value, f"{where}: {shown(key)}")
+            raise UserError(f"{where}: {quoted(key)} is given twice; give it once")
+        given[key] = formats.parse_yaml(value, f"{where}: {quoted(key)}")
     given = recipes.rename_keys(given)
     amounts = [key for key in DecodeConfig.alternatives if given.get(key) is not None]
     if len(amounts) > 1:
@@ -100,7 +100,7 @@ def parse_decoder(text: str | None, base: DecodeConfig, option: str = "--decoder
     """
     if text is None:
         return base
-    where = f"{option} {text if len(text) < 200 else shown(text)}"
+    where = f"{option} {text if len(text) < 200 else quoted(text)}"
     given = read_decoder(text, option)
     try:
         return recipes.updated(base, given, "decode")
@@ -142,7 +142,7 @@ def _token_of_symbol(task: Task, text: str) -> int:
     return found
 
 
-def check_weights(weights: str | None) -> str | None:
+def check_weights_name(weights: str | None) -> str | None:
     if weights not in (None, "ema", "raw"):
         raise UserError(f"--weights {weights}: use ema or raw")
     return weights
@@ -211,7 +211,7 @@ def new_path(path: Path) -> Path:
     return path
 
 
-def make_folder(path: Path) -> Path:
+def make_out_folder(path: Path) -> Path:
     """Makes the folder of --out if it does not exist; returns it.
 
     Raises:

@@ -95,7 +95,7 @@ def write(
     chosen = config if decoder is None else options.parse_decoder(decoder, config)
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; name a file")
-    options.make_folder(out.parent)
+    options.make_out_folder(out.parent)
     html = page.build(
         methods,
         chosen,

@@ -13,7 +13,7 @@ from pydantic import SerializeAsAny
 from unmask import formats
 from unmask.config.registry import resolve
 from unmask.config.run import NAMED_BY, RunConfig, section_class
-from unmask.config.settings import Section, check_section, shown
+from unmask.config.settings import Section, check_section, quoted
 from unmask.errors import UserError
 from unmask.paths import existing_file, user_path
 
@@ -98,7 +98,7 @@ def _find(recipe: str) -> Path:
     close = difflib.get_close_matches(recipe, names(), n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(
-        f"recipe {shown(recipe)}: not found; {hint}Shipped: {', '.join(names())}; or give the path of a .yaml file"
+        f"recipe {quoted(recipe)}: not found; {hint}Shipped: {', '.join(names())}; or give the path of a .yaml file"
     )
 
 
@@ -132,7 +132,7 @@ def _find_parent(path: Path, parent: Any) -> Path:
         return FOLDER / f"{parent}.yaml"
     if not isinstance(parent, str) or not (path.parent / parent).is_file():
         raise UserError(
-            f"{path}: extends {shown(parent)}, but there is no such file beside it, and no such shipped recipe; "
+            f"{path}: extends {quoted(parent)}, but there is no such file beside it, and no such shipped recipe; "
             f"shipped: {', '.join(names())}"
         )
     return path.parent / parent
@@ -140,7 +140,7 @@ def _find_parent(path: Path, parent: Any) -> Path:
 
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
-    where = f"override {shown(override)}"
+    where = f"override {quoted(override)}"
     if not equals or not key:
         raise UserError(f"{where}: write key=value, such as train.steps=500")
     parts = key.split(".")
@@ -207,7 +207,7 @@ def _write(
     if is_merged and is_named:
         is_merged = value.get("name") in (None, old.get("name", default))
     if is_merged:
-        merge(old, value, section, key)
+        _merge(old, value, section, key)
     else:
         tree[key] = value
 
@@ -227,17 +227,17 @@ def _within(section: type[Section], key: str) -> tuple[type[Section], bool]:
 
 
 def updated(base: S, given: dict[str, Any], prefix: str) -> S:
-    """Returns `base` with the settings `given`, by `merge`.
+    """Returns `base` with the settings `given`, as `_merge` does.
 
     Raises:
         UserError: a setting is unknown or wrong; the message calls the section `prefix`.
     """
     settings = base.model_dump()
-    merge(settings, given, type(base), prefix)
+    _merge(settings, given, type(base), prefix)
     return check_section(type(base), settings, prefix)
 
 
-def merge(base: dict[str, Any], update: dict[str, Any], section: type[Section], prefix: str) -> None:
+def _merge(base: dict[str, Any], update: dict[str, Any], section: type[Section], prefix: str) -> None:
     """Writes `update` into `base`. One of the section's alternatives replaces the others, with their dependents.
 
     Raises:

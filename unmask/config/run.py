@@ -13,11 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from unmask.config.registry import foreign_code, resolve
-from unmask.config.settings import Beta, DTypeName, Section, WeightsName, check_into, check_section, known, unknown
+from unmask.config.settings import DTypeName, Section, WeightsName, check_into, check_section, known, unknown
 from unmask.decoding.config import DecodeConfig, check_guidance, without_loops
 from unmask.errors import UserError
 from unmask.reveal import OrderName
 from unmask.training.trackers import TRACKERS
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TaskChoice(Section):
@@ -46,7 +48,7 @@ class OptimConfig(Section):
     )
     warmup_steps: int = Field(1000, ge=0, description="steps in which the learning rate rises from 0")
     weight_decay: float = Field(0.01, ge=0, le=1e3, description="weight decay, on matrices only")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's decay of the mean gradient and mean square")
+    betas: tuple[_Decay, _Decay] = Field((0.9, 0.999), description="AdamW's decay of the mean gradient and mean square")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null = no clipping")
 
     @property

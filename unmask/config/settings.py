@@ -37,7 +37,6 @@ def known(what: str, table: Mapping[str, object]) -> AfterValidator:
 DTypeName = Literal["auto", "float32", "bfloat16", "float64"]
 WeightsName = Literal["ema", "raw"]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(lambda ids: sorted(set(ids)))]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _make_numbers_strict(schema: Any) -> None:
@@ -84,7 +83,7 @@ class Section(BaseModel):
         """
         for key in set(cls.aliases.values()):
             if len(names := [name for name in given if cls.aliases.get(name, name) == key]) > 1:
-                values = " and ".join(f"{name}={shown(given[name])}" for name in names)
+                values = " and ".join(f"{name}={quoted(given[name])}" for name in names)
                 raise UserError(f"{values} are one setting; give {key} alone")
         return {cls.aliases.get(key, key): value for key, value in given.items()}
 
@@ -155,10 +154,10 @@ def _explain(section: type[Section], detail: Any, prefix: str) -> str:
     if isinstance(cause, WrongSettings):  # of a section within this one
         return str(cause)
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}={shown(detail['input'])}: {message}" if detail["loc"] else f"{prefix}: {message}"
+    return f"{key}={quoted(detail['input'])}: {message}" if detail["loc"] else f"{prefix}: {message}"
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """Writes a wrong value, shortened if it is long."""
     try:
         text = repr(value)
@@ -170,7 +169,7 @@ def shown(value: object) -> str:
 def unknown(key: str, valid: list[str]) -> str:
     """Words the error for an unknown key, with the nearest valid one."""
     if len(key) > _LONGEST_SHOWN:
-        return f"unknown key {shown(key)}; valid: {', '.join(valid)}"
+        return f"unknown key {quoted(key)}; valid: {', '.join(valid)}"
     close = [name for name in valid if name.startswith(key)] or difflib.get_close_matches(key, valid, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(valid)}"
     return f"unknown key {key}; {hint}"

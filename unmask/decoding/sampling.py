@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.decoding.config import DecodeConfig
-from unmask.decoding.truncation import Bins, truncated
+from unmask.decoding.truncation import TokenBins, truncated
 from unmask.errors import require
 from unmask.noise import Purpose
 from unmask.types import Query
@@ -93,7 +93,7 @@ class Sampling:
             p = tempered.float().softmax(dim=-1)
             if logits.shape[1] <= _FEW:  # to sort them costs less than to avoid it
                 return self._best(logits, p, self._is_kept(logits), *own)
-            bins = Bins.of(tempered, p, self.top_k, self.top_p)
+            bins = TokenBins.of(tempered, p, self.top_k, self.top_p)
             best = self._best(logits, p, bins.is_open(), *own)
             for i in (~bins.is_kept(best)).nonzero():
                 best[i] = self._best(logits[i], p[i], self._is_kept(logits[i]), *(key[i] for key in own))

@@ -35,7 +35,7 @@ def truncated(logits: Float[Tensor, "m V"], top_k: int | None, top_p: float | No
 
 
 @dataclass(frozen=True)
-class Bins:
+class TokenBins:
     """Each row's tokens in bins, which tell what `truncated` keeps of most of them without a sort.
 
     A sort of a large vocabulary would take longer than all else. All tokens of a bin come before those of the next. It
@@ -48,7 +48,9 @@ class Bins:
     """A limit, what each token adds up to it, and the sum of that over each bin and all before it."""
 
     @staticmethod
-    def of(logits: Float[Tensor, "m V"], p: Float[Tensor, "m V"], top_k: int | None, top_p: float | None) -> "Bins":
+    def of(
+        logits: Float[Tensor, "m V"], p: Float[Tensor, "m V"], top_k: int | None, top_p: float | None
+    ) -> "TokenBins":
         """Puts the tokens of each row into bins; `p` is softmax(logits) in fp32."""
         distance = (logits.amax(dim=-1, keepdim=True) - logits).float()
         bits = max(0, logits.shape[1].bit_length() - 8)  # of 23 in fp32, behind the exponent, in which 127 means 2^0
@@ -60,7 +62,7 @@ class Bins:
         if top_p is not None:
             added.append((top_p, wide(p)))
         empty = logits.new_zeros(len(logits), last - first + 1, dtype=widest(logits.device))
-        return Bins(place, [(limit, of, empty.scatter_add(-1, place, of).cumsum_(dim=-1)) for limit, of in added])
+        return TokenBins(place, [(limit, of, empty.scatter_add(-1, place, of).cumsum_(dim=-1)) for limit, of in added])
 
     def is_open(self) -> Bool[Tensor, "m V"]:
         """True for all tokens that are kept, and at most the rest of a bin or so beside them."""

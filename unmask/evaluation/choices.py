@@ -14,7 +14,7 @@ from unmask.data.fingerprint import file_sha256
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 from unmask.evaluation.accuracy import Accuracy
-from unmask.evaluation.continuations import DRAWS, Pair, Score, count_rows, fit_context, score_pairs
+from unmask.evaluation.continuations import NUM_DRAWS, Pair, Score, count_rows, fit_context, score_pairs
 from unmask.evaluation.statistics import root_mean_square
 from unmask.models.denoiser import Denoiser
 from unmask.tasks.choices import Question, read_questions
@@ -93,7 +93,7 @@ class QuestionSet:
 
     @staticmethod
     def read(
-        path: Path, task: Task, model: Denoiser, *, name: str, limit: int | None = None, draws: int = DRAWS
+        path: Path, task: Task, model: Denoiser, *, name: str, limit: int | None = None, draws: int = NUM_DRAWS
     ) -> "QuestionSet":
         """Reads the first `limit` questions of a file (default: all), and encodes them for the model of a task.
 
@@ -190,7 +190,7 @@ def answer_questions(
     encoded: Sequence[Sequence[Pair]],
     *,
     length: int,
-    draws: int = DRAWS,
+    draws: int = NUM_DRAWS,
     seed: int = 0,
     update: Callable[[int], None] | None = None,
 ) -> Accuracy:

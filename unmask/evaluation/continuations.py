@@ -29,7 +29,7 @@ from unmask.masking.weights import per_masked
 from unmask.models.denoiser import Denoiser
 from unmask.noise import Purpose
 
-DRAWS: int = EvalConfig().choice_draws
+NUM_DRAWS: int = EvalConfig().choice_draws
 """Most masks of a continuation, unless settings or options say otherwise."""
 _PAD_CAUSAL = 16
 """Rows of a causal model are filled up to multiples of this, which changes no prediction and makes larger batches."""
@@ -88,7 +88,7 @@ def score_pairs(
     pairs: Sequence[Pair],
     *,
     length: int,
-    draws: int = DRAWS,
+    draws: int = NUM_DRAWS,
     seed: int = 0,
     update: Callable[[int], None] | None = None,
 ) -> list[Score]:

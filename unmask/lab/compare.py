@@ -15,7 +15,7 @@ from typing import Any
 
 from unmask.config import recipes
 from unmask.config.run import RunConfig
-from unmask.config.settings import shown
+from unmask.config.settings import quoted
 from unmask.errors import UserError
 from unmask.evaluation.statistics import share_text, student, wilson
 from unmask.lab.report.curves import AXES, Cost, Curve, known_axes
@@ -49,14 +49,14 @@ class Method:
         Raises:
             UserError: it is not of this form, or the name cannot be that of a folder.
         """
-        where = f"--method {shown(text)}"
+        where = f"--method {quoted(text)}"
         name, colon, rest = text.partition(":")
         name = name.strip()
         if not colon or "=" in name:
             raise UserError(f"{where}: write 'NAME: RECIPE key=value ..', such as 'muon: sudoku/puma optim.name=muon'")
         if not _NAME.fullmatch(name):
             raise UserError(
-                f"{where}: the name {shown(name)} is a folder's too; take up to 40 letters, digits and . _ - +"
+                f"{where}: the name {quoted(name)} is a folder's too; take up to 40 letters, digits and . _ - +"
             )
         try:
             recipe, *settings = shlex.split(rest) or [""]
@@ -65,7 +65,7 @@ class Method:
         if not recipe or "=" in recipe:
             raise UserError(f"{where}: the recipe is missing; write 'NAME: RECIPE key=value ..'")
         if wrong := [word for word in settings if "=" not in word]:
-            raise UserError(f"{where}: {shown(wrong[0])} is no key=value; give one recipe, then settings")
+            raise UserError(f"{where}: {quoted(wrong[0])} is no key=value; give one recipe, then settings")
         return Method(name, recipe, tuple(settings))
 
 
@@ -179,7 +179,7 @@ class SpeedUp:
 
 
 @dataclass(frozen=True)
-class Level:
+class LevelCosts:
     """The cost of reaching one value of the measure."""
 
     name: str
@@ -304,7 +304,7 @@ class Comparison:
         base = self.baseline
         return [each for each in self.others if steps[each] < steps[base] and worst[each] < worst[base]]
 
-    def levels(self, at: Sequence[float] = (0.5, 0.9)) -> list[Level]:
+    def levels(self, at: Sequence[float] = (0.5, 0.9)) -> list[LevelCosts]:
         """Lists the levels: the shares `at`, and for each method the value that it and the baseline both reached.
 
         That is the worst final value of all seeds of the two. A value taken from the baseline alone would favour the
@@ -323,12 +323,12 @@ class Comparison:
             levels.append(self._level(name, level, others))
         return [level for level in levels if level.level > 0 or not self.is_share]  # 0 is reached before the start
 
-    def _level(self, name: str, level: float, others: Sequence[str]) -> Level:
+    def _level(self, name: str, level: float, others: Sequence[str]) -> LevelCosts:
         costs = {
             method: {axis: [curve.cost(level, axis) for curve in curves] for axis in self.axes}
             for method, curves in self.methods.items()
         }
-        return Level(
+        return LevelCosts(
             name=name,
             level=level,
             costs=costs,

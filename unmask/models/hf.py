@@ -107,7 +107,7 @@ def is_checkpoint(folder: str | Path) -> bool:
     The weights are not looked at: `read_weights` reports missing ones.
     """
     try:
-        config = read_object(Path(folder) / "config.json")
+        config = read_checkpoint_json(Path(folder) / "config.json")
     except UserError:
         return False
     return "model_type" in config and "unmask" not in (config.get("format"), config["model_type"])
@@ -147,7 +147,7 @@ def read_checkpoint(folder: str | Path) -> HfCheckpoint:
             experts, other activations, scaled or partial positions, sliding windows, more biases.
     """
     file = Path(folder) / "config.json"
-    given = read_object(file)
+    given = read_checkpoint_json(file)
     name = find_family(given, str(file))
     family = FAMILIES[name]
     for key, accepted in family.only.items():
@@ -172,7 +172,7 @@ def read_checkpoint(folder: str | Path) -> HfCheckpoint:
     )
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def read_model_settings(folder: str | Path) -> dict[str, Any]:
     """Reads the `model.*` settings (fields of `TransformerConfig`) that a checkpoint needs.
 
     Raises:
@@ -219,7 +219,7 @@ def check_settings(folder: str | Path, config: TransformerConfig) -> None:
     }
     wrong = [
         f"model.{name}={own[name]!r}, the checkpoint has {value!r}"
-        for name, value in read_config(folder).items()
+        for name, value in read_model_settings(folder).items()
         if own[name] != value
     ]
     if wrong:
@@ -238,7 +238,7 @@ def _parse(given: Mapping[str, Any], family: Family, file: Path) -> _HfConfig:
         raise UserError(f"{file}: {name}: {fault}; download it again") from error
 
 
-def read_object(file: Path) -> dict[str, Any]:
+def read_checkpoint_json(file: Path) -> dict[str, Any]:
     """Reads a JSON object of a checkpoint.
 
     Raises:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unmask.errors import UserError
-from unmask.models.hf import read_checkpoint, read_object
+from unmask.models.hf import read_checkpoint, read_checkpoint_json
 from unmask.models.on_demand import OnDemand, outline
 from unmask.models.transformer import Transformer
 from unmask.models.transformer_config import TransformerConfig
@@ -131,7 +131,7 @@ def listed_files(index: Path) -> list[Path]:
     Raises:
         UserError: it lists something else than safetensors in its own folder.
     """
-    weight_map = read_object(index).get("weight_map")
+    weight_map = read_checkpoint_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{index}: has no weight_map of file names; download it again")
     names = sorted(set(weight_map.values()))

@@ -76,7 +76,7 @@ class Transformer(nn.Module):
         """Returns the settings of the Hugging Face checkpoint `source`; `None` if it is none."""
         from unmask.models import hf
 
-        return hf.read_config(source) if hf.is_checkpoint(source) else None
+        return hf.read_model_settings(source) if hf.is_checkpoint(source) else None
 
     @property
     def is_causal(self) -> bool:

@@ -25,7 +25,7 @@ from unmask.data.store import RowStore
 from unmask.errors import UserError
 from unmask.files import parse_object
 from unmask.progress import warn
-from unmask.tasks.text_rows import FOLDER, TextRows, TextRowsData, number_lines
+from unmask.tasks.text_rows import VOCABULARY_FOLDER, TextRows, TextRowsData, number_lines
 from unmask.types import CleanBatch
 
 
@@ -76,8 +76,8 @@ class Chat(TextRows):
 
     def keep_files(self, folder: Path) -> None:
         super().keep_files(folder)
-        if not (folder / FOLDER / CHAT).exists():
-            self.encoder.template.save(folder / FOLDER)
+        if not (folder / VOCABULARY_FOLDER / CHAT).exists():
+            self.encoder.template.save(folder / VOCABULARY_FOLDER)
 
     def _read(self, store: RowStore, row: Int[Tensor, "n"]) -> CleanBatch:
         return self._pad(super()._read(store, row))

@@ -22,7 +22,7 @@ from unmask.data.vocabulary import VOCABULARY, Vocabulary
 from unmask.errors import UserError
 from unmask.tasks.chat import encode_messages
 from unmask.tasks.text import Text, TextData
-from unmask.tasks.text_rows import FOLDER, read_prompt
+from unmask.tasks.text_rows import VOCABULARY_FOLDER, read_prompt
 
 
 class PretrainedData(TextData):
@@ -84,8 +84,8 @@ class Pretrained(Text):
 
     def keep_files(self, folder: Path) -> None:
         super().keep_files(folder)
-        if self.encoder is not None and not (folder / FOLDER / CHAT).exists():
-            self.encoder.template.save(folder / FOLDER)
+        if self.encoder is not None and not (folder / VOCABULARY_FOLDER / CHAT).exists():
+            self.encoder.template.save(folder / VOCABULARY_FOLDER)
 
     def _folder(self) -> Path:
         raise UserError(

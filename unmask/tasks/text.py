@@ -25,7 +25,7 @@ from unmask import files, noise, paths
 from unmask.data.infill import encode_spans, is_infilling, pad_with_ends, record_spans
 from unmask.data.prepare import PrepareSettings, prepare
 from unmask.data.prepare.documents import find_source, find_sources, make_shard
-from unmask.data.prepare.rows import LAYOUTS, Documents, Labels
+from unmask.data.prepare.rows import PACKINGS, Documents, Labels
 from unmask.data.prepare.settings import DATASETS
 from unmask.data.prepare.writing import describe_counts
 from unmask.data.store import RowStore
@@ -244,7 +244,7 @@ class Text(TextRows):
         for bad in shard.report.bad[:1]:
             raise UserError(f"{bad['place']}: {bad['problem']}")
         documents = Documents(shard.ids, shard.num_tokens)
-        rows = next(LAYOUTS[self.config.rows]([documents], self.config.length, self.vocabulary.eos_id))
+        rows = next(PACKINGS[self.config.rows]([documents], self.config.length, self.vocabulary.eos_id))
         if not len(rows):
             raise UserError(
                 f"{path}: its text fills no row of data.length={self.config.length} tokens "

@@ -27,7 +27,7 @@ from unmask.tasks.rows import StoredRows, TokensData
 from unmask.tasks.task import DisplayLayout, may_change
 from unmask.types import CleanBatch
 
-FOLDER = "vocabulary"
+VOCABULARY_FOLDER = "vocabulary"
 """Folder of a run or an export that holds what its prompts are encoded with."""
 
 
@@ -45,7 +45,7 @@ class TextRowsData(TokensData):
 
         What a run names is not asked of the hub, and nothing is written where it says.
         """
-        own, fields = folder / FOLDER, type(self).model_fields
+        own, fields = folder / VOCABULARY_FOLDER, type(self).model_fields
         is_kept = (own / VOCABULARY).exists()
         changes = {"tokenizer": str(own)} if is_kept else {}
         found = self.model_copy(update=changes | ({"cache_dir": None} if "cache_dir" in fields else {}))
@@ -130,7 +130,7 @@ class TextRows(StoredRows):
         return self.vocabulary.original_ids[: self.config.vocab_size]
 
     def keep_files(self, folder: Path) -> None:
-        target = folder / FOLDER
+        target = folder / VOCABULARY_FOLDER
         if not (target / VOCABULARY).exists():
             target.mkdir(exist_ok=True)
             self.vocabulary.save(target)

@@ -11,12 +11,12 @@ from unmask.config import registry
 from unmask.errors import UserError, choose
 from unmask.models.families import LAYOUTS, OURS
 from unmask.tasks.task import keep_files
-from unmask.tasks.text_rows import FOLDER
+from unmask.tasks.text_rows import VOCABULARY_FOLDER
 from unmask.training.export_hf import beside_export, write_layout
-from unmask.training.importing import Import, Overrides
+from unmask.training.importing import Import, Statements
 from unmask.training.loading import LoadedRun, open_checkpoint
 
-KINDS = {
+EXPORT_LAYOUTS = {
     OURS: "for this package, and for transformers with code of ours beside it",
     **{name: layout.about for name, layout in LAYOUTS.items()},
 }
@@ -40,7 +40,7 @@ def export(
     Args:
         run: a run, an export, or a Hugging Face checkpoint.
         target: a new or empty folder.
-        layout: a key of `KINDS`; `unmask` is all that `load` needs, and a small file of code for transformers
+        layout: a key of `EXPORT_LAYOUTS`; `unmask` is all that `load` needs, and a small file of code for transformers
             (`trust_remote_code=True`); others are Hugging Face's.
         dtype: of the weights, a key of `FORMATS`.
         weights, step, trust_code: as in `load`.
@@ -49,7 +49,7 @@ def export(
         UserError: as `load`; `target` already holds something; or the layout cannot express the model. Nothing is
             written.
     """
-    choose(KINDS, "layout", layout)
+    choose(EXPORT_LAYOUTS, "layout", layout)
     choose(FORMATS, "dtype", dtype)
 
     def open_and_write() -> LoadedRun:
@@ -91,14 +91,14 @@ def _new_folder(target: str | Path) -> Path:
     return path
 
 
-def import_checkpoint(folder: str | Path, target: str | Path, overrides: Overrides | None = None) -> LoadedRun:
+def import_checkpoint(folder: str | Path, target: str | Path, stated: Statements | None = None) -> LoadedRun:
     """Writes the Hugging Face checkpoint in `folder` as an export; returns what it wrote.
 
     Raises:
         UserError: as `Import`, or `target` already holds something.
     """
     path = _new_folder(target)
-    return write_import(Import(paths.existing_folder(folder), overrides), path)
+    return write_import(Import(paths.existing_folder(folder), stated), path)
 
 
 def write_import(made: Import, target: Path) -> LoadedRun:
@@ -128,7 +128,7 @@ def write_export(source: LoadedRun, target: Path) -> None:
     with files.new_folder(target) as folder:
         files.put_tensors(folder / "model.safetensors", tensors, {"format": "pt"}, outlines=tensors.outlines)
         keep_files(source.task, folder)
-        if (folder / FOLDER).exists():  # is read from there, wherever it was when the model was trained
+        if (folder / VOCABULARY_FOLDER).exists():  # is read from there, wherever it was when the model was trained
             description["run"]["data"]["tokenizer"] = None
         files.put(folder / "config.json", json.dumps(description, indent=1) + "\n")
         for name, content in contents.items():

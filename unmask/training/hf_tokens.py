@@ -22,7 +22,7 @@ _NAMED = ("<|mask|>", "<|MASK|>", "|<MASK>|", "<|mdm_mask|>", "<MASK>", "[MASK]"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundIds:
     """Ids, and where they were found."""
 
     ids: tuple[int, ...]
@@ -65,7 +65,7 @@ class HfTokens:
             raise UserError(f"{where}: {self.folder}: its tokenizer has no token {token!r}; name one that it has")
         return found
 
-    def find_mask(self, *, is_masked: bool = False) -> Found | None:
+    def find_mask(self, *, is_masked: bool = False) -> FoundIds | None:
         """Finds the mask: in `config.json`, `generation_config.json`, the tokenizer, or as the family's default.
 
         A causal model's tokenizer may have a mask token that the model was never trained with, so it is not asked,
@@ -73,37 +73,37 @@ class HfTokens:
         """
         checkpoint = self.checkpoint
         if checkpoint.mask_id is not None:
-            return Found((checkpoint.mask_id,), "config.json")
+            return FoundIds((checkpoint.mask_id,), "config.json")
         generation = self._generation.get("mask_token_id")
         if type(generation) is int:
-            return Found((generation,), "generation_config.json")
+            return FoundIds((generation,), "generation_config.json")
         if checkpoint.alignment is None and not is_masked:
             return None
         for file in _SETTINGS:
             token = _content(_read(self.folder / file).get("mask_token"))
             if token is not None and self.tokenizer is not None:
-                return Found((self.find_id(token, str(self.folder / file)),), file)
+                return FoundIds((self.find_id(token, str(self.folder / file)),), file)
         special = {} if self.tokenizer is None else self.tokenizer.get_added_tokens_decoder()
         named = [i for i, token in special.items() if token.content in _NAMED]
         if checkpoint.family.mask_id is None and len(named) == 1:
-            return Found((named[0],), TOKENIZER)
-        return None if checkpoint.family.mask_id is None else Found((checkpoint.family.mask_id,), "its family", True)
+            return FoundIds((named[0],), TOKENIZER)
+        return None if checkpoint.family.mask_id is None else FoundIds((checkpoint.family.mask_id,), "its family", True)
 
-    def find_ends(self) -> Found | None:
+    def find_ends(self) -> FoundIds | None:
         """Finds the end tokens, the first of which ends an answer; None where nothing names one."""
         given = self._generation.get("eos_token_id")
         listed = given if isinstance(given, list) else [given]
         if ids := tuple(i for i in listed if type(i) is int and i >= 0):
-            return Found(ids, "generation_config.json")
+            return FoundIds(ids, "generation_config.json")
         if self.checkpoint.eos_ids:
-            return Found(self.checkpoint.eos_ids, "config.json")
+            return FoundIds(self.checkpoint.eos_ids, "config.json")
         token = find_end_token(self.folder)
         if token is not None and self.tokenizer is not None:
-            return Found((self.find_id(token, f"{self.folder}: eos_token"),), "tokenizer_config.json")
+            return FoundIds((self.find_id(token, f"{self.folder}: eos_token"),), "tokenizer_config.json")
         family = self.checkpoint.family.eos_ids
-        return Found(family, "its family", True) if family and family[0] < self.num_ids else None
+        return FoundIds(family, "its family", True) if family and family[0] < self.num_ids else None
 
-    def check_mask(self, found: Found) -> int:
+    def check_mask(self, found: FoundIds) -> int:
         """Returns the mask, which has a row and is no ordinary token.
 
         Raises:

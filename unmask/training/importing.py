@@ -15,7 +15,7 @@ from unmask.models.hf import read_checkpoint
 from unmask.models.hf_weights import read_formats, read_weights
 from unmask.models.on_demand import OnDemand
 from unmask.models.transformer_config import TransformerConfig
-from unmask.training.hf_tokens import Found, HfTokens
+from unmask.training.hf_tokens import FoundIds, HfTokens
 from unmask.types import TokenSpec
 
 CANVAS = 512
@@ -24,7 +24,7 @@ _LENGTHS = 8  # rows of text are multiples of it
 
 
 @dataclass(frozen=True)
-class Overrides:
+class Statements:
     """The user's own statements on a checkpoint that does not say it itself; `length` is of the canvas."""
 
     mask_id: int | None = None
@@ -51,17 +51,17 @@ class Import:
 
     Raises:
         UserError: it is of no family that is known, needs something that our transformer does not have, does not say
-            what it must and `overrides` do not, or contradicts them.
+            what it must and `stated` do not, or contradicts them.
     """
 
-    def __init__(self, folder: Path, overrides: Overrides | None = None) -> None:
+    def __init__(self, folder: Path, stated: Statements | None = None) -> None:
         self.folder = folder
-        self.overrides = overrides or Overrides()
+        self.stated = stated or Statements()
         self.checkpoint = read_checkpoint(folder)
         self._found = HfTokens(self.checkpoint)
         self.mask = self._find_mask()
         self.ends = self._found.find_ends()
-        self.is_causal = self.checkpoint.alignment is None and self.mask is None and not self.overrides.is_masked
+        self.is_causal = self.checkpoint.alignment is None and self.mask is None and not self.stated.is_masked
         self.alignment = self._find_alignment()
         self.block_size = self._find_block_size()
         if self.mask is None and not self.is_causal:
@@ -72,9 +72,9 @@ class Import:
 
     # --- what it is --------------------------------------------------------------------------------------------------
 
-    def _find_mask(self) -> Found | None:
-        asked, token = self.overrides.mask_id, self.overrides.mask_token
-        found = self._found.find_mask(is_masked=self.overrides.is_masked)
+    def _find_mask(self) -> FoundIds | None:
+        asked, token = self.stated.mask_id, self.stated.mask_token
+        found = self._found.find_mask(is_masked=self.stated.is_masked)
         said = f"--mask-id {asked}" if token is None else f"--mask-token {token}"
         if token is not None:
             named = self._found.find_id(token, "--mask-token")
@@ -87,10 +87,10 @@ class Import:
             raise UserError(
                 f"{said}: {self.folder / found.source} says that the mask is {found.ids[0]}; leave the option out"
             )
-        return Found((asked,), said)
+        return FoundIds((asked,), said)
 
     def _find_alignment(self) -> Literal["same", "next"]:
-        own, asked = self.checkpoint.alignment, self.overrides.alignment
+        own, asked = self.checkpoint.alignment, self.stated.alignment
         if self.is_causal:
             return "next"
         if own is not None and asked not in (None, own):
@@ -103,7 +103,7 @@ class Import:
         return own or asked or "same"
 
     def _find_block_size(self) -> int | None:
-        own, asked = self.checkpoint.block_size, self.overrides.block_size
+        own, asked = self.checkpoint.block_size, self.stated.block_size
         if self.checkpoint.says_block_size and asked not in (None, own):
             raise UserError(f"--block-size {asked}: {self.checkpoint.file} says {own}; leave the option out")
         return None if self.is_causal else asked or own
@@ -150,7 +150,7 @@ class Import:
         Raises:
             UserError: those asked for are not.
         """
-        unit, asked = math.lcm(_LENGTHS, self.block_size or 1), self.overrides.length
+        unit, asked = math.lcm(_LENGTHS, self.block_size or 1), self.stated.length
         if asked is not None and (asked % unit or asked < unit):
             nearest = max(unit, asked // unit * unit)
             raise UserError(f"--length {asked}: must be a multiple of {unit}; use {nearest} or {nearest + unit}")
@@ -232,6 +232,6 @@ class Import:
         held, is_cached = "bfloat16" if is_narrow else "float32", self.config.decode.cache != "none" or self.is_causal
         return decoding_memory(config, self.tokens, rows=1, is_cached=is_cached, held=held).total
 
-    def _say(self, found: Found) -> str:
+    def _say(self, found: FoundIds) -> str:
         names = ((i, self._found.name(i)) for i in found.ids)
         return f"{', '.join(str(i) if name is None else f'{i} {name}' for i, name in names)} (from {found.source})"

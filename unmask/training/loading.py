@@ -330,7 +330,7 @@ def is_ours(folder: Path) -> bool:
     if (folder / "config.yaml").exists():
         return not hf.is_checkpoint(folder)
     try:
-        return bool(hf.read_object(folder / "config.json").get("format") == "unmask")
+        return bool(hf.read_checkpoint_json(folder / "config.json").get("format") == "unmask")
     except UserError:
         return False
 

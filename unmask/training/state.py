@@ -209,10 +209,10 @@ def check_tensors(
         raise UserError(f"{where}: is of another model: {different}; is it this run's?")
     for name, value in saved.items():
         if isinstance(value, Tensor) and (finite is None or name in finite):
-            check_finite(name, value, where)
+            check_values(name, value, where)
 
 
-def check_finite(name: str, value: Tensor, where: str) -> None:
+def check_values(name: str, value: Tensor, where: str) -> None:
     """Raises `UserError` if `value` holds nan or infinity, or is negative where it must not be."""
     if found := not_finite(value):
         raise UserError(f"{where}: {name} holds {found}; {_DAMAGED}")

@@ -379,7 +379,7 @@ class Trainer:
                 files = source.files(parallel.local_rows(parameter)) if isinstance(source, parallel.LazyTensor) else []
                 *above, last = name.split(state.SEPARATOR)
                 place = ", ".join([f"{where}/{' and '.join(files)}" if files else where, *above])
-                state.check_finite(last, parallel.local_part(tensor), place)
+                state.check_values(last, parallel.local_part(tensor), place)
         return shards
 
     def _dropout_rng(self) -> Tensor:

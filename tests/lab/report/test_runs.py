@@ -12,7 +12,7 @@ from unmask.lab.compare import Comparison
 from unmask.lab.finals import Finals, SeedMean
 from unmask.lab.report.curves import read_metrics
 from unmask.lab.report.measures import Measure
-from unmask.lab.report.runs import common_measures, differences, group, read_run
+from unmask.lab.report.runs import common_measures, differing_settings, group, read_run
 from unmask.training.folder import RunFolder
 
 
@@ -28,13 +28,13 @@ def test_seeds_of_one_method_go_together(tmp_path: Path) -> None:
     runs.append(write_run(tmp_path / "mine", "process.num_stages=9"))
     methods = group(read(*runs))
     assert {name: [own.seed for own in same] for name, same in methods.items()} == {"puma": [0, 1], "mine": [0]}
-    assert differences(methods) == {"process.num_stages": [4, 9]}
+    assert differing_settings(methods) == {"process.num_stages": [4, 9]}
 
 
 def test_a_setting_that_only_one_method_has(tmp_path: Path) -> None:
     methods = group(read(write_run(tmp_path / "a"), write_run(tmp_path / "b", "process.name=uniform")))
-    assert differences(methods)["process.threshold"] == [0.9, None]
-    assert differences(methods)["process.name"] == ["puma", "uniform"]
+    assert differing_settings(methods)["process.threshold"] == [0.9, None]
+    assert differing_settings(methods)["process.name"] == ["puma", "uniform"]
 
 
 def test_equal_folder_names_are_told_apart(tmp_path: Path) -> None:

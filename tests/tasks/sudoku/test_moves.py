@@ -15,7 +15,7 @@ from unmask.errors import UserError
 from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.board import Symmetry
 from unmask.tasks.sudoku.generator import generate
-from unmask.tasks.sudoku.moves import MASK_ID, MovesData, SudokuMoves, to_boards
+from unmask.tasks.sudoku.moves import MASK_ID, MovesData, SudokuMoves, play_moves
 from unmask.types import CleanBatch
 
 OPEN = np.flatnonzero(boards(EASY)[0] == 0)
@@ -53,15 +53,15 @@ def easy(sudoku: SudokuMoves) -> CleanBatch:
 
 def test_a_board_becomes_moves_and_moves_a_board() -> None:
     batch = task().train_stream(0)[torch.arange(50)]
-    assert board.is_solution(to_boards(batch.x0)).all()
+    assert board.is_solution(play_moves(batch.x0)).all()
     kinds = batch.x0.unflatten(1, (81, 3)) // 9
     assert (kinds == torch.tensor([0, 1, 2])).all()
     num_givens = batch.prompt_mask.sum(1)
     assert ((num_givens >= 3 * 40) & (num_givens <= 3 * 45)).all()
     assert (batch.prompt_mask == (torch.arange(243) < num_givens.unsqueeze(1))).all()  # what a causal decoder needs
-    puzzles = to_boards(batch.masked(MASK_ID))
+    puzzles = play_moves(batch.masked(MASK_ID))
     assert (3 * (puzzles > 0).sum(1) == num_givens.numpy()).all()
-    assert board.keeps_givens(puzzles, to_boards(batch.x0)).all()
+    assert board.keeps_givens(puzzles, play_moves(batch.x0)).all()
 
 
 def test_row_major_is_row_major() -> None:
@@ -75,7 +75,7 @@ def test_the_solvers_order_is_the_files(tmp_path: Path) -> None:
     assert (order[:, : len(GIVEN)] == GIVEN).all()  # whatever the file says: a prompt is a function of the puzzle
     assert (order[[0, 2], len(GIVEN) :] == OPEN[::-1]).all()
     assert (order[1, len(GIVEN) :] == np.random.default_rng(0).permutation(OPEN)).all()
-    assert (to_boards(examples.x0) == boards(EASY_SOLUTION)).all()
+    assert (play_moves(examples.x0) == boards(EASY_SOLUTION)).all()
 
 
 @pytest.mark.parametrize("layout", ["rcvs", "vrcs", "srcv"])
@@ -100,9 +100,9 @@ def test_symmetries_carry_the_order_along() -> None:
     number = torch.arange(50)
     plain, moved = (task(order="solver", augment=augment).synthetic_stream(0)[number] for augment in (False, True))
     symmetry = Symmetry.draw(number, 0)
-    solutions, puzzles = (torch.from_numpy(to_boards(x).astype(np.int64)) for x in (plain.x0, plain.masked(MASK_ID)))
-    assert (to_boards(moved.x0) == symmetry.apply(solutions).numpy()).all()
-    assert (to_boards(moved.masked(MASK_ID)) == symmetry.apply(puzzles).numpy()).all()
+    solutions, puzzles = (torch.from_numpy(play_moves(x).astype(np.int64)) for x in (plain.x0, plain.masked(MASK_ID)))
+    assert (play_moves(moved.x0) == symmetry.apply(solutions).numpy()).all()
+    assert (play_moves(moved.masked(MASK_ID)) == symmetry.apply(puzzles).numpy()).all()
     assert (moved.prompt_mask == plain.prompt_mask).all()
     came_from = symmetry.cell.gather(1, torch.from_numpy(cells(moved.x0))).numpy()
     is_open = ~plain.prompt_mask[:, ::3].numpy()
@@ -161,7 +161,7 @@ def test_of_two_moves_to_a_cell_the_first_stands() -> None:
     again = with_move(tokens, 80, *tokens[0, :2].tolist(), 18 + (tokens[0, 2] - 17) % 9)
     expected = boards(EASY_SOLUTION)[0]
     expected[cells(tokens)[0, 80]] = 0
-    assert (to_boards(again)[0] == expected).all()
+    assert (play_moves(again)[0] == expected).all()
 
 
 # --- prompts, and readers --------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_of_two_moves_to_a_cell_the_first_stands() -> None:
 def test_prompts_hold_the_givens(order: str) -> None:
     sudoku = task(order=order)
     prompts = sudoku.prompts([EASY, "", HARD], "test")
-    assert (to_boards(prompts) == boards(EASY, HARD)).all()
+    assert (play_moves(prompts) == boards(EASY, HARD)).all()
     assert (prompts[0] == easy(sudoku).masked(MASK_ID)[0]).all()
     with pytest.raises(UserError, match="stdin, line 1: the givens contradict"):
         sudoku.prompts([CONTRADICTORY], "stdin")

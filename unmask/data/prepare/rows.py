@@ -21,7 +21,7 @@ from unmask.data.prepare.documents import find_special_token, read_texts
 from unmask.data.prepare.round_trip import check_round_trip, choose_rows
 from unmask.data.prepare.settings import PrepareSettings
 from unmask.data.prepare.sources import PART, Row
-from unmask.data.prepare.writing import Block, Report, Shard, model_ids
+from unmask.data.prepare.writing import FinishedRows, Report, Shard, model_ids
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 
@@ -76,7 +76,7 @@ class Documents(NamedTuple):
     num_tokens: NDArray[np.int64]
 
 
-def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: PrepareSettings) -> Iterator[Block]:
+def finish_rows(paths: Sequence[Path], vocabulary: Vocabulary, settings: PrepareSettings) -> Iterator[FinishedRows]:
     """Packs the training documents of the shards at `paths`, then those that are held out.
 
     Raises:
@@ -89,10 +89,10 @@ def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: PrepareSetti
     for is_held_out in (False, True):
         num_rows = 0
         chosen = (_choose(shard, (shard.keys <= last) == is_held_out, table) for shard in map(writing.load, paths))
-        for labels in LAYOUTS[settings.rows](chosen, settings.length, vocabulary.eos_id):
+        for labels in PACKINGS[settings.rows](chosen, settings.length, vocabulary.eos_id):
             num_rows += len(labels)
             is_first = np.broadcast_to(np.arange(settings.length) == 0, labels.shape)
-            yield Block(labels, is_first, is_held_out)
+            yield FinishedRows(labels, is_first, is_held_out)
         if not num_rows:
             raise UserError(
                 f"the {'held-out' if is_held_out else 'training'} documents fill no row of {settings.length} tokens (a "
@@ -136,4 +136,4 @@ def one_per_row(parts: Iterable[Documents], length: int, eos_id: int) -> Iterato
         yield labels
 
 
-LAYOUTS = {"wrap": wrap, "document": one_per_row}
+PACKINGS = {"wrap": wrap, "document": one_per_row}

@@ -55,7 +55,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
                 vocabulary,
                 settings,
                 extra | settings.layout | {"sources": fingerprints},
-                KINDS[settings.row.kind].blocks,
+                KINDS[settings.row.kind].finish_rows,
             )
             if isinstance(settings.template, ChatTemplate):
                 settings.template.save(work.store)

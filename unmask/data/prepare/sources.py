@@ -23,7 +23,7 @@ PART = 2**16
 """Bytes of a text file above which it is cut into several documents, at the ends of lines."""
 
 
-class Passage(NamedTuple):
+class TextPart(NamedTuple):
     """A stretch of a text file, still encoded; `field` is the name of its text."""
 
     raw: bytes
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
     source: str
     number: int
-    content: bytes | dict[str, Any] | Passage
+    content: bytes | dict[str, Any] | TextPart
 
     @property
     def place(self) -> str:
@@ -59,7 +59,7 @@ class Row(NamedTuple):
     @property
     def fields(self) -> dict[str, Any]:
         """The values of the row, by name. Raises `ValueError` if it is no JSON object, or no text."""
-        if isinstance(self.content, Passage):
+        if isinstance(self.content, TextPart):
             return self.content.decode()
         if isinstance(self.content, bytes):
             return parse_object(self.content)
@@ -148,7 +148,7 @@ def _passages(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     number = 1
     with path.open("rb") as file:
         while raw := _read_passage(file):
-            yield Row(str(path), number, Passage(raw, fields[0]))
+            yield Row(str(path), number, TextPart(raw, fields[0]))
             number += raw.count(b"\n")
 
 

@@ -22,22 +22,22 @@ from unmask import files
 from unmask.data.prepare import conversations, documents, rows, writing
 from unmask.data.prepare.settings import PrepareSettings
 from unmask.data.prepare.sources import Row
-from unmask.data.prepare.writing import Block, Report, Shard
+from unmask.data.prepare.writing import Report, Shard
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
 
 
 class Kind(NamedTuple):
-    """A kind of data: functions that make a shard of rows, and blocks of finished rows of shards."""
+    """A kind of data: functions that make a shard of rows, and finish the rows of shards."""
 
     make_shard: Callable[[Sequence[Row], Vocabulary, PrepareSettings, int], Shard]
-    blocks: Callable[[Sequence[Path], Vocabulary, PrepareSettings], Iterator[Block]]
+    finish_rows: writing.FinishRows
 
 
 KINDS = {
-    "answers": Kind(rows.make_shard, writing.blocks),
-    "chat": Kind(conversations.make_shard, writing.blocks),
-    "text": Kind(documents.make_shard, rows.blocks),
+    "answers": Kind(rows.make_shard, writing.finish_rows),
+    "chat": Kind(conversations.make_shard, writing.finish_rows),
+    "text": Kind(documents.make_shard, rows.finish_rows),
 }
 """By `Dataset.kind`."""
 

@@ -127,7 +127,7 @@ def _report(arrays: Any) -> Report:
     return Report(**json.loads(arrays["report"].tobytes()))
 
 
-class Block(NamedTuple):
+class FinishedRows(NamedTuple):
     """n finished rows of a store: the model's ids (n, L), and which are given, of the prompt (n, L)."""
 
     labels: NDArray[np.uint32]
@@ -135,7 +135,7 @@ class Block(NamedTuple):
     is_held_out: bool = False
 
 
-Blocks = Callable[[Sequence[Path], Vocabulary, PrepareSettings], Iterator[Block]]
+FinishRows = Callable[[Sequence[Path], Vocabulary, PrepareSettings], Iterator[FinishedRows]]
 
 
 class _HashedFile:
@@ -161,14 +161,14 @@ def write_store(
     vocabulary: Vocabulary,
     settings: PrepareSettings,
     extra: dict[str, Any],
-    blocks: Blocks,
+    finish_rows: FinishRows,
 ) -> dict[str, Any]:
     """Writes the shards at `paths` as a store into `folder`, which is made anew; returns its `meta.json`.
 
     Args:
         vocabulary: that of all ids.
         extra: more entries of `meta.json`.
-        blocks: makes rows of shards; held-out rows, if any, come last.
+        finish_rows: makes rows of shards; held-out rows, if any, come last.
 
     Raises:
         UserError: no row is left.
@@ -180,7 +180,7 @@ def write_store(
     counts = _sum_counts(paths)
     if not counts["kept"]:
         raise UserError(f"{settings.out}: no row is left: {describe_counts(counts)}; nothing was made")
-    num_rows, checksums = _write_rows(folder, blocks(paths, vocabulary, settings))
+    num_rows, checksums = _write_rows(folder, finish_rows(paths, vocabulary, settings))
     _write_bad(folder, paths)
     vocabulary.save(folder)
     meta = {
@@ -219,14 +219,14 @@ def _sum_counts(paths: Sequence[Path]) -> dict[str, int]:
     return {key: counts[key] for key in COUNTS}
 
 
-def _write_rows(folder: Path, blocks: Iterator[Block]) -> tuple[Counter[bool], dict[str, str]]:
+def _write_rows(folder: Path, parts: Iterator[FinishedRows]) -> tuple[Counter[bool], dict[str, str]]:
     """Writes labels and prompts; returns how many rows are held out or not, and the SHA-256 of both files."""
     labels, prompts = (_HashedFile(folder / name) for name in ("labels.bin", "prompt_mask.bin"))
     num_rows: Counter[bool] = Counter()
-    for block in blocks:
-        labels.write(block.labels.astype("<u4", copy=False).tobytes())
-        prompts.write(np.packbits(block.is_prompt, axis=-1, bitorder="little").tobytes())
-        num_rows[block.is_held_out] += len(block.labels)
+    for part in parts:
+        labels.write(part.labels.astype("<u4", copy=False).tobytes())
+        prompts.write(np.packbits(part.is_prompt, axis=-1, bitorder="little").tobytes())
+        num_rows[part.is_held_out] += len(part.labels)
     return num_rows, {"labels.bin": labels.close(), "prompt_mask.bin": prompts.close()}
 
 
@@ -236,7 +236,7 @@ def _write_bad(folder: Path, paths: Sequence[Path]) -> None:
         files.write(folder / "bad_rows.jsonl", "".join(json.dumps(row) + "\n" for row in bad))
 
 
-def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: PrepareSettings) -> Iterator[Block]:
+def finish_rows(paths: Sequence[Path], vocabulary: Vocabulary, settings: PrepareSettings) -> Iterator[FinishedRows]:
     """Yields the rows of each shard at `paths`, of prompts with answers."""
     table = model_ids(vocabulary)
     for shard in map(load, paths):
@@ -247,7 +247,7 @@ def blocks(paths: Sequence[Path], vocabulary: Vocabulary, settings: PrepareSetti
         is_prompt = position < shard.num_prompt[:, None]
         if len(shard.is_given):
             is_prompt[is_used] |= shard.is_given
-        yield Block(labels, is_prompt)
+        yield FinishedRows(labels, is_prompt)
 
 
 def model_ids(vocabulary: Vocabulary) -> NDArray[np.uint32]:

@@ -24,7 +24,7 @@ DEFAULT = ("nll", "mismatch", "overfitting", "noise")
 CHEAP = DEFAULT[:3]
 MOST_DECODED = 16
 """Largest number of examples that the mismatch is measured on: each is decoded and trained on several times."""
-DRAWS = 4
+NUM_DRAWS = 4
 """Masks of each example."""
 
 
@@ -47,7 +47,7 @@ def diagnose(
     parts: Sequence[str] = DEFAULT,
     *,
     examples: int = 64,
-    draws: int = DRAWS,
+    draws: int = NUM_DRAWS,
     decoder: DecodeConfig | None = None,
     gradient_weights: str = "raw",
     per_bin: int = 48,

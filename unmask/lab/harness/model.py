@@ -26,7 +26,7 @@ from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import UserError
 from unmask.evaluation.choices import PairEncoder, text_key
-from unmask.evaluation.continuations import DRAWS, Pair, Score, cut_windows, greedy_match, score_pairs
+from unmask.evaluation.continuations import NUM_DRAWS, Pair, Score, cut_windows, greedy_match, score_pairs
 from unmask.evaluation.statistics import root_mean_square
 from unmask.peers import ALONE, Peers
 from unmask.progress import progress
@@ -55,7 +55,7 @@ def shared_with(peers: Peers) -> Iterator[None]:
 
 
 @register_model("unmask")
-class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
+class HarnessModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
     """A model of this package, for lm-evaluation-harness.
 
     Args:
@@ -80,7 +80,7 @@ class UnmaskModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
         *,
         weights: str | None = None,
         step: str | int = "last",
-        draws: int = DRAWS,
+        draws: int = NUM_DRAWS,
         mask_seed: int = 0,
         is_greedy: bool = False,
         device: str | None = None,

@@ -31,7 +31,7 @@ from unmask.types import CleanBatch
 AXES = ("step", "seconds", "passes", "examples_seen")
 """The keys of a row that say what a run has cost so far. `passes` may be unknown: older runs did not count them."""
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Curve:
     """The number of examples of a share, at the last evaluation; None if it is unknown."""
 
     @staticmethod
-    def of(rows: Iterable[Row], measure: str) -> "Curve":
+    def of(rows: Iterable[MetricsRow], measure: str) -> "Curve":
         """Collects the lines of metrics that have a finite `measure`."""
         rows = [row for row in rows if is_finite(row.get(measure))]
         known = Measure.of(measure) or Measure(measure, "")
@@ -126,7 +126,7 @@ def is_finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and is_drawable(value)
 
 
-def read_metrics(run: Path, warn: Callable[[str], None], *, is_running: bool = False) -> list[Row]:
+def read_metrics(run: Path, warn: Callable[[str], None], *, is_running: bool = False) -> list[MetricsRow]:
     """Reads the valid lines of `metrics.jsonl`, and calls `warn` for every line that is not a JSON object of metrics.
 
     If the run `is_running`, a last line without a newline is still being written, and is left out.
@@ -154,7 +154,7 @@ def read_metrics(run: Path, warn: Callable[[str], None], *, is_running: bool = F
     return rows
 
 
-def _row(line: str) -> Row | None:
+def _row(line: str) -> MetricsRow | None:
     try:
         row = files.parse_object(line)
     except ValueError:

@@ -22,7 +22,7 @@ from unmask.lab.report.diagnoses import Diagnoses, charts, diagnose_methods, ove
 from unmask.lab.report.measures import Measure
 from unmask.lab.report.models import Study
 from unmask.lab.report.models import study as study_methods
-from unmask.lab.report.runs import RunRecord, RunsByMethod, common_measures, differences
+from unmask.lab.report.runs import RunRecord, RunsByMethod, common_measures, differing_settings
 from unmask.progress import progress, warn
 from unmask.tasks.task import is_graded
 
@@ -112,7 +112,7 @@ def render(
         diagnosis_charts=charts(methods, diagnoses),
         overfitting=overfitting(diagnoses),
         undiagnosed=diagnoses.missing,
-        differences=differences(methods),
+        differences=differing_settings(methods),
         protocols=protocols(study.evaluations),
         protocol_files=protocol_files(study.evaluations),
         not_described=study.not_described,
@@ -169,7 +169,7 @@ def warnings(methods: RunsByMethod) -> list[str]:
         found.append(f"The runs were not trained for the same number of steps: {said}.")
     if any(len({run.settings[key] for run in runs}) > 1 for key in ("eval.examples", "eval.nelbo_draws")):
         found.append("The runs were evaluated on different numbers of examples or masks.")
-    if any(key.startswith("data.") for key in differences(methods)):
+    if any(key.startswith("data.") for key in differing_settings(methods)):
         found.append("The settings of the data differ, so that held-out examples may differ too.")
     if min(len(same) for same in methods.values()) < 3 and len(methods) > 1:
         found.append("Fewer than three seeds of a method: a difference may be chance.")

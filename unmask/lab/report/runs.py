@@ -11,7 +11,7 @@ from typing import Any
 from unmask.config.run import RunConfig
 from unmask.config.settings import flatten
 from unmask.errors import UserError
-from unmask.lab.report.curves import Curve, Row, is_finite, read_metrics
+from unmask.lab.report.curves import Curve, MetricsRow, is_finite, read_metrics
 from unmask.lab.report.measures import Measure
 from unmask.training.folder import RunFolder, read_config, read_environment
 
@@ -30,7 +30,7 @@ class RunRecord:
     folder: Path
     config: RunConfig
     environment: dict[str, Any]
-    rows: list[Row]
+    rows: list[MetricsRow]
     is_running: bool
 
     @cached_property
@@ -51,9 +51,9 @@ class RunRecord:
         return list(self._evaluated)
 
     @cached_property
-    def _evaluated(self) -> dict[str, list[Row]]:
+    def _evaluated(self) -> dict[str, list[MetricsRow]]:
         """The rows that have a measure, by measure: read once, as a page asks for every measure several times."""
-        found: dict[str, list[Row]] = {}
+        found: dict[str, list[MetricsRow]] = {}
         for row in self.rows:
             for key, value in row.items():
                 is_measure = key.startswith("eval/") and not key.endswith("_stderr") and key != "eval/examples"
@@ -102,7 +102,7 @@ def read_run(folder: Path, warn: Callable[[str], None]) -> RunRecord:
     return RunRecord(folder, config, read_environment(folder), _with_passes(rows, config), is_running)
 
 
-def _with_passes(rows: list[Row], config: RunConfig) -> list[Row]:
+def _with_passes(rows: list[MetricsRow], config: RunConfig) -> list[MetricsRow]:
     """Adds `passes` to rows from before they were counted: the steps, if each was one pass; else they are unknown."""
     takes_more = getattr(config.model, "self_conditioning", False) or getattr(config.process, "block_size", None)
     return rows if takes_more else [{"passes": row["step"]} | row for row in rows]
@@ -171,7 +171,7 @@ def common_measures(methods: RunsByMethod) -> list[str]:
     return shown
 
 
-def differences(methods: RunsByMethod) -> dict[str, list[Any]]:
+def differing_settings(methods: RunsByMethod) -> dict[str, list[Any]]:
     """Returns the settings in which methods differ, each with every method's value (None if it has no such key)."""
     settings = [runs[0].settings for runs in methods.values()]
     keys = dict.fromkeys(key for own in settings for key in own if _is_of_the_method(key))

@@ -81,17 +81,17 @@ class SudokuMoves(BoardTask):
         return CleanBatch(x0=moves.flatten(1), prompt_mask=is_given.gather(1, cell).repeat_interleave(3, dim=1))
 
     def clues(self, prompts: Int[Tensor, "B L"]) -> Boards:
-        return to_boards(prompts)
+        return play_moves(prompts)
 
     def answers(self, tokens: Int[Tensor, "B L"]) -> Boards:
-        return to_boards(tokens)
+        return play_moves(tokens)
 
     def symbol(self, token: int) -> str:
         kind, number = divmod(token, 9)
         return f"{('r', 'c', '')[kind]}{number + 1}" if token != MASK_ID else ""
 
 
-def to_boards(tokens: Int[Tensor, "B 243"]) -> Boards:
+def play_moves(tokens: Int[Tensor, "B 243"]) -> Boards:
     """Makes the boards (B, 81) of moves: the first to a cell stands; tokens that form no move (yet) are left out."""
     row, column, digit = (tokens.cpu().unflatten(1, (81, 3)) - _FIRST).unbind(dim=2)
     is_move = (row >= 0) & (row < 9) & (column >= 0) & (column < 9) & (digit >= 1) & (digit <= 9)

@@ -273,14 +273,14 @@ def _tensor(boards: NDArray[Any]) -> Int[Tensor, "N 81"]:
     return torch.from_numpy(boards.astype(np.int64))
 
 
-Layout = Literal["in_place", "two_grid"]
+GridLayout = Literal["in_place", "two_grid"]
 MASK_ID = 10
 
 
 class SudokuData(PuzzleData):
     """The settings of `Sudoku`."""
 
-    layout: Layout = Field(
+    layout: GridLayout = Field(
         "in_place", description="81 tokens (the givens are the prompt), or 162 (clues, then answers)"
     )
 
@@ -291,7 +291,7 @@ class Sudoku(BoardTask):
     Config = SudokuData
 
     def __init__(self, config: SudokuData) -> None:
-        self.layout: Layout = config.layout
+        self.layout: GridLayout = config.layout
         length = 81 if config.layout == "in_place" else 162
         super().__init__(
             config,

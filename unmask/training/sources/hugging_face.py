@@ -7,7 +7,7 @@ from typing import Any
 from unmask import paths
 from unmask.errors import UserError
 from unmask.training.exporting import write_import
-from unmask.training.importing import Import, Overrides
+from unmask.training.importing import Import, Statements
 from unmask.training.loading import is_ours
 from unmask.training.sources import in_columns
 
@@ -17,9 +17,9 @@ OPTIONS = ("mask_id", "mask_token", "block_size", "alignment", "length")
 class HuggingFaceModel:
     """A checkpoint in `folder`, with what a user says of it."""
 
-    def __init__(self, folder: Path, overrides: Overrides) -> None:
-        self.folder, self.overrides = folder, overrides
-        self.made = Import(folder, overrides)
+    def __init__(self, folder: Path, stated: Statements) -> None:
+        self.folder, self.stated = folder, stated
+        self.made = Import(folder, stated)
 
     def shown(self, target: Path | None) -> str:
         return in_columns(self.made.describe())
@@ -28,7 +28,7 @@ class HuggingFaceModel:
         write_import(self.made, target)
 
     def next_steps(self, target: Path | None) -> list[str]:
-        asked = " ".join(map(shlex.quote, self.overrides.as_options()))
+        asked = " ".join(map(shlex.quote, self.stated.as_options()))
         if target is None and asked:
             return [f"To use it so, write it: unmask import {shlex.quote(str(self.folder))} {asked} --out DIR"]
         model = shlex.quote(str(target or self.folder))
@@ -54,4 +54,4 @@ def find(path: Path, **options: Any) -> HuggingFaceModel:
         raise UserError(
             f"{path}: is a model of this package already; give it to decode, eval, export or train.init as it is"
         )
-    return HuggingFaceModel(folder, Overrides(**options))
+    return HuggingFaceModel(folder, Statements(**options))

@@ -25,7 +25,7 @@ class Recipe:
     def __init__(self, path: Path, options: dict[str, Any]) -> None:
         self._settings: Settings = read(path, options.get("script"))
         self._lines = recipe.lines(self._settings, **{k: v for k, v in options.items() if k != "script"})
-        recipe.checked(self._settings, self._lines)
+        recipe.check_as_run(self._settings, self._lines)
         given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         self._command = shlex.join(["unmask", "import", "--from", "puma", str(path), *given])
 

@@ -85,10 +85,10 @@ class Model:
         """
         lines = [line for line in self._lines if line.key not in _OF_A_TRAINING]
         if self.settings.block_size is not None:
-            lines.append(recipe.Line("decode.block_size", self.settings.block_size))
-            lines.append(recipe.Line("decode.reads_ahead", False))
+            lines.append(recipe.Entry("decode.block_size", self.settings.block_size))
+            lines.append(recipe.Entry("decode.reads_ahead", False))
         with found_in(self.checkpoint.file):  # what it names is not opened
-            return recipe.checked(self.settings, lines)
+            return recipe.check_as_run(self.settings, lines)
 
     @cached_property
     def _task(self) -> Task:
@@ -144,7 +144,7 @@ class Model:
             lines.append(f"Evaluate it:   unmask eval {name} --data test.jsonl")
         else:
             lines.append(
-                f"To read and grade what it writes, import it with --tokenizer {recipe.TOKENIZER}, or a folder"
+                f"To read and grade what it writes, import it with --tokenizer {recipe.DEFAULT_TOKENIZER}, or a folder"
             )
         return [*lines, f"Start from it: unmask train RECIPE train.init={name}"]
 

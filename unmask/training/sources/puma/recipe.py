@@ -10,17 +10,17 @@ from typing import Any
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
 from unmask.formats import printable
-from unmask.training.sources.puma.settings import ORDERS, Settings, orders, reveals
+from unmask.training.sources.puma.settings import OUR_ORDERS, Settings, orders, reveals
 
-TOKENIZER = "Qwen/Qwen2-0.5B"
+DEFAULT_TOKENIZER = "Qwen/Qwen2-0.5B"
 """The tokenizer that its TinyGSM is made with, and that its evaluation names."""
 _WIDTH, _SHORT = 120, 60  # characters of a line of a recipe, and of a value that its comment repeats
 _TEST_PUZZLES = 100_000  # of its Sudoku, of which it evaluates a share
 
 
 @dataclass(frozen=True)
-class Line:
-    """A setting of ours, such as `model.dim`, the keys that it is made of, and a remark."""
+class Entry:
+    """An entry of a recipe: a setting of ours, such as `model.dim`, the keys that it is made of, and a remark."""
 
     key: str
     value: Any
@@ -44,7 +44,7 @@ class Line:
             yield own
 
 
-def lines(settings: Settings, *, gpus: int = 1, tokenizer: str | None = TOKENIZER) -> list[Line]:
+def lines(settings: Settings, *, gpus: int = 1, tokenizer: str | None = DEFAULT_TOKENIZER) -> list[Entry]:
     """Returns the settings of a training of ours that is the one of `settings`.
 
     Args:
@@ -62,7 +62,7 @@ def lines(settings: Settings, *, gpus: int = 1, tokenizer: str | None = TOKENIZE
     ]
 
 
-def tree_of(made: list[Line]) -> dict[str, Any]:
+def tree_of(made: list[Entry]) -> dict[str, Any]:
     """Returns the settings as a tree."""
     tree: dict[str, Any] = {}
     for line in made:
@@ -74,7 +74,7 @@ def tree_of(made: list[Line]) -> dict[str, Any]:
     return tree
 
 
-def checked(settings: Settings, made: list[Line]) -> RunConfig:
+def check_as_run(settings: Settings, made: list[Entry]) -> RunConfig:
     """Checks the settings as those of a run.
 
     Raises:
@@ -86,7 +86,7 @@ def checked(settings: Settings, made: list[Line]) -> RunConfig:
         raise UserError(f"{settings.where}: has no counterpart here: {error}") from error
 
 
-def write_out(settings: Settings, made: list[Line], command: str) -> str:
+def write_out(settings: Settings, made: list[Entry], command: str) -> str:
     """Formats the recipe; `command` is the one that made it."""
     given, name = dict(settings.given), Path(settings.where).name
     text = [
@@ -115,35 +115,35 @@ def _one_line(value: Any, *, quoted: bool = True) -> str:
 # --- the sections ----------------------------------------------------------------------------------------------------
 
 
-def _data(settings: Settings, tokenizer: str | None) -> Iterator[Line]:
+def _data(settings: Settings, tokenizer: str | None) -> Iterator[Entry]:
     data, folder = settings.data, Path(settings.data.data_dir)
     is_sudoku = data.dataset == "sudoku"
     task = "sudoku" if is_sudoku else "tokens" if tokenizer is None else "gsm8k"
-    yield Line("task.name", task, ("data.dataset",))
+    yield Entry("task.name", task, ("data.dataset",))
     if is_sudoku:
         name = "sudoku-train-data.npy"
         if not (folder / name).exists() and (folder / "train_mdm.npy").exists():
             name = "train_mdm.npy"
-        yield Line("data.path", str(folder / name), ("data.data_dir",), "read where it is")
-        yield Line("data.layout", "two_grid", remark="81 clues, then 81 answers")
-        yield Line("data.augment", False, remark="no symmetries there")
+        yield Entry("data.path", str(folder / name), ("data.data_dir",), "read where it is")
+        yield Entry("data.layout", "two_grid", remark="81 clues, then 81 answers")
+        yield Entry("data.augment", False, remark="no symmetries there")
     else:
-        yield Line("data.path", str(folder), ("data.data_dir",), "labels.bin, prompt_mask.bin, read where they are")
+        yield Entry("data.path", str(folder), ("data.data_dir",), "labels.bin, prompt_mask.bin, read where they are")
         if tokenizer is not None:
-            yield Line("data.tokenizer", tokenizer, remark="what the ids mean; its evaluation names it")
-        yield Line("data.length", settings.model.max_position, ("model.max_position",))
-        yield Line("data.vocab_size", settings.model.vocab_size, ("model.vocab_size",))
-        yield Line("data.mask_id", data.mask_id, ("data.mask_id",))
+            yield Entry("data.tokenizer", tokenizer, remark="what the ids mean; its evaluation names it")
+        yield Entry("data.length", settings.model.max_position, ("model.max_position",))
+        yield Entry("data.vocab_size", settings.model.vocab_size, ("model.vocab_size",))
+        yield Entry("data.mask_id", data.mask_id, ("data.mask_id",))
         source = ("training.eos_id", "validation.sampling.eos_id")
         remark = (
             "there only arm looks at it, and only at validation.sampling.eos_id: without, it learns all the padding"
         )
-        yield Line("data.eos_id", settings.eos_id, source, remark)
-    yield Line("data.validation_ratio", data.val_ratio, ("data.val_ratio",), "other rows than there are held out")
-    yield Line("data.seed", data.seed, ("data.seed",))
+        yield Entry("data.eos_id", settings.eos_id, source, remark)
+    yield Entry("data.validation_ratio", data.val_ratio, ("data.val_ratio",), "other rows than there are held out")
+    yield Entry("data.seed", data.seed, ("data.seed",))
 
 
-def _model(settings: Settings) -> Iterator[Line]:
+def _model(settings: Settings) -> Iterator[Entry]:
     model = settings.model
     for ours, theirs in (
         ("dim", "hidden_size"),
@@ -156,32 +156,32 @@ def _model(settings: Settings) -> Iterator[Line]:
         ("dropout", "dropout"),
     ):
         remark = "there after attention's weights and the MLP alone" if ours == "dropout" and model.dropout else ""
-        yield Line(f"model.{ours}", getattr(model, theirs), (f"model.{theirs}",), remark)
-    yield Line("model.qkv_bias", model.bias_qkv, ("model.bias_qkv",))
-    yield Line("model.out_bias", model.bias_qkv, ("model.bias_qkv",), "the projection after attention has one too")
+        yield Entry(f"model.{ours}", getattr(model, theirs), (f"model.{theirs}",), remark)
+    yield Entry("model.qkv_bias", model.bias_qkv, ("model.bias_qkv",))
+    yield Entry("model.out_bias", model.bias_qkv, ("model.bias_qkv",), "the projection after attention has one too")
     layout = "as there, where a pair of channels has two angles, which is no rotation; better for a new model: standard"
-    yield Line("model.rotary_layout", "reference", remark=layout)
-    yield Line("model.init", "reference", remark="first weights as PyTorch's layers start")
+    yield Entry("model.rotary_layout", "reference", remark=layout)
+    yield Entry("model.init", "reference", remark="first weights as PyTorch's layers start")
     if model.causal:
-        yield Line("model.causal", True, ("model.causal",))
+        yield Entry("model.causal", True, ("model.causal",))
     if settings.is_shifted:
         source = ("model.arm_init", "model.predict_next_token")
         remark = "position i is predicted at i - 1"
         if settings.is_pool:
             remark += "; its pool reveals i by what is read at i, the confidence of i + 1"
-        yield Line("model.alignment", "next", source, remark)
+        yield Entry("model.alignment", "next", source, remark)
 
 
-def _process(settings: Settings) -> Iterator[Line]:
+def _process(settings: Settings) -> Iterator[Entry]:
     training = settings.training
     source: tuple[str, ...] = ("training.strategy",)
     if training.strategy == "arm":
-        yield Line("process.name", "ar", source)
+        yield Entry("process.name", "ar", source)
         return
-    yield Line("process.name", "puma" if settings.is_pool else "uniform", source)
+    yield Entry("process.name", "puma" if settings.is_pool else "uniform", source)
     if settings.block_size is not None:
         remark = "finished blocks see no later one here, so one pass trains all blocks; there each block is a pass"
-        yield Line("process.block_size", settings.block_size, ("training.block_size",), remark)
+        yield Entry("process.block_size", settings.block_size, ("training.block_size",), remark)
     if not settings.is_pool:
         return
     first, *rest = settings.stages
@@ -189,77 +189,77 @@ def _process(settings: Settings) -> Iterator[Line]:
         remark = f"K from step 0 on; the first entry's step, {training.k_schedule[0][1]}, is not read"
         if training.K is not None:
             remark += ", and neither is training.K"
-        yield Line("process.num_stages", first[0], ("training.k_schedule", "training.K"), remark)
+        yield Entry("process.num_stages", first[0], ("training.k_schedule", "training.K"), remark)
         remark = "[step, K]; there rows in flight are thrown away and the epoch starts again, here they go on"
-        yield Line("process.stage_schedule", [[step, k] for k, step in rest], remark=remark)
+        yield Entry("process.stage_schedule", [[step, k] for k, step in rest], remark=remark)
     else:
-        yield Line("process.num_stages", first[0], ("training.K",))
+        yield Entry("process.num_stages", first[0], ("training.K",))
     if training.mode == "confidence_collapse":
         source = ("training.mode", "training.confidence_threshold")
-        yield Line("process.threshold", training.confidence_threshold, source)
+        yield Entry("process.threshold", training.confidence_threshold, source)
 
 
-def _training(settings: Settings, gpus: int) -> Iterator[Line]:
+def _training(settings: Settings, gpus: int) -> Iterator[Entry]:
     training = settings.training
-    yield Line("optim.lr", training.learning_rate, ("training.learning_rate",))
-    yield Line("optim.schedule", "cosine", remark="to 0, as there")
-    yield Line("optim.warmup_steps", training.warmup_steps, ("training.warmup_steps",))
+    yield Entry("optim.lr", training.learning_rate, ("training.learning_rate",))
+    yield Entry("optim.schedule", "cosine", remark="to 0, as there")
+    yield Entry("optim.warmup_steps", training.warmup_steps, ("training.warmup_steps",))
     remark = "there of biases and norms too"
-    yield Line("optim.weight_decay", training.weight_decay, ("training.weight_decay",), remark)
-    yield Line("optim.grad_clip", training.max_grad_norm or None, ("training.max_grad_norm",))
-    yield Line("ema.decay", training.ema or 0.0, ("training.ema",))
+    yield Entry("optim.weight_decay", training.weight_decay, ("training.weight_decay",), remark)
+    yield Entry("optim.grad_clip", training.max_grad_norm or None, ("training.max_grad_norm",))
+    yield Entry("ema.decay", training.ema or 0.0, ("training.ema",))
     remark = "of its loader's lengths: steps = epochs x rows / batch_size"
     if settings.is_pool:
         remark += "; a pool sees fewer rows than that"
-    yield Line("train.epochs", training.num_epochs, ("training.num_epochs",), remark)
+    yield Entry("train.epochs", training.num_epochs, ("training.num_epochs",), remark)
     own = settings.data.training.per_gpu_batch_size
     is_own = gpus == 1 and not settings.is_pool and own is not None
     each, key = (
         (own, "data.training.per_gpu_batch_size") if is_own and own else (training.batch_size, "training.batch_size")
     )
     remark = f"of each of {gpus} GPUs" if gpus > 1 else "of each GPU there, of all here: say --gpus N for more than one"
-    yield Line("train.batch_size", each * gpus, (key,), remark)
+    yield Entry("train.batch_size", each * gpus, (key,), remark)
     if training.save_steps is not None:
         remark = "the newest two and the best stay (there: all); they can be resumed (there: not)"
-        yield Line("train.checkpoint_every", training.save_steps, ("training.save_steps",), remark)
+        yield Entry("train.checkpoint_every", training.save_steps, ("training.save_steps",), remark)
     if (initial := settings.model.initial) is not None:
         remark = "of the checkpoint: unmask import --from puma THE_FILE.pt --out THIS"
-        yield Line("train.init", str(Path(initial).with_suffix("")), ("model.arm_init",), remark)
+        yield Entry("train.init", str(Path(initial).with_suffix("")), ("model.arm_init",), remark)
 
 
-def _evaluation(settings: Settings) -> Iterator[Line]:
+def _evaluation(settings: Settings) -> Iterator[Entry]:
     sampling, training = settings.validation.sampling, settings.training
     source = ("validation.sampling.confidence", "validation.sampling.unmasking_num")
     chosen, counts = orders(settings), reveals(settings)
     is_causal = settings.model.causal
     remark = "the other way round there, which reveals the least sure first" if "entropy" in chosen else ""
-    ours = [ORDERS[name] for name in chosen]
+    ours = [OUR_ORDERS[name] for name in chosen]
     if is_causal:
         ours, counts, remark = ["left_to_right"], [1], "of a causal model"
-    yield Line("decode.order", ours[0], source[:1], remark)
-    yield Line("decode.tokens_per_step", counts[0], source[1:])
-    yield Line("decode.temperature", sampling.temperature, ("validation.sampling.temperature",))
+    yield Entry("decode.order", ours[0], source[:1], remark)
+    yield Entry("decode.tokens_per_step", counts[0], source[1:])
+    yield Entry("decode.temperature", sampling.temperature, ("validation.sampling.temperature",))
     if settings.data.dataset == "tinygsm":
         remark = "there all of a canvas is decoded, what follows the end too; true is faster"
-        yield Line("decode.stop_early", is_causal, remark="" if is_causal else remark)
-        yield Line("decode.batch_size", 32, remark="as its evaluation")
+        yield Entry("decode.stop_early", is_causal, remark="" if is_causal else remark)
+        yield Entry("decode.batch_size", 32, remark="as its evaluation")
     elif (share := settings.validation.ratio) is not None:
         remark = f"of {_TEST_PUZZLES:,} there; held-out ones here: unmask eval RUN --data sudoku-test-data.npy"
-        yield Line("eval.examples", max(1, round(share * _TEST_PUZZLES)), ("validation.ratio",), remark)
+        yield Entry("eval.examples", max(1, round(share * _TEST_PUZZLES)), ("validation.ratio",), remark)
     if training.eval_steps is not None:
-        yield Line("eval.every", training.eval_steps, ("training.eval_steps",))
-    yield Line("eval.orders", ours, source[:1])
-    yield Line("eval.tokens_per_step", counts, source[1:])
+        yield Entry("eval.every", training.eval_steps, ("training.eval_steps",))
+    yield Entry("eval.orders", ours, source[:1])
+    yield Entry("eval.tokens_per_step", counts, source[1:])
 
 
-def _logging(settings: Settings) -> Iterator[Line]:
+def _logging(settings: Settings) -> Iterator[Entry]:
     wandb = settings.wandb
     if settings.training.logging_steps is not None:
-        yield Line("log.every", settings.training.logging_steps, ("training.logging_steps",))
+        yield Entry("log.every", settings.training.logging_steps, ("training.logging_steps",))
     if wandb.wandb:
-        yield Line("log.to", ["wandb"], ("wandb.wandb",))
+        yield Entry("log.to", ["wandb"], ("wandb.wandb",))
         if wandb.project:
-            yield Line("log.project", wandb.project, ("wandb.project",))
+            yield Entry("log.project", wandb.project, ("wandb.project",))
 
 
 # --- what is not there -----------------------------------------------------------------------------------------------

@@ -250,8 +250,8 @@ def _problems(settings: Settings) -> Iterator[str]:
         if model.max_position < 2 * _CLUES:
             yield f"model.max_position={model.max_position}: a Sudoku has 162 positions, clues and answers"
     for order in _listed(settings.validation.sampling.confidence):
-        if order not in ORDERS:
-            yield f"validation.sampling.confidence: {order!r}: use {', '.join(ORDERS)}"
+        if order not in OUR_ORDERS:
+            yield f"validation.sampling.confidence: {order!r}: use {', '.join(OUR_ORDERS)}"
 
 
 def _pool_problems(settings: Settings) -> Iterator[str]:
@@ -267,7 +267,7 @@ def _pool_problems(settings: Settings) -> Iterator[str]:
             yield f"training.k_schedule: [{k}, {step}] comes after step {earlier}; steps must increase"
 
 
-ORDERS = {"top_k": "prob", "top_k_margin": "margin", "entropy": "neg_entropy"}
+OUR_ORDERS = {"top_k": "prob", "top_k_margin": "margin", "entropy": "neg_entropy"}
 """Our orders, by the names of `validation.sampling.confidence`."""
 
 
