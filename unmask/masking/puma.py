@@ -31,7 +31,7 @@ from unmask.masking import time, weights
 from unmask.masking.pool import Pool, PoolConfig
 from unmask.masking.pool_rows import PoolRows, new_rows
 from unmask.masking.process import check_count, masked_batch
-from unmask.masking.time import DensityConfig, Uniform, masked_count, stratified
+from unmask.masking.time import DensityConfig, TimeConfig, Uniform, masked_count, stratified
 from unmask.masking.uniform import TIME
 from unmask.noise import Purpose
 from unmask.reveal import most_confident
@@ -73,7 +73,7 @@ class PumaPool(Pool):
         stage_schedule: StageSchedule = Field(
             [], description="[[step, K], ...]: from each step on, K changes; steps increase"
         )
-        time: SerializeAsAny[DensityConfig] = Field(Uniform(), description=f"{TIME}: stages are of equal mass")
+        time: TimeConfig = Field(Uniform(), description=f"{TIME}: stages are of equal mass")
 
         start: SerializeAsAny[DensityConfig] | None = Field(
             None, description="density of a new row's masked share: a name, or settings with a name; null = all masked"
@@ -83,11 +83,6 @@ class PumaPool(Pool):
             ge=1,
             description="steps that a row stays at most; null = until it is done",
         )
-
-        @field_validator("time", mode="before")
-        @classmethod
-        def _read_time(cls, value: Any) -> Any:
-            return time.read("uniform" if value is None else value, "process.time")
 
         @field_validator("start", mode="before")
         @classmethod

@@ -8,11 +8,11 @@ Dimensions: b rows of this process, N blocks of a row (1 in plain diffusion), C 
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor
 
 from unmask import noise
@@ -281,3 +281,10 @@ def read(value: Any, prefix: str) -> DensityConfig:
     with foreign_code("time", tree["name"], "cannot check its settings"):
         section: DensityConfig = check_section(component, tree, prefix)
     return section
+
+
+TimeConfig = Annotated[
+    SerializeAsAny[DensityConfig],
+    BeforeValidator(lambda value: read("uniform" if value is None else value, "process.time")),
+]
+"""The setting `process.time`; null = uniform."""

@@ -10,16 +10,16 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import count_blocks, in_blocks
 from unmask.config.settings import Section, as_section, known
 from unmask.data.stream import ExampleStream, examples_of
-from unmask.masking import time, weights
+from unmask.masking import weights
 from unmask.masking.process import IndependentBatches, ProcessContext, Requirements, RowShard, masked_batch
-from unmask.masking.time import Density, DensityConfig, Uniform, masked_count, stratified
+from unmask.masking.time import Density, TimeConfig, Uniform, masked_count, stratified
 from unmask.masking.weights import WEIGHTS, MaskSample
 from unmask.noise import Purpose
 from unmask.reveal import most_confident
@@ -80,7 +80,7 @@ class RandomMasking(IndependentBatches):
         """The settings of a section `process` named `uniform`."""
 
         name: str = "uniform"
-        time: SerializeAsAny[DensityConfig] = Field(Uniform(), description=TIME)
+        time: TimeConfig = Field(Uniform(), description=TIME)
         weight: Annotated[str, known("weight", WEIGHTS)] = Field("per_masked", description=f"{', '.join(WEIGHTS)}")
         weight_cap: float | None = Field(
             None, ge=1, description="of importance: the largest factor by which rare times weigh more; it biases"
@@ -89,11 +89,6 @@ class RandomMasking(IndependentBatches):
             "exact", description="exact: n = ceil(t L) positions; independent: each with probability t"
         )
         block_size: int | None = Field(None, ge=1, description=BLOCK_SIZE)
-
-        @field_validator("time", mode="before")
-        @classmethod
-        def _read_time(cls, value: Any) -> Any:
-            return time.read("uniform" if value is None else value, "process.time")
 
         @model_validator(mode="after")
         def _check_cap(self) -> "RandomMasking.Config":

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
 
 from unmask import noise
-from unmask.config.settings import Section, check_section
+from unmask.config.settings import OneIsBoth, Section, check_section
 from unmask.noise import Purpose
 
 _Layer = Annotated[int, Field(ge=0)]
@@ -19,14 +19,9 @@ class LoopsConfig(Section):
     """The settings of a section `model.loops`."""
 
     layers: tuple[_Layer, _Layer] = Field(description="first and last layer of the range, counted from 0")
-    times: tuple[_Times, _Times] = Field(
+    times: Annotated[tuple[_Times, _Times], OneIsBoth] = Field(
         description="how often it is run: a number, or [low, high]: drawn for each training step; high outside training"
     )
-
-    @field_validator("times", mode="before")
-    @classmethod
-    def _read_number(cls, given: Any) -> Any:
-        return (given, given) if isinstance(given, int) else given
 
     @model_validator(mode="after")
     def _check(self) -> "LoopsConfig":

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from rich.text import Text
 from torch import Tensor
 
-from unmask.config.settings import Section
+from unmask.config.settings import OneIsBoth, Section
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
 from unmask.files import read_object
@@ -35,18 +35,18 @@ _MOST_KEPT = 2**26
 """Bytes of examples that a stream keeps."""
 _LINE = re.compile(r"\s*([0-9]+)\s*\+\s*([0-9]+)\s*(?:=\s*([0-9]*)\s*)?")
 
-Range = Annotated[tuple[int, int], BeforeValidator(lambda value: (value, value) if type(value) is int else value)]
+_Range = Annotated[tuple[int, int], OneIsBoth]
 
 
 class AdditionData(Section):
     """The settings of `Addition`."""
 
-    digits: Range = Field((8, 8), description="fewest and most digits of the two numbers (1 to 100)")
+    digits: _Range = Field((8, 8), description="fewest and most digits of the two numbers (1 to 100)")
     examples: int = Field(20_000, ge=1, le=2**40, description="how many sums are trained on")
-    chain: Range | None = Field(
+    chain: _Range | None = Field(
         None, description="shortest and longest carry chain of the sums trained on; null = as uniform digits fall"
     )
-    test_chain: Range | None = Field(
+    test_chain: _Range | None = Field(
         None,
         description="the same for held-out sums, equally many of each length if there are; null = as uniform digits "
         "fall",

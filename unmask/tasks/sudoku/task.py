@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from rich.text import Text
 from torch import Tensor
 
 from unmask import files, noise, paths
-from unmask.config.settings import Section
+from unmask.config.settings import OneIsBoth, Section
 from unmask.data.fingerprint import DataFingerprint, digest
 from unmask.data.stream import shuffled_index
 from unmask.errors import UserError
@@ -43,7 +43,9 @@ class PuzzleData(Section):
         None, description="of a .csv: the names of those of puzzles and solutions; null = as well-known sets name them"
     )
     puzzles: int = Field(20_000, ge=2, description="how many to generate")
-    givens: tuple[int, int] = Field((29, 37), description="fewest and most givens of a generated puzzle (24 to 50)")
+    givens: Annotated[tuple[int, int], OneIsBoth] = Field(
+        (29, 37), description="fewest and most givens of a generated puzzle (24 to 50)"
+    )
     difficulty: Difficulty = Field(
         "singles", description="of generated puzzles: solvable by naked and hidden singles, or harder"
     )
@@ -58,11 +60,6 @@ class PuzzleData(Section):
         if value is not None and len(set(value)) < 2:
             raise ValueError("names one column twice; name that of the puzzles and that of the solutions")
         return value
-
-    @field_validator("givens", mode="before")
-    @classmethod
-    def _one_number_is_both_ends(cls, value: Any) -> Any:
-        return (value, value) if isinstance(value, int) else value
 
     @field_validator("givens")
     @classmethod
