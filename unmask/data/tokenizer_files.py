@@ -10,7 +10,7 @@ from unmask.errors import UserError, first_line
 from unmask.paths import user_path
 
 TOKENIZER = "tokenizer.json"
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _TEMPLATE = "chat_template.jinja"
 _MAX_BYTES = 2**28
 """Most bytes of a `tokenizer.json`; the largest that are published have 40 million."""
@@ -41,7 +41,7 @@ def find_tokenizer(source: str) -> Path:
 
     try:
         folder = huggingface_hub.snapshot_download(
-            source, allow_patterns=[TOKENIZER, *_SETTINGS, _TEMPLATE, *_VOCABULARIES]
+            source, allow_patterns=[TOKENIZER, *SETTINGS_FILES, _TEMPLATE, *_VOCABULARIES]
         )
     except Exception as error:  # it has dozens of kinds: no such name, not logged in, no network, offline
         raise UserError(
@@ -108,11 +108,11 @@ def find_named_tokens(path: Path) -> dict[str, str]:
     """Finds the texts of special tokens in the settings beside a tokenizer, by their names there, as `bos_token`."""
     folder = path if path.is_dir() else path.parent
     found: dict[str, str] = {}
-    for name in reversed(_SETTINGS):
-        for key, token in _read_settings(folder / name).items():
-            content = token.get("content") if isinstance(token, dict) else token
-            if key.endswith("_token") and isinstance(content, str):
-                found[key] = content
+    for name in reversed(SETTINGS_FILES):
+        for key, token in read_settings_file(folder / name).items():
+            text = token_text(token)
+            if key.endswith("_token") and text is not None:
+                found[key] = text
     return found
 
 
@@ -121,14 +121,21 @@ def find_chat_template(path: Path) -> str | None:
     folder = path if path.is_dir() else path.parent
     if (folder / _TEMPLATE).exists():
         return formats.read_text(folder / _TEMPLATE)
-    given = _read_settings(folder / _SETTINGS[0]).get("chat_template")
+    given = read_settings_file(folder / SETTINGS_FILES[0]).get("chat_template")
     for each in given if isinstance(given, list) else []:
         if isinstance(each, dict) and each.get("name") == "default":
             given = each.get("template")
     return given if isinstance(given, str) else None
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def token_text(token: Any) -> str | None:
+    """Returns the text of a special token, which files write as a string or as an object."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; an empty one if the file is not there, or holds something else."""
     settings = formats.read_json(path) if path.exists() else {}
     return settings if isinstance(settings, dict) else {}
 

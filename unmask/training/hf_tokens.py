@@ -3,19 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from unmask import formats
-from unmask.data.tokenizer_files import TOKENIZER, find_end_token, read_tokenizer, tokenizer_size
+from unmask.data.tokenizer_files import (
+    SETTINGS_FILES,
+    TOKENIZER,
+    find_end_token,
+    read_settings_file,
+    read_tokenizer,
+    token_text,
+    tokenizer_size,
+)
 from unmask.errors import UserError
 from unmask.models.hf import HfCheckpoint
 from unmask.progress import warn
 from unmask.types import TokenSpec
 
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 _OLDER = ("tokenizer.model", "vocab.json", "merges.txt")
 _NAMED = ("<|mask|>", "<|MASK|>", "|<MASK>|", "<|mdm_mask|>", "<MASK>", "[MASK]", "<mask>", "<M>")
 """Names of masks, which are taken for one where a special token of the tokenizer has them."""
@@ -79,8 +84,8 @@ class HfTokens:
             return FoundIds((generation,), "generation_config.json")
         if checkpoint.alignment is None and not is_masked:
             return None
-        for file in _SETTINGS:
-            token = _content(_read(self.folder / file).get("mask_token"))
+        for file in SETTINGS_FILES:
+            token = token_text(read_settings_file(self.folder / file).get("mask_token"))
             if token is not None and self.tokenizer is not None:
                 return FoundIds((self.find_id(token, str(self.folder / file)),), file)
         special = {} if self.tokenizer is None else self.tokenizer.get_added_tokens_decoder()
@@ -126,18 +131,7 @@ class HfTokens:
 
     @cached_property
     def _generation(self) -> dict[str, Any]:
-        return _read(self.folder / "generation_config.json")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found = formats.read_json(path) if path.exists() else {}
-    return found if isinstance(found, dict) else {}
-
-
-def _content(token: Any) -> str | None:
-    """Returns the text of a special token, which files write as a string or as an object."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
+        return read_settings_file(self.folder / "generation_config.json")
 
 
 def with_own_mask(
