@@ -22,8 +22,7 @@ from torch import Tensor
 from unmask.config.settings import check_section
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.decoder import Decoder
-from unmask.training.exporting import import_checkpoint
-from unmask.training.importing import Statements
+from unmask.training import sources
 from unmask.training.loading import LoadedRun
 
 OURS: dict[str, dict[str, object]] = {
@@ -64,9 +63,8 @@ def main() -> None:
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(given.folder, dtype=getattr(torch, given.dtype))
     theirs.config.is_causal = False
     with tempfile.TemporaryDirectory() as folder:
-        import_checkpoint(
-            given.folder, Path(folder) / "own", Statements(mask_id=mask_id, alignment="same", length=given.length)
-        )
+        stated = {"mask_id": mask_id, "alignment": "same", "length": given.length}
+        sources.find("hf", given.folder, stated).write(Path(folder) / "own")
         run = LoadedRun.open(Path(folder) / "own", device="cpu")
     generator = torch.Generator().manual_seed(0)
     canvas = torch.randint(100, mask_id if mask_id > 100 else len(tokenizer), (1, given.length), generator=generator)

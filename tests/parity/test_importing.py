@@ -16,7 +16,7 @@ from unmask.errors import UserError
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer_config import TransformerConfig
-from unmask.training.exporting import import_checkpoint
+from unmask.training import sources
 from unmask.training.importing import Import, Statements
 from unmask.training.loading import LoadedRun
 from unmask.types import Query, TokenSpec
@@ -45,12 +45,13 @@ def assert_logits(model: Denoiser, name: str, rows: list[int], tolerance: float 
 def test_a_checkpoint_is_a_model_and_so_is_its_export(name: str, tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "theirs", name)
     assert_logits(unmask.load(folder), name, [*range(ROWS)])
-    written = import_checkpoint(folder, tmp_path / "ours")
+    tokens = LoadedRun.open(folder).tokens
+    sources.find("hf", folder, {}).write(tmp_path / "ours")
     assert_logits(unmask.load(tmp_path / "ours"), name, [*range(ROWS)])
     for file in folder.iterdir():
         file.unlink()  # an export needs none of them
     again = LoadedRun.open(tmp_path / "ours")
-    assert again.tokens == written.tokens
+    assert again.tokens == tokens
     assert again.task.vocabulary.encode("DE") == [3, 4]
 
 
@@ -87,7 +88,7 @@ TEMPLATE = (
 def test_messages_are_put_into_the_tokenizers_own_template(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "theirs", "llada")
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>", "chat_template": TEMPLATE}))
-    import_checkpoint(folder, tmp_path / "ours")
+    sources.find("hf", folder, {}).write(tmp_path / "ours")
     asked = json.dumps({"messages": [{"role": "user", "content": "DE"}]})
     for place in (folder, tmp_path / "ours"):
         task = LoadedRun.open(place).task
@@ -160,8 +161,8 @@ def test_what_contradicts_or_is_not_said(name: str, changes: dict, stated: dict,
 def test_what_a_user_says_is_kept(tmp_path: Path) -> None:
     """As of Open-dCoder, a Qwen2 whose files say nothing of masks."""
     folder = folder_of(tmp_path / "theirs", "qwen2", **PLAIN, alignment=None)
-    said = Statements(mask_token="<|mask|>", alignment="next", block_size=8, length=32)
-    import_checkpoint(folder, tmp_path / "ours", said)
+    said = {"mask_token": "<|mask|>", "alignment": "next", "block_size": 8, "length": 32}
+    sources.find("hf", folder, said).write(tmp_path / "ours")
     found = LoadedRun.open(tmp_path / "ours")
     assert (found.model.alignment, found.model.block_size, found.tokens.mask_id) == ("next", 8, MASK)
     assert (found.tokens.length, found.config.process.block_size) == (32, 8)
@@ -172,7 +173,7 @@ def test_what_a_user_says_is_kept(tmp_path: Path) -> None:
 
 def test_bfloat16_stays_so_unless_it_is_computed_in_another_format(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "theirs", "a2d-qwen3", dtype=torch.bfloat16)
-    import_checkpoint(folder, tmp_path / "ours")
+    sources.find("hf", folder, {}).write(tmp_path / "ours")
     assert {each.dtype for each in load_file(tmp_path / "ours" / "model.safetensors").values()} == {torch.bfloat16}
     model = unmask.load(tmp_path / "ours")
     assert {each.dtype for each in model.parameters()} == {torch.bfloat16}

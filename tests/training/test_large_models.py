@@ -17,7 +17,7 @@ from unmask.models.build import build_denoiser
 from unmask.models.hf import check_settings, read_checkpoint
 from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import build_task
-from unmask.training import exporting
+from unmask.training import exporting, sources
 from unmask.training.loading import LoadedRun
 from unmask.training.restoring import start_warm
 from unmask.training.trainer import Trainer
@@ -54,7 +54,7 @@ def test_an_export_holds_one_tensor_at_a_time(kind: str, layout: str, tmp_path: 
         folder = tmp_path / "own"
     with LiveBytes() as counted:
         if kind == "import":
-            exporting.import_checkpoint(folder, tmp_path / "written")
+            sources.find("hf", folder, {}).write(tmp_path / "written")
         else:
             exporting.export(folder, tmp_path / "written", layout=layout)
     angles = 4 * 512 * 8 * 2  # of 512 positions

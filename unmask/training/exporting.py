@@ -13,8 +13,7 @@ from unmask.models.families import LAYOUTS, OURS
 from unmask.tasks.task import keep_files
 from unmask.tasks.text_rows import VOCABULARY_FOLDER
 from unmask.training.export_hf import beside_export, write_layout
-from unmask.training.importing import Import, Statements
-from unmask.training.loading import LoadedRun, open_checkpoint
+from unmask.training.loading import LoadedRun
 
 EXPORT_LAYOUTS = {
     OURS: "for this package, and for transformers with code of ours beside it",
@@ -89,23 +88,6 @@ def _new_folder(target: str | Path) -> Path:
     path = paths.user_path(target)
     files.check_new(path)
     return path
-
-
-def import_checkpoint(folder: str | Path, target: str | Path, stated: Statements | None = None) -> LoadedRun:
-    """Writes the Hugging Face checkpoint in `folder` as an export; returns what it wrote.
-
-    Raises:
-        UserError: as `Import`, or `target` already holds something.
-    """
-    path = _new_folder(target)
-    return write_import(Import(paths.existing_folder(folder), stated), path)
-
-
-def write_import(made: Import, target: Path) -> LoadedRun:
-    """Writes a checkpoint that was read into the folder `target` as an export; returns what it wrote."""
-    source = open_checkpoint(made, None, "last", "cpu")
-    write_export(source, target)
-    return source
 
 
 def write_export(source: LoadedRun, target: Path) -> None:

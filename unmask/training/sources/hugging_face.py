@@ -6,9 +6,9 @@ from typing import Any
 
 from unmask import paths
 from unmask.errors import UserError
-from unmask.training.exporting import write_import
+from unmask.training.exporting import write_export
 from unmask.training.importing import Import, Statements
-from unmask.training.loading import is_ours
+from unmask.training.loading import is_ours, open_checkpoint
 from unmask.training.sources import in_columns
 
 OPTIONS = ("mask_id", "mask_token", "block_size", "alignment", "length")
@@ -25,7 +25,7 @@ class HuggingFaceModel:
         return in_columns(self.made.describe())
 
     def write(self, target: Path) -> None:
-        write_import(self.made, target)
+        write_export(open_checkpoint(self.made, None, "last", "cpu"), target)
 
     def next_steps(self, target: Path | None) -> list[str]:
         asked = " ".join(map(shlex.quote, self.stated.as_options()))
