@@ -5,7 +5,7 @@ import math
 import pytest
 
 from unmask.tasks.programs import sandbox
-from unmask.tasks.programs.grading import REASONS, Judgement, judge
+from unmask.tasks.programs.grading import Judgement, judge
 from unmask.tasks.programs.inside.jail import SandboxLimits
 from unmask.tasks.programs.sandbox import run_programs
 from unmask.tasks.programs.worker import Worker
@@ -83,7 +83,6 @@ def test_not_right(name: str, judgements: dict[str, Judgement]) -> None:
     _, reason, explanation = NOT_RIGHT[name]
     assert (judgement.reason, judgement.is_correct) == (reason, False)
     assert explanation in judgement.output
-    assert reason in REASONS
 
 
 def test_what_was_printed_is_kept_and_bounded(judgements: dict[str, Judgement]) -> None:

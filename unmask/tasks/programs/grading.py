@@ -72,10 +72,6 @@ def _find_preamble(lines: list[str], start: int) -> int:
     return first
 
 
-REASONS = ("correct", "wrong", "no_program", "syntax", "blocked", "error", "timeout", "memory", "not_graded")
-"""`not_graded`: the machine could not run it, which is no verdict."""
-
-
 @dataclass(frozen=True)
 class Judgement:
     """The verdict on one text.
@@ -85,7 +81,7 @@ class Judgement:
         value: what it returned, if that was a number.
         output: the beginning of what it printed if it gave a number; else why it did not.
         is_correct: whether `value` matches the right answer; false as well if the program was not graded.
-        reason: one of `REASONS`.
+        reason: `correct`, or one of `verdict.REASONS`, of which `ran` is none here.
     """
 
     program: str | None

@@ -15,8 +15,6 @@ from unmask.tasks.sudoku import board
 from unmask.tasks.sudoku.board import Boards
 from unmask.tasks.sudoku.solver import solve
 
-REASONS = ("wrong_length", "bad_symbol", "changed_clue", "broken_row", "broken_column", "broken_box")
-
 
 def is_solved(puzzles: Boards, answers: NDArray[Any]) -> NDArray[np.bool_]:
     """True where *every* given is kept and all 27 units hold every digit once: (N,)."""
@@ -30,7 +28,7 @@ def has_one_solution(puzzles: Boards) -> NDArray[np.bool_]:
 
 
 def find_reason(puzzle: NDArray[np.uint8], answer: str) -> str | None:
-    """Finds the first of `REASONS` that makes `answer` wrong; None if it is right."""
+    """Finds the first reason why `answer` is wrong, such as `broken_row`; None if it is right."""
     if len(answer) != 81:
         return "wrong_length"
     if not set(answer) <= set("123456789"):
