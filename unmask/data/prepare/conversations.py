@@ -68,8 +68,7 @@ def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSet
         kept += [found[0]] if found[0] is not None else []
     sample = [*zip(checked, vocabulary.encode_batch(checked), strict=True)]
     check_round_trip(sample, vocabulary, settings.tokenizer, is_exact=False)
-    counts = dict(fates) | {"read": len(rows), "kept": len(kept), "bad": len(problems)}
-    return _join(kept, Report(counts, [{"place": rows[i].place, "problem": problems[i]} for i in sorted(problems)]))
+    return _join(kept, Report.of(rows, fates, problems, len(kept)))
 
 
 def _cut(

@@ -102,12 +102,11 @@ def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSet
                 digest = hashlib.blake2b(texts[i][0].encode(), digest_size=8, key=seed).digest()
                 keys.append(int.from_bytes(digest, "big"))
         check_round_trip(checked, vocabulary, settings.tokenizer, is_exact=False)
-    counts = dict(fates) | {"read": len(rows), "kept": len(kept), "bad": len(problems)}
     return Shard(
         ids=np.concatenate([np.zeros(0, np.uint32), *kept]),
         num_tokens=np.array([len(ids) for ids in kept], np.int64),
         num_prompt=np.zeros(len(kept), np.int64),
-        report=Report(counts, [{"place": rows[i].place, "problem": problems[i]} for i in sorted(problems)]),
+        report=Report.of(rows, fates, problems, len(kept)),
         keys=np.array(keys, np.uint64),
     )
 

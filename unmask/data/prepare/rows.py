@@ -47,9 +47,7 @@ def make_shard(rows: Sequence[Row], vocabulary: Vocabulary, settings: PrepareSet
         if fate in ("kept", "truncated"):
             kept.append(((prompt + answer)[: settings.length], len(prompt)))
     check_round_trip(checked, vocabulary, settings.tokenizer, is_exact=True)
-    counts = dict(fates) | {"read": len(rows), "kept": len(kept), "bad": len(problems)}
-    bad = [{"place": rows[i].place, "problem": problems[i]} for i in sorted(problems)]
-    return _join(kept, Report(counts, bad))
+    return _join(kept, Report.of(rows, fates, problems, len(kept)))
 
 
 def _fate(num_prompt: int, num_answer: int, settings: PrepareSettings) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from unmask import files
 from unmask.data.prepare.settings import PrepareSettings
+from unmask.data.prepare.sources import Row
 from unmask.data.store import SEAL, make_seal
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import UserError
@@ -55,6 +56,12 @@ class Report:
 
     counts: dict[str, int]
     bad: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], fates: Counter[str], problems: dict[int, str], num_kept: int) -> "Report":
+        """Makes the report on `rows`, of which those in `problems` are bad; the others have met their `fates`."""
+        counts = dict(fates) | {"read": len(rows), "kept": num_kept, "bad": len(problems)}
+        return cls(counts, [{"place": rows[i].place, "problem": problems[i]} for i in sorted(problems)])
 
 
 @dataclass
