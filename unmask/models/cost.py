@@ -32,8 +32,7 @@ def count_parameters(config: TransformerConfig, tokens: TokenSpec) -> int:
     biases = (queries + 2 * keys) * config.qkv_bias + dim * config.out_bias
     norms = 2 * dim + 2 * width * config.qk_norm
     per_layer = attention + biases + norms + 3 * dim * config.ff_dim
-    embeddings = dim * (tokens.vocab_size * (1 if config.tied_head else 2) + tokens.length * config.learned_positions)
-    return config.num_layers * per_layer + embeddings + dim + dim * dim * config.self_conditioning
+    return config.num_layers * per_layer + _outside(config, tokens) + dim + dim * dim * config.self_conditioning
 
 
 def count_trained(config: TransformerConfig, tokens: TokenSpec) -> int:
@@ -55,7 +54,7 @@ def count_held_bytes(config: TransformerConfig, tokens: TokenSpec) -> int:
     if config.lora is None:
         return 0
     inside = _inside(config, tokens)
-    outside = count_parameters(config, tokens) - inside
+    outside = _outside(config, tokens)
     of_4096 = {"float32": 16384, "bfloat16": 8192, "nf4": 2048 + 64 + 1}[config.lora.base]
     return inside * of_4096 // 4096 + outside * (4 if config.lora.base == "float32" else 2)
 
@@ -296,9 +295,14 @@ def decoding_memory(
 
 
 def _inside(config: TransformerConfig, tokens: TokenSpec) -> int:
-    """Counts the parameters that are neither in the embedding nor in the head."""
+    """Counts the parameters that are neither in the embeddings nor in the head."""
+    return count_parameters(config, tokens) - _outside(config, tokens)
+
+
+def _outside(config: TransformerConfig, tokens: TokenSpec) -> int:
+    """Counts the parameters of the embeddings and the head."""
     rows = tokens.vocab_size * (1 if config.tied_head else 2) + tokens.length * config.learned_positions
-    return count_parameters(config, tokens) - config.dim * rows
+    return config.dim * rows
 
 
 def _limit(device: torch.device | None) -> int | None:

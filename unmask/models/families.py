@@ -30,6 +30,8 @@ class TensorNames:
         return f"{self.block.format(layer)}.{self.inner[part]}.{kind}"
 
 
+BY_TOKEN = ("embedding.weight", "head.weight")
+"""The parameters of `Transformer` that have a row for each token."""
 LLAMA_NAMES = TensorNames(
     outer={"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"},
     block="model.layers.{}",

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unmask.errors import UserError
+from unmask.models.families import BY_TOKEN
 from unmask.models.hf import read_checkpoint, read_checkpoint_json
 from unmask.models.on_demand import OnDemand, outline
 from unmask.models.transformer import Transformer
@@ -26,7 +27,6 @@ _FEW = 16
 """Tokens without a row that every tokenizer may have."""
 _LONGEST_NAME = 255  # bytes that file systems take
 _FUSED = ("query_key_value", "qkv_proj", "att_proj", "attn_qkv", "gate_up_proj")
-_BY_TOKEN = ("embedding.weight", "head.weight")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -61,10 +61,10 @@ def read_weights(
     def read(name: str) -> Tensor:
         ours = name.removeprefix("backbone.")
         tensor = _read_tensor(found[theirs[ours]][0], theirs[ours])
-        return (_select(tensor, rows) if ours in _BY_TOKEN else tensor).to(dtype)
+        return (_select(tensor, rows) if ours in BY_TOKEN else tensor).to(dtype)
 
     shapes = {
-        ours: torch.Size([vocab_size, *shape[1:]]) if ours in _BY_TOKEN else shape for ours, shape in expected.values()
+        ours: torch.Size([vocab_size, *shape[1:]]) if ours in BY_TOKEN else shape for ours, shape in expected.values()
     }
     return OnDemand({f"backbone.{ours}": outline(shape, dtype) for ours, shape in shapes.items()}, read)
 

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from unmask.errors import UserError
-from unmask.models.families import FAMILIES, LAYOUTS, Family, Layout
+from unmask.models.families import BY_TOKEN, FAMILIES, LAYOUTS, Family, Layout
 from unmask.models.on_demand import OnDemand, outline, outlines_of
 from unmask.models.transformer_config import TransformerConfig
 from unmask.types import TokenSpec
-
-_BY_TOKEN = ("embedding.weight", "head.weight")
 
 
 def choose_family(config: object, layout: str, where: str) -> str:
@@ -166,7 +164,7 @@ def hf_tensors(
     for name, value in given.items():
         ours = name.removeprefix("backbone.")
         theirs = FAMILIES[family].names.theirs(ours)
-        shape = torch.Size([count, *value.shape[1:]]) if ours in _BY_TOKEN else value.shape
+        shape = torch.Size([count, *value.shape[1:]]) if ours in BY_TOKEN else value.shape
         sources[theirs], outlines[theirs] = name, outline(shape, dtype)
 
     def written(theirs: str) -> Tensor:
