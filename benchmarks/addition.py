@@ -1,6 +1,6 @@
 """Long carry chains (2605.29123): what the masks of a training do to sums whose digits have to wait for each other.
 
-    python benchmarks/addition.py runs/addition --steps 1500 --seeds 0 1 2 data.digits=8
+    python benchmarks/addition.py runs/addition --steps 3000 --seeds 0 1 2
 
 Trains every arm with every seed, one after the other (what is there already goes on, or is taken as it is), decodes
 held-out sums one digit a step, and prints the right ones of uniform digits and by the longest carry chain. Settings at
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="key=value, for all arms")
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--examples", type=int, default=200, help="sums of each kind")
     given = parser.parse_intermixed_args()
     found = defaultdict(list)
