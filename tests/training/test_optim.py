@@ -187,7 +187,7 @@ def test_wsd_is_stable_and_then_falls_in_a_line() -> None:
     assert [learning_rate(step, 400, config) for step in range(151)] == rates[:151]
 
 
-@pytest.mark.parametrize(("warmup", "share"), [(100, 1.0), (60, 0.5), (150, 0.67), (300, 0.2), (80, 0.21)])
+@pytest.mark.parametrize(("warmup", "share"), [(100, 1.0), (60, 0.5), (150, 0.67), (300, 0.2), (81, 0.21)])
 def test_a_warmup_that_reaches_into_the_fall_makes_no_jump(warmup: int, share: float) -> None:
     config = OptimConfig(lr=1.0, warmup_steps=warmup, schedule="wsd", decay_share=share)
     rates = [learning_rate(step, 100, config) for step in range(101)]
@@ -201,11 +201,12 @@ def test_a_warmup_that_reaches_into_the_fall_makes_no_jump(warmup: int, share: f
     assert said is not None
     assert f"optim.warmup_steps={warmup} reaches into the last {round(100 * share)} of 100 steps" in said
     assert f"optim.decay_share={share:g}" in said
-    assert f"only comes to {max(rates):.2g} of optim.lr=1;" in said
+    assert f"only comes to {max(rates):.3g} of optim.lr=1;" in said
 
 
 def test_a_warmup_that_ends_before_the_fall_is_not_spoken_of() -> None:
-    assert about_warmup(100, OptimConfig(warmup_steps=80, schedule="wsd", decay_share=0.2)) is None
+    for warmup in (80, 81):  # the last step of a warm-up of 81 is the first of the fall, at the whole rate
+        assert about_warmup(100, OptimConfig(warmup_steps=warmup, schedule="wsd", decay_share=0.2)) is None
     assert about_warmup(100, OptimConfig(warmup_steps=100)) is None
     assert "is more than the run's steps (100)" in (about_warmup(100, OptimConfig(warmup_steps=101)) or "")
 
@@ -213,7 +214,7 @@ def test_a_warmup_that_ends_before_the_fall_is_not_spoken_of() -> None:
 def test_schedules_of_two_lengths_agree_until_the_first_of_them_falls() -> None:
     config = OptimConfig(warmup_steps=100, schedule="wsd", decay_share=0.5)
     before, now = ([learning_rate(step, steps, config) for step in range(120)] for steps in (120, 400))
-    assert before[:60] == now[:60]
-    assert before[90] != now[90]
-    assert about_other_length(60, 120, 400, config) is None
-    assert "from a checkpoint of step 60 or before" in (about_other_length(90, 120, 400, config) or "")
+    first = next(step for step in range(120) if before[step] != now[step])
+    assert 60 < first < 90  # the rise stays the lower line for a while after the fall has begun
+    assert about_other_length(first, 120, 400, config) is None
+    assert f"from a checkpoint of step {first} or before" in (about_other_length(first + 1, 120, 400, config) or "")

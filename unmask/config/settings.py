@@ -37,7 +37,7 @@ def known(what: str, table: Mapping[str, object]) -> AfterValidator:
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float64"]
 WeightsName = Literal["ema", "raw"]
-OneIsBoth = BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value)
+OneIsBoth = BeforeValidator(lambda value: (value, value) if type(value) is int else value)
 """Takes one number for both ends of a range."""
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(lambda ids: sorted(set(ids)))]
 

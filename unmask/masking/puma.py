@@ -192,13 +192,15 @@ class PumaPool(Pool):
             rows.stage = stage.clamp(max=self.num_stages - 1)
 
     def about_unused(self) -> str | None:
-        """Says that `run` has no effect, where rows are done before it ends; None if it has one."""
-        most = max([self.config.num_stages, *(k for _, k in self.config.stage_schedule)])
-        if self.run is None or self.run < most:
+        """Says that `run` has no effect, where rows are done before it ends; None if it has one.
+
+        With `stage_schedule` a row may pass through more stages than any K: then nothing is said.
+        """
+        if self.run is None or self.config.stage_schedule or self.run < self.config.num_stages:
             return None
         return (
-            f"without effect: process.run={self.run} (a row is done after K steps, of process.num_stages or "
-            f"stage_schedule: {most} at most)"
+            f"without effect: process.run={self.run} (a row is done after process.num_stages={self.config.num_stages} "
+            "steps at most)"
         )
 
     def metrics(self) -> dict[str, float]:

@@ -165,16 +165,18 @@ def about_warmup(num_steps: int, config: OptimConfig) -> str | None:
     warmup, fall = config.warmup_steps, _decay_steps(num_steps, config) if config.schedule == "wsd" else 0
     if warmup <= num_steps - fall:
         return None
-    top = min(num_steps - 1, (num_steps * warmup - fall) // (warmup + fall))  # where, or just before, the lines cross
-    reached = max(learning_rate(step, num_steps, config) for step in range(top, min(top + 2, num_steps)))
+    reached = max(learning_rate(step, num_steps, config) for step in range(num_steps))
+    if reached == config.lr:
+        return None
     where, fix = f"is more than the run's steps ({num_steps})", "a shorter warm-up, or more steps"
     if fall:
         where = (
-            f"reaches into the last {fall} of {num_steps} steps, where optim.decay_share={config.decay_share:g} falls"
+            f"reaches into the last {fall} of {num_steps} steps, in which the rate falls "
+            f"(optim.decay_share={config.decay_share:g})"
         )
         fix = "a shorter warm-up, a smaller optim.decay_share, or more steps"
     return (
-        f"optim.warmup_steps={warmup} {where}: the learning rate only comes to {reached:.2g} of "
+        f"optim.warmup_steps={warmup} {where}: the learning rate only comes to {reached:.3g} of "
         f"optim.lr={config.lr:g}; give {fix}"
     )
 
@@ -186,7 +188,8 @@ def about_other_length(step: int, before: int, now: int, config: OptimConfig) ->
     """
     shared = config.warmup_steps
     if config.schedule == "wsd":
-        shared = min(total - _decay_steps(total, config) for total in (before, now))
+        rates = ([learning_rate(i, total, config) for i in range(step)] for total in (before, now))
+        shared = next((i for i, (old, new) in enumerate(zip(*rates, strict=True)) if old != new), step)
     if before == now or config.schedule == "constant" or step <= shared:
         return None
     exact = f"go on from a checkpoint of step {shared} or before (move newer ones away)"

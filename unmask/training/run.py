@@ -53,16 +53,16 @@ class Run:
             require_memory_for_training(config, self.task.tokens, peers, device)
         self.data_changed = self.stop_requested = self.is_stepping = False
         self.saved_step = 0
-        self.base: Base | None = None
         self.metrics: MetricsFile | None = None  # rank 0's alone
         self.loggers: list[Logger] = []
-        self.monitor = NonFiniteMonitor()
         # What `train` makes, in this order.
         self.data: dict[str, Any] | None
         self.trainer: Trainer
+        self.base: Base | None
         self.saver: Saver
         self.evaluator: Evaluator
         self.progress: Progress
+        self.monitor: NonFiniteMonitor
         self._sum_votes: Votes
 
     def train(self, *, resume: bool = False, restart_pool: bool = False, data_changed: bool = False) -> None:
@@ -114,6 +114,7 @@ class Run:
             is_compiled=self.trainer.is_compiled,
             processes=self.peers.size,
         ) | {"attention": known, "data": self.data, "evaluates": self.evaluator.about_text()}
+        self.base = None
         has_checkpoint = self.peers.exchange(resume and bool(checkpoint.steps(self.folder.checkpoints)))[0]
         if not has_checkpoint or has_adapters(self.trainer.model):
             self.base = restoring.start_warm(self.trainer, self.task)
@@ -217,6 +218,7 @@ class Run:
         if self.peers.is_main:
             self.metrics = MetricsFile(self.folder.metrics, self.progress.metrics_position, head)
             self.loggers = [*open_loggers(self.config, self.folder.path, self.progress.step)]
+        self.monitor = NonFiniteMonitor()
         self.is_stepping = True
         try:
             yield

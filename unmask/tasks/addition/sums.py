@@ -22,8 +22,8 @@ from unmask.noise import Purpose
 Digits = Int[Tensor, "n D"]
 
 _ATTEMPTS = 5000
-_FEWEST_DRAWN = 4096
-"""Sums to draw of each chain's length, at least, before it is believed that there are no more."""
+_MOST_DRAWN = 2**17
+"""Sums to draw before it is believed that there are no more, unless more are asked for."""
 
 
 def add(a: Digits, b: Digits) -> Int[Tensor, "n D+1"]:
@@ -111,33 +111,27 @@ class Sums:
         raise UserError(f"data.digits={list(self.digits)}: found no {side} sum{chain}; take more digits")
 
     def distinct(self, count: int) -> tuple[Digits, Digits]:
-        """Returns the first `count` sums without repeats, equally many of each chain's length, one after the other.
+        """Returns the first `count` sums without repeats, `a + b` and `b + a` being one; fewer if no more are found.
 
-        Where a length has too few, all of them that are found.
+        Lengths of chains take turns, until one has no more sums.
         """
-        num_chains = self._num_chains
-        drawn, before = count, -1
+        drawn, most = count, max(count, _MOST_DRAWN)
         while True:
             a, b = self[torch.arange(drawn)]
-            rows = torch.cat([a, b], dim=1).to(torch.uint8).numpy()
-            first = torch.from_numpy(np.unique(rows, axis=0, return_index=True)[1]).sort().values
-            places = [torch.arange(count)[chain::num_chains] for chain in range(num_chains)]
-            kept = [first[first % num_chains == chain][: len(place)] for chain, place in enumerate(places)]
-            place = torch.cat([place[: len(own)] for place, own in zip(places, kept, strict=True)])
-            if len(place) in (count, before):
-                chosen = torch.cat(kept)[place.argsort()]
+            differs = (a != b).int().argmax(dim=1, keepdim=True)  # the first column that tells which is smaller
+            ordered = torch.where(
+                a.gather(1, differs) > b.gather(1, differs), torch.cat([b, a], 1), torch.cat([a, b], 1)
+            )
+            first = np.unique(ordered.to(torch.uint8).numpy(), axis=0, return_index=True)[1]
+            if len(first) >= count or drawn == most:
+                chosen = torch.from_numpy(first).sort().values[:count]
                 return a[chosen], b[chosen]
-            # More are drawn until there are enough, or twice as many hold none that is new.
-            drawn, before = max(2 * drawn, _FEWEST_DRAWN * num_chains), len(place)
-
-    @property
-    def _num_chains(self) -> int:
-        """Number of lengths that the sums' longest chains may be asked to have."""
-        return 1 if self.chain is None else self.chain[1] - self.chain[0] + 1
+            drawn = min(2 * drawn, most)
 
     def _chain(self, number: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         assert self.chain is not None
-        return self.chain[0] + number % self._num_chains
+        shortest, longest = self.chain
+        return shortest + number % (longest - shortest + 1)
 
     def _draw(self, number: Int[Tensor, "n"], attempt: int) -> tuple[Digits, Digits]:
         """Draws how many digits the numbers have, and the numbers; a chain is put at a place of its own."""

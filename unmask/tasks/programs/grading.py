@@ -81,7 +81,7 @@ class Judgement:
         value: what it returned, if that was a number.
         output: the beginning of what it printed if it gave a number; else why it did not.
         is_correct: whether `value` matches the right answer; false as well if the program was not graded.
-        reason: `correct`, or one of `verdict.REASONS`, of which `ran` is none here.
+        reason: `correct`, or one of `verdict.REASONS` but `ran`.
     """
 
     program: str | None
