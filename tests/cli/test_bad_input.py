@@ -106,7 +106,7 @@ def test_bad_training_input(
 def test_a_warm_up_beyond_the_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("train", "debug", *SHORT, "optim.warmup_steps=9", "--out", tmp_path / "run") == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "optim.warmup_steps=9 is more than the run's steps (4): the learning rate only comes to 0.0013 of" in said
+    assert "optim.warmup_steps=9 is more than the run's steps (4): the learning rate only comes to 0.00133 of" in said
     assert run_cli("train", "debug", *SHORT, "optim.warmup_steps=4", "--out", tmp_path / "other") == 0
     assert "warmup" not in capsys.readouterr().err
 

@@ -227,7 +227,7 @@ def test_extending_a_run_says_what_becomes_of_its_learning_rate(
     debug_run(tmp_path / "run", "train.steps=6", *optim).train(resume=True)
     said = " ".join(capsys.readouterr().err.split())
     assert (f"optim.schedule={schedule} was of 4 steps, is of 6 steps" in said) == (schedule != "constant")
-    assert ("go on from a checkpoint of step 2 or before" in said) == (schedule == "wsd")
+    assert ("go on from a checkpoint of step 3 or before" in said) == (schedule == "wsd")
 
 
 def test_one_run_gives_several_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
