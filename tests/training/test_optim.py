@@ -205,8 +205,9 @@ def test_a_warmup_that_reaches_into_the_fall_makes_no_jump(warmup: int, share: f
 
 
 def test_a_warmup_that_ends_before_the_fall_is_not_spoken_of() -> None:
-    for warmup in (80, 81):  # the last step of a warm-up of 81 is the first of the fall, at the whole rate
-        assert about_warmup(100, OptimConfig(warmup_steps=warmup, schedule="wsd", decay_share=0.2)) is None
+    # The last step of a warm-up of 3 is the first of the fall, at the whole rate: 0.003 * 3 / 3, which is rounded.
+    for warmup in (2, 3):
+        assert about_warmup(10, OptimConfig(lr=0.003, warmup_steps=warmup, schedule="wsd", decay_share=0.8)) is None
     assert about_warmup(100, OptimConfig(warmup_steps=100)) is None
     assert "is more than the run's steps (100)" in (about_warmup(100, OptimConfig(warmup_steps=101)) or "")
 

@@ -166,7 +166,7 @@ def about_warmup(num_steps: int, config: OptimConfig) -> str | None:
     if warmup <= num_steps - fall:
         return None
     reached = max(learning_rate(step, num_steps, config) for step in range(num_steps))
-    if reached == config.lr:
+    if math.isclose(reached, config.lr):
         return None
     where, fix = f"is more than the run's steps ({num_steps})", "a shorter warm-up, or more steps"
     if fall:

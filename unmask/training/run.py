@@ -114,10 +114,9 @@ class Run:
             is_compiled=self.trainer.is_compiled,
             processes=self.peers.size,
         ) | {"attention": known, "data": self.data, "evaluates": self.evaluator.about_text()}
-        self.base = None
         has_checkpoint = self.peers.exchange(resume and bool(checkpoint.steps(self.folder.checkpoints)))[0]
-        if not has_checkpoint or has_adapters(self.trainer.model):
-            self.base = restoring.start_warm(self.trainer, self.task)
+        needs_base = not has_checkpoint or has_adapters(self.trainer.model)
+        self.base = restoring.start_warm(self.trainer, self.task) if needs_base else None
         try:
             with self.peers.raise_together():
                 self._open_folder(environment, resume)
