@@ -68,6 +68,8 @@ def test_may_be_below_misses_none_and_adds_few() -> None:
 def test_permute_is_a_permutation(size: int, seed: int, epoch: int) -> None:
     out = noise.permute(torch.arange(size), size, seed, Purpose.SHUFFLE, epoch)
     assert out.sort().values.tolist() == list(range(size))
+    walked = noise.permute(torch.arange(size), size, seed, Purpose.SHUFFLE, torch.tensor(epoch))  # without a table
+    assert torch.equal(out, walked)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 7, 16, 30])

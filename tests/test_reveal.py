@@ -22,7 +22,6 @@ from unmask.reveal import (
     RevealRule,
     RevealState,
     Threshold,
-    exceeds_threshold,
     most_confident,
 )
 from unmask.types import CleanBatch, Prediction, Query, TokenStats
@@ -59,7 +58,17 @@ def test_surest_is_a_stable_sort(score: list[int], eligible: list[bool], count: 
 def test_above_is_strict_and_keeps_to_what_is_eligible() -> None:
     top1 = torch.tensor([[0.5, 0.9, 0.95, 0.99]])
     eligible = torch.tensor([[True, True, True, False]])
-    assert exceeds_threshold(top1, eligible, 0.9).tolist() == [[False, False, True, False]]
+    zero = torch.zeros(1, dtype=torch.long)
+    state = RevealState(
+        score=top1,
+        eligible=eligible,
+        top1=top1,
+        entropy=None,
+        step=zero,
+        num_masked=zero + 3,
+        num_masked_at_start=zero + 3,
+    )
+    assert Threshold(0.9)(state).tolist() == [[False, False, True, False]]
 
 
 def run_rule(rule: RevealRule, num_masked: int) -> list[int]:

@@ -15,14 +15,15 @@ from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 from unmask.masking.process import IndependentBatches
+from unmask.models import precision
 from unmask.models.build import build_denoiser
-from unmask.models.precision import resolve_dtype, should_compile
+from unmask.models.precision import resolve_device, resolve_dtype, should_compile
 from unmask.models.transformer import TransformerConfig
 from unmask.noise import Purpose
 from unmask.peers import Peers
-from unmask.training import trainer
+from unmask.reveal import CosineSteps, RevealState
 from unmask.training.distributed import device_of
-from unmask.training.trainer import Trainer, resolve_device
+from unmask.training.trainer import Trainer
 from unmask.types import TokenSpec
 
 TOKENS = TokenSpec(vocab_size=12, length=16, mask_id=11, eos_id=1)
@@ -105,6 +106,26 @@ def test_decoding(settings: dict[str, Any], narrow: NoFloat64) -> None:
     assert not (decoded.tokens == TOKENS.mask_id).any()
 
 
+def test_a_cosine_in_fp32_counts_as_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = torch.arange(1, 101)
+    nothing = torch.empty(100, 0)
+    for num_steps in range(1, 31):
+        for step in range(num_steps):
+            state = RevealState(
+                score=nothing,
+                eligible=nothing.bool(),
+                top1=nothing,
+                entropy=None,
+                step=torch.full_like(start, step),
+                num_masked=start,
+                num_masked_at_start=start,
+            )
+            expected = CosineSteps(num_steps).num_left_after(state)
+            with monkeypatch.context() as patch:
+                patch.setattr(noise, "has_float64", lambda device: False)
+                assert torch.equal(CosineSteps(num_steps).num_left_after(state), expected)
+
+
 def test_noise_in_fp32_is_that_in_float64_cut_or_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = torch.arange(100_000)
     u, gumbel = noise.uniform(3, Purpose.MASK, keys), noise.gumbel(3, Purpose.VALUE, keys)
@@ -117,17 +138,17 @@ def test_noise_in_fp32_is_that_in_float64_cut_or_rounded(monkeypatch: pytest.Mon
 
 
 def test_a_macs_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer.torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(trainer.torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(precision.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(precision.torch.backends.mps, "is_available", lambda: True)
     mps = torch.device("mps")
     assert resolve_device("auto") == resolve_device("mps") == mps
     assert not noise.has_float64(mps)
     assert should_compile("auto", mps) is False
     with pytest.raises(UserError, match="float64: mps has no such numbers; use float32"):
         resolve_dtype("float64", mps)
-    monkeypatch.setattr(trainer.torch.backends.mps, "is_macos_or_newer", lambda *version: True)
+    monkeypatch.setattr(precision.torch.backends.mps, "is_macos_or_newer", lambda *version: True)
     assert resolve_dtype("auto", mps) == "bfloat16"
-    monkeypatch.setattr(trainer.torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(precision.torch.backends.mps, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")
     with pytest.raises(UserError, match="device mps: not on this machine"):
         resolve_device("mps")

@@ -17,6 +17,7 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 _MASK64 = (1 << 64) - 1
 _FEISTEL_ROUNDS = 12  # with 4, as is common for large domains, a permutation of 7 items is visibly uneven
+_MOST_TABLED = 5  # half the bits of a domain whose rounds cost no more at once than one by one
 
 
 @unique
@@ -122,6 +123,11 @@ def wide(x: Tensor) -> Float[Tensor, "..."]:
     return x.to(widest(x.device))
 
 
+def raised(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Raises `x` by more than it was rounded by, so that `floor` leaves what should be a whole number as it is."""
+    return x + (1e-9 if x.dtype == torch.float64 else 1e-6)
+
+
 def uniform(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
     """Returns uniform numbers in [0, 1), in `widest`, for each entry of the broadcast `keys`.
 
@@ -173,7 +179,11 @@ def permute(index: Int[Tensor, "..."], size: int, seed: int, purpose: Purpose, *
             left, right = right, left ^ (bits(seed, purpose, *keys, i, right) & low)
         return (left << half) | right
 
-    out = rounds(index)
+    # In a small domain all rounds are run once for all of it, however often it walks.
+    is_small = half <= _MOST_TABLED and all(isinstance(key, int) for key in keys)
+    table = rounds(torch.arange(4**half, device=index.device)) if is_small else None
+    step = rounds if table is None else lambda x: table[x]
+    out = step(index)
     while (outside := out >= size).any():
-        out = torch.where(outside, rounds(out), out)
+        out = torch.where(outside, step(out), out)
     return out

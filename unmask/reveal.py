@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unmask.config.settings import Section, known
 from unmask.errors import require
-from unmask.noise import wide
+from unmask.noise import raised, wide
 
 Scores = Float[Tensor, "*B L"]
 
@@ -127,11 +127,6 @@ def most_confident(score: Scores, eligible: Bool[Tensor, "*B L"], count: Int[Ten
     return eligible & (rank < count.unsqueeze(-1))
 
 
-def exceeds_threshold(top1: Scores, eligible: Bool[Tensor, "*B L"], threshold: float) -> Bool[Tensor, "*B L"]:
-    """Chooses the eligible positions whose largest probability exceeds `threshold`, whatever the order."""
-    return eligible & (top1 > threshold)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RevealState:
     """The input of a rule: never the hidden truth, or the reveals would leak it into training."""
@@ -203,7 +198,7 @@ class CosineSteps(NumSteps):
 
     def num_left_after(self, state: RevealState) -> Int[Tensor, "*B"]:
         angle = (wide(state.step) + 1).clamp(max=self.num_steps) * (math.pi / (2 * self.num_steps))
-        cosine = angle.cos() + 1e-9  # rounded, that of 60 degrees may be less than 1/2
+        cosine = raised(angle.cos())  # rounded, that of 60 degrees may be less than 1/2, that of 90 less than 0
         return (state.num_masked_at_start * cosine).floor().long()
 
 
@@ -217,9 +212,8 @@ class Threshold:
         require(0 < self.threshold <= 1, "threshold", self.threshold, "a probability above 0, 1 at most")
 
     def __call__(self, state: RevealState) -> Bool[Tensor, "*B L"]:
-        return exceeds_threshold(state.top1, state.eligible, self.threshold) | most_confident(
-            state.score, state.eligible, torch.ones_like(state.step)
-        )
+        is_sure = state.eligible & (state.top1 > self.threshold)
+        return is_sure | most_confident(state.score, state.eligible, torch.ones_like(state.step))
 
 
 @dataclass(frozen=True)

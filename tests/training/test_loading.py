@@ -9,8 +9,8 @@ import unmask
 from tests.helpers.runs import debug_run
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
+from unmask.models.precision import resolve_device
 from unmask.training.loading import LoadedRun
-from unmask.training.trainer import resolve_device
 
 
 def test_the_averages_of_a_model_of_ones_own_are_all_of_its_weights(tmp_path: Path) -> None:

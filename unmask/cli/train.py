@@ -12,13 +12,12 @@ from unmask.config import recipes
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
 from unmask.models.cost import training_memory
-from unmask.models.precision import resolve_dtype
+from unmask.models.precision import resolve_device, resolve_dtype
 from unmask.models.transformer_config import TransformerConfig
 from unmask.progress import console
 from unmask.training.distributed import device_of, joined, read_launch
 from unmask.training.folder import RunFolder, read_settings
 from unmask.training.run import Run
-from unmask.training.trainer import resolve_device
 
 
 def train(

@@ -229,7 +229,7 @@ def _draw_masks(
     u = 1 - noise.uniform(seed, Purpose.TIME, key, torch.arange(eligible.shape[1]))  # in (0, 1], of each block
     t = (draw.unsqueeze(1) + u) / draws
     example = noise.bits(seed, Purpose.MASK, key, draw)
-    every = mask_exactly(blocks, masked_count(t, blocks.sum(dim=-1)), example, seed, Purpose.MASK)
+    every = mask_exactly(blocks, masked_count(t, blocks.sum(dim=-1)), example, seed)
     is_masked, drawn = every.unique(dim=0, return_inverse=True)
     total = int(eligible.sum())
     length = eligible[0].numel()

@@ -22,9 +22,9 @@ from unmask.masking.process import MaskingProcess
 from unmask.models.build import build_denoiser
 from unmask.models.cost import require_memory_for_rows
 from unmask.models.lora import draw_base, has_adapters
-from unmask.models.precision import resolve_dtype
+from unmask.models.precision import resolve_device, resolve_dtype
 from unmask.tasks.task import Task, build_task
-from unmask.training.trainer import Trainer, resolve_device
+from unmask.training.trainer import Trainer
 from unmask.types import MaskedBatch, TokenStats
 
 _WARM_UP = 4  # an even number; see `_median_step`

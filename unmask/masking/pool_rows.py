@@ -14,7 +14,6 @@ from unmask.blocks import blocks_of, count_blocks, in_blocks
 from unmask.errors import UserError
 from unmask.masking.process import LARGEST_COUNT
 from unmask.masking.uniform import mask_exactly
-from unmask.noise import Purpose
 from unmask.types import CleanBatch, TokenSpec
 
 
@@ -84,7 +83,7 @@ def new_rows(
 ) -> PoolRows:
     """Makes rows of new examples, with positions revealed at random: the model has not seen them yet."""
     eligible = in_blocks(~clean.prompt_mask, stage.shape[1])
-    is_masked = mask_exactly(eligible, eligible.sum(dim=-1) - num_revealed, example, seed, Purpose.MASK)
+    is_masked = mask_exactly(eligible, eligible.sum(dim=-1) - num_revealed, example, seed)
     return PoolRows(
         example=example,
         visit=torch.zeros_like(example),

@@ -35,12 +35,12 @@ def draw_exactly(
     """Masks n = ceil(t L_b) positions of each block; P(n) is the mass of q on ((n - 1) / L_b, n / L_b]."""
     num_maskable = eligible.sum(dim=-1)
     count = masked_count(t, num_maskable)
-    length = num_maskable.clamp(min=1)
+    length = noise.wide(num_maskable.clamp(min=1))
     mass = q.cdf(count / length) - q.cdf((count - 1).clamp(min=0) / length)
     return MaskSample(
-        is_masked=mask_exactly(eligible, count, example, seed, Purpose.MASK),
+        is_masked=mask_exactly(eligible, count, example, seed),
         eligible=eligible,
-        t=count.clamp(min=1).double() / length,
+        t=count.clamp(min=1) / length,
         ratio=length * mass,
         mean_t=q.mean,
     )
@@ -50,7 +50,7 @@ def draw_independently(
     q: Density, t: Float[Tensor, "b N"], eligible: Bool[Tensor, "b N S"], example: Int[Tensor, "b"], seed: int
 ) -> MaskSample:
     """Masks each position with probability t. A block may have nothing masked."""
-    score = in_blocks(_noise(eligible, example, seed, Purpose.MASK), eligible.shape[1])
+    score = in_blocks(_noise(eligible, example, seed), eligible.shape[1])
     is_masked = eligible & (score < t.unsqueeze(-1))
     return MaskSample(is_masked=is_masked, eligible=eligible, t=t, ratio=q.density(t), mean_t=q.mean)
 
@@ -152,26 +152,19 @@ def mask_blocks(
 ) -> MaskedBatch:
     """Masks n = ceil(t L_b) of the L_b maskable positions of each block; weight `weights.per_masked`."""
     eligible = in_blocks(~clean.prompt_mask, t.shape[1])
-    is_masked = mask_exactly(eligible, masked_count(t, eligible.sum(dim=-1)), example, seed, Purpose.MASK, *keys)
+    is_masked = mask_exactly(eligible, masked_count(t, eligible.sum(dim=-1)), example, seed, *keys)
     xt = torch.where(is_masked.flatten(1), mask_id, clean.x0)
     return masked_batch(clean.x0, xt, mask_id, weights.per_masked(is_masked, eligible))
 
 
 def mask_exactly(
-    eligible: Bool[Tensor, "b N S"],
-    count: Int[Tensor, "b N"],
-    example: Int[Tensor, "b"],
-    seed: int,
-    purpose: Purpose,
-    *keys: int,
+    eligible: Bool[Tensor, "b N S"], count: Int[Tensor, "b N"], example: Int[Tensor, "b"], seed: int, *keys: int
 ) -> Bool[Tensor, "b N S"]:
     """Masks `count` eligible positions of each block, every set of that size equally likely; keyed by the example."""
-    score = _noise(eligible, example, seed, purpose, *keys)
+    score = _noise(eligible, example, seed, *keys)
     return most_confident(in_blocks(score, eligible.shape[1]), eligible, count)
 
 
-def _noise(
-    eligible: Bool[Tensor, "b N S"], example: Int[Tensor, "b"], seed: int, purpose: Purpose, *keys: int
-) -> Float[Tensor, "b L"]:
+def _noise(eligible: Bool[Tensor, "b N S"], example: Int[Tensor, "b"], seed: int, *keys: int) -> Float[Tensor, "b L"]:
     position = torch.arange(eligible[0].numel(), device=eligible.device)
-    return noise.uniform(seed, purpose, *keys, example.unsqueeze(1), position)
+    return noise.uniform(seed, Purpose.MASK, *keys, example.unsqueeze(1), position)

@@ -69,7 +69,8 @@ def importance(sample: MaskSample, cap: float | None = None) -> Float[Tensor, "B
 def flat(sample: MaskSample) -> Float[Tensor, "B N"]:
     """Returns `1 / (E[t] L_eff)`: all masked tokens weigh the same (BD3-LM's clipped times drop 1/t).
 
-    A row weighs 1 on average of independent masks, `1 + 1 / (2 L_eff E[t])` of exact counts, which are rounded up.
+    A row weighs 1 on average of independent masks. Exact counts are rounded up in each of N blocks, by half a position
+    on average, so that a row weighs about `1 + N / (2 L_eff E[t])`.
     """
     length = _length(sample.eligible.sum(dim=-1)).clamp(min=1).double()
     return (1 / (sample.mean_t * length)).expand(sample.t.shape)

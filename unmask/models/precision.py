@@ -1,4 +1,4 @@
-"""Number formats of a model, and a check that `torch.compile` works on this machine."""
+"""Where and in which number format a model computes, and a check that `torch.compile` works on this machine."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,6 +8,20 @@ import torch
 from unmask.errors import UserError, first_line
 from unmask.noise import has_float64
 from unmask.progress import warn
+
+
+def resolve_device(name: str) -> torch.device:
+    """Returns the device called `name`; `auto` is cuda if this machine has it, else mps (a Mac's GPU), else cpu.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    cudas = torch.cuda.device_count()
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    valid = ["cpu", *mps, *(["cuda", *(f"cuda:{number}" for number in range(cudas))] if cudas else [])]
+    if name not in ("auto", *valid):
+        raise UserError(f"device {name}: not on this machine; use auto, {', '.join(valid)}")
+    return torch.device(("cuda" if cudas else [*mps, "cpu"][0]) if name == "auto" else name)
 
 
 def resolve_dtype(name: str, device: torch.device) -> str:

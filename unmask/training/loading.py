@@ -24,14 +24,14 @@ from unmask.models import hf
 from unmask.models.build import build_denoiser, fill
 from unmask.models.denoiser import Denoiser
 from unmask.models.on_demand import OnDemand, outline, outlines_of
-from unmask.models.precision import resolve_dtype
+from unmask.models.precision import resolve_device, resolve_dtype
 from unmask.tasks.task import Task, build_task, check_same_data, may_change
 from unmask.training import adapters, checkpoint, parallel, state
 from unmask.training.adapters import Adapters
 from unmask.training.digest import weights_digest
 from unmask.training.folder import read_config, read_environment, resolve_config
 from unmask.training.importing import Import
-from unmask.training.trainer import Trainer, resolve_device
+from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch, TokenSpec
 
 _LARGE = 10**9  # numbers whose checksum takes seconds: say so

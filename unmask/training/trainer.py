@@ -25,7 +25,7 @@ from unmask.models.cost import require_memory_for_model, require_memory_for_rows
 from unmask.models.ema import Ema
 from unmask.models.lora import load_base
 from unmask.models.measuring import measure_fastest
-from unmask.models.precision import parameter_dtype, resolve_dtype, should_compile
+from unmask.models.precision import parameter_dtype, resolve_device, resolve_dtype, should_compile
 from unmask.models.transformer_config import TransformerConfig
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
@@ -68,20 +68,6 @@ class StepReport:
 
 _MOST_STEPS = 10**10
 """Steps of a run that nothing else ends: four months at a thousand a second."""
-
-
-def resolve_device(name: str) -> torch.device:
-    """Returns the device called `name`; `auto` is cuda if this machine has it, else mps (a Mac's GPU), else cpu.
-
-    Raises:
-        UserError: this machine has no such device.
-    """
-    cudas = torch.cuda.device_count()
-    mps = ["mps"] if torch.backends.mps.is_available() else []
-    valid = ["cpu", *mps, *(["cuda", *(f"cuda:{number}" for number in range(cudas))] if cudas else [])]
-    if name not in ("auto", *valid):
-        raise UserError(f"device {name}: not on this machine; use auto, {', '.join(valid)}")
-    return torch.device(("cuda" if cudas else [*mps, "cpu"][0]) if name == "auto" else name)
 
 
 def num_steps(config: RunConfig, stream: EpochStream) -> int:
