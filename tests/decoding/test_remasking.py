@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -91,6 +93,18 @@ def test_p2_keeps_the_likeliest_of_all() -> None:
     assert reveals[0].nonzero().flatten().tolist() == [3, 4, 5]
     assert again[0].nonzero().flatten().tolist() == [7]
     assert not P2(0.0)(now, doubted, NumSteps(6))[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("remasking", [P2(0.0), Rcr(0.0)])
+def test_at_eta_0_nothing_is_masked_again_though_the_model_is_sure_of_all(
+    remasking: Remasking, dtype: torch.dtype
+) -> None:
+    now = state(6, step=3)
+    sure = replace(revealed(now), log_prob=torch.zeros(1, 12, dtype=dtype))  # log p of 1 - 1e-20
+    reveals, again = remasking(now, sure, NumSteps(6))
+    assert not again.any()
+    assert reveals.sum() == 2
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

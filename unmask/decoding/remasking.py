@@ -106,7 +106,10 @@ class Ranked:
 
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
         assert isinstance(rule, NumSteps), "remasking needs a number of steps"
-        log_prob = torch.where(revealed.is_revealed, (self.eta * revealed.log_prob).nan_to_num(), revealed.log_prob)
+        # A masked position whose log p is rounded to 0 comes after every revealed one: without that, ties would mask
+        # tokens again at eta = 0.
+        unsure = revealed.log_prob.clamp(max=-torch.finfo(revealed.log_prob.dtype).tiny)
+        log_prob = torch.where(revealed.is_revealed, (self.eta * revealed.log_prob).nan_to_num(), unsure)
         candidates, start = state.eligible | revealed.is_revealed, state.num_masked_at_start
         num_visible = (start - rule.num_left_after(state)).maximum(start - state.num_masked).clamp(min=1)
         is_visible = most_confident(log_prob, candidates, num_visible)
