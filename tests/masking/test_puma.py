@@ -381,6 +381,16 @@ def test_no_row_stays_longer_than_its_run_and_the_first_leave_one_after_the_othe
         assert pool.rows.is_done[is_last].all()
 
 
+def test_in_runs_every_block_is_at_the_stage_of_its_visit_from_the_first_step_on() -> None:
+    pool = PumaPool(mask_id=11, shard=RowShard.whole(12), num_stages=8, run=4, block_size=8)
+    stream = RandomStream(length=32, vocab_size=11)
+    for step in range(8):
+        batch = pool.next_batch(stream)
+        assert pool.rows is not None
+        assert (pool.rows.stage == pool.rows.visit.unsqueeze(1)).all()
+        pool.observe(batch, random_stats(batch, step))
+
+
 @pytest.mark.parametrize("settings", [settings for settings in SETTINGS if not settings.get("stage_schedule")])
 def test_a_run_of_all_stages_changes_nothing_and_is_said_to(settings: dict) -> None:
     most = settings["num_stages"]

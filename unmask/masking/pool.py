@@ -96,7 +96,7 @@ class Pool(ABC):
         self.seed = seed
         self.device = torch.device(device or "cpu")
         self.step = 0
-        self.first_round = 0
+        self.first_turn = 0
         """j of the examples `stream[r + j B]` that a new pool starts with."""
         self.rows: PoolRows | None = None
         self.estimate: Float[Tensor, "b L D"] | None = None
@@ -176,7 +176,7 @@ class Pool(ABC):
 
     def _first_examples(self, stream: ExampleStream) -> tuple[CleanBatch, Int[Tensor, "b"], Int[Tensor, "b N"]]:
         row = self.shard.index(self.device)
-        example = row + self.first_round * self.shard.total
+        example = row + self.first_turn * self.shard.total
         clean = examples_of(stream, example.cpu()).to(self.device)
         num_blocks = count_blocks(clean.x0.shape[1], self.block_size)
         place = noise.permute(blocks_of(row, num_blocks), self.shard.total * num_blocks, self.seed, Purpose.STAGE)
@@ -240,7 +240,8 @@ class Pool(ABC):
         rows.is_masked = rows.is_masked & ~(reveal | is_done.unsqueeze(-1)).flatten(1)
         rows.stage = stage
         rows.visit = rows.visit + 1
-        # A step with numbers that are not finite changes nothing, so nothing of them is kept either.
+        # A step with numbers that are not finite leaves the weights as they were. The pool moves on all the same, but
+        # does not hand such numbers to the next step.
         self.estimate = None if stats.estimate is None else stats.estimate.nan_to_num(0.0, posinf=0.0, neginf=0.0)
         self.step += 1
 
@@ -271,7 +272,7 @@ class Pool(ABC):
         gather = self.shard.peers.gather
         return {
             "step": self.step,
-            "first_turn": self.first_round,  # its name in saved runs
+            "first_turn": self.first_turn,
             "num_refills": self.examples_seen,
             "estimate": None if self.estimate is None else gather(self.estimate),
             "pool": None if self.rows is None else {name: gather(own) for name, own in vars(self.rows).items()},
@@ -303,7 +304,7 @@ class Pool(ABC):
         shard, saved, estimate = self.shard, state["pool"], state["estimate"]
         if saved is not None and (held := len(saved["x0"])) != shard.known:
             raise UserError(f"the state of a pool of {held} rows does not fit one of {shard.known}; make one of {held}")
-        self.step, self.first_round = state["step"], state["first_turn"]
+        self.step, self.first_turn = state["step"], state["first_turn"]
         # Counters are summed over the ranks, so one of them holds what all had.
         self._num_refills = torch.full_like(self._num_refills, state["num_refills"] if shard.peers.is_main else 0)
         self._prefetcher = None  # a function of the rows' examples
@@ -316,5 +317,5 @@ class Pool(ABC):
         """Returns `state` without rows: a new pool starts, with examples that no row of the old one has reached."""
         if state["pool"] is None:
             return state
-        last_round = int(state["pool"]["example"].max()) // self.shard.total
-        return {**state, "first_turn": last_round + 1, "pool": None, "estimate": None}
+        last_turn = int(state["pool"]["example"].max()) // self.shard.total
+        return {**state, "first_turn": last_turn + 1, "pool": None, "estimate": None}

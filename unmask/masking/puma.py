@@ -98,7 +98,7 @@ class PumaPool(Pool):
         """Density of the visible fraction r = 1 - t; the K stages have equal mass under it."""
         start = self.config.start
         self.start = None if start is None else start.build().to(self.device)
-        self.run: int | None = self.config.run
+        self.max_visits: int | None = self.config.run
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
         """Returns the pool as it stands, with examples of `stream` in place of rows that are done.
@@ -129,8 +129,8 @@ class PumaPool(Pool):
             stage = stage.maximum(self._stage_of(revealed + reveal.sum(dim=-1), length))
         # 4. At stage K a block is done: all of it is shown. A row is refilled when all its blocks are, or its run ends.
         is_done = stage >= self.num_stages
-        if self.run is not None:
-            is_done = is_done | (rows.visit + 1 >= self.run).unsqueeze(1)
+        if self.max_visits is not None:
+            is_done = is_done | (rows.visit + 1 >= self.max_visits).unsqueeze(1)
         self.advance(rows, stats, reveal=reveal, stage=stage.clamp(max=self.num_stages), is_done=is_done)
         # 5. Where K changes, blocks keep their masks and take the stage of the new K that their share stands for.
         self._change_num_stages(rows)
@@ -148,19 +148,22 @@ class PumaPool(Pool):
     def _stage_of(self, num_revealed: Int[Tensor, "b N"], num_maskable: Int[Tensor, "b N"]) -> Int[Tensor, "b N"]:
         """Returns `floor(K F)`, F being the mass below a block's revealed share; under uniform times that share."""
         mass = self.revealed_share.cdf(num_revealed / noise.wide(num_maskable.clamp(min=1)))
-        return (self.num_stages * mass + 1e-9).floor().long()  # whole where K revealed / L_b is
+        return noise.raised(self.num_stages * mass).floor().long()  # whole where K revealed / L_b is
 
     def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], place: Int[Tensor, "b N"]) -> PoolRows:
         """Makes the rows of a new pool, spread evenly over the stages, or steps of a run, that rows pass through."""
-        num_steps = self.num_stages if self.run is None else min(self.run, self.num_stages)
-        if self.start is None:  # even also where there are more stages than blocks
-            stage = place * num_steps // (self.shard.total * place.shape[1])
+        num_blocks = place.shape[1]
+        stage, visit = place * self.num_stages // (self.shard.total * num_blocks), None
+        if self.max_visits is not None and self.max_visits < self.num_stages:  # else all rows would leave at once
+            place_of_row = noise.permute(self.shard.index(self.device), self.shard.total, self.seed, Purpose.STAGE)
+            visit = place_of_row * self.max_visits // self.shard.total
+            stage = visit.unsqueeze(1).expand_as(place)
+        if self.start is None:
             rows = self._new_rows(clean, example, stage)
         else:
-            rows = self._fresh_rows(clean, example, place.shape[1])
-        if num_steps < self.num_stages:  # else all rows would leave at once
-            place_of_row = noise.permute(self.shard.index(self.device), self.shard.total, self.seed, Purpose.STAGE)
-            rows.visit = place_of_row * num_steps // self.shard.total
+            rows = self._fresh_rows(clean, example, num_blocks)
+        if visit is not None:
+            rows.visit = visit
         return rows
 
     def _fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], num_blocks: int) -> PoolRows:
@@ -196,10 +199,11 @@ class PumaPool(Pool):
 
         With `stage_schedule` a row may pass through more stages than any K: then nothing is said.
         """
-        if self.run is None or self.config.stage_schedule or self.run < self.config.num_stages:
+        run = self.config.run
+        if run is None or self.config.stage_schedule or run < self.config.num_stages:
             return None
         return (
-            f"without effect: process.run={self.run} (a row is done after process.num_stages={self.config.num_stages} "
+            f"without effect: process.run={run} (a row is done after process.num_stages={self.config.num_stages} "
             "steps at most)"
         )
 
