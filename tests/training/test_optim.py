@@ -2,7 +2,7 @@
 
 import copy
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -210,6 +210,26 @@ def test_a_warmup_that_ends_before_the_fall_is_not_spoken_of() -> None:
         assert about_warmup(10, OptimConfig(lr=0.003, warmup_steps=warmup, schedule="wsd", decay_share=0.8)) is None
     assert about_warmup(100, OptimConfig(warmup_steps=100)) is None
     assert "is more than the run's steps (100)" in (about_warmup(100, OptimConfig(warmup_steps=101)) or "")
+
+
+def test_what_is_said_of_schedules_is_true_of_their_rates() -> None:
+    """Against all rates, one by one; and of long schedules without looking at each."""
+    for steps, warmup, share in product((1, 7, 40), (0, 1, 5, 39, 40, 90), (0.01, 0.33, 0.67, 1.0)):
+        config = OptimConfig(lr=0.003, warmup_steps=warmup, schedule="wsd", decay_share=share)
+        rates = [learning_rate(step, steps, config) for step in range(steps)]
+        if said := about_warmup(steps, config):
+            assert f"only comes to {max(rates):.3g} of" in said
+        for now, step in product((2, 30), (1, 20)):
+            others = [learning_rate(i, now, config) for i in range(step)]
+            same = [i for i, (old, new) in enumerate(zip(rates, others, strict=False)) if old != new]
+            if step <= steps != now:
+                first = same[0] if same else step
+                said = about_other_length(step, steps, now, config)
+                assert (said is None) == (step <= first)
+                assert said is None or f"from a checkpoint of step {first} or before" in said
+    config = OptimConfig(warmup_steps=9 * 10**9, schedule="wsd")
+    assert about_warmup(10**10, config)
+    assert about_other_length(9 * 10**9, 10**10, 2 * 10**10, config)
 
 
 def test_schedules_of_two_lengths_agree_until_the_first_of_them_falls() -> None:

@@ -1,6 +1,8 @@
 """AdamW or Muon, the learning rate's schedule, and the optimizer's state by parameter name."""
 
 import math
+from bisect import bisect_left
+from functools import partial
 from typing import Any
 
 import torch
@@ -165,7 +167,9 @@ def about_warmup(num_steps: int, config: OptimConfig) -> str | None:
     warmup, fall = config.warmup_steps, _decay_steps(num_steps, config) if config.schedule == "wsd" else 0
     if warmup <= num_steps - fall:
         return None
-    reached = max(learning_rate(step, num_steps, config) for step in range(num_steps))
+    meet = (warmup * num_steps - fall) // (warmup + fall)  # the step where the line up meets the line down
+    near = range(max(0, meet - 1), min(num_steps, meet + 2))
+    reached = max(learning_rate(step, num_steps, config) for step in near)
     if math.isclose(reached, config.lr):
         return None
     where, fix = f"is more than the run's steps ({num_steps})", "a shorter warm-up, or more steps"
@@ -188,8 +192,10 @@ def about_other_length(step: int, before: int, now: int, config: OptimConfig) ->
     """
     shared = config.warmup_steps
     if config.schedule == "wsd":
-        rates = ([learning_rate(i, total, config) for i in range(step)] for total in (before, now))
-        shared = next((i for i, (old, new) in enumerate(zip(*rates, strict=True)) if old != new), step)
+        # They agree until the shorter one falls, and after that for as long as the warm-up is the lower line.
+        later = range(min(total - _decay_steps(total, config) for total in (before, now)), step)
+        different = partial(_differ, before=before, now=now, config=config)
+        shared = later.start + bisect_left(later, True, key=different)
     if before == now or config.schedule == "constant" or step <= shared:
         return None
     exact = f"go on from a checkpoint of step {shared} or before (move newer ones away)"
@@ -199,6 +205,10 @@ def about_other_length(step: int, before: int, now: int, config: OptimConfig) ->
         f"optim.schedule={config.schedule} was of {before} steps, is of {now} steps: from step {step} on the learning "
         f"rate is that of the new length, but until here it was another one. For exactly a run of {now} steps, {exact}"
     )
+
+
+def _differ(step: int, *, before: int, now: int, config: OptimConfig) -> bool:
+    return learning_rate(step, before, config) != learning_rate(step, now, config)
 
 
 def _decay_steps(num_steps: int, config: OptimConfig) -> int:
