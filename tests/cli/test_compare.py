@@ -17,7 +17,7 @@ from tests.helpers import lines, run_cli
 from unmask.config import recipes
 from unmask.errors import UserError
 from unmask.lab.compare import Method, Plan
-from unmask.lab.trainings import Training, train_all
+from unmask.lab.trainings import Training, TrainingFailed, train_all
 from unmask.training.folder import to_yaml
 from unmask.training.run import Interrupted
 
@@ -217,6 +217,26 @@ def test_signals_stop_the_trainings(stop: signal.Signals, tmp_path: Path, monkey
     assert signal.getsignal(stop) is not signal.default_int_handler
 
 
+def test_a_failure_is_told_whenever_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends with an error right after one look is still there at the next."""
+
+    class Child:
+        looks = 0
+
+        def poll(self) -> int | None:
+            self.looks += 1
+            return None if self.looks == 1 else 1
+
+        def send_signal(self, _: int) -> None: ...
+
+        def wait(self) -> None: ...
+
+    child = Child()
+    monkeypatch.setattr(Training, "start", lambda *_: child)
+    with pytest.raises(TrainingFailed, match=r"run failed \(exit code 1\)"):
+        train_all([Training("debug", (), tmp_path / "run")], 1)
+
+
 BAD = {
     "one folder of two": (["sudoku/puma", "SUDOKU-PUMA"], "each once and of another name"),
     "seven": (SEVEN, "7 recipes are more than a page can tell apart; give 6 at most"),
@@ -262,6 +282,16 @@ def test_a_folder_that_cannot_be(
     assert run_cli("compare", *recipes_of_mine, *TINY, "--seeds", "1", "--out", out) == 2
     assert f"--out {out}: cannot be written" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_training_is_no_place_for_a_comparison(
+    recipes_of_mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("mine")
+    assert run_cli("compare", *recipes_of_mine, *TINY, "--seeds", "1", "--out", tmp_path / "run") == 2
+    assert "holds a training; name another folder" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
 def test_a_training_that_fails_ends_the_comparison(

@@ -26,7 +26,7 @@ from unmask.lab.finals import Finals
 from unmask.lab.report.runs import about_other_data
 from unmask.lab.trainings import Training, train_all
 from unmask.progress import console, warn
-from unmask.training.folder import command_line
+from unmask.training.folder import RunFolder, command_line
 
 
 def compare(
@@ -136,6 +136,8 @@ class _Kept:
 
 def _check_results(out: Path, recipes: dict[str, str]) -> None:
     """Raises `UserError` if `out` holds results that are not of a comparison of some of these methods."""
+    if RunFolder(out).exists():
+        raise UserError(f"--out {out}: holds a training; name another folder")
     kept, page = (out / name for name in RESULTS)
     if not os.path.lexists(kept):
         if os.path.lexists(page):
@@ -167,7 +169,7 @@ def _print(comparison: Comparison, measure: str) -> None:
             f"{method} took fewer steps, and ends short of {comparison.baseline}, which was in the middle of its "
             "schedule where that came: a baseline of the same steps would be fair."
         )
-    if comparison.num_seeds < FEWEST_SEEDS:
+    if comparison.num_seeds < FEWEST_SEEDS and any(row.is_reached for row in comparison.rows()):
         out.print("With three seeds or more, there would be 95 % intervals; these ratios are not told from 1.")
 
 

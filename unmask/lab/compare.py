@@ -138,7 +138,10 @@ class Plan:
             UserError: a folder holds another training.
         """
         for training in self.queue:
-            RunFolder(training.folder).check(self.configs[training], resume=True)
+            try:
+                RunFolder(training.folder).check(self.configs[training], resume=True)
+            except UserError as error:
+                raise UserError(f"{error}\nOr name the method otherwise, or another folder with --out") from None
             check_budget(training.folder, self.configs[training])
 
     def read_runs(self, warn: Callable[[str], None]) -> RunsByMethod:

@@ -118,11 +118,11 @@ def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], No
                 running.append((training, training.start(threads, lifeline)))
             on_tick()
             time.sleep(0.2)
-            for training, process in running:
-                if process.poll():
-                    said = training.end_of_log()
-                    raise TrainingFailed(f"{training.folder} failed (exit code {process.returncode}):\n{said}")
-            running = [(training, process) for training, process in running if process.poll() is None]
+            polled = [(training, process, process.poll()) for training, process in running]
+            for training, _, code in polled:
+                if code:
+                    raise TrainingFailed(f"{training.folder} failed (exit code {code}):\n{training.end_of_log()}")
+            running = [(training, process) for training, process, code in polled if code is None]
         on_tick()
     except KeyboardInterrupt:
         raise Interrupted("stopped; all trainings have saved, and the same command goes on") from None
