@@ -14,6 +14,14 @@ BAD_TRAINING = {
     "unknown section": (["debug", "trian.steps=3"], ["unknown key trian", "did you mean train?"]),
     "unknown key": (["debug", "train.step=3"], ["unknown key train.step", "did you mean train.steps?"]),
     "unknown data key": (["debug", "data.given=30"], ["unknown key data.given", "did you mean data.givens?"]),
+    "another process's key": (
+        ["debug", "process.name=uniform", "process.run=2"],
+        ["process.run is a setting of process.name=puma, and this is uniform"],
+    ),
+    "another task's key": (["debug", "data.digits=3"], ["data.digits is a setting of task.name=addition"]),
+    "a section": (["debug", "process=puma"], ["process='puma': is a section", "such as process.name=puma"]),
+    "no section": (["debug", "optim=3"], ["optim=3: is a section; give its settings, such as optim.name=.."]),
+    "no list": (["debug", "eval.orders=3"], ["eval.orders=3"]),
     "unknown process": (["debug", "process.name=pumma"], ["process.name=pumma", "did you mean 'puma'?"]),
     "unimportable process": (
         ["debug", "process.name=nowhere.at:All"],
@@ -252,10 +260,12 @@ BAD_USE = {
     "a decoder twice": (["eval", "RUN", "--decoder", "prob", "--decoder", "prob"], "prob/1 is asked for twice"),
     "answers below a file": (["decode", "RUN", "GOOD", "--out", "FILE/x/y"], "cannot be written"),
     "export below a file": (["export", "RUN", "FILE/x"], "cannot be written"),
+    "an empty decoder": (["eval", "RUN", "--decoder", ""], "a setting is empty; write an order or key=value"),
+    "a decoder's empty setting": (["eval", "RUN", "--decoder", "prob,,steps=3"], "a setting is empty"),
     "decoder syntax": (["eval", "RUN", "--decoder", "prob,fast"], "'fast' is not key=value"),
     "two dtypes": (
         ["eval", "RUN", "--decoder", "prob,dtype=float64", "--decoder", "margin"],
-        "one evaluation runs in one dtype",
+        "one evaluation runs in one dtype, not in float64 and the run's; run it twice",
     ),
     "absent data": (["eval", "RUN", "--data", "nowhere.csv"], "nowhere.csv: cannot be read"),
     "absent prompts": (["decode", "RUN", "nowhere.txt"], "nowhere.txt: cannot be read"),

@@ -116,10 +116,10 @@ def test_a_run_with_loops_goes_on_exactly() -> None:
         ("{layers: [1, 0], times: 2}", "model.loops: layers=[1, 0]: give the smaller one first"),
         ("{layers: [0, 1], times: [3, 2]}", "model.loops: times=[3, 2]: give the smaller one first"),
         ("{layers: [0, 1], times: 0}", "model.loops.times.0=0: Input should be greater than or equal to 1"),
-        ("{layers: [0, 1], times: true}", "model.loops.times=True: Input should be a valid tuple"),
+        ("{layers: [0, 1], times: true}", "model.loops.times=True: Input should be a list, such as [1, 2]"),
         ("{layers: [0, 1]}", "model.loops.times is missing"),
         ("{layers: [0, 1], time: 2}", "unknown key model.loops.time; did you mean model.loops.times?"),
-        ("3", "model.loops: Input should be a valid dictionary"),
+        ("3", "model.loops=3: is a section; give its settings, such as model.loops.layers=.."),
     ],
 )
 def test_wrong_loops(loops: str, message: str) -> None:
@@ -142,7 +142,7 @@ def test_loops_have_no_weights_of_their_own() -> None:
 
 def test_every_run_of_a_layer_counts_in_memory() -> None:
     model = looped((0, 1), 4, causal=True, alignment="next")
-    cache, xt = KeyValueCache(TOKENS.length), prompts()[:1]
+    cache, xt = KeyValueCache(TOKENS.length, 1), prompts()[:1]
     model.hidden_within(xt, torch.arange(1, 8), start=torch.zeros(1, dtype=torch.long), width=8, cache=cache)
     kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers.values())
     assert kept == count_cached(model.backbone.config, TOKENS)

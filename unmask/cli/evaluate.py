@@ -48,7 +48,13 @@ def evaluate(
             "and multiple_choice."
         ),
     ] = None,
-    decoder: Annotated[list[str] | None, typer.Option(help=options.DECODER_HELP + " May be repeated.")] = None,
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=options.DECODER_HELP + " May be repeated (default: each of eval.orders with each of "
+            "eval.tokens_per_step)."
+        ),
+    ] = None,
     examples: Annotated[
         int | None, typer.Option(min=1, help="Number of examples (default: all of a file, or eval.examples).")
     ] = None,
@@ -346,12 +352,15 @@ def _with_task(loaded: LoadedRun, task: str) -> RunConfig:
 
 def _check_decoders(decoders: list[DecodeConfig]) -> str | None:
     """Returns the number format that all of them ask for."""
+    first, *others = dict.fromkeys(config.dtype for config in decoders) or [None]
+    if others:
+        own = "the run's"
+        raise UserError(
+            f"--decoder: one evaluation runs in one dtype, not in {first or own} and {others[0] or own}; run it twice"
+        )
     labels = [config.label for config in decoders]
     if repeated := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"--decoder: {', '.join(sorted(repeated))} is asked for twice")
-    first, *others = {config.dtype for config in decoders} or {None}
-    if others:
-        raise UserError(f"--decoder: one evaluation runs in one dtype, not in {first} and {others[0]}; run it twice")
     return first
 
 

@@ -26,9 +26,9 @@ Step = Annotated[str, typer.Option(help="Checkpoint to use: last, best, or a ste
 Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda, mps or auto (default: the one of the training).")]
 DECODER_HELP = (
     "Settings of the decoder, such as `margin`, `margin,tokens_per_step=3` or `order=prob,steps=50`; the keys are "
-    "those of the section `decode` (default: the run's)."
+    "those of the section `decode`, and those left out are the run's."
 )
-Decoder = Annotated[str | None, typer.Option(help=DECODER_HELP)]
+Decoder = Annotated[str | None, typer.Option(help=f"{DECODER_HELP} Default: the run's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -78,6 +78,8 @@ def read_decoder(text: str, option: str = "--decoder") -> dict[str, Any]:
     given: dict[str, Any] = {}
     for number, part in enumerate(_split(text)):
         key, equals, value = part.partition("=")
+        if not part.strip():
+            raise UserError(f"{where}: a setting is empty; write an order or key=value, as in margin,tokens_per_step=3")
         if not equals and number == 0:
             key, value = "order", part
         elif not equals:

@@ -95,6 +95,10 @@ def _find(recipe: str) -> Path:
         return FOLDER / f"{recipe}.yaml"
     if Path(recipe).suffix in (".yaml", ".yml") and (path := user_path(recipe, "recipe ")).exists():
         return existing_file(path, "recipe ")
+    if Path(recipe).is_file():
+        raise UserError(
+            f"recipe {quoted(recipe)}: is no recipe, whose name ends in .yaml; rename the file if it is one"
+        )
     close = difflib.get_close_matches(recipe, names(), n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(

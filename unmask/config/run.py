@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from unmask.config.registry import foreign_code, resolve
+from unmask.config.registry import COMPONENTS, foreign_code, resolve
 from unmask.config.settings import DTypeName, Section, WeightsName, check_into, check_section, known, unknown
 from unmask.decoding.config import DecodeConfig, check_guidance, without_loops
 from unmask.errors import UserError
@@ -215,10 +215,11 @@ class RunConfig(Section):
         problems: list[str] = []
         for key, field in RunConfig.model_fields.items():
             section = section_class(key, tree, field.annotation)
+            given = _without_others(key, tree, section, problems)
             with (
                 foreign_code(*_component(key, tree), "cannot check its settings") if key in NAMED_BY else nullcontext()
             ):
-                checked[key] = check_into(section, tree.get(key, {}), key, problems)
+                checked[key] = check_into(section, given, key, problems)
         checked["model"] = _in_blocks(checked["model"], checked["process"], problems)
         problems += [unknown(str(key), list(RunConfig.model_fields)) for key in tree if key not in checked]
         train = checked["train"]
@@ -258,6 +259,21 @@ def _component(key: str, tree: dict[str, Any]) -> tuple[str, str]:
     kind, default = NAMED_BY[key]
     section = tree.get(kind, {})
     return kind, str(section.get("name", default) if isinstance(section, dict) else default)
+
+
+def _without_others(key: str, tree: dict[str, Any], section: type[Section], problems: list[str]) -> Any:
+    """Returns the section `key` without keys that other components of its kind have; adds these to `problems`."""
+    given = tree.get(key, {})
+    if key not in NAMED_BY or not isinstance(given, dict):
+        return given
+    kind, name = _component(key, tree)
+    kept = dict(given)
+    for unfit in [each for each in given if each not in section.model_fields and each not in section.aliases]:
+        owners = [other for other in COMPONENTS[kind] if unfit in resolve(kind, other).Config.model_fields]
+        if owners:
+            problems.append(f"{key}.{unfit} is a setting of {kind}.name={' or '.join(owners)}, and this is {name}")
+            del kept[unfit]
+    return kept
 
 
 def _in_blocks(model: Section | None, process: Section | None, problems: list[str]) -> Section | None:

@@ -156,8 +156,15 @@ def _explain(section: type[Section], detail: Any, prefix: str) -> str:
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, WrongSettings):  # of a section within this one
         return str(cause)
-    message = detail["msg"].removeprefix("Value error, ")
+    message = _MESSAGES.get(detail["type"], detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "model_type" and not detail["loc"]:
+        first = next(iter(section.model_fields))
+        value = detail["input"] if isinstance(detail["input"], str) else ".."
+        return f"{key}={quoted(detail['input'])}: is a section; give its settings, such as {key}.{first}={value}"
     return f"{key}={quoted(detail['input'])}: {message}" if detail["loc"] else f"{prefix}: {message}"
+
+
+_MESSAGES = {"tuple_type": "Input should be a list, such as [1, 2]"}
 
 
 def quoted(value: object) -> str:

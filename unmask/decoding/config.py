@@ -85,7 +85,7 @@ class DecodeConfig(RevealSettings):
     def label(self) -> str:
         """A short name, unique for what decides the result: `prob/3`, `margin/steps5/T0.7/top_p0.9`.
 
-        A cache of finished blocks is exact: it decides nothing.
+        A cache of finished blocks is exact: it decides nothing. One evaluation has one `dtype`, which is left out.
         """
         key, value = self.amount
         parts = [f"{self.order}/{_LABELS.get(key, key)}{_shown(value)}"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import blocks_of
-from unmask.config.registry import foreign_code, resolve
+from unmask.config.registry import COMPONENTS, foreign_code, resolve
 from unmask.config.settings import Section, check_section
 from unmask.errors import UserError
 from unmask.noise import Purpose
@@ -276,7 +276,8 @@ def read(value: Any, prefix: str) -> DensityConfig:
         return Uniform() if value.cells == 1 else Table(values=(value.mass * value.cells).tolist())
     tree = {"name": value} if isinstance(value, str) else value
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
-        raise UserError(f"{prefix}={value!r}: give the name of a density, or its settings with name")
+        names = ", ".join(COMPONENTS["time"])
+        raise UserError(f"give the name of a density ({names}), or its settings with name")
     component = resolve("time", tree["name"])
     with foreign_code("time", tree["name"], "cannot check its settings"):
         section: DensityConfig = check_section(component, tree, prefix)
