@@ -102,7 +102,8 @@ def requests(row: Row, arguments: argparse.Namespace) -> dict[str, Request]:
     if row.kind == "same":
         for label, is_plain in {"ours, head where asked": False, "ours, any callable": True}.items():
             asked[label] = {**shared, "job": "module-decode", "plain": is_plain, "precision": "float32"}
-    for label, settings in (row.ours | row.alone).items():
+    alone = {} if arguments.without_alone else row.alone
+    for label, settings in (row.ours | alone).items():
         command = bench_arguments(row, shared["settings"], 1 if label in row.alone else row.steps)
         asked[label] = {**shared, "job": "bench", "arguments": [*command, *settings, *arguments.ours]}
     return asked
@@ -195,6 +196,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "reference-steps": {"type": int, "default": 6, "help": "decoding steps to time the reference over, and to compare"},
     "levels": {"type": int, "default": 4, "help": "fill levels at which decode-same times ours; 0: in full"},
     "ours": {"nargs": "+", "default": [], "metavar": "key=value", "help": "more settings for unmask bench"},
+    "without-alone": {"action": "store_true", "help": "leave out what is measured for its peak memory alone"},
 }
 
 
@@ -204,7 +206,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", **option)
     arguments = parser.parse_args(argv)
     for name, value in vars(arguments).items():
-        if isinstance(value, int) and value < (name != "levels"):
+        if type(value) is int and value < (name != "levels"):
             raise Wrong(f"--{name.replace('_', '-')} {value}: too small")
     if wrong := [start for start in arguments.only if not any(name.startswith(start) for name in ROWS)]:
         raise Wrong(f"--only {' '.join(wrong)}: no such row; there are {', '.join(ROWS)}")

@@ -1,6 +1,6 @@
 """All that wants a GPU, within a number of minutes: its tests, the speed of a step, and the PUMA paper's Sudoku.
 
-    benchmarks/gpu.sh [--out runs/gpu] [--minutes 9] [--reference PUMA]
+    benchmarks/gpu.sh [--out runs/gpu] [--minutes 9] [--reference PUMA] [--results FILE.tar.gz]
 
 1. The tests marked `gpu`; meanwhile, on the CPUs, the puzzles are generated (1.8 million, kept in OUT/cache).
 2. `unmask bench step`: tokens a second, peak memory, and the share of the rate of a bfloat16 matrix product here.
@@ -8,8 +8,9 @@
 4. Until the time is up, sudoku/paper_uniform and sudoku/paper_puma side by side, with evaluations as they go.
 
 OUT/summary.md and summary.json say what came out, after every part. The same command again leaves out what is done and
-goes on with both trainings from their checkpoints. No part needs a network. A machine that lacks packages is given them
-as wheels, in a folder .wheels here, before:
+goes on with both trainings from their checkpoints; so it does after Ctrl-C, SIGTERM or a crash. --results packs
+summary, logs and metrics into one small file at the end, however it comes. No part needs a network. A machine that
+lacks packages is given them as wheels, in a folder .wheels here, before:
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_17_x86_64 \
       -d .wheels -r benchmarks/gpu_wheels.txt
@@ -24,16 +25,21 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unmask import files
 from unmask.config import recipes
+from unmask.errors import UserError
+from unmask.lab.report.curves import read_metrics
+from unmask.lab.trainings import Training
 from unmask.models.cost import count_parameters
 from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import build_task
@@ -59,8 +65,11 @@ class Call:
     def left(self) -> float:
         return self.ends - time.monotonic()
 
-    def run(self, name: str, command: list[str], *, most: float) -> str | None:
-        """Runs a command for at most `most` seconds; returns its output, None if it failed, or had too little time."""
+    def run(self, name: str, command: list[str], *, most: float, good: Collection[int] = (0,)) -> str | None:
+        """Runs a command for at most `most` seconds; returns its output, None if it failed, or had too little time.
+
+        An exit code in `good` is no failure.
+        """
         seconds = min(most, self.left() - self.reserve)
         if seconds < SAVING:
             print(f"{self.left():4.0f} s left: {name} is left to another call", flush=True)
@@ -71,7 +80,7 @@ class Call:
                 process.wait(seconds)
             ended = process.poll()
         text = (self.out / f"{name}.log").read_text(errors="replace")
-        if ended == 0:
+        if ended in good:
             return text
         why = "took too long" if ended is None else f"ended with {ended}"
         print(f"  {why}: {self.out / name}.log: {(text.strip().splitlines() or [''])[-1][:200]}", flush=True)
@@ -81,8 +90,8 @@ class Call:
     def keep(self, name: str, value: Any) -> None:
         """Notes what a part found, and writes the summary anew."""
         self.found[name] = value
-        (self.out / "summary.json").write_text(json.dumps(self.found, indent=1))
-        (self.out / "summary.md").write_text(summary(self.found))
+        files.write(self.out / "summary.json", json.dumps(self.found, indent=1))
+        files.write(self.out / "summary.md", summary(self.found))
 
 
 @contextmanager
@@ -92,9 +101,12 @@ def started(command: list[str], log: Any) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        # First a signal that lets a compiler delete what it has not finished: later calls would find it in its cache.
+        for stop, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, None)):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, stop)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
 
 
 def main() -> int:
@@ -104,27 +116,56 @@ def main() -> int:
     parser.add_argument("--reference", type=Path, help="a clone of JaeyeonKim01/PUMA")
     parser.add_argument("--steps", type=int, default=40_000, help="of each training, whose learning rate falls to 0")
     parser.add_argument("--small", action="store_true", help="a rehearsal, on a CPU too")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="pack summary, logs and metrics into it (.tar.gz)")
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    kept = asked.out / "summary.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, lambda number, _: sys.exit(128 + number))  # ends what was started, and packs the results
+    out = asked.out.resolve()  # runs compare it with the folder that they began with
+    out.mkdir(parents=True, exist_ok=True)
     seconds = 60 * asked.minutes
-    call = Call(asked.out, asked.small, time.monotonic() + seconds, 0.4 * seconds, found)
-    call.keep("machine", found.get("machine") or machine())
+    already = time.time() - float(os.environ.get("GPU_STARTED", time.time()))
+    found = read_object(out / "summary.json")
+    call = Call(out, asked.small, time.monotonic() + seconds - already, 0.4 * seconds, found)
+    try:
+        do(call, asked)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on")
+        return 130
+    finally:
+        if asked.results is not None:
+            pack(out, asked.results)
+    print(f"\n{(out / 'summary.md').read_text()}")
+    return int(call.has_failed)
+
+
+def do(call: Call, asked: argparse.Namespace) -> None:
+    """Does all parts, as far as the time allows."""
+    call.keep("machine", call.found.get("machine") or machine())
     with Path(os.devnull).open("w") as nowhere, started(puzzles(call), nowhere) as generating:
-        only = [] if torch.cuda.is_available() else ["--collect-only"]  # a rehearsal
-        # Without addopts, as what checks its types cannot be compiled; these files, as to import all takes a minute.
-        tests = python("-m", "pytest", "-o", "addopts=", "-m", "gpu", "-q", *only, *GPU_TESTS)
-        if "tests" not in found and (said := call.run("tests", tests, most=150)):
-            call.keep("tests", said.strip().splitlines()[-1])
+        test(call)
         speed(call)
         if asked.reference is not None:
             against_reference(call, asked.reference)
         with suppress(subprocess.TimeoutExpired):
             generating.wait(max(1, call.left() - 2 * SAVING))
     train(call, asked.steps)
-    print(f"\n{(asked.out / 'summary.md').read_text()}")
-    return int(call.has_failed)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; empty if there is none."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads(path.read_text()))
+    return {}
+
+
+def pack(out: Path, target: Path) -> None:
+    """Packs what says how it went, without checkpoints and puzzles."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    found = [*out.glob("*.*"), *out.glob("*/*.jsonl"), *out.glob("*/*.yaml"), *out.glob("*/*.json")]
+    paths = sorted(path for path in found if path.is_file() and path != target.resolve())
+    with tarfile.open(target, "w:gz") as packed:
+        for path in paths:
+            packed.add(path, path.relative_to(out))
 
 
 def python(*arguments: str) -> list[str]:
@@ -150,6 +191,18 @@ def machine() -> dict[str, Any]:
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def test(call: Call) -> None:
+    """Runs the tests marked `gpu`; those that fail are named."""
+    only = [] if torch.cuda.is_available() else ["--collect-only"]  # a rehearsal
+    # Without addopts, as what checks its types cannot be compiled; these files, as to import all takes a minute.
+    command = python("-m", "pytest", "-o", "addopts=", "-m", "gpu", "-q", *only, *GPU_TESTS)
+    if "tests" not in call.found and (said := call.run("tests", command, most=150, good=(0, 1))):
+        *before, last = said.strip().splitlines()
+        failed = [line.split(" - ")[0] for line in before if line.startswith(("FAILED ", "ERROR "))]
+        call.has_failed |= bool(failed)
+        call.keep("tests", "; ".join([last, *failed]))
 
 
 def data(call: Call) -> list[str]:
@@ -198,16 +251,18 @@ def rates(recipe: str, settings: list[str], seconds: float, scored_per_row: floa
 
 
 def against_reference(call: Call, folder: Path) -> None:
-    names = ("sudoku-step", "tinygsm-step")
-    if len(call.found.get("reference", {})) == len(names):
-        return
-    kept = call.out / "against_reference.json"
+    """Measures a step of both systems; a row that is there is not measured again."""
+    rows = call.found.setdefault("reference", {})
     batch, steps = ("2", "2") if call.is_small else ("32", "20")
-    options = ["--rounds", "1", "--batch", batch, "--steps", steps, "--json", str(kept)]
-    rows = ["--reference", str(folder), "--only", *names]
-    call.run("against_reference", python("benchmarks/against_reference.py", *rows, *options), most=150)
-    if kept.exists():  # written after every row
-        call.keep("reference", json.loads(kept.read_text())["rows"])
+    for name in ("sudoku-step", "tinygsm-step"):
+        if name in rows:
+            continue
+        kept = call.out / f"reference_{name}.json"
+        options = ["--rounds", "1", "--batch", batch, "--steps", steps, "--without-alone", "--json", str(kept)]
+        command = python("benchmarks/against_reference.py", "--reference", str(folder), "--only", name, *options)
+        if call.run(f"reference_{name}", command, most=120):
+            rows |= read_object(kept).get("rows", {})
+            call.keep("reference", rows)
 
 
 def train(call: Call, steps: int) -> None:
@@ -216,37 +271,39 @@ def train(call: Call, steps: int) -> None:
     settings = [*data(call), f"train.steps={steps}", f"train.checkpoint_every={every}", f"eval.every={every}"]
     settings += [f"eval.examples={every // 2}", "eval.orders=[prob]", "eval.tokens_per_step=[1,3]", "log.every=100"]
     settings += SMALL if call.is_small else []
-    folders = {recipe: call.out / recipe.rpartition("/")[2] for recipe in METHODS}
-    processes = {}
-    with ExitStack() as ended:  # whatever happens, none outlives this call
-        for recipe, folder in folders.items():
-            command = python("-m", "unmask", "train", recipe, *settings, "--out", str(folder), "--resume")
-            log = ended.enter_context(folder.with_suffix(".log").open("a"))
-            processes[recipe] = ended.enter_context(started(command, log))
-        print(f"{call.left():4.0f} s left: trainings", flush=True)
-        while call.left() > SAVING and any(process.poll() is None for process in processes.values()):
+    trainings = [Training(recipe, tuple(settings), call.out / recipe.rpartition("/")[2]) for recipe in METHODS]
+    lifeline, our_end = os.pipe()  # they save and stop where this process is killed
+    threads = max(1, (os.cpu_count() or 1) // len(trainings))
+    running = {training: training.start(threads, lifeline) for training in trainings}
+    print(f"{call.left():4.0f} s left: trainings", flush=True)
+    try:
+        while call.left() > SAVING and any(process.poll() is None for process in running.values()):
             time.sleep(1)
-            call.keep("training", {recipe: evaluations(folder) for recipe, folder in folders.items()})
-        for process in processes.values():
+            call.keep("training", {training.recipe: evaluations(training.folder) for training in trainings})
+    finally:
+        for process in running.values():
             process.send_signal(signal.SIGTERM)  # ends the step, and saves
-        for process in processes.values():
+        saved_by = time.monotonic() + min(SAVING, max(1, call.left()))
+        for process in running.values():
             with suppress(subprocess.TimeoutExpired):
-                process.wait(max(1, call.left()))
-    for recipe, process in processes.items():
+                process.wait(max(0, saved_by - time.monotonic()))
+            process.kill()
+            process.wait()
+        os.close(lifeline)
+        os.close(our_end)
+    for training, process in running.items():
         if process.returncode not in (0, 128 + signal.SIGTERM, 130):
-            print(f"  {recipe} ended with {process.returncode}: {folders[recipe].with_suffix('.log')}", flush=True)
+            print(f"  {training.recipe} ended with {process.returncode}: {training.log}", flush=True)
             call.has_failed = True
-    call.keep("training", {recipe: evaluations(folder) for recipe, folder in folders.items()})
+    call.keep("training", {training.recipe: evaluations(training.folder) for training in trainings})
 
 
-def evaluations(folder: Path) -> list[dict[str, float]]:
-    """Reads a run's evaluations; its last line may still be half written."""
-    rows = []
-    with suppress(OSError):
-        for line in (folder / "metrics.jsonl").read_text().splitlines():
-            with suppress(ValueError):
-                rows.append(json.loads(line))
-    return [row for row in rows if any(key.startswith("eval/") for key in row)]
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Reads a run's evaluations, without those that a resumed run has cancelled."""
+    with suppress(UserError):
+        rows = read_metrics(folder, lambda _: None, is_running=True)
+        return [row for row in rows if any(key.startswith("eval/") for key in row)]
+    return []
 
 
 def summary(found: dict[str, Any]) -> str:

@@ -71,10 +71,20 @@ def test_attention_backends_agree(backend: str, seen: AttentionPattern, dtype: t
         assert (one - other).float().norm() <= tolerance * other.float().norm()
 
 
-@pytest.mark.parametrize("process", ["uniform", "puma", "puma_variable", "ar"])
-def test_a_step_waits_for_the_device_once_at_most(process: str) -> None:
+COMPILED = ["train.compile=true", "optim.name=muon"]
+
+
+@pytest.mark.parametrize(
+    ("process", "settings"),
+    [
+        *((process, ["train.compile=false"]) for process in ("uniform", "puma", "puma_variable", "ar")),
+        ("uniform", COMPILED),
+        ("puma", COMPILED),
+    ],
+)
+def test_a_step_waits_for_the_device_once_at_most(process: str, settings: list[str]) -> None:
     """For the number of masked positions; where batches do not depend on the model, not at all."""
-    config = recipes.load(f"tinygsm/{process}", ["train.batch_size=4", "train.compile=false", *SMALL_TINYGSM])
+    config = recipes.load(f"tinygsm/{process}", ["train.batch_size=4", *settings, *SMALL_TINYGSM])
     task = build_task(config)
     trainer = Trainer(config, task.tokens, task.synthetic_stream(0))
     for _ in range(3):

@@ -1,7 +1,10 @@
 """`benchmarks/gpu.py`: what it does when time runs out, and its count of operations."""
 
 import importlib.util
+import os
+import signal
 import sys
+import tarfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +52,45 @@ def test_what_the_time_does_not_allow_is_left_to_another_call(gpu: ModuleType, t
     assert one.run("part", ["touch", str(tmp_path / "made")], most=100) is None
     assert not one.has_failed
     assert not (tmp_path / "made").exists()
+
+
+def test_tests_that_fail_are_named_and_not_run_again(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "F.\\nFAILED tests/a.py::test_b[1] - assert 0\\n1 failed, 1 passed in 2s"
+    monkeypatch.setattr(gpu, "python", lambda *_: ["sh", "-c", f"printf '{said}'; exit 1"])
+    one = call(gpu, tmp_path, seconds=200)
+    one.found["machine"] = {"device": "none", "product_flops": 1.0, "torch": "2", "cpus": 1}
+    gpu.test(one)
+    assert one.has_failed
+    assert one.found["tests"] == "1 failed, 1 passed in 2s; FAILED tests/a.py::test_b[1]"
+    monkeypatch.setattr(gpu, "python", lambda *_: ["touch", str(tmp_path / "again")])
+    gpu.test(one)
+    assert not (tmp_path / "again").exists()
+
+
+def test_results_hold_what_is_small_however_the_call_ends(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    for name in ("summary.md", "paper_puma.log", "paper_puma/metrics.jsonl", "paper_puma/checkpoints/step_1/x.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(name)
+
+    def stop(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(gpu, "do", stop)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(out), "--results", str(tmp_path / "r" / "all.tar.gz")])
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGHUP)]
+    try:
+        with pytest.raises(SystemExit):
+            gpu.main()
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    with tarfile.open(tmp_path / "r" / "all.tar.gz") as packed:
+        assert sorted(packed.getnames()) == ["paper_puma.log", "paper_puma/metrics.jsonl", "summary.md"]
 
 
 @pytest.mark.parametrize("scored", [162, 40])

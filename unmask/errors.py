@@ -31,8 +31,12 @@ class NotFinite(RunFailed):
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of another library's message, or the error's type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Returns the first line of another library's message, or the error's type if it has none.
+
+    If that ends with a colon, the next line, which has the reason, follows.
+    """
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{first} {more[0]}" if first.endswith(":") and more else first
 
 
 NOT_FINITE_FIX = (
