@@ -73,6 +73,6 @@ class Finals:
         """Returns a row for each measure."""
         rows = []
         for key, each in self.means.items():
-            measure = Measure.of(key) or Measure(key, "")
+            measure = Measure.named(key)
             rows.append((measure.name, *(own.text(is_share=measure.is_share) for own in each.values())))
         return Cells(("measure", *next(iter(self.means.values()))), list(rows))

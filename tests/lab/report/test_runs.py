@@ -12,7 +12,7 @@ from unmask.lab.compare import Comparison
 from unmask.lab.finals import Finals, SeedMean
 from unmask.lab.report.curves import read_metrics
 from unmask.lab.report.measures import Measure
-from unmask.lab.report.runs import common_measures, differing_settings, group, read_run
+from unmask.lab.report.runs import about_other_data, common_measures, differing_settings, group, read_run
 from unmask.training.folder import RunFolder
 
 
@@ -190,3 +190,18 @@ def test_passes_of_a_run_that_did_not_count_them(settings: list[str], passes: li
     assert new.rows[0]["passes"] == 7.5
     comparison = Comparison({"old": [old.curve("eval/nelbo")], "new": [new.curve("eval/nelbo")]})
     assert ("passes" in [row.axis for row in comparison.rows()]) == (passes is not None)
+
+
+def test_settings_of_data_that_differ_are_told_where_runs_have_no_fingerprint(tmp_path: Path) -> None:
+    def methods(*data: str | None, key: str = "data.givens=[30,33]") -> dict:
+        runs = {}
+        for name, own in zip("tx", data, strict=True):
+            folder = write_run(tmp_path / f"{name} {own} {key}", *[key] * (name == "x"))
+            (folder / "environment.json").write_text(json.dumps({"data": own}))
+            runs[name] = read(folder)
+        return runs
+
+    assert "methods differ in data.givens: " in (about_other_data(methods(None, None)) or "")
+    assert about_other_data(methods(None, None, key="optim.lr=1")) is None
+    assert about_other_data(methods("one", "one")) is None
+    assert about_other_data(methods("one", "two")) == "the data of x are not those of t: their figures do not compare"

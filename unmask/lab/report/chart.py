@@ -213,7 +213,7 @@ def _outline(points: Points) -> Points:
 
 
 def thin(values: Sequence[T], most: int) -> Sequence[T]:
-    """Picks `most` values at equal distances, the last one included: so many markers do not hide a line, for one."""
+    """Picks at most `most` values at equal distances, the last included: so many markers do not hide a line, say."""
     every = max(1, math.ceil(len(values) / most))
     return values[::-every][::-1]
 

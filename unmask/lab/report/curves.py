@@ -24,6 +24,7 @@ from unmask.errors import UserError
 from unmask.formats import printable, read_bytes
 from unmask.lab.report.chart import Points, is_drawable
 from unmask.lab.report.measures import Measure
+from unmask.training.folder import RunFolder
 from unmask.training.logging import RESUMED, lines_that_count
 from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
@@ -60,7 +61,7 @@ class Curve:
     def of(rows: Iterable[MetricsRow], measure: str) -> "Curve":
         """Collects the lines of metrics that have a finite `measure`."""
         rows = [row for row in rows if is_finite(row.get(measure))]
-        known = Measure.of(measure) or Measure(measure, "")
+        known = Measure.named(measure)
         counted = rows[-1].get(known.count) if rows else None
         return Curve(
             values=tuple(float(row[measure]) for row in rows),
@@ -134,7 +135,7 @@ def read_metrics(run: Path, warn: Callable[[str], None], *, is_running: bool = F
     Raises:
         UserError: the file cannot be read.
     """
-    path = run / "metrics.jsonl"
+    path = RunFolder(run).metrics
     content = read_bytes(path, max_bytes=2**30)
     if is_running:
         content = content[: content.rfind(b"\n") + 1]
@@ -203,15 +204,15 @@ def measure_training_masks(trainer: Trainer, num_batches: int = 8) -> MaskStatis
         raise UserError("a causal model is trained on no masks")
     seen, weights = [], "raw" if trainer.ema is None else "ema"
     trainer.model.eval()
-    for _ in range(num_batches):
-        batch = trainer.process.next_batch(trainer.stream)
-        with torch.no_grad(), trainer.weights(weights):
+    with torch.no_grad(), trainer.weights(weights):
+        for _ in range(num_batches):
+            batch = trainer.process.next_batch(trainer.stream)
             stats = trainer.model(batch)
-        trainer.process.observe(batch, stats)
-        is_masked = batch.xt == trainer.tokens.mask_id
-        seen.append(
-            _canvas_statistics(is_masked, batch.scatter(stats.top1, 0.0), trainer.process.requirements.block_size)
-        )
+            trainer.process.observe(batch, stats)
+            is_masked = batch.xt == trainer.tokens.mask_id
+            seen.append(
+                _canvas_statistics(is_masked, batch.scatter(stats.top1, 0.0), trainer.process.requirements.block_size)
+            )
     return _concatenate(seen)
 
 

@@ -46,6 +46,11 @@ class Measure:
             return Measure(name, "right", is_share=True, count=count, level=chance, level_name="by chance")
         return None
 
+    @staticmethod
+    def named(key: str) -> "Measure":
+        """Returns `Measure.of(key)`, or a measure of which nothing but its key is known."""
+        return Measure.of(key) or Measure(key, "")
+
 
 _LIKELIHOODS = {"nelbo": ("NELBO (nats)", "nats"), "bits_per_byte": ("bits per byte", "bits per byte")}
 _CHOICES = {"accuracy": "accuracy", "acc_norm": "accuracy per character"}

@@ -17,7 +17,7 @@ from unmask.decoding.config import DecodeConfig
 from unmask.formats import printable, to_json
 from unmask.lab.compare import AXIS_NAMES, Comparison, CostRow
 from unmask.lab.report.chart import Chart, Level, Line, Points, legend_mark, shown, thin
-from unmask.lab.report.curves import Curve, is_finite, known_axes
+from unmask.lab.report.curves import Curve, is_finite
 from unmask.lab.report.diagnoses import Diagnoses, charts, diagnose_methods, overfitting
 from unmask.lab.report.measures import Measure
 from unmask.lab.report.models import Study
@@ -257,21 +257,19 @@ class _Measure:
 
 
 def _measure(methods: RunsByMethod, measure: str, *, has_shares: bool) -> _Measure:
-    known = Measure.of(measure) or Measure(measure, "")
-    curves = {method: [run.curve(measure) for run in runs] for method, runs in methods.items()}
+    known, comparison = Measure.named(measure), Comparison.of(methods, measure)
     charts = [
         Chart(
             title=f"{known.name} against {_X_LABELS[axis]}",
             x_label=_X_LABELS[axis],
             y_label=known.unit,
-            lines=[_line(label, number, each, axis) for number, (label, each) in enumerate(curves.items())],
+            lines=[_line(label, number, each, axis) for number, (label, each) in enumerate(comparison.methods.items())],
             is_share=known.is_share,
             level=_level(methods, known),
         )
-        for axis in known_axes(own.spent for each in curves.values() for own in each)
+        for axis in comparison.axes
     ]
     has_costs = known.has_costs and (known.is_share or not has_shares) and len(methods) > 1
-    comparison = Comparison(curves)
     costs = [row for row in comparison.rows() if row.is_reached] if has_costs else []
     axes = [AXIS_NAMES[axis] for axis in comparison.axes]
     return _Measure(known.name, charts, costs, axes, comparison.finals())

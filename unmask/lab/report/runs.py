@@ -180,10 +180,15 @@ def differing_settings(methods: RunsByMethod) -> dict[str, list[Any]]:
 
 
 def about_other_data(methods: RunsByMethod) -> str | None:
-    """Says which methods were measured on other data than the first one, as far as runs keep what theirs are."""
+    """Says which methods were measured on other data than the first one, as far as runs keep what theirs are.
+
+    Where tasks do not say it, settings of data that differ are named.
+    """
     data = {name: runs[0].environment.get("data") for name, runs in methods.items()}
     first, *others = data
-    differ = [name for name in others if data[name] and data[first] and data[name] != data[first]]
-    if not differ:
+    if differ := [name for name in others if data[name] and data[first] and data[name] != data[first]]:
+        return f"the data of {', '.join(differ)} are not those of {first}: their figures do not compare"
+    keys = [key for key in differing_settings(methods) if key.startswith("data.")]
+    if not keys or any(data.values()):
         return None
-    return f"the data of {', '.join(differ)} are not those of {first}: their figures do not compare"
+    return f"methods differ in {', '.join(keys)}: their figures compare only where their held-out examples are the same"
