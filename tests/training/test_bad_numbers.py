@@ -41,7 +41,7 @@ def test_a_run_stops_before_the_update_and_keeps_the_batch(
 ) -> None:
     spoil(monkeypatch, 4, where=where)
     run = tiny_run(tmp_path / "run", *TEN, "log.every=100")
-    with pytest.raises(RunFailed, match=r"step 4: the loss is .*on_bad_numbers=skip.*train.init="):
+    with pytest.raises(RunFailed, match=r"step 4: the loss is .*no checkpoint yet: .*on_bad_numbers=skip"):
         run.train()
     assert run.trainer.step_number == 4
     reached = {name: tensor.clone() for name, tensor in run.trainer.model.state_dict().items()}
@@ -90,6 +90,17 @@ def test_skips_are_counted_over_a_resume(tmp_path: Path, monkeypatch: pytest.Mon
         tiny_run(tmp_path / "run", *TEN, *skip).train(resume=True)
     tiny_run(tmp_path / "run", *TEN, *skip, "train.max_skips=3").train(resume=True)
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 10
+
+
+SAVING = [*TEN, "train.checkpoint_every=1"]
+
+
+def test_the_way_on_is_that_of_the_setting_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 3, 7)
+    with pytest.raises(RunFailed, match=r"one more than train.max_skips=1: start a new run"):
+        tiny_run(tmp_path / "run", *SAVING, "train.on_bad_numbers=skip", "train.max_skips=1").train()
+    with pytest.raises(RunFailed, match=r"with --resume train.on_bad_numbers=skip, .* with train.init="):
+        tiny_run(tmp_path / "run", *SAVING).train(resume=True)
 
 
 @pytest.mark.gpu

@@ -35,7 +35,8 @@ _TENSORS = ".safetensors"
 _NAME = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,15})")
 _PLAIN = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]{1,200}")
 _PATIENCE = 30.0
-_UNFINISHED = (files.ASIDE, ".removing_")  # what a process that died was writing or deleting
+_REMOVING = ".removing_"
+_UNFINISHED = (files.ASIDE, _REMOVING)  # how names begin of what a process that died was writing or deleting
 
 
 def save(folder: Path, step: int, state: dict[str, Any], peers: Peers = ALONE) -> Path:
@@ -84,7 +85,7 @@ def _finish(aside: Path, target: Path, state: dict[str, Any], checksums: dict[st
     files.put(aside / COMPLETE, json.dumps(dict(sorted(checksums.items())), indent=1))
     files.sync(aside / COMPLETE)
     files.sync(aside)
-    old = target.with_name(f".removing_{target.name}")
+    old = target.with_name(f"{_REMOVING}{target.name}")
     # A run that was stopped in its last evaluation saves this step again once it has evaluated. A folder that is not
     # empty cannot be replaced by a rename, so the old one is renamed, and deleted when the new one is in its place.
     if target.exists():
@@ -349,7 +350,7 @@ def best_step(path: Path) -> int:
     """Returns the best step so far that the checkpoint `path` records; its own step if nothing was evaluated.
 
     Raises:
-        UserError: it records none.
+        UserError: its counters are damaged.
     """
     progress = Progress.read(load_rest(path).get("progress"), str(path / _STATE))
     return progress.step if progress.best_step is None else progress.best_step
@@ -377,9 +378,10 @@ def set_aside(folder: Path, after: int) -> None:
     """
     for step in steps(folder):
         if step > after:
-            target = folder / f"damaged_step_{step:08d}"
+            path = path_of(folder, step)
+            target = path.with_name(f"damaged_{path.name}")
             files.remove(target)
-            files.rename(path_of(folder, step), target)
+            files.rename(path, target)
     for path in folder.iterdir() if folder.exists() else ():
         if path.name.startswith(_UNFINISHED):
             files.remove(path)
@@ -390,8 +392,9 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int
     present = steps(folder)
     for step in present[:-keep_last]:
         if step not in keep and not (keep_every and step % keep_every == 0):
-            aside = folder / f".removing_step_{step:08d}"  # half deleted, it would count as damaged
-            files.rename(path_of(folder, step), aside)
+            path = path_of(folder, step)
+            aside = path.with_name(f"{_REMOVING}{path.name}")  # half deleted, it would count as damaged
+            files.rename(path, aside)
             files.remove(aside)
 
 

@@ -52,21 +52,22 @@ def read_state(path: Path, unread: Collection[str]) -> dict[str, Any]:
         ) from error
 
 
-def check_length(run: RunFolder, config: RunConfig, num_steps: int) -> None:
+def check_length(run: RunFolder, config: RunConfig, most: int) -> None:
     """Checks that a run that is to go on with `config` has not gone further already.
 
     Raises:
-        UserError: its newest checkpoint is of a later step than `num_steps`, or is of that step, and evaluations have
+        UserError: its newest checkpoint is of a later step than `most`, or is of that step, and evaluations have
             other settings than those that were made.
     """
-    paths = (checkpoint.path_of(run.checkpoints, step) for step in checkpoint.steps(run.checkpoints))
-    step = max((checkpoint.step_of(path) for path in paths if (path / checkpoint.COMPLETE).exists()), default=0)
-    if step > num_steps:
+    folder = run.checkpoints
+    complete = (s for s in checkpoint.steps(folder) if (checkpoint.path_of(folder, s) / checkpoint.COMPLETE).exists())
+    step = max(complete, default=0)
+    if step > most:
         raise UserError(
-            f"train.steps={num_steps}: {run.path} has a checkpoint of step {step}; give {step} or more, or remove "
-            f"those after step {num_steps} from a copy of the run"
+            f"train.steps={most}: {run.path} has a checkpoint of step {step}; give {step} or more, or remove "
+            f"those after step {most} from a copy of the run"
         )
-    if 0 < step == num_steps and read_config(run.path).eval != config.eval:
+    if 0 < step == most and read_config(run.path).eval != config.eval:
         raise UserError(
             f"eval: {run.path} is done, so that other settings would only change what it says of its evaluations; "
             f"leave them as they were, and measure it with `unmask eval {run.path}`"

@@ -19,6 +19,7 @@ from unmask.data.fingerprint import read_fingerprint
 from unmask.errors import Interrupted, NotFinite, RunFailed
 from unmask.evaluation.evaluate import EvaluationLeft
 from unmask.models.lora import has_adapters
+from unmask.models.precision import resolve_device
 from unmask.peers import ALONE, Peers, Votes
 from unmask.progress import console, warn
 from unmask.tasks.task import build_task, check_same_data, fingerprint_of, keep_files
@@ -32,7 +33,7 @@ from unmask.training.optim import about_unused, about_warmup
 from unmask.training.parallel import check_parallel
 from unmask.training.saving import Saver
 from unmask.training.state import Progress, check_trained, progress_of
-from unmask.training.trainer import StepReport, Trainer, require_memory_for_training, resolve_device
+from unmask.training.trainer import StepReport, Trainer, require_memory_for_training
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _STOP = "stop"  # the key by which a process that has received a signal tells the others
@@ -53,7 +54,7 @@ class Run:
             require_memory_for_training(config, self.task.tokens, peers, device)
         self.data_changed = self.stop_requested = self.is_stepping = False
         self.saved_step = 0
-        self.metrics: MetricsFile | None = None  # rank 0's alone
+        self.metrics_file: MetricsFile | None = None  # rank 0's alone
         self.loggers: list[Logger] = []
         # What `train` makes, in this order.
         self.data: dict[str, Any] | None
@@ -215,7 +216,7 @@ class Run:
         """Opens everything that steps write to; at the end, waits for the checkpoint that is being saved."""
         head = self.progress.spent(self.trainer.process.examples_seen)
         if self.peers.is_main:
-            self.metrics = MetricsFile(self.folder.metrics, self.progress.metrics_position, head)
+            self.metrics_file = MetricsFile(self.folder.metrics, self.progress.metrics_position, head)
             self.loggers = [*open_loggers(self.config, self.folder.path, self.progress.step)]
         self.monitor = NonFiniteMonitor()
         self.is_stepping = True
@@ -227,8 +228,8 @@ class Run:
             raise
         finally:
             self.saver.join()
-            if self.metrics is not None:
-                self.metrics.close()
+            if self.metrics_file is not None:
+                self.metrics_file.close()
             for logger in self.loggers:
                 logger.close()
             self.is_stepping = False  # until here a signal must not cut short what is being written
@@ -295,15 +296,19 @@ class Run:
             warn(f"{message}. Skipped, number {progress.skips} of at most {train.max_skips}")
 
     def _how_to_go_on(self) -> str:
-        start = f"train.init={self.folder.path} and a lower optim.lr or train.dtype=float32"
-        if self.progress.skips:
+        start = "a lower optim.lr or train.dtype=float32"
+        if self.saver.whole_step is not None:
+            start = f"train.init={self.folder.path} and {start}"
+        if self.config.train.on_bad_numbers == "skip":
             return f"That is one more than train.max_skips={self.config.train.max_skips}: start a new run, with {start}"
+        if self.saver.whole_step is None:
+            return f"There is no checkpoint yet: start a new run with {start}, or with train.on_bad_numbers=skip"
         return f"Go on without such steps with --resume train.on_bad_numbers=skip, or start a new run with {start}"
 
     def _log(self, values: dict[str, Any]) -> None:
         head = self.progress.spent(self.trainer.process.examples_seen)
-        if self.metrics is not None:
-            self.metrics.write(head | values)
+        if self.metrics_file is not None:
+            self.metrics_file.write(head | values)
         known = {name: value for name, value in values.items() if value is not None}
         for logger in self.loggers:
             logger.write(self.progress.step, known)
@@ -376,7 +381,7 @@ class Run:
         if self.base is not None:
             state["base"] = self.base.kept()
         if self.peers.is_main or self.trainer.is_sharded:
-            self.saver.save(state, self.progress, self.metrics)
+            self.saver.save(state, self.progress, self.metrics_file)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

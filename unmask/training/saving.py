@@ -14,16 +14,29 @@ from unmask.training.logging import MetricsFile
 from unmask.training.state import Progress
 
 
-class Background:
-    """A thread for one piece of work at a time. The next call of `start`, `check` or `wait` raises its error."""
+class Saver:
+    """Writes copies of a run's state in a thread. The next call of `save`, `check` or `wait` raises its error.
 
-    def __init__(self) -> None:
+    Args:
+        folder: the folder of all checkpoints.
+        train: settings that say which of them to keep.
+        writers: the processes that write each checkpoint together, at the same steps.
+    """
+
+    def __init__(self, folder: Path, train: TrainConfig, writers: Peers) -> None:
+        self.folder, self.train, self.writers = folder, train, writers
+        self.whole_step: int | None = None
+        """Step of the newest checkpoint that is known to be complete on the disk."""
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def start(self, work: Callable[[], object]) -> None:
-        """Starts `work` once the work before it is done."""
-        self.wait()
+    def save(self, state: dict[str, Any], progress: Progress, metrics: MetricsFile | None) -> None:
+        """Copies `state` and `progress` as they are now, and starts to write them; records the length of `metrics`."""
+        self.wait()  # at most one copy at a time
+        if metrics is not None:
+            progress.metrics_position = metrics.position
+        copied = checkpoint.snapshot(state | {"progress": asdict(progress)})
+        work = partial(self._write, progress.step, copied, progress.best_step, metrics)
         self._thread = threading.Thread(target=self._do, args=(work,), daemon=True)
         self._thread.start()
 
@@ -49,30 +62,6 @@ class Background:
             work()
         except BaseException as error:  # raised in the training thread instead, by `check`
             self._error = error
-
-
-class Saver(Background):
-    """A background thread that writes copies of a run's state.
-
-    Args:
-        folder: the folder of all checkpoints.
-        train: settings that say which of them to keep.
-        writers: the processes that write each checkpoint together, at the same steps.
-    """
-
-    def __init__(self, folder: Path, train: TrainConfig, writers: Peers) -> None:
-        super().__init__()
-        self.folder, self.train, self.writers = folder, train, writers
-        self.whole_step: int | None = None
-        """Step of the newest checkpoint that is known to be complete on the disk."""
-
-    def save(self, state: dict[str, Any], progress: Progress, metrics: MetricsFile | None) -> None:
-        """Copies `state` and `progress` as they are now, and starts to write them; records the length of `metrics`."""
-        self.wait()  # at most one copy at a time
-        if metrics is not None:
-            progress.metrics_position = metrics.position
-        copied = checkpoint.snapshot(state | {"progress": asdict(progress)})
-        self.start(partial(self._write, progress.step, copied, progress.best_step, metrics))
 
     def _write(self, step: int, state: dict[str, Any], best_step: int | None, metrics: MetricsFile | None) -> None:
         # First the lines before this checkpoint: it records their number, and must not outlive them.

@@ -251,10 +251,10 @@ def check_trained(state: Mapping[str, Any], parameters: Iterable[tuple[str, Any]
 
 
 def check_weights(tensors: Mapping[str, Tensor], averaged: Mapping[str, Tensor], where: str) -> None:
-    """Checks weights whose model is not known yet: an average fits them, and they are numbers.
+    """Checks weights whose model is not known yet: some are floating-point, and an average fits them.
 
     Raises:
-        UserError: they are not; names the tensor.
+        UserError: it is not so; names the tensor.
     """
     if not any(value.dtype in _FLOATS for value in tensors.values()):
         raise UserError(f"{where}: holds no weights in float32, float64 or bfloat16")
