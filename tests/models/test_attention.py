@@ -152,7 +152,7 @@ class LowRank(torch.nn.Module):
 
 def both_ways(attention: Attention, x: torch.Tensor) -> list[torch.Tensor]:
     """Computes the attention over `x` as training does, and beside a cache, as decoding does."""
-    known = KeyValueCache(x.shape[1], x.shape[1])
+    known = KeyValueCache(x.shape[1], len(x), x.shape[1])
     place = torch.arange(x.shape[1]).expand(len(x), -1)
     return [attention(x, None), attention.extend(x, None, place, known.layer(0))]
 

@@ -203,7 +203,7 @@ def test_blocks_are_predicted_beside_what_is_known_of_earlier_ones(kind: str, al
     """Each row at a block of its own, and rows that leave and come back."""
     model = denoiser(alignment=alignment, **SETTINGS[kind]).eval()
     xt, x0 = canvases()
-    cache = KeyValueCache(LENGTH, num_rows=3)
+    cache = KeyValueCache(LENGTH, 3)
     block = [1, 0, 2]
     canvas = torch.stack([torch.cat([x0[row, : 4 * b], xt[row, 4 * b :]]) for row, b in enumerate(block)])
     every = torch.zeros(3, dtype=torch.long)
@@ -227,7 +227,7 @@ def test_blocks_are_predicted_beside_what_is_known_of_earlier_ones(kind: str, al
 def test_a_whole_canvas_that_is_read_is_predicted_as_ever(block_size: int | None, alignment: str) -> None:
     model = denoiser(block_size, alignment=alignment).eval()
     xt, _ = canvases()
-    cache, at = KeyValueCache(LENGTH), positions([[1, 11], [], [5, 4]])
+    cache, at = KeyValueCache(LENGTH, 3), positions([[1, 11], [], [5, 4]])
     ask = Query(confidence="margin", has_entropy=True)
     start = torch.zeros(3, dtype=torch.long)
     found = within(model, xt, at, start=start, width=LENGTH, cache=cache, ask=ask)
@@ -241,7 +241,7 @@ def test_without_blocks_a_window_sees_the_rest_as_it_was(alignment: str) -> None
     """Nothing has changed outside: the same as ever. What has changed there is not seen until it is read."""
     model = denoiser(None, alignment=alignment, num_layers=1).eval()
     xt, x0 = canvases()
-    cache, start, at = KeyValueCache(LENGTH), torch.tensor([0, 5, 8]), positions([[1, 3], [5, 8], [10, 11]])
+    cache, start, at = KeyValueCache(LENGTH, 3), torch.tensor([0, 5, 8]), positions([[1, 3], [5, 8], [10, 11]])
     within(model, xt, at[:1], start=torch.zeros_like(start), width=LENGTH, cache=cache)
     place = torch.arange(LENGTH)
     is_inside = (place >= start.unsqueeze(1)) & (place < start.unsqueeze(1) + 4)
@@ -258,7 +258,12 @@ def test_position_0_cannot_be_predicted_beside_a_cache() -> None:
     model, (xt, _) = denoiser(alignment="next"), canvases()
     with torch.no_grad(), pytest.raises(UserError, match="position 0 of an example is to be predicted"):
         within(
-            model, xt, torch.tensor([0]), start=torch.zeros(3, dtype=torch.long), width=4, cache=KeyValueCache(LENGTH)
+            model,
+            xt,
+            torch.tensor([0]),
+            start=torch.zeros(3, dtype=torch.long),
+            width=4,
+            cache=KeyValueCache(LENGTH, 3),
         )
 
 

@@ -57,7 +57,7 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec, *, r
     if config.loops is not None and loops_of(model.backbone) is None:
         raise UserError(without_loops(config.loops))
     require_memory_for_decoding(
-        getattr(model.backbone, "config", config),
+        getattr(model.backbone, "config", None),
         tokens,
         rows=min(rows, config.batch_size),
         is_cached=model.is_causal or config.cache != "none",

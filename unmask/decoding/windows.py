@@ -300,7 +300,7 @@ class Cached(HiddenStateReader):
 
     def __init__(self, model: Denoiser, window: Window, xt: Int[Tensor, "B L"]) -> None:
         self.model, self.window = model, window
-        self.cache = KeyValueCache(xt.shape[1], num_rows=len(xt))
+        self.cache = KeyValueCache(xt.shape[1], len(xt))
 
     def read(self, xt: Int[Tensor, "b L"], blocks: Blocks) -> Blocks:
         return self.window(blocks)

@@ -31,13 +31,13 @@ class KeyValueCache:
 
     Args:
         length: positions of a canvas.
+        num_rows: rows of the cache.
         width: positions, from the first one on, that may be attended to; everything that any row has read is in there.
-        num_rows: rows of the cache; default: as many as are read first.
     """
 
     length: int
+    num_rows: int
     width: int = 0
-    num_rows: int | None = None
     layers: dict[int, "LayerCache"] = field(default_factory=dict)
 
     def layer(self, number: int) -> "LayerCache":
@@ -68,7 +68,7 @@ class LayerCache:
     ) -> tuple[Float[Tensor, "b G W E"], Float[Tensor, "b G W E"]]:
         """Writes keys and values at `position` of `rows` (None: all rows); returns all cached ones of these rows."""
         if self.keys.numel() == 0:
-            shape = (self.whole.num_rows or len(k), k.shape[1], self.whole.length, k.shape[3])
+            shape = (self.whole.num_rows, k.shape[1], self.whole.length, k.shape[3])
             self.keys, self.values = k.new_zeros(shape), v.new_zeros(shape)
         width = self.whole.width
         if rows is not None:

@@ -131,7 +131,7 @@ def _count_runs(config: TransformerConfig, loops: int | None = None) -> int:
 
 
 def require_memory_for_decoding(
-    config: Section,
+    config: Section | None,
     tokens: TokenSpec,
     *,
     rows: int,
@@ -146,7 +146,7 @@ def require_memory_for_decoding(
     That is the keys and values of all positions with a cache, and the vectors of one layer without.
 
     Args:
-        config: the settings of the model; those of a model of the user's own say nothing of its size.
+        config: the settings of the model, if it has any; those of a model of the user's own say nothing of its size.
         tokens: its tokens.
         rows: canvases.
         is_cached: keys and values are kept from step to step.

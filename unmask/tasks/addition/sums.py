@@ -108,7 +108,9 @@ class Sums:
             left = left[~self._is_valid(number[left], a[left], b[left])]
         side = "held-out" if self.is_held_out else "training"
         chain = "" if self.chain is None else f" whose longest carry chain has {int(self._chain(number[left])[0])}"
-        raise UserError(f"data.digits={list(self.digits)}: found no {side} sum{chain}; take more digits")
+        share = "larger" if self.is_held_out else "smaller"
+        fix = f"take other digits{' or chains' * bool(chain)}, or a {share} data.validation_ratio"
+        raise UserError(f"data.digits={list(self.digits)}: found no {side} sum{chain}; {fix}")
 
     def distinct(self, count: int) -> tuple[Digits, Digits]:
         """Returns the first `count` sums without repeats, `a + b` and `b + a` being one; fewer if no more are found.

@@ -217,8 +217,9 @@ class SumStream:
         """All examples, unless they are many: to draw a batch takes as long as a small model's step."""
         if self.epoch_size * 2 * self._task.num_columns > _MOST_KEPT:
             return None
-        drawn = [self._sums[index] for index in torch.arange(self.epoch_size).split(2**14)]
-        return [torch.cat([digits.to(torch.int8) for digits in operand]) for operand in zip(*drawn, strict=True)]
+        parts = torch.arange(self.epoch_size).split(2**14)
+        drawn = [[digits.to(torch.int8) for digits in self._sums[part]] for part in parts]
+        return [torch.cat(operand) for operand in zip(*drawn, strict=True)]
 
 
 def _read_prompt(line: str, where: str) -> str:
