@@ -45,7 +45,7 @@ BAD_TRAINING = {
     "a key twice": (["debug", "train={steps: 3, steps: 4}"], ["the key 'steps' stands already in line 1"]),
     "wrong type": (["debug", "train.steps=many"], ["train.steps='many'", "valid integer"]),
     "half a step": (["debug", "train.steps=1.5"], ["train.steps=1.5", "valid integer"]),
-    "section is no mapping": (["debug", "train=3"], ["train", "dictionary"]),
+    "section is no mapping": (["debug", "train=3"], ["train=3: is a section", "such as train.steps=.."]),
     "no stages": (["debug", "process.num_stages=0"], ["process.num_stages=0", "greater than or equal to 1"]),
     "no steps": (["debug", "train.steps=null"], ["train.steps is missing", "train.epochs"]),
     "schedule falls back": (
@@ -256,7 +256,7 @@ BAD_USE = {
         ["decode", "RUN", "GOOD", "--decoder", "forbid=" + "[" * 50_000],
         "nested more than 64",
     ),
-    "a decoder's many commas": (["decode", "RUN", "GOOD", "--decoder", "," * 50_000], "is not key=value"),
+    "a decoder's many commas": (["decode", "RUN", "GOOD", "--decoder", "," * 50_000], "a setting is empty"),
     "a decoder twice": (["eval", "RUN", "--decoder", "prob", "--decoder", "prob"], "prob/1 is asked for twice"),
     "answers below a file": (["decode", "RUN", "GOOD", "--out", "FILE/x/y"], "cannot be written"),
     "export below a file": (["export", "RUN", "FILE/x"], "cannot be written"),

@@ -41,7 +41,7 @@ def test_a_run_stops_before_the_update_and_keeps_the_batch(
 ) -> None:
     spoil(monkeypatch, 4, where=where)
     run = tiny_run(tmp_path / "run", *TEN, "log.every=100")
-    with pytest.raises(RunFailed, match=r"step 4: the loss is .*no checkpoint yet: .*on_bad_numbers=skip"):
+    with pytest.raises(RunFailed, match=r"step 4: the loss is .*on_bad_numbers=skip.*train.init="):
         run.train()
     assert run.trainer.step_number == 4
     reached = {name: tensor.clone() for name, tensor in run.trainer.model.state_dict().items()}
@@ -101,6 +101,8 @@ def test_the_way_on_is_that_of_the_setting_now(tmp_path: Path, monkeypatch: pyte
         tiny_run(tmp_path / "run", *SAVING, "train.on_bad_numbers=skip", "train.max_skips=1").train()
     with pytest.raises(RunFailed, match=r"with --resume train.on_bad_numbers=skip, .* with train.init="):
         tiny_run(tmp_path / "run", *SAVING).train(resume=True)
+    with pytest.raises(RunFailed, match=r"There is no checkpoint yet: start a new run with a lower optim.lr"):
+        tiny_run(tmp_path / "new", *TEN, "train.checkpoint_every=9").train()
 
 
 @pytest.mark.gpu
