@@ -22,6 +22,7 @@ run all the same).
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ METHODS = ("sudoku/paper_uniform", "sudoku/paper_puma")
 SPEED = ("sudoku/paper_uniform", "sudoku/paper_puma", "tinygsm/puma")
 SMALL = ["model.dim=32", "model.ff_dim=64", "model.num_layers=1", "model.num_heads=2", "train.batch_size=4"]
 GPU_TESTS = ("tests/test_gpu.py", "tests/test_noise.py", "tests/training/test_bad_numbers.py")
+STOPS = (signal.SIGTERM, signal.SIGHUP)
 SAVING = 25  # seconds that a training is given to end its step, evaluation and checkpoint, before the time is up
 
 
@@ -102,11 +104,15 @@ def started(command: list[str], log: Any) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         # First a signal that lets a compiler delete what it has not finished: later calls would find it in its cache.
-        for stop, seconds in ((signal.SIGTERM, 5), (signal.SIGKILL, None)):
+        try:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, stop)
+                os.killpg(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(seconds)
+                process.wait(5)
+        finally:  # also after a second Ctrl-C
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def main() -> int:
@@ -118,8 +124,11 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="a rehearsal, on a CPU too")
     parser.add_argument("--results", type=Path, metavar="FILE", help="pack summary, logs and metrics into it (.tar.gz)")
     asked = parser.parse_args()
-    for stop in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(stop, lambda number, _: sys.exit(128 + number))  # ends what was started, and packs the results
+    if asked.results is not None:
+        check_results(asked.results, parser)
+    for stop in STOPS:
+        if signal.getsignal(stop) != signal.SIG_IGN:  # as under nohup
+            signal.signal(stop, lambda number, _: sys.exit(128 + number))  # ends what was started, and packs results
     out = asked.out.resolve()  # runs compare it with the folder that they began with
     out.mkdir(parents=True, exist_ok=True)
     seconds = 60 * asked.minutes
@@ -154,18 +163,30 @@ def do(call: Call, asked: argparse.Namespace) -> None:
 def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object; empty if there is none."""
     with suppress(OSError, ValueError):
-        return dict(json.loads(path.read_text()))
+        if isinstance(found := json.loads(path.read_text()), dict):
+            return found
     return {}
+
+
+def check_results(target: Path, parser: argparse.ArgumentParser) -> None:
+    """Ends the program if the file of --results cannot be written, or is there and no such file."""
+    if target.is_dir() or (target.exists() and not tarfile.is_tarfile(target)):
+        parser.error(f"--results {target}: is there, and is no file of results; name another")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--results {target}: {error}")
 
 
 def pack(out: Path, target: Path) -> None:
     """Packs what says how it went, without checkpoints and puzzles."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     found = [*out.glob("*.*"), *out.glob("*/*.jsonl"), *out.glob("*/*.yaml"), *out.glob("*/*.json")]
     paths = sorted(path for path in found if path.is_file() and path != target.resolve())
-    with tarfile.open(target, "w:gz") as packed:
+    aside = target.with_name(f".{target.name}.new")
+    with tarfile.open(aside, "w:gz") as packed:
         for path in paths:
             packed.add(path, path.relative_to(out))
+    aside.replace(target)
 
 
 def python(*arguments: str) -> list[str]:
@@ -199,10 +220,14 @@ def test(call: Call) -> None:
     # Without addopts, as what checks its types cannot be compiled; these files, as to import all takes a minute.
     command = python("-m", "pytest", "-o", "addopts=", "-m", "gpu", "-q", *only, *GPU_TESTS)
     if "tests" not in call.found and (said := call.run("tests", command, most=150, good=(0, 1))):
-        *before, last = said.strip().splitlines()
+        *before, last = said.strip().splitlines() or [""]
         failed = [line.split(" - ")[0] for line in before if line.startswith(("FAILED ", "ERROR "))]
-        call.has_failed |= bool(failed)
-        call.keep("tests", "; ".join([last, *failed]))
+        was_run = re.search(r"(passed|failed|errors?|collected).* in [0-9.:]+s", last) is not None
+        call.has_failed |= bool(failed) or not was_run
+        if was_run:
+            call.keep("tests", "; ".join([last, *failed]))
+        else:
+            print(f"  {call.out / 'tests.log'}: {last[:200]}", flush=True)
 
 
 def data(call: Call) -> list[str]:

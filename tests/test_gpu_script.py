@@ -69,6 +69,26 @@ def test_tests_that_fail_are_named_and_not_run_again(
     assert not (tmp_path / "again").exists()
 
 
+def test_tests_that_did_not_run_are_no_result(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "python", lambda *_: ["sh", "-c", "echo No module named pytest; exit 1"])
+    one = call(gpu, tmp_path, seconds=200)
+    gpu.test(one)
+    assert one.has_failed
+    assert "tests" not in one.found
+
+
+def test_what_is_no_results_file_is_left_alone(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path / "out"), "--results", str(tmp_path / "mine")])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert "is no file of results; name another" in capsys.readouterr().err
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_hold_what_is_small_however_the_call_ends(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
