@@ -12,11 +12,13 @@ import pytest
 from tests.helpers import assert_same, metrics_of
 from tests.helpers.runs import tiny_run
 from unmask import files
+from unmask.config.run import TrainConfig
 from unmask.errors import RunFailed
-from unmask.peers import Peers
+from unmask.peers import ALONE, Peers
 from unmask.training import checkpoint, folder
 from unmask.training.run import Run
-from unmask.training.saving import Background
+from unmask.training.saving import Saver
+from unmask.training.state import Progress
 
 OPERATIONS = ("put", "put_tensors", "append", "sync", "rename", "make_folder", "remove")
 LAST = 2
@@ -90,10 +92,9 @@ class Disk:
                 self.synced[target / path.relative_to(source)] = self.synced.pop(path)
 
 
-def do_now(background: Background, work: Callable[[], object]) -> None:
+def do_now(saver: Saver, work: Callable[[], object]) -> None:
     """In place of a thread, so that the n-th operation is always the same one."""
-    background.wait()
-    background._do(work)
+    saver._do(work)
 
 
 def evaluate(run: Run) -> bool:
@@ -121,7 +122,7 @@ def state(out: Path) -> dict:
 
 def train_on(disk: Disk, run: Run) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Background, "start", do_now)
+        patch.setattr(Saver, "_start", do_now)
         for name in OPERATIONS:
             patch.setattr(files, name, disk.wrap(name, getattr(files, name)))
         run.train()
@@ -209,7 +210,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     assert seen[0] >= 3
     monkeypatch.setattr(checkpoint, "save", real)
     plain = tiny_run(tmp_path / "plain", "train.keep_last=9", "train.steps=4", "train.checkpoint_every=2")
-    monkeypatch.setattr(Background, "start", do_now)
+    monkeypatch.setattr(Saver, "_start", do_now)
     plain.train()
     for step in (2, 4):
         ours, theirs = (
@@ -220,14 +221,16 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
         assert_same(ours["process"], theirs["process"])
 
 
-def test_an_error_of_the_thread_is_raised_once_by_the_next_call() -> None:
-    background = Background()
-
-    def fail() -> None:
+def test_an_error_of_the_thread_is_raised_once_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
         raise ValueError("no")
 
-    background.start(fail)
-    background.join()
+    monkeypatch.setattr(checkpoint, "save", fail)
+    saver = Saver(tmp_path, TrainConfig(steps=1), ALONE)
+    saver.save({}, Progress(passes=0.0), None)
+    saver.join()
     with pytest.raises(ValueError, match="no"):
-        background.check()
-    background.wait()
+        saver.check()
+    saver.wait()

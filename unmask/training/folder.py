@@ -23,6 +23,7 @@ from unmask.models.backends import BACKENDS
 
 _MAY_CHANGE = (
     "model.preset",  # what it stands for is compared
+    "data.cache_dir",  # what is kept there can be made again
     *(f"train.{key}" for key in ("steps", "epochs", "max_seconds", "max_examples", "threads", "compile")),
     *(f"train.{key}" for key in ("parallel", "cpu_offload", "timeout", "checkpoint_every", "keep_last", "keep_every")),
     *(f"train.{key}" for key in ("on_bad_numbers", "max_skips")),

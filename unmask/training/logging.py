@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from unmask import files
-from unmask.config.run import RunConfig
+from unmask.config.run import RunConfig, TrainConfig
 from unmask.formats import to_json
 from unmask.peers import Peers
 from unmask.progress import console, warn
@@ -223,3 +223,15 @@ class NonFiniteMonitor:
         if event is not None:
             event.synchronize()
         return [step] if flag.item() else []
+
+
+def way_on(train: TrainConfig, run: Path, *, has_checkpoint: bool) -> str:
+    """Says how to go on after a bad step that has ended the run in the folder `run`."""
+    start = "a lower optim.lr or train.dtype=float32"
+    if has_checkpoint:
+        start = f"train.init={run} and {start}"
+    if train.on_bad_numbers == "skip":
+        return f"That is one more than train.max_skips={train.max_skips}: start a new run, with {start}"
+    if not has_checkpoint:
+        return f"There is no checkpoint yet: start a new run with {start}, or with train.on_bad_numbers=skip"
+    return f"Go on without such steps with --resume train.on_bad_numbers=skip, or start a new run with {start}"

@@ -28,7 +28,7 @@ from unmask.training.distributed import check_alike, device_of
 from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.initial import Base
-from unmask.training.logging import BadStep, Logger, MetricsFile, NonFiniteMonitor, StepDisplay, open_loggers
+from unmask.training.logging import BadStep, Logger, MetricsFile, NonFiniteMonitor, StepDisplay, open_loggers, way_on
 from unmask.training.optim import about_unused, about_warmup
 from unmask.training.parallel import check_parallel
 from unmask.training.saving import Saver
@@ -291,19 +291,14 @@ class Run:
                 bad.keep(self.folder.path, self.peers)
             message = bad.in_words(self.folder.path, ranks, self.peers)
             if train.on_bad_numbers == "stop" or progress.skips >= train.max_skips:
-                raise RunFailed(f"{message}. {self._how_to_go_on()}")
+                raise RunFailed(f"{message}. {way_on(train, self.folder.path, has_checkpoint=self._has_checkpoint())}")
             progress.skips += 1
             warn(f"{message}. Skipped, number {progress.skips} of at most {train.max_skips}")
 
-    def _how_to_go_on(self) -> str:
-        start = "a lower optim.lr or train.dtype=float32"
-        if self.saver.whole_step is not None:
-            start = f"train.init={self.folder.path} and {start}"
-        if self.config.train.on_bad_numbers == "skip":
-            return f"That is one more than train.max_skips={self.config.train.max_skips}: start a new run, with {start}"
-        if self.saver.whole_step is None:
-            return f"There is no checkpoint yet: start a new run with {start}, or with train.on_bad_numbers=skip"
-        return f"Go on without such steps with --resume train.on_bad_numbers=skip, or start a new run with {start}"
+    def _has_checkpoint(self) -> bool:
+        """True if rank 0 has written one, or is about to. Collective."""
+        self.saver.join()
+        return self.peers.exchange(self.saver.whole_step)[0] is not None
 
     def _log(self, values: dict[str, Any]) -> None:
         head = self.progress.spent(self.trainer.process.examples_seen)

@@ -36,9 +36,7 @@ class Saver:
         if metrics is not None:
             progress.metrics_position = metrics.position
         copied = checkpoint.snapshot(state | {"progress": asdict(progress)})
-        work = partial(self._write, progress.step, copied, progress.best_step, metrics)
-        self._thread = threading.Thread(target=self._do, args=(work,), daemon=True)
-        self._thread.start()
+        self._start(partial(self._write, progress.step, copied, progress.best_step, metrics))
 
     def check(self) -> None:
         """Raises the error of the work, if there is one. Does not wait: cheap enough for every step."""
@@ -56,6 +54,10 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _start(self, work: Callable[[], object]) -> None:
+        self._thread = threading.Thread(target=self._do, args=(work,), daemon=True)
+        self._thread.start()
 
     def _do(self, work: Callable[[], object]) -> None:
         try:
