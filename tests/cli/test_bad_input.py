@@ -16,12 +16,13 @@ BAD_TRAINING = {
     "unknown data key": (["debug", "data.given=30"], ["unknown key data.given", "did you mean data.givens?"]),
     "another process's key": (
         ["debug", "process.name=uniform", "process.run=2"],
-        ["process.run is a setting of process.name=puma, and this is uniform"],
+        ["process.run=2: is a setting of process.name=puma, and this is uniform; remove it"],
     ),
-    "another task's key": (["debug", "data.digits=3"], ["data.digits is a setting of task.name=addition"]),
+    "another task's key": (["debug", "data.digits=3"], ["data.digits=3: is a setting of task.name=addition"]),
     "a section": (["debug", "process=puma"], ["process='puma': is a section", "such as process.name=puma"]),
     "no section": (["debug", "optim=3"], ["optim=3: is a section; give its settings, such as optim.name=.."]),
-    "no list": (["debug", "eval.orders=3"], ["eval.orders=3"]),
+    "no list": (["debug", "eval.orders=3"], ["eval.orders=3: Input should be a list, as [.., ..]"]),
+    "a section of two lines": (["debug", 'process="a\\nb"'], ["process='a\\nb': is a section", "process.name=.."]),
     "unknown process": (["debug", "process.name=pumma"], ["process.name=pumma", "did you mean 'puma'?"]),
     "unimportable process": (
         ["debug", "process.name=nowhere.at:All"],

@@ -11,6 +11,7 @@ from unmask.cli.settings import explain
 from unmask.config import recipes
 from unmask.config.registry import COMPONENTS, resolve
 from unmask.config.settings import flatten
+from unmask.errors import UserError
 
 
 @pytest.mark.parametrize("recipe", recipes.names())
@@ -87,3 +88,22 @@ def test_a_start_that_is_not_there_is_said(
     assert "train.init=nowhere: is no run, export or Hugging Face checkpoint here" in " ".join(printed.err.split())
     assert run_cli("settings", "debug", "train.init", "train.init=here") == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_component_of_ones_own_reads_keys_that_others_have_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_too.py").write_text(
+        "from pydantic import Field\nfrom unmask.config.settings import Section\n"
+        "class Mine:\n"
+        "    class Config(Section):\n"
+        "        name: str\n"
+        "        stages: int = Field(1, alias='num_stages')\n"
+        "    @classmethod\n"
+        "    def from_config(cls, config, context): ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = recipes.load("debug", ["process.name=mine_too:Mine", "process.num_stages=5"]).process
+    assert own.stages == 5
+    with pytest.raises(UserError, match=r"process.run=2: is a setting of process.name=puma, and this is mine_too:Mine"):
+        recipes.load("debug", ["process.name=mine_too:Mine", "process.run=2"])

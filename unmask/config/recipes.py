@@ -4,6 +4,7 @@ A recipe may `extends: other.yaml`, a file beside it, or a shipped recipe, as in
 """
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -95,7 +96,7 @@ def _find(recipe: str) -> Path:
         return FOLDER / f"{recipe}.yaml"
     if Path(recipe).suffix in (".yaml", ".yml") and (path := user_path(recipe, "recipe ")).exists():
         return existing_file(path, "recipe ")
-    if Path(recipe).is_file():
+    if os.path.isfile(recipe):  # noqa: PTH113 - false where a name is too long
         raise UserError(
             f"recipe {quoted(recipe)}: is no recipe, whose name ends in .yaml; rename the file if it is one"
         )

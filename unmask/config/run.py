@@ -7,6 +7,7 @@ into the tree that `RunConfig.from_tree` checks.
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -215,11 +216,10 @@ class RunConfig(Section):
         problems: list[str] = []
         for key, field in RunConfig.model_fields.items():
             section = section_class(key, tree, field.annotation)
-            given = _without_others(key, tree, section, problems)
             with (
                 foreign_code(*_component(key, tree), "cannot check its settings") if key in NAMED_BY else nullcontext()
             ):
-                checked[key] = check_into(section, given, key, problems)
+                checked[key] = check_into(section, tree.get(key, {}), key, problems, partial(_owner, key, tree))
         checked["model"] = _in_blocks(checked["model"], checked["process"], problems)
         problems += [unknown(str(key), list(RunConfig.model_fields)) for key in tree if key not in checked]
         train = checked["train"]
@@ -261,19 +261,15 @@ def _component(key: str, tree: dict[str, Any]) -> tuple[str, str]:
     return kind, str(section.get("name", default) if isinstance(section, dict) else default)
 
 
-def _without_others(key: str, tree: dict[str, Any], section: type[Section], problems: list[str]) -> Any:
-    """Returns the section `key` without keys that other components of its kind have; adds these to `problems`."""
-    given = tree.get(key, {})
-    if key not in NAMED_BY or not isinstance(given, dict):
-        return given
-    kind, name = _component(key, tree)
-    kept = dict(given)
-    for unfit in [each for each in given if each not in section.model_fields and each not in section.aliases]:
-        owners = [other for other in COMPONENTS[kind] if unfit in resolve(kind, other).Config.model_fields]
-        if owners:
-            problems.append(f"{key}.{unfit} is a setting of {kind}.name={' or '.join(owners)}, and this is {name}")
-            del kept[unfit]
-    return kept
+def _owner(key: str, tree: dict[str, Any], name: str) -> str | None:
+    """Says which other components of its kind have the setting `name` of the section `key`; None if none do."""
+    if key not in NAMED_BY:
+        return None
+    kind, own = _component(key, tree)
+    owners = [other for other in COMPONENTS[kind] if name in resolve(kind, other).Config.model_fields]
+    if not owners:
+        return None
+    return f"is a setting of {kind}.name={' or '.join(owners)}, and this is {own}; remove it, or set {kind}.name"
 
 
 def _in_blocks(model: Section | None, process: Section | None, problems: list[str]) -> Section | None:

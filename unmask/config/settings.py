@@ -1,7 +1,7 @@
 """A section of settings: what it may hold, and how a wrong one is explained."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -113,7 +113,11 @@ class WrongSettings(UserError):
     """A `UserError` that names every wrong key."""
 
 
-def check_section(section: type[SectionT], value: Any, prefix: str) -> SectionT:
+AboutKey = Callable[[str], str | None]
+"""Says where a key belongs that a section does not have; None if nothing is known of it."""
+
+
+def check_section(section: type[SectionT], value: Any, prefix: str, about_key: AboutKey = lambda _: None) -> SectionT:
     """Checks one section; validators that check sections within it find `prefix` as `info.context`.
 
     Raises:
@@ -122,7 +126,9 @@ def check_section(section: type[SectionT], value: Any, prefix: str) -> SectionT:
     try:
         return section.model_validate(value, context=prefix)
     except ValidationError as error:
-        raise WrongSettings("\n".join(_explain(section, detail, prefix) for detail in error.errors())) from None
+        raise WrongSettings(
+            "\n".join(_explain(section, detail, prefix, about_key) for detail in error.errors())
+        ) from None
 
 
 def as_section(section: type[SectionT], config: SectionT | None, settings: dict[str, Any], prefix: str) -> SectionT:
@@ -138,18 +144,22 @@ def as_section(section: type[SectionT], config: SectionT | None, settings: dict[
     return config
 
 
-def check_into(section: type[Section], value: Any, prefix: str, problems: list[str]) -> Section | None:
+def check_into(
+    section: type[Section], value: Any, prefix: str, problems: list[str], about_key: AboutKey = lambda _: None
+) -> Section | None:
     """Checks one section. If it is wrong, adds the error to `problems` and returns None."""
     try:
-        return check_section(section, value, prefix)
+        return check_section(section, value, prefix, about_key)
     except UserError as error:
         problems.append(str(error))
         return None
 
 
-def _explain(section: type[Section], detail: Any, prefix: str) -> str:
+def _explain(section: type[Section], detail: Any, prefix: str, about_key: AboutKey) -> str:
     key = ".".join([prefix, *(str(part) for part in detail["loc"])])
     if detail["type"] == "extra_forbidden":
+        if len(detail["loc"]) == 1 and (said := about_key(detail["loc"][0])):
+            return f"{key}={quoted(detail['input'])}: {said}"
         return unknown(key, [f"{prefix}.{name}" for name in section.model_fields])
     if detail["type"] == "missing":
         return f"{key} is missing"
@@ -159,12 +169,13 @@ def _explain(section: type[Section], detail: Any, prefix: str) -> str:
     message = _MESSAGES.get(detail["type"], detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "model_type" and not detail["loc"]:
         first = next(iter(section.model_fields))
-        value = detail["input"] if isinstance(detail["input"], str) else ".."
+        is_name = first in ("name", "order") and str(detail["input"]).isidentifier()
+        value = detail["input"] if is_name and len(detail["input"]) <= _LONGEST_SHOWN else ".."
         return f"{key}={quoted(detail['input'])}: is a section; give its settings, such as {key}.{first}={value}"
     return f"{key}={quoted(detail['input'])}: {message}" if detail["loc"] else f"{prefix}: {message}"
 
 
-_MESSAGES = {"tuple_type": "Input should be a list, such as [1, 2]"}
+_MESSAGES = dict.fromkeys(("tuple_type", "list_type"), "Input should be a list, as [.., ..]")
 
 
 def quoted(value: object) -> str:

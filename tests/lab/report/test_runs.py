@@ -204,4 +204,5 @@ def test_settings_of_data_that_differ_are_told_where_runs_have_no_fingerprint(tm
     assert "methods differ in data.givens: " in (about_other_data(methods(None, None)) or "")
     assert about_other_data(methods(None, None, key="optim.lr=1")) is None
     assert about_other_data(methods("one", "one")) is None
+    assert "methods differ in data.givens: " in (about_other_data(methods("one", None)) or "")
     assert about_other_data(methods("one", "two")) == "the data of x are not those of t: their figures do not compare"

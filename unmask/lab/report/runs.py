@@ -189,6 +189,6 @@ def about_other_data(methods: RunsByMethod) -> str | None:
     if differ := [name for name in others if data[name] and data[first] and data[name] != data[first]]:
         return f"the data of {', '.join(differ)} are not those of {first}: their figures do not compare"
     keys = [key for key in differing_settings(methods) if key.startswith("data.")]
-    if not keys or any(data.values()):
+    if not keys or all(data.values()):
         return None
     return f"methods differ in {', '.join(keys)}: their figures compare only where their held-out examples are the same"
