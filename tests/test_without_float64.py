@@ -1,5 +1,6 @@
 """A device without float64, as a Mac's GPU: training and decoding with fp32 alone, on a CPU that forbids the rest."""
 
+import math
 from typing import Any
 
 import pytest
@@ -107,9 +108,10 @@ def test_decoding(settings: dict[str, Any], narrow: NoFloat64) -> None:
 
 
 def test_a_cosine_in_fp32_counts_as_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = torch.arange(1, 101)
-    nothing = torch.empty(100, 0)
-    for num_steps in range(1, 31):
+    """And as its definition in float64, of which it takes the whole part."""
+    start = torch.arange(1, 2001)
+    nothing = torch.empty(2000, 0)
+    for num_steps in (1, 2, 3, 4, 6, 7, 30, 64):
         for step in range(num_steps):
             state = RevealState(
                 score=nothing,
@@ -120,7 +122,8 @@ def test_a_cosine_in_fp32_counts_as_in_float64(monkeypatch: pytest.MonkeyPatch) 
                 num_masked=start,
                 num_masked_at_start=start,
             )
-            expected = CosineSteps(num_steps).num_left_after(state)
+            angle = torch.tensor((step + 1) * math.pi / (2 * num_steps), dtype=torch.float64)
+            expected = (start * (angle.cos() + 1e-9)).floor().long()
             with monkeypatch.context() as patch:
                 patch.setattr(noise, "has_float64", lambda device: False)
                 assert torch.equal(CosineSteps(num_steps).num_left_after(state), expected)

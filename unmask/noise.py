@@ -123,11 +123,6 @@ def wide(x: Tensor) -> Float[Tensor, "..."]:
     return x.to(widest(x.device))
 
 
-def raised(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Raises `x` by more than it was rounded by, so that `floor` leaves what should be a whole number as it is."""
-    return x + (1e-9 if x.dtype == torch.float64 else 1e-6)
-
-
 def uniform(seed: int, purpose: Purpose, *keys: Key) -> Float[Tensor, "..."]:
     """Returns uniform numbers in [0, 1), in `widest`, for each entry of the broadcast `keys`.
 

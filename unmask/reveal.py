@@ -9,6 +9,7 @@ Dimensions: B rows (of canvases, or of blocks: any leading ones), L positions, M
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from unmask.config.settings import Section, known
 from unmask.errors import require
-from unmask.noise import raised, wide
+from unmask.noise import wide
 
 Scores = Float[Tensor, "*B L"]
 
@@ -197,9 +198,19 @@ class CosineSteps(NumSteps):
     """Reveals few positions at first: after step k, `floor(n cos(pi k / (2 num_steps)))` are masked (MaskGIT)."""
 
     def num_left_after(self, state: RevealState) -> Int[Tensor, "*B"]:
-        angle = (wide(state.step) + 1).clamp(max=self.num_steps) * (math.pi / (2 * self.num_steps))
-        cosine = raised(angle.cos())  # rounded, that of 60 degrees may be less than 1/2, that of 90 less than 0
-        return (state.num_masked_at_start * cosine).floor().long()
+        shares = _cosine_shares(self.num_steps, state.step.device)
+        return state.num_masked_at_start * shares[(state.step + 1).clamp(max=self.num_steps)] >> _SHARE_BITS
+
+
+_SHARE_BITS = 36
+
+
+@lru_cache(maxsize=16)
+def _cosine_shares(num_steps: int, device: torch.device) -> Int[Tensor, "T"]:
+    """Returns `cos(pi k / (2 num_steps))` for k = 0 .. num_steps, in whole numbers of 2^-36: alike on all devices."""
+    # 1e-9, as that of 60 degrees, rounded, may be less than 1/2.
+    cosines = [math.cos(math.pi * k / (2 * num_steps)) + 1e-9 for k in range(num_steps + 1)]
+    return torch.tensor([int(cosine * 2**_SHARE_BITS) for cosine in cosines], device=device)
 
 
 @dataclass(frozen=True)

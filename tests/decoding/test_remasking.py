@@ -96,10 +96,8 @@ def test_p2_keeps_the_likeliest_of_all() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("remasking", [P2(0.0), Rcr(0.0)])
-def test_at_eta_0_nothing_is_masked_again_though_the_model_is_sure_of_all(
-    remasking: Remasking, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize("remasking", [P2(0.0), Rcr(0.0), P2(1.0), Rcr(1.0)])
+def test_nothing_is_masked_again_where_the_model_is_sure_of_all(remasking: Remasking, dtype: torch.dtype) -> None:
     now = state(6, step=3)
     sure = replace(revealed(now), log_prob=torch.zeros(1, 12, dtype=dtype))  # log p of 1 - 1e-20
     reveals, again = remasking(now, sure, NumSteps(6))

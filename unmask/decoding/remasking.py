@@ -106,8 +106,8 @@ class Ranked:
 
     def __call__(self, state: RevealState, revealed: Revealed, rule: RevealRule) -> tuple[Reveals, Reveals]:
         assert isinstance(rule, NumSteps), "remasking needs a number of steps"
-        # A masked position whose log p is rounded to 0 comes after every revealed one: without that, ties would mask
-        # tokens again at eta = 0.
+        # Of positions whose log p is rounded to 0 the revealed ones come first: else ties would mask tokens again, even
+        # at eta = 0.
         unsure = revealed.log_prob.clamp(max=-torch.finfo(revealed.log_prob.dtype).tiny)
         log_prob = torch.where(revealed.is_revealed, (self.eta * revealed.log_prob).nan_to_num(), unsure)
         candidates, start = state.eligible | revealed.is_revealed, state.num_masked_at_start

@@ -148,7 +148,7 @@ class PumaPool(Pool):
     def _stage_of(self, num_revealed: Int[Tensor, "b N"], num_maskable: Int[Tensor, "b N"]) -> Int[Tensor, "b N"]:
         """Returns `floor(K F)`, F being the mass below a block's revealed share; under uniform times that share."""
         mass = self.revealed_share.cdf(num_revealed / noise.wide(num_maskable.clamp(min=1)))
-        return noise.raised(self.num_stages * mass).floor().long()  # whole where K revealed / L_b is
+        return (self.num_stages * mass + 1e-9).floor().long()  # whole where K revealed / L_b is
 
     def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], place: Int[Tensor, "b N"]) -> PoolRows:
         """Makes the rows of a new pool, spread evenly over the stages, or steps of a run, that rows pass through."""
