@@ -36,11 +36,11 @@ from typing import Any
 
 import torch
 
-from unmask import files
+from unmask import files, formats
 from unmask.config import recipes
 from unmask.errors import UserError
 from unmask.lab.report.curves import read_metrics
-from unmask.lab.trainings import Training
+from unmask.lab.trainings import Training, lifeline, stop
 from unmask.models.cost import count_parameters
 from unmask.models.transformer_config import TransformerConfig
 from unmask.tasks.task import build_task
@@ -49,7 +49,6 @@ METHODS = ("sudoku/paper_uniform", "sudoku/paper_puma")
 SPEED = ("sudoku/paper_uniform", "sudoku/paper_puma", "tinygsm/puma")
 SMALL = ["model.dim=32", "model.ff_dim=64", "model.num_layers=1", "model.num_heads=2", "train.batch_size=4"]
 GPU_TESTS = ("tests/test_gpu.py", "tests/test_noise.py", "tests/training/test_bad_numbers.py")
-STOPS = (signal.SIGTERM, signal.SIGHUP)
 SAVING = 25  # seconds that a training is given to end its step, evaluation and checkpoint, before the time is up
 
 
@@ -126,9 +125,9 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.results is not None:
         check_results(asked.results, parser)
-    for stop in STOPS:
-        if signal.getsignal(stop) != signal.SIG_IGN:  # as under nohup
-            signal.signal(stop, lambda number, _: sys.exit(128 + number))  # ends what was started, and packs results
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # ends what was started, packs results
     out = asked.out.resolve()  # runs compare it with the folder that they began with
     out.mkdir(parents=True, exist_ok=True)
     seconds = 60 * asked.minutes
@@ -161,10 +160,9 @@ def do(call: Call, asked: argparse.Namespace) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; empty if there is none."""
-    with suppress(OSError, ValueError):
-        if isinstance(found := json.loads(path.read_text()), dict):
-            return found
+    """Reads a JSON object; empty if there is none that is whole."""
+    with suppress(UserError):
+        return dict(formats.read_json(path, dict[str, Any]))
     return {}
 
 
@@ -297,25 +295,16 @@ def train(call: Call, steps: int) -> None:
     settings += [f"eval.examples={every // 2}", "eval.orders=[prob]", "eval.tokens_per_step=[1,3]", "log.every=100"]
     settings += SMALL if call.is_small else []
     trainings = [Training(recipe, tuple(settings), call.out / recipe.rpartition("/")[2]) for recipe in METHODS]
-    lifeline, our_end = os.pipe()  # they save and stop where this process is killed
     threads = max(1, (os.cpu_count() or 1) // len(trainings))
-    running = {training: training.start(threads, lifeline) for training in trainings}
-    print(f"{call.left():4.0f} s left: trainings", flush=True)
-    try:
-        while call.left() > SAVING and any(process.poll() is None for process in running.values()):
-            time.sleep(1)
-            call.keep("training", {training.recipe: evaluations(training.folder) for training in trainings})
-    finally:
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)  # ends the step, and saves
-        saved_by = time.monotonic() + min(SAVING, max(1, call.left()))
-        for process in running.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0, saved_by - time.monotonic()))
-            process.kill()
-            process.wait()
-        os.close(lifeline)
-        os.close(our_end)
+    with lifeline() as line:
+        running = {training: training.start(threads, line) for training in trainings}
+        print(f"{call.left():4.0f} s left: trainings", flush=True)
+        try:
+            while call.left() > SAVING and any(process.poll() is None for process in running.values()):
+                time.sleep(1)
+                call.keep("training", {training.recipe: evaluations(training.folder) for training in trainings})
+        finally:
+            stop(running.values(), min(SAVING, max(1, call.left())))
     for training, process in running.items():
         if process.returncode not in (0, 128 + signal.SIGTERM, 130):
             print(f"  {training.recipe} ended with {process.returncode}: {training.log}", flush=True)

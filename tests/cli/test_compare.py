@@ -220,8 +220,10 @@ def test_signals_stop_the_trainings(stop: signal.Signals, tmp_path: Path, monkey
 def test_a_failure_is_told_whenever_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends with an error right after one look is still there at the next."""
 
-    class Child:
+    class Child(subprocess.Popen):  # type: ignore[type-arg]
         looks = 0
+
+        def __init__(self) -> None: ...
 
         def poll(self) -> int | None:
             self.looks += 1
@@ -229,7 +231,9 @@ def test_a_failure_is_told_whenever_it_is_seen(tmp_path: Path, monkeypatch: pyte
 
         def send_signal(self, _: int) -> None: ...
 
-        def wait(self) -> None: ...
+        def kill(self) -> None: ...
+
+        def wait(self, _: float | None = None) -> None: ...
 
     child = Child()
     monkeypatch.setattr(Training, "start", lambda *_: child)

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,29 @@ class TrainingFailed(RunFailed):
     """A training ended with an error; the message holds the end of its log."""
 
 
+@contextmanager
+def lifeline() -> Iterator[int]:
+    """Yields what trainings are started with: they save and stop when this process ends, even if it is killed."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def stop(processes: Collection[subprocess.Popen[bytes]], seconds: float | None = None) -> None:
+    """Lets trainings save and stop; kills those that take longer than `seconds` (None: as long as they take)."""
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    ends = None if seconds is None else time.monotonic() + seconds
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(None if ends is None else max(0.0, ends - time.monotonic()))
+        process.kill()
+        process.wait()
+
+
 def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], None] = lambda: None) -> None:
     """Runs trainings in order, `jobs` at a time; those that are finished already take a moment.
 
@@ -104,34 +128,29 @@ def train_all(trainings: Sequence[Training], jobs: int, on_tick: Callable[[], No
     waiting = list(trainings)
     running: list[tuple[Training, subprocess.Popen[bytes]]] = []
     # Raises KeyboardInterrupt; what is ignored, as under nohup, stays so.
-    stops = [stop for stop in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(stop) != signal.SIG_IGN]
-    before = [(stop, signal.signal(stop, signal.default_int_handler)) for stop in stops]
-    lifeline, our_end = os.pipe()
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = [(number, signal.signal(number, signal.default_int_handler)) for number in numbers]
     patience = time.monotonic() + _SECONDS_TO_LEAVE
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                # Trainings of a killed comparison may still be saving.
-                if RunFolder(waiting[0].folder).is_held() and time.monotonic() < patience:
-                    break
-                training = waiting.pop(0)
-                running.append((training, training.start(threads, lifeline)))
+        with lifeline() as line:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    # Trainings of a killed comparison may still be saving.
+                    if RunFolder(waiting[0].folder).is_held() and time.monotonic() < patience:
+                        break
+                    training = waiting.pop(0)
+                    running.append((training, training.start(threads, line)))
+                on_tick()
+                time.sleep(0.2)
+                polled = [(training, process, process.poll()) for training, process in running]
+                for training, _, code in polled:
+                    if code:
+                        raise TrainingFailed(f"{training.folder} failed (exit code {code}):\n{training.end_of_log()}")
+                running = [(training, process) for training, process, code in polled if code is None]
             on_tick()
-            time.sleep(0.2)
-            polled = [(training, process, process.poll()) for training, process in running]
-            for training, _, code in polled:
-                if code:
-                    raise TrainingFailed(f"{training.folder} failed (exit code {code}):\n{training.end_of_log()}")
-            running = [(training, process) for training, process, code in polled if code is None]
-        on_tick()
     except KeyboardInterrupt:
         raise Interrupted("stopped; all trainings have saved, and the same command goes on") from None
     finally:
-        for stop, handler in before:
-            signal.signal(stop, handler)
-        for _, process in running:
-            process.send_signal(signal.SIGTERM)
-        for _, process in running:
-            process.wait()
-        os.close(lifeline)
-        os.close(our_end)
+        for number, handler in before:
+            signal.signal(number, handler)
+        stop([process for _, process in running])
