@@ -376,12 +376,10 @@ def set_aside(folder: Path, after: int) -> None:
 
     Also deletes what a process that died was writing or deleting.
     """
-    for step in steps(folder):
-        if step > after:
-            path = path_of(folder, step)
-            target = path.with_name(f"damaged_{path.name}")
-            files.remove(target)
-            files.rename(path, target)
+    for path in [path_of(folder, step) for step in steps(folder) if step > after]:
+        target = path.with_name(f"damaged_{path.name}")
+        files.remove(target)
+        files.rename(path, target)
     for path in folder.iterdir() if folder.exists() else ():
         if path.name.startswith(_UNFINISHED):
             files.remove(path)
@@ -389,13 +387,11 @@ def set_aside(folder: Path, after: int) -> None:
 
 def prune(folder: Path, *, keep_last: int, keep_every: int | None, keep: set[int]) -> None:
     """Deletes all checkpoints but the newest, the multiples of `keep_every`, and the steps in `keep`."""
-    present = steps(folder)
-    for step in present[:-keep_last]:
-        if step not in keep and not (keep_every and step % keep_every == 0):
-            path = path_of(folder, step)
-            aside = path.with_name(f"{_REMOVING}{path.name}")  # half deleted, it would count as damaged
-            files.rename(path, aside)
-            files.remove(aside)
+    old = [s for s in steps(folder)[:-keep_last] if s not in keep and not (keep_every and s % keep_every == 0)]
+    for path in [path_of(folder, step) for step in old]:
+        aside = path.with_name(f"{_REMOVING}{path.name}")  # half deleted, it would count as damaged
+        files.rename(path, aside)
+        files.remove(aside)
 
 
 def _checksum(path: Path) -> str:

@@ -296,7 +296,7 @@ class Run:
             warn(f"{message}. Skipped, number {progress.skips} of at most {train.max_skips}")
 
     def _has_checkpoint(self) -> bool:
-        """True if rank 0 has written one, or is about to. Collective."""
+        """True if rank 0 has written one; waits for one that is being written. Collective."""
         self.saver.join()
         return self.peers.exchange(self.saver.whole_step)[0] is not None
 

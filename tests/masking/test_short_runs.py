@@ -1,0 +1,50 @@
+"""Pools of short runs, between uniform masks and PUMA: `start` and `run`."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import RandomStream, random_stats
+from unmask.masking.process import RowShard
+from unmask.masking.puma import PumaPool
+from unmask.masking.uniform import RandomMasking
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize("density", ["uniform", {"name": "truncated_normal", "mean": 0.3}])
+def test_runs_of_one_step_are_random_masks(block_size: int | None, density: Any) -> None:
+    shard, stream = RowShard.whole(10), RandomStream(length=12, vocab_size=11)
+    pool = PumaPool(mask_id=11, shard=shard, seed=3, start=density, run=1, threshold=0.5, block_size=block_size)
+    random = RandomMasking(mask_id=11, shard=shard, seed=3, time=density, block_size=block_size)
+    for step in range(5):
+        ours, expected = pool.next_batch(stream), random.next_batch(stream)
+        for name in ("x0", "xt", "scored", "weight"):
+            assert torch.equal(getattr(ours, name), getattr(expected, name)), name
+        for process, batch in ((pool, ours), (random, expected)):
+            process.observe(batch, random_stats(batch, step))
+    assert pool.examples_seen == random.examples_seen == 50
+
+
+def test_no_row_stays_longer_than_its_run_and_the_first_leave_one_after_the_other() -> None:
+    rows, run = 12, 3
+    pool = PumaPool(mask_id=11, shard=RowShard.whole(rows), num_stages=8, start="uniform", run=run)
+    stream = RandomStream(length=64, vocab_size=11)
+    for step in range(12):
+        batch = pool.next_batch(stream)
+        assert pool.rows is not None
+        is_last = pool.rows.visit == run - 1
+        assert pool.rows.visit.max() < run
+        assert step >= run or is_last.sum() <= 2 * rows // run
+        pool.observe(batch, random_stats(batch, step))
+        assert pool.rows.is_done[is_last].all()
+
+
+def test_in_runs_every_block_is_at_the_stage_of_its_visit_from_the_first_step_on() -> None:
+    pool = PumaPool(mask_id=11, shard=RowShard.whole(12), num_stages=8, run=4, block_size=8)
+    stream = RandomStream(length=32, vocab_size=11)
+    for step in range(8):
+        batch = pool.next_batch(stream)
+        assert pool.rows is not None
+        assert (pool.rows.stage == pool.rows.visit.unsqueeze(1)).all()
+        pool.observe(batch, random_stats(batch, step))
