@@ -71,6 +71,26 @@ def test_above_is_strict_and_keeps_to_what_is_eligible() -> None:
     assert Threshold(0.9)(state).tolist() == [[False, False, True, False]]
 
 
+def test_a_cosine_is_its_definition_in_float64() -> None:
+    start = torch.arange(1, 2001)
+    nothing = torch.empty(2000, 0)
+    for num_steps in (1, 2, 3, 4, 6, 7, 30, 64):
+        for step in range(num_steps):
+            state = RevealState(
+                score=nothing,
+                eligible=nothing.bool(),
+                top1=nothing,
+                entropy=None,
+                step=torch.full_like(start, step),
+                num_masked=start,
+                num_masked_at_start=start,
+            )
+            angle = torch.tensor((step + 1) * math.pi / (2 * num_steps), dtype=torch.float64)
+            assert torch.equal(
+                CosineSteps(num_steps).num_left_after(state), (start * (angle.cos() + 1e-9)).floor().long()
+            )
+
+
 def run_rule(rule: RevealRule, num_masked: int) -> list[int]:
     """How many positions each step reveals."""
     eligible = torch.ones(1, num_masked, dtype=torch.bool)

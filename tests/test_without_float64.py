@@ -1,6 +1,5 @@
 """A device without float64, as a Mac's GPU: training and decoding with fp32 alone, on a CPU that forbids the rest."""
 
-import math
 from typing import Any
 
 import pytest
@@ -22,7 +21,6 @@ from unmask.models.precision import resolve_device, resolve_dtype, should_compil
 from unmask.models.transformer import TransformerConfig
 from unmask.noise import Purpose
 from unmask.peers import Peers
-from unmask.reveal import CosineSteps, RevealState
 from unmask.training.distributed import device_of
 from unmask.training.trainer import Trainer
 from unmask.types import TokenSpec
@@ -105,28 +103,6 @@ def test_decoding(settings: dict[str, Any], narrow: NoFloat64) -> None:
     with narrow, torch.no_grad():
         decoded = build_decoder(DecodeConfig(**settings), model, TOKENS).decode(xt)
     assert not (decoded.tokens == TOKENS.mask_id).any()
-
-
-def test_a_cosine_in_fp32_counts_as_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And as its definition in float64, of which it takes the whole part."""
-    start = torch.arange(1, 2001)
-    nothing = torch.empty(2000, 0)
-    for num_steps in (1, 2, 3, 4, 6, 7, 30, 64):
-        for step in range(num_steps):
-            state = RevealState(
-                score=nothing,
-                eligible=nothing.bool(),
-                top1=nothing,
-                entropy=None,
-                step=torch.full_like(start, step),
-                num_masked=start,
-                num_masked_at_start=start,
-            )
-            angle = torch.tensor((step + 1) * math.pi / (2 * num_steps), dtype=torch.float64)
-            expected = (start * (angle.cos() + 1e-9)).floor().long()
-            with monkeypatch.context() as patch:
-                patch.setattr(noise, "has_float64", lambda device: False)
-                assert torch.equal(CosineSteps(num_steps).num_left_after(state), expected)
 
 
 def test_noise_in_fp32_is_that_in_float64_cut_or_rounded(monkeypatch: pytest.MonkeyPatch) -> None:

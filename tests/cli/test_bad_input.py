@@ -11,6 +11,7 @@ from unmask.tasks.sudoku import board
 
 BAD_TRAINING = {
     "unknown recipe": (["sudoku/pumma"], ["'sudoku/pumma'", "did you mean sudoku/puma?"]),
+    "a file that is no recipe": ([__file__], ["is no recipe, whose name ends in .yaml"]),
     "unknown section": (["debug", "trian.steps=3"], ["unknown key trian", "did you mean train?"]),
     "unknown key": (["debug", "train.step=3"], ["unknown key train.step", "did you mean train.steps?"]),
     "unknown data key": (["debug", "data.given=30"], ["unknown key data.given", "did you mean data.givens?"]),

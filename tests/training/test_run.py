@@ -88,7 +88,8 @@ def test_a_budget_ends_a_run_with_an_evaluation_and_a_checkpoint(budget: str, tm
         assert rows[-3]["examples_seen"] < 40 <= rows[-1]["examples_seen"]
     else:
         assert step == 1
-    debug_run(tmp_path / "run", "train.steps=12").train(resume=True)  # a budget may change
+    # A budget may change, and where puzzles are kept.
+    debug_run(tmp_path / "run", "train.steps=12", f"data.cache_dir={tmp_path / 'kept'}").train(resume=True)
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 12
 
 
