@@ -64,10 +64,13 @@ def test_samples_that_would_be_the_same_are_refused(
     (tmp_path / "x.txt").write_text(EASY)
     assert run_cli("decode", run, tmp_path / "x.txt", "--n", 2) == 2
     assert "--n 2: with decode.temperature=0 all answers to a prompt are the same" in capsys.readouterr().err
+    never_again = "steps=5,remask=remdm_cap,remask_eta=0"
+    assert run_cli("decode", run, tmp_path / "x.txt", "--n", 2, "--decoder", never_again) == 2
+    assert "all answers to a prompt are the same" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "decoder", ["prob,tokens_per_step=7", "random,temperature=1,steps=9,remask=p2", "prob,steps=9,remask=rcr"]
+    "decoder", ["prob,tokens_per_step=7", "prob,temperature=1,steps=9,remask=p2", "prob,steps=9,remask=rcr"]
 )
 def test_a_trace_leads_from_the_prompt_to_the_answer(exact_run: Path, tmp_path: Path, decoder: str) -> None:
     plain = decode_prompts(exact_run, tmp_path, puzzles(3), "--decoder", decoder)

@@ -78,7 +78,7 @@ class DecodeConfig(RevealSettings):
     @property
     def is_random(self) -> bool:
         """True if two answers to one prompt may differ."""
-        draws_masks = self.remask.startswith("remdm")
+        draws_masks = self.remask.startswith("remdm") and self.remask_eta > 0
         return bool(self.temperature or self.confidence_noise or self.order == "random" or draws_masks)
 
     @property
@@ -111,6 +111,10 @@ class DecodeConfig(RevealSettings):
         yield "remask", has_steps, "needs a number of steps; set decode.steps, or decode.remask=none"
         yield "remask", not has_cache, f"changes what decode.cache={self.cache} keeps; set decode.cache=none"
         yield "remask", self.block_size is None, "masks anywhere again, not in blocks; set decode.block_size=null"
+        if self.remask in ("p2", "rcr"):
+            ranks = f"is not looked at by decode.remask={self.remask}, which ranks by the probability of each token"
+            yield "order", False, f"{ranks}; set decode.order=prob"
+            yield "confidence_noise", False, f"{ranks}; set decode.confidence_noise=0"
         yield "remask_eta", self.remask != "none", "says how much is masked again; set decode.remask, such as to p2"
         yield "top_k", draws, "is for values that are drawn; set decode.temperature=1, or decode.top_k=null"
         yield "top_p", draws, "is for values that are drawn; set decode.temperature=1, or decode.top_p=null"
