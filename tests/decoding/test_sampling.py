@@ -85,6 +85,17 @@ def test_draws_follow_the_truncated_softmax(sampling: Sampling) -> None:
     assert abs(chi_square(counts[kept], expected)) < 5
 
 
+@pytest.mark.parametrize("limits", [{"top_k": 3}, {"top_p": 0.5}, {"top_k": 2000}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [9, 2048])
+def test_near_zero_a_temperature_draws_the_likeliest(size: int, dtype: torch.dtype, limits: dict[str, Any]) -> None:
+    logits = torch.randn(20, size, generator=torch.Generator().manual_seed(0), dtype=dtype) * 10
+    for temperature in (1e-30, 1e-37, 1e-300):
+        query = Sampling(temperature, **limits).query(*keys(20))
+        values = Prediction.from_logits(logits, query, mask_id=size - 1).values
+        assert values.equal(logits[:, :-1].argmax(dim=-1))
+
+
 @pytest.mark.parametrize("spacing", [1.0, 0.25, None])  # of the logits: many are equal
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(

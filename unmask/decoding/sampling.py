@@ -89,7 +89,7 @@ class Sampling:
 
         def draw(logits: Float[Tensor, "m V"], row: Int[Tensor, "m"]) -> Int[Tensor, "m"]:
             own = [key[row] for key in keys]
-            tempered = logits / self.temperature
+            tempered = _below_largest(logits) / max(self.temperature, _COLDEST)
             p = tempered.float().softmax(dim=-1)
             if logits.shape[1] <= _FEW:  # to sort them costs less than to avoid it
                 return self._best(logits, p, self._is_kept(logits), *own)
@@ -102,7 +102,7 @@ class Sampling:
         return draw
 
     def _is_kept(self, logits: Float[Tensor, "m V"]) -> Bool[Tensor, "m V"]:
-        return truncated(noise.wide(logits) / self.temperature, self.top_k, self.top_p) > -torch.inf
+        return truncated(_below_largest(noise.wide(logits)) / self.temperature, self.top_k, self.top_p) > -torch.inf
 
     def _best(
         self, logits: Float[Tensor, "m V"], p: Float[Tensor, "m V"], is_open: Bool[Tensor, "m V"], *keys: Tensor
@@ -136,6 +136,13 @@ class Sampling:
         return noise.wide(logits) / self.temperature + noise.gumbel(self.seed, Purpose.VALUE, *keys)
 
 
+def _below_largest(logits: Float[Tensor, "m V"]) -> Float[Tensor, "m V"]:
+    """Subtracts each row's largest: divided by a small temperature no entry is then too large for its format."""
+    return logits - logits.amax(dim=-1, keepdim=True)
+
+
+_COLDEST = 1e-30
+"""Least temperature for fp32, in which 0 / 1e-300 is nan; below it a softmax is the same, 0 but for the likeliest."""
 _FEW = 1024
 """Tokens that are sorted at once."""
 _CACHED = 2**15
