@@ -13,6 +13,8 @@ import yaml
 import unmask
 from tests.helpers import SHORT, lines, run_cli
 from tests.helpers.sudoku import EASY, EASY_SOLUTION
+from unmask.decoding.config import DecodeConfig
+from unmask.training.loading import LoadedRun
 
 
 def test_a_run_folder_has_what_it_should(run: Path) -> None:
@@ -72,6 +74,25 @@ def test_eval_is_what_training_logged(run: Path, capsys: pytest.CaptureFixture[s
         assert run_cli("eval", run, "--weights", weights, "--json") == 0
         result = json.loads(capsys.readouterr().out)
         assert result["nelbo"] == pytest.approx(evaluation[f"eval/nelbo/{weights}"], rel=1e-6)
+
+
+@pytest.mark.parametrize("impossible", ["margin,loops=2", "margin,cache=block"])
+def test_eval_refuses_a_decoder_before_it_evaluates(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, impossible: str
+) -> None:
+    monkeypatch.setattr("unmask.models.denoiser.Denoiser.hidden", pytest.fail)
+    monkeypatch.setattr("unmask.models.denoiser.Denoiser.forward", pytest.fail)
+    assert run_cli("eval", run, "--decoder", "prob", "--decoder", impossible) == 2
+    assert "decode." in capsys.readouterr().err
+    assert run_cli("eval", run, "--decoder", "prob", "--decoder", impossible, "--against", run) == 2
+
+
+def test_it_is_said_where_nothing_is_compiled(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = LoadedRun.open(run)
+    loaded.prepare(DecodeConfig(compile=True))
+    assert capsys.readouterr().err == ""
+    loaded.prepare(DecodeConfig(compile=True, cache="dual", block_size=9))
+    assert "without effect: decode.compile=true (decode.cache=dual" in capsys.readouterr().err
 
 
 def test_eval_in_another_dtype(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

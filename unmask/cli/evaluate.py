@@ -15,6 +15,7 @@ from unmask.config.registry import found_in, resolve
 from unmask.config.run import FEWEST_DRAWS, MOST_DRAWS, MOST_SAMPLES, RunConfig
 from unmask.config.settings import check_section
 from unmask.data.fingerprint import examples_digest
+from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.errors import RunFailed, UserError
 from unmask.evaluation.evaluate import Evaluation
@@ -238,16 +239,16 @@ class _Plan:
         text_task = about_text.check(task, config)
         written = None if asked.questions else out  # questions have right answers on every task
         decoders = _decoders(config, task, asked.decoder, written) if asked.generative is None else []
-        for each in decoders:
-            check_guidance(each, config.data)
         limit = asked.examples or config.eval.examples
         examples = loaded.held_out(limit, task) if data is None else task.examples_from_file(data)[: asked.examples]
-        other = None if asked.against is None else _Other.open(asked, loaded, examples, data)
+        _check_decoders(decoders)
+        _check_decodable(loaded, task, decoders, rows=len(examples))
+        other = None if asked.against is None else _Other.open(asked, loaded, examples, data, decoders)
         drawing = config.decode
         if asked.generative is not None:
             drawing = about_text.decode_config(config, is_causal=loaded.model.is_causal)
         used = decoders if asked.generative is None else [drawing]
-        model = loaded.prepare(dtype=_check_decoders(used), is_compiled=any(decoder.compile for decoder in used))
+        model = loaded.prepare(*used)
         text = about_text.measures(loaded, text_task, model, drawing, real=None if data is None else examples)
         drawn = None if asked.generative is None else drawing
         return _Plan(asked, data, loaded, config, task, examples, decoders, drawn, model, text, other)
@@ -288,11 +289,14 @@ class _Other:
     examples: CleanBatch
 
     @staticmethod
-    def open(asked: EvalOptions, first: LoadedRun, chosen: CleanBatch, data: Path | None) -> "_Other":
+    def open(
+        asked: EvalOptions, first: LoadedRun, chosen: CleanBatch, data: Path | None, decoders: list[DecodeConfig]
+    ) -> "_Other":
         """Opens the run.
 
         Raises:
-            UserError: more than examples is asked for, or its examples are not the `chosen` ones of the `first` run.
+            UserError: more than examples is asked for, its examples are not the `chosen` ones of the `first` run, or
+                its model cannot decode with one of the `decoders`.
         """
         run, task = str(asked.against), asked.task
         if asked.generative is not None or asked.corpus or asked.questions:
@@ -310,13 +314,12 @@ class _Other:
                 f"--against {run}: its examples are not those of {first.path}, as task, data or tokens differ; give "
                 "--data FILE that both read alike, or runs of the same data"
             )
+        _check_decodable(loaded, judge, decoders, rows=len(examples))
         return _Other(loaded, judge, examples)
 
     def evaluate(self, decoders: list[DecodeConfig], draws: int, update: Callable[[int], None]) -> Evaluation:
         """Evaluates the run as the first one was."""
-        model = self.loaded.prepare(
-            dtype=_check_decoders(decoders), is_compiled=any(decoder.compile for decoder in decoders)
-        )
+        model = self.loaded.prepare(*decoders)
         return evaluate_model(model, self.task, self.examples, decoders, nelbo_draws=draws, update=update)
 
 
@@ -350,8 +353,15 @@ def _with_task(loaded: LoadedRun, task: str) -> RunConfig:
     return config.model_copy(update={"task": choice, "data": data})
 
 
-def _check_decoders(decoders: list[DecodeConfig]) -> str | None:
-    """Returns the number format that all of them ask for."""
+def _check_decodable(loaded: LoadedRun, task: Task, decoders: list[DecodeConfig], *, rows: int) -> None:
+    """Raises `UserError` if the run's model cannot decode with one of them."""
+    for each in decoders:
+        check_guidance(each, loaded.config.data)
+        build_decoder(each, loaded.model, task.tokens, rows=rows)
+
+
+def _check_decoders(decoders: list[DecodeConfig]) -> None:
+    """Raises `UserError` unless all of them ask for one number format, and no two are the same."""
     first, *others = dict.fromkeys(config.dtype for config in decoders) or [None]
     if others:
         own = "the run's"
@@ -361,7 +371,6 @@ def _check_decoders(decoders: list[DecodeConfig]) -> str | None:
     labels = [config.label for config in decoders]
     if repeated := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"--decoder: {', '.join(sorted(repeated))} is asked for twice")
-    return first
 
 
 def _print(result: Evaluation, protocol: dict[str, Any]) -> None:

@@ -82,6 +82,14 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec, *, r
     )
 
 
+def about_compiling(config: DecodeConfig, model: Denoiser) -> str | None:
+    """Says that `decode.compile` has no effect, where every pass reads part of a canvas beside a cache; else None."""
+    if not config.compile or (config.cache == "none" and not model.is_causal):
+        return None
+    cause = "a causal model" if model.is_causal else f"decode.cache={config.cache}"
+    return f"without effect: decode.compile=true ({cause} reads a part of the canvas beside a cache, uncompiled)"
+
+
 def _open_reader(config: DecodeConfig, model: Denoiser) -> OpenReader | None:
     if (times := config.loops) is not None:
         open_inner = _open_reader(config.model_copy(update={"loops": None}), model)

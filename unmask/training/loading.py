@@ -16,7 +16,7 @@ from unmask import formats, paths, progress
 from unmask.config import registry
 from unmask.config.run import RunConfig
 from unmask.data.fingerprint import DataFingerprint, digest, file_sha256, read_fingerprint
-from unmask.decoding.build import build_decoder
+from unmask.decoding.build import about_compiling, build_decoder
 from unmask.decoding.config import DecodeConfig, check_guidance
 from unmask.decoding.decoder import Decoder
 from unmask.errors import RunFailed, UserError
@@ -222,11 +222,15 @@ class LoadedRun:
         }
         return replace(self, tensors=OnDemand(outlines, lambda name: self.tensors[name].to(outlines[name].dtype)))
 
-    def prepare(self, *, dtype: str | None = None, is_compiled: bool = False) -> Denoiser:
-        """Returns the model, set to compute in `dtype` (default: `train.dtype`), and compiled for decoding if asked."""
+    def prepare(self, *decoders: DecodeConfig) -> Denoiser:
+        """Returns the model, set to compute in their `dtype` (default: `train.dtype`), and compiled if one asks."""
+        dtype = decoders[0].dtype if decoders else None
         self.model.use_dtype(resolve_dtype(dtype or self.config.train.dtype, self.device))
-        if is_compiled:
+        if any(each.compile for each in decoders):
             self.model.compile_decoding()
+        for each in decoders:
+            if said := about_compiling(each, self.model):
+                progress.warn(said)
         return self.model
 
     def decoder(self, settings: DecodeConfig, model: Denoiser | None = None, *, rows: int = 1) -> Decoder:
@@ -243,7 +247,7 @@ class LoadedRun:
         check_guidance(settings, self.config.data)
         decoder = build_decoder(settings, model or self.model, self.tokens, rows=rows)
         if model is None:
-            self.prepare(dtype=settings.dtype, is_compiled=settings.compile)
+            self.prepare(settings)
         return decoder
 
     def trainer(self) -> Trainer:

@@ -112,7 +112,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
             raise UserError(f"{path}: is no model of text, of conversations, or an imported one; it answers no text")
         self._key = self.task.prompt_key
         self.pair_encoder = PairEncoder.of(self.task)
-        self.model = self.loaded.prepare(dtype=self.decode.dtype, is_compiled=self.decode.compile)
+        self.model = self.loaded.prepare(self.decode)
         self.length = self.loaded.tokens.length
         self._device = self.loaded.device
         self._is_templated = False
