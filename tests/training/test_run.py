@@ -18,11 +18,12 @@ from unmask.training.folder import RunFolder
 from unmask.training.run import Interrupted, Run
 
 
+@pytest.mark.parametrize("method", [[], ["process={name: uniform, block_size: 9}", "decode.cache=block"]])
 def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: list[str]
 ) -> None:
-    debug_run(tmp_path / "whole").train()
-    stopped = debug_run(tmp_path / "stopped")
+    debug_run(tmp_path / "whole", *method).train()
+    stopped = debug_run(tmp_path / "stopped", *method)
     real, num_calls = evaluating.evaluate, [0]
 
     def evaluate(*arguments: object, **options: object) -> object:
@@ -36,7 +37,7 @@ def test_a_stop_during_an_evaluation_leaves_it_to_the_resumed_run(
     assert checkpoint.steps(tmp_path / "stopped" / "checkpoints")[-1] == 8
     evaluated = [row["step"] for row in lines(tmp_path / "stopped" / "metrics.jsonl") if "eval/nelbo" in row]
     assert set(evaluated) == {4}
-    debug_run(tmp_path / "stopped").train(resume=True)
+    debug_run(tmp_path / "stopped", *method).train(resume=True)
     assert metrics_of(tmp_path / "stopped") == metrics_of(tmp_path / "whole")
 
 
@@ -124,6 +125,17 @@ def test_a_wrong_start_leaves_no_folder(tmp_path: Path) -> None:
     debug_run(tmp_path / "other", "train.steps=2", "model.dim=16").train()
     assert run_cli("train", "debug", *SHORT, f"train.init={tmp_path / 'other'}", "--out", tmp_path / "run") == 2
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", ["num_heads=4", "norm_eps=0.1", "rope_theta=100"])
+def test_a_start_is_read_as_the_network_that_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    debug_run(tmp_path / "other", "train.steps=2").train()
+    start = f"train.init={tmp_path / 'other'}"
+    assert run_cli("train", "debug", *SHORT, start, f"model.{setting}", "--out", tmp_path / "run") == 2
+    assert f"its model has model.{setting.partition('=')[0]}=" in capsys.readouterr().err
+    assert run_cli("train", "debug", *SHORT, start, "model.dropout=0.1", "--out", tmp_path / "run") == 0
 
 
 def test_a_start_is_read_once_where_resume_finds_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,8 @@ def _in_compute_dtype(
 
     @wraps(method)
     def entered(self: "Denoiser", given: Any, /, *args: _P.args, **options: _P.kwargs) -> _R:
+        if self.before_pass is not None:
+            self.before_pass()
         device = given.xt.device if isinstance(given, MaskedBatch) else given.device
         with autocast(self.compute_dtype, device):
             return method(self, given, *args, **options)
@@ -106,6 +108,8 @@ class Denoiser(nn.Module):
     """
 
     backbone: Any  # Backbone and nn.Module; Python has no intersection type
+    before_pass: Callable[[], None] | None = None
+    """Called before every pass; what it raises ends the pass. Not kept in a checkpoint."""
 
     def __init__(
         self,

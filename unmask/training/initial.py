@@ -78,9 +78,9 @@ def read_initial_weights(
 
 def _from_run(source: str, task: Task, settings: Section, open_run: OpenRun) -> Mapping[str, Tensor]:
     found = open_run(source)
-    theirs, ours = (getattr(each, "rotary_layout", None) for each in (found.config.model, settings))
-    if theirs != ours:  # no shape shows it
-        raise UserError(f"train.init={source}: its model has model.rotary_layout={theirs}, not {ours}; set it so")
+    if differing := _other_settings(found.config.model, settings):
+        them = "it" if len(differing) == 1 else "them"
+        raise UserError(f"train.init={source}: its model has {', '.join(differing)}; set {them} so")
     if found.tokens.fingerprint != task.tokens.fingerprint:
         raise UserError(
             f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with "
@@ -88,6 +88,16 @@ def _from_run(source: str, task: Task, settings: Section, open_run: OpenRun) -> 
         )
     tensors: Mapping[str, Tensor] = found.tensors
     return tensors
+
+
+def _other_settings(theirs: Section, ours: Section) -> list[str]:
+    """Returns the settings that `theirs` needs and `ours` has otherwise, of those that no shape of a weight shows."""
+    if not (isinstance(theirs, TransformerConfig) and isinstance(ours, TransformerConfig)):
+        return []
+    names = {"num_kv_heads": "key_heads", "head_dim": "head_width"}  # which hold for null, too
+    hidden = ("num_heads", *names, "rotary", "rope_theta", "rotary_layout", "norm_eps", "alignment")
+    values = {name: [getattr(each, names.get(name, name)) for each in (theirs, ours)] for name in hidden}
+    return [f"model.{name}={their} (not {our})" for name, (their, our) in values.items() if their != our]
 
 
 def _from_hugging_face(source: str, task: Task, settings: Section) -> OnDemand:

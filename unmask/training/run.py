@@ -320,20 +320,20 @@ class Run:
             return False
         self._end_step()
 
-        def leave_if_stopped(*_: object) -> None:
+        def leave_if_stopped() -> None:
             if self.stop_requested:
                 self.peers.kv_set(_STOP)
             if self.stop_requested or self.peers.kv_has(_STOP):
                 raise EvaluationLeft
 
         # An evaluation takes minutes: every forward pass looks for a signal, here or in another process.
-        hook = self.trainer.model.backbone.register_forward_pre_hook(leave_if_stopped)
+        self.trainer.model.before_pass = leave_if_stopped
         try:
             return self._evaluate()
         except EvaluationLeft:
             return False
         finally:
-            hook.remove()
+            self.trainer.model.before_pass = None
             # New votes: if a signal ended the evaluation, the run stops at this step.
             self._sum_votes = self.peers.async_all_reduce(self._votes)
 
