@@ -11,6 +11,7 @@ from tests.helpers import SHORT, lines, run_cli
 from unmask.cli import options
 from unmask.config import recipes
 from unmask.config.run import EvalConfig
+from unmask.config.settings import flatten
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
 
@@ -47,11 +48,51 @@ def test_an_empty_section_does_not_drop_the_recipes(
     empty: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.yaml").write_text(f"extends: sudoku/hard_puma\n{empty}:\n  # all of it commented out\n")
-    for asked in ([tmp_path / "mine.yaml"], ["sudoku/hard_puma", f"{empty}="]):
+    for asked in ([tmp_path / "mine.yaml"], ["sudoku/hard_puma", f"{empty}=null"]):
         assert run_cli("settings", *asked) == 2
         assert f"{empty}: is empty, which would drop all that it holds" in " ".join(capsys.readouterr().err.split())
     (tmp_path / "own.yaml").write_text("task: {name: toy}\nmodel: {preset: tiny}\ntrain: {steps: 3}\neval:\n")
     assert run_cli("settings", tmp_path / "own.yaml") == 0
+
+
+ONE_ORDER = [
+    ("sudoku/uniform", ["process.name=puma", "process.num_stages=12"], {"process.num_stages": 12}),
+    ("sudoku/uniform", ["process.time.name=beta", "process.time.a=7"], {"process.time.a": 7.0}),
+    ("sudoku/uniform", ["process={name: puma, run: 2}", "process.num_stages=12"], {"process.num_stages": 12}),
+    ("sudoku/uniform", ["task.name=addition", "data.digits=5", "model.dropout=0.1"], {"data.digits": (5, 5)}),
+]
+
+
+@pytest.mark.parametrize(("recipe", "overrides", "expected"), ONE_ORDER)
+def test_the_order_of_overrides_does_not_matter(recipe: str, overrides: list[str], expected: dict[str, object]) -> None:
+    in_order, reversed_ = (recipes.load(recipe, given) for given in (overrides, overrides[::-1]))
+    assert in_order == reversed_
+    found = dict(flatten(in_order.model_dump()))
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_of_one_setting_given_twice_the_later_one_wins() -> None:
+    found = recipes.load("sudoku/puma", ["process.num_stages=4", "process={name: puma, num_stages: 6}"])
+    assert found.process.num_stages == 6
+    found = recipes.load("sudoku/uniform", ["process={name: puma, num_stages: 4}", "process.name=uniform"])
+    assert found == recipes.load("sudoku/uniform")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.init=", "has no value; write train.init=null to unset it"),
+        ("data.path= ", "has no value; write data.path=null to unset it"),
+        ("data.path=a.txt #2.txt", "put the value into quotes of its own"),
+    ],
+)
+def test_a_value_that_is_lost_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        recipes.load("sudoku/uniform", [override])
+    assert message in str(error.value)
+    assert recipes.load("text/uniform_small", ["data.path='a.txt #2.txt'"]).data.path == "a.txt #2.txt"
+    with pytest.raises(UserError, match="has no value; write threshold=null to unset it"):
+        options.read_decoder("prob,threshold=")
 
 
 def test_overrides_that_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,6 +84,8 @@ def read_decoder(text: str, option: str = "--decoder") -> dict[str, Any]:
             key, value = "order", part
         elif not equals:
             raise UserError(f"{where}: {quoted(part)} is not key=value")
+        if equals and not value.strip():
+            raise UserError(f"{where}: {quoted(part)} has no value; write {key}=null to unset it")
         key = key.removeprefix("decode.")
         if key in given:
             raise UserError(f"{where}: {quoted(key)} is given twice; give it once")

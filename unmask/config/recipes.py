@@ -44,6 +44,8 @@ def short_name(recipe: str) -> str:
 def load(recipe: str, overrides: Sequence[str] = (), *, resumed: dict[str, Any] | None = None) -> RunConfig:
     """Loads the configuration of `recipe` (a shipped name or a YAML path) with `overrides`, each `key=value`.
 
+    Their order matters only where one setting is given twice: the later one wins.
+
     A run that goes on, with the settings `resumed`, needs no `train.init` any more: where that checkpoint is gone, its
     shape is the run's.
 
@@ -52,11 +54,31 @@ def load(recipe: str, overrides: Sequence[str] = (), *, resumed: dict[str, Any] 
     """
     tree = _read(_find(recipe), seen=())
     parsed = [_parse_override(override) for override in overrides]
-    for override in parsed:
-        _apply(tree, override)
+    _apply(tree, _joined(parsed))
     _check_alternatives(parsed, tree)
     _take_shape(tree, resumed)
     return RunConfig.from_tree(tree)
+
+
+def _joined(overrides: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Joins overrides before they are applied: a name drops what the recipe had, but not what stands before it here."""
+    joined: dict[str, Any] = {}
+    for override in overrides:
+        _write_over(joined, override)
+    return joined
+
+
+def _write_over(base: dict[str, Any], update: dict[str, Any]) -> None:
+    for key, value in update.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and _have_one_name(old, value):
+            _write_over(old, value)
+        else:
+            base[key] = value
+
+
+def _have_one_name(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return "name" not in old or new.get("name", old["name"]) == old["name"]
 
 
 def _check_alternatives(overrides: Sequence[dict[str, Any]], tree: dict[str, Any]) -> None:
@@ -148,6 +170,12 @@ def _parse_override(override: str) -> dict[str, Any]:
     where = f"override {quoted(override)}"
     if not equals or not key:
         raise UserError(f"{where}: write key=value, such as train.steps=500")
+    if not text.strip():  # perhaps a variable of the shell, which is not set
+        raise UserError(f"{where}: has no value; write {key}=null to unset it")
+    if " #" in text and text.lstrip()[0] not in "'\"[{":
+        raise UserError(
+            f"{where}: YAML reads no further than ' #'; put the value into quotes of its own: {key}='\".. #..\"'"
+        )
     parts = key.split(".")
     if len(parts) > _MOST_PARTS:
         raise UserError(f"{where}: no setting lies {len(parts):,} sections deep")
@@ -158,6 +186,16 @@ def _parse_override(override: str) -> dict[str, Any]:
         return rename_keys(value)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def gives(override: str, key: str) -> bool:
+    """True if the override gives the setting `key`, such as train.seed: by itself, or in a mapping of its section."""
+    tree: Any = _parse_override(override)
+    for part in key.split("."):
+        if not (isinstance(tree, dict) and part in tree):
+            return False
+        tree = tree[part]
+    return True
 
 
 def rename_keys(tree: dict[str, Any]) -> dict[str, Any]:
