@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import lines, run_cli
+from unmask.cli.compare import compare
 from unmask.config import recipes
 from unmask.errors import UserError
 from unmask.lab.compare import Method, Plan
@@ -241,6 +243,20 @@ def test_a_failure_is_told_whenever_it_is_seen(tmp_path: Path, monkeypatch: pyte
         train_all([Training("debug", (), tmp_path / "run")], 1)
 
 
+def test_the_examples_of_help_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(plan: Plan) -> None:
+        planned.append(plan)
+        raise UserError("far enough")
+
+    planned: list[Plan] = []
+    monkeypatch.setattr(Plan, "check_folders", stop)
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"`unmask (compare [^`]*)`", compare.__doc__ or "")
+    for example in examples:
+        run_cli(*shlex.split(example))
+    assert len(planned) == len(examples) > 3
+
+
 BAD = {
     "one folder of two": (["sudoku/puma", "SUDOKU-PUMA"], "each once and of another name"),
     "seven": (SEVEN, "7 recipes are more than a page can tell apart; give 6 at most"),
@@ -257,6 +273,11 @@ BAD = {
     "nothing that differs": (["debug", "--method", "a: debug"], "debug and a have the same settings"),
     "a method's wrong setting": (["debug", "--method", "a: debug optim.lrr=1"], "optim.lrr"),
     "a seed": (["debug", "--method", "a: debug train.seed=3"], "train.seed=3: a comparison trains the seeds 0, 1, .."),
+    "a seed in its section": (["debug", "--method", "a: debug", "train={seed: 3}"], "train={seed: 3}: a comparison"),
+    "two budgets": (
+        ["debug", "sudoku/puma", "train.steps=5", "--steps", "2"],
+        "train.steps=5 and --steps 2 both say how long to train; give one",
+    ),
     "nothing": ([], "give two recipes or more"),
     "a loss": (["debug", "sudoku/puma", "--measure", "train/loss"], "give one of eval/accuracy/ema/prob/3, eval/nelbo"),
     "wrong setting": (["debug", "sudoku/puma", "train.batch_size=0"], "train.batch_size=0"),

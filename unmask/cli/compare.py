@@ -11,6 +11,7 @@ from rich.table import Table
 
 from unmask import formats, machine, paths
 from unmask.cli import options, report
+from unmask.config import recipes
 from unmask.errors import UserError
 from unmask.evaluation.evaluate import Cells
 from unmask.lab.compare import (
@@ -86,7 +87,7 @@ def compare(
 
     * `unmask compare sudoku/uniform sudoku/puma --seeds 3`
 
-    * `unmask compare sudoku/uniform sudoku/puma process.num_stages=12 --steps 800 --out k12`
+    * `unmask compare sudoku/uniform --method 'puma12: sudoku/puma process.num_stages=12' --steps 800 --out k12`
 
     * `unmask compare text/uniform_small --method 'muon: text/uniform_small optim.name=muon optim.lr=2e-3'`
 
@@ -95,10 +96,13 @@ def compare(
     """
     names = names or []
     budget = {"train.steps": steps, "train.max_seconds": seconds, "train.max_examples": examples}
-    settings = [
-        *(name for name in names if "=" in name),
-        *(f"{key}={value}" for key, value in budget.items() if value is not None),
-    ]
+    settings = [name for name in names if "=" in name]
+    for key, value in budget.items():
+        if value is not None and (twice := [own for own in settings if recipes.gives(own, key)]):
+            raise UserError(
+                f"{twice[0]} and --{key[6:].removeprefix('max_')} {value} both say how long to train; give one"
+            )
+    settings += [f"{key}={value}" for key, value in budget.items() if value is not None]
     out = paths.user_path(out, "--out ")
     methods = [Method.of_recipe(name) for name in names if "=" not in name]
     methods += [Method.parse(text) for text in method or []]

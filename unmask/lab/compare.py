@@ -106,7 +106,7 @@ class Plan:
                 f"compare: {len(methods)} recipes are more than a page can tell apart; give {MOST_METHODS} at most"
             )
         for setting in (*settings, *(own for method in methods for own in method.settings)):
-            if setting.partition("=")[0].strip() == "train.seed":
+            if recipes.gives(setting, "train.seed"):
                 raise UserError(f"{setting}: a comparison trains the seeds 0, 1, .. of every method; give --seeds")
         trainings = {
             method.name: [
