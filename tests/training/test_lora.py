@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import unmask
 from tests.helpers import SHORT, run_cli
@@ -19,7 +19,7 @@ from unmask.masking.process import masked_batch
 from unmask.models import cost, lora
 from unmask.models.build import build_denoiser
 from unmask.models.denoiser import Denoiser
-from unmask.models.families import LLAMA_NAMES
+from unmask.models.families import LLADA_NAMES, LLAMA_NAMES
 from unmask.models.lora import LoraConfig
 from unmask.models.on_demand import OnDemand
 from unmask.models.transformer_config import TransformerConfig
@@ -321,6 +321,33 @@ def test_peft_and_transformers_compute_the_same_from_the_adapters_and_from_the_m
     plain = transformers.LlamaForCausalLM(base.config).eval()
     plain.load_state_dict(merged | {"lm_head.weight": merged["model.embed_tokens.weight"]})
     assert torch.allclose(plain(xt).logits[..., :SUDOKU_ROWS], expected, atol=1e-5)
+
+
+def llada_tree(layers: int) -> nn.Module:
+    """The modules of LLaDA, as its code names them: the head has the name of a layer of every block."""
+    width, ff = SIZES["dim"], SIZES["ff_dim"]
+    shapes = dict.fromkeys(("q_proj", "attn_out"), (width, width)) | dict.fromkeys(("k_proj", "v_proj"), (width, 32))
+    shapes |= dict.fromkeys(("ff_proj", "up_proj"), (width, ff)) | {"ff_out": (ff, width)}
+    blocks = nn.ModuleList(
+        nn.ModuleDict({key: nn.Linear(*shape) for key, shape in shapes.items()}) for _ in range(layers)
+    )
+    parts = {"wte": nn.Embedding(MASK + 1, width), "blocks": blocks, "ff_out": nn.Linear(width, MASK + 1)}
+    return nn.ModuleDict({"model": nn.ModuleDict({"transformer": nn.ModuleDict(parts)})})
+
+
+@pytest.mark.parametrize("targets", [{}, {"targets": ["up", "down"]}])
+def test_peft_adapts_what_was_trained_of_a_llada_and_not_its_head(targets: dict[str, Any]) -> None:
+    import peft
+
+    weights = build_denoiser(config(tied_head=False), TOKENS).state_dict()
+    settings = LoraConfig(rank=4, **targets)
+    state = build_denoiser(config(tied_head=False, lora=settings.model_dump()), TOKENS).state_dict()
+    tensors, described = lora.to_peft(
+        weights, state, settings, their_name=LLADA_NAMES.theirs, source="llada", mask_row=None
+    )
+    model = peft.PeftModel(llada_tree(SIZES["num_layers"]), peft.LoraConfig(**described))
+    made = {name.replace(".default", "") for name in model.state_dict() if "lora_" in name}
+    assert made == tensors.keys()
 
 
 @pytest.mark.parametrize(

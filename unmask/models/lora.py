@@ -357,12 +357,15 @@ def to_peft(
     _check(base, adapters, config)
     tensors: dict[str, Tensor] = {}
     targets: set[str] = set()
+    *_, head = their_name("head.weight").removesuffix(".weight").split(".")
     for name, value in adapters.items():
         for part, kind in ((_A, "lora_A"), (_B, "lora_B")):
             if name.endswith(part):
                 theirs = their_name(name.removesuffix(part).removeprefix("backbone.") + ".weight")
                 theirs = theirs.removesuffix(".weight")
-                targets.add(theirs.rpartition(".")[2])
+                short = theirs.rpartition(".")[2]
+                # PEFT adapts whatever has a target's name at its end: in LLaDA the head, too.
+                targets.add(theirs if short == head else short)
                 tensors[f"base_model.model.{theirs}.{kind}.weight"] = value.contiguous()
     description: dict[str, Any] = {
         "peft_type": "LORA",
