@@ -105,6 +105,28 @@ def test_every_auto_class_and_what_the_run_decodes_with(auto: str, tmp_path: Pat
     exec(code, {"FOLDER": written})
 
 
+def test_an_amount_that_is_given_replaces_that_of_the_run(tmp_path: Path) -> None:
+    source, model = export(tmp_path, "decode.threshold=0.3")
+    canvas, steps, step = prompts(source), [], model._step
+    model._step = lambda *given: (steps.append(1), step(*given))
+    eight, none = (transformers.GenerationConfig(**each) for each in ({"tokens_per_step": 8}, {"threshold": None}))
+    for options, amount in (
+        ({}, {"threshold": 0.3}),
+        ({"tokens_per_step": 2}, {"tokens_per_step": 2}),
+        ({"tokens_per_step": 2, "threshold": None}, {"tokens_per_step": 2}),
+        ({"threshold": None}, {"tokens_per_step": 1}),
+        ({"threshold": 0.9}, {"threshold": 0.9}),
+        ({"generation_config": eight}, {"tokens_per_step": 8}),
+        ({"generation_config": none}, {"tokens_per_step": 1}),
+        ({"generation_config": eight, "threshold": 0.9}, {"threshold": 0.9}),
+    ):
+        settings = DecodeConfig(order=source.config.decode.order, **amount)
+        ours = source.decoder(settings).decode(canvas)
+        steps.clear()
+        assert torch.equal(model.generate(canvas, max_new_tokens=0, **options), ours.tokens), options
+        assert len(steps) == int(ours.nfe.max()), options
+
+
 def test_what_follows_a_block_is_left_unread_as_in_the_run(tmp_path: Path) -> None:
     source, model = export(tmp_path, "decode.block_size=2", "decode.reads_ahead=false")
     canvas = prompts(source)

@@ -186,6 +186,12 @@ def chosen(log_p, place, eligible, asked):
     return (eligible & (rank < 1)) | is_sure
 
 
+def first_threshold(sources):
+    """Returns the threshold of the first of `sources` that says how much a step reveals; None: so many tokens."""
+    saying = (each for each in sources if each.get("tokens_per_step") or "threshold" in each)
+    return next(saying, {}).get("threshold")
+
+
 class Canvas:
     """The rows (B, L) that are filled in: padding, the prompt, and `new` masks behind it."""
 
@@ -264,7 +270,7 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
             attention_mask: 0 at padding, on either side.
             max_new_tokens, max_length: default: up to the length of the canvas that the model was trained with.
             order: what is revealed first, a key of `ORDERS`.
-            tokens_per_step: positions revealed in a step; or
+            tokens_per_step: positions revealed in a step; or, in its place,
             threshold: all whose probability exceeds it, and the one of highest score.
             block_size: fills in blocks of so many positions, from left to right; a block model has its own.
             reads_ahead: False: what follows a block is not read.
@@ -288,9 +294,11 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
 
     def _asked_for(self, given, generation_config, options):
         """Returns what `generate` was asked for, with `given` positions; warns of options that it does not know."""
+        configs = (generation_config, self.generation_config)
+        threshold = first_threshold([options, *(vars(each) for each in configs if each is not None)])
+        options.pop("threshold", None)
 
         def choose(name, default=None):
-            configs = (generation_config, self.generation_config)
             found = [options.pop(name, None), *(getattr(each, name, None) for each in configs)]
             return next((value for value in found if value is not None), default)
 
@@ -298,7 +306,7 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
         asked = SimpleNamespace(
             score=ORDERS[choose("order", "prob")],
             count=choose("tokens_per_step", 1),
-            threshold=choose("threshold"),
+            threshold=threshold,
             block_size=self.backbone.block_size or choose("block_size"),
             reads_ahead=choose("reads_ahead", True),
             warpers=self._warpers(choose),
