@@ -361,8 +361,11 @@ class UnmaskModel(PreTrainedModel, GenerationMixin):
         """Returns a token for each row of logits."""
         if warpers is None:
             return logits.argmax(dim=-1)
-        for warp in warpers:
-            logits = warp(None, logits)
+        temper, *limits = warpers
+        logits = temper(None, logits)
+        # Each limit by itself: after the one, the other would be a share of what is left.
+        for limited in [limit(None, logits) for limit in limits]:
+            logits = logits.masked_fill(limited == -torch.inf, -torch.inf)
         return torch.multinomial(logits.softmax(dim=-1), 1).squeeze(1)
 
     def _ends(self, given, stops):
