@@ -80,6 +80,21 @@ def test_a_causal_model_goes_on_greedily_as_transformers_does(tmp_path: Path) ->
     assert record["prompt"].replace(" ", "") == "DEFG"
 
 
+def test_a_prompt_with_nothing_before_it_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first batch would be decoded, and the second fail without its line."""
+    folder, prompts = write(tmp_path / "theirs", "Dream"), tmp_path / "prompts"
+    prompts.write_text("[3, 4]\n\n[5, null, 6]\n[null, 5]\n")
+    options = ["--decoder", "batch_size=1,tokens_per_step=64", "--out", tmp_path / "out.jsonl"]
+    assert run_cli("decode", folder, prompts, *options) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{prompts}, line 4: its first position is to be filled in" in said
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["prompts", "theirs"]
+    same = write(tmp_path / "same", "llada")
+    assert run_cli("decode", same, prompts, *options) == 0
+
+
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] | upper }}{{ m.content }}<end>{% endfor %}{{ 'Z' if add_generation_prompt }}"
 )

@@ -127,7 +127,7 @@ class _Conversation:
         is_message = getattr(task, "has_turns", False) and not line.startswith("{")
         messages = [*self.history, {"role": "user", "content": line}]
         asked = prompts.parse(task, [to_json({"messages": messages}) if is_message else line], "prompt")
-        asked.check(self.session.decoder)
+        asked.check(self.session)
         is_shown = sys.stdin.isatty() and console.is_terminal
         decoded, seconds = self.session.watch(asked.canvases, asked.keys, is_shown=is_shown)
         record = task.record(asked.canvases[0], decoded.tokens[0].cpu())

@@ -85,7 +85,7 @@ def decode(
         config = config.model_copy(update={"batch_size": min(config.batch_size, _MOST_TRACED)})
     asked = prompts.read(loaded.task, file)
     session = DecodeSession(loaded, config, rows=num_samples * len(asked.canvases))
-    asked.check(session.decoder)
+    asked.check(session)
     job = _Job(session, asked, num_samples, config.batch_size, trace)
     stdout = nullcontext((sys.stdout, 0))
     unfinished = stdout if out is None else open_unfinished(out, job.identity(), batch_size=config.batch_size)

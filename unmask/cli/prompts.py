@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask import paths
-from unmask.decoding.decoder import Decoder
+from unmask.cli.session import DecodeSession
 from unmask.errors import UserError
 from unmask.files import parse_object
 from unmask.progress import console
@@ -40,15 +40,15 @@ class Prompts:
             number, sample = row // num_samples, row % num_samples
             yield PromptBatch(self.canvases[number], self.keys[number] + sample * _SEEDS, sample)
 
-    def check(self, decoder: Decoder) -> None:
-        """Checks, before any work, that the decoder can finish every prompt.
+    def check(self, session: DecodeSession) -> None:
+        """Checks, before any work, that the session can finish every prompt.
 
         Raises:
             UserError: it cannot finish one; the message names its place.
         """
         for canvas, place in zip(self.canvases, self.places, strict=True):
             try:
-                next(decoder.steps(canvas[None]))
+                session.check(canvas[None])
             except UserError as error:
                 raise UserError(f"{place}: {error}") from error
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.trace import trace
+from unmask.errors import UserError
 from unmask.models.precision import casts_kept
 from unmask.progress import console
 from unmask.training.loading import LoadedRun
@@ -50,6 +51,19 @@ class DecodeSession:
         self.run = run
         self.settings = settings
         self.decoder = run.decoder(settings, rows=rows)
+
+    def check(self, canvas: Int[Tensor, "1 L"]) -> None:
+        """Checks, before any work, that the canvas can be filled in.
+
+        Raises:
+            UserError: it cannot.
+        """
+        next(self.decoder.steps(canvas))
+        if self.run.model.alignment == "next" and int(canvas[0, 0]) == self.decoder.mask_id:
+            raise UserError(
+                "its first position is to be filled in, but this model predicts each from what is before it "
+                "(model.alignment=next); begin with something that is given"
+            )
 
     def steps(self, canvases: Int[Tensor, "b L"], keys: Int[Tensor, "b"]) -> Iterator[Decoded]:
         """Yields the state of the canvases after each step; `keys` key each row's noise."""
