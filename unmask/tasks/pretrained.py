@@ -113,9 +113,8 @@ class Pretrained(Text):
 
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         """Returns the prompt and its continuation up to the end token; or the whole text and its spans."""
-        start = len(self.config.prefix) if prompt[: len(self.config.prefix)].tolist() == self.config.prefix else 0
         if is_infilling(self.vocabulary, prompt.tolist()):
-            return super().record(prompt[start:], tokens[start:])
-        is_new = prompt == self.config.mask_id
+            return super().record(prompt, tokens)
+        start, is_new = self._num_start(prompt), prompt == self.config.mask_id
         given = prompt[start:][~is_new[start:]].tolist()
         return {"prompt": self.vocabulary.decode(given), "text": self._answer(tokens.cpu(), is_new.cpu())}

@@ -288,7 +288,8 @@ class Text(TextRows):
     def record(self, prompt: Int[Tensor, "L"], tokens: Int[Tensor, "L"]) -> dict[str, Any]:
         """Returns the prompt and its continuation to the end of the document; or the whole text and its spans."""
         if is_infilling(self.vocabulary, prompt.tolist()):
-            return record_spans(self.vocabulary, prompt.tolist(), tokens.tolist())
+            start = self._num_start(prompt)
+            return record_spans(self.vocabulary, prompt[start:].tolist(), tokens[start:].tolist())
         is_new = prompt == self.config.mask_id
         given = [i for i in prompt[~is_new].tolist() if i != self.config.eos_id]
         return {"prompt": self.vocabulary.decode(given), "text": self._answer(tokens.cpu(), is_new.cpu())}

@@ -129,6 +129,11 @@ class TextRows(StoredRows):
         """The tokenizer's id of each of the model's; None for a new one."""
         return self.vocabulary.original_ids[: self.config.vocab_size]
 
+    def _num_start(self, tokens: Int[Tensor, "L"]) -> int:
+        """Counts the ids at the start of a canvas that stand before every text: all of `start_ids`, or none."""
+        start = [*self.start_ids]
+        return len(start) if tokens[: len(start)].tolist() == start else 0
+
     def keep_files(self, folder: Path) -> None:
         target = folder / VOCABULARY_FOLDER
         if not (target / VOCABULARY).exists():

@@ -180,6 +180,31 @@ def test_rows_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert text(tmp_path / "other.jsonl", length=64)._store.folder != made[0]
 
 
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+GAP = '{"text": "the<mask:3> cat"}'
+
+
+def filled(task: Text, line: str, written: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The canvas of a prompt, and the same with `written` in its masks, @ the end token."""
+    (canvas,) = task.prompts([line], "here")
+    ids = [END if i == ord("@") else i for i in written.encode()]
+    return canvas, canvas.clone().masked_scatter(canvas == MASK, torch.tensor(ids))
+
+
+@pytest.mark.parametrize("rows", ["wrap", "document"])
+def test_a_text_with_gaps_is_recorded_as_it_was_given(rows: str, tmp_path: Path) -> None:
+    task = text(corpus(tmp_path, documents(5)), rows=rows)
+    goes_on = rows == "wrap"
+    canvas, tokens = filled(task, GAP, "big" + "." * 21 * goes_on)
+    expected = {"prompt": "the<mask:3> cat", "text": "thebig cat", "spans": ["big"]}
+    if goes_on:  # with one more gap, to the end of the row
+        more = {"prompt": "<mask:21>", "text": "." * 21, "spans": ["." * 21]}
+        expected = {key: value + more[key] for key, value in expected.items()}
+    assert task.record(canvas, tokens) == expected
+
+
 # --- likelihood ------------------------------------------------------------------------------------------------------
 
 
