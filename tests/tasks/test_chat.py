@@ -154,6 +154,19 @@ def test_an_answer_ends_with_its_turn(store: Path, end: str) -> None:
     assert record == {"prompt": "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n", "text": "So 1."}
 
 
+def test_the_answer_is_shown_where_the_prompt_holds_end_tokens(tmp_path: Path) -> None:
+    """As it does with the template of bytes, whose turns end with them."""
+    rows = write_lines(tmp_path / "rows.jsonl", talks(9))
+    prepare(PrepareSettings("chat", "bytes", tmp_path / "out", (str(rows),), 256, "drop"))
+    task = make_task(tmp_path / "out")
+    (canvas,) = task.prompts(["Why?"], "here")
+    is_given = canvas != task.tokens.mask_id
+    answer = [*b"Yes.", 256, *b"x" * 300][: int((~is_given).sum())]
+    tokens = canvas.clone().masked_scatter(~is_given, torch.tensor(answer))
+    shown = task.render(tokens, is_given, ~is_given).plain
+    assert shown == "user:\nWhy?<|end|>\nassistant:\nYes."
+
+
 def test_a_store_without_a_template_is_refused(store: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()

@@ -206,10 +206,15 @@ class TextRows(StoredRows):
         return "∎" if token == self.config.eos_id else self.vocabulary.decode([token]).replace("\n", "⏎")
 
     def render(self, tokens: Int[Tensor, "L"], is_given: Bool[Tensor, "L"], is_new: Bool[Tensor, "L"]) -> Text:
-        """Renders the text with `_` where it is masked, up to the first end token."""
-        text = Text()
-        for token, given, new in zip(tokens.tolist(), is_given.tolist(), is_new.tolist(), strict=True):
-            if token == self.config.eos_id:
+        """Renders the text with `_` where it is masked, up to the end of the answer; not what starts or pads a row."""
+        text, end = Text(), self.config.eos_id
+        shown = [*zip(tokens.tolist(), is_given.tolist(), is_new.tolist(), strict=True)]
+        while shown and shown[-1][:2] == (end, True):
+            shown.pop()
+        shown = shown[self._num_start(tokens) :]
+        num_given = max((place for place, (_, given, _) in enumerate(shown, 1) if given), default=0)
+        for place, (token, given, new) in enumerate(shown):
+            if token == end and place >= num_given:  # those before it are the prompt's own, or in a gap
                 break
             style = "bold" if given else "black on green" if new else "green"
             text.append("_" if token == self.config.mask_id else self.vocabulary.decode([token]), style=style)

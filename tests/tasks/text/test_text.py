@@ -205,6 +205,28 @@ def test_a_text_with_gaps_is_recorded_as_it_was_given(rows: str, tmp_path: Path)
     assert task.record(canvas, tokens) == expected
 
 
+@pytest.mark.parametrize(
+    ("rows", "line", "at_first", "written", "at_last"),
+    [
+        ("wrap", "the cat", "the cat" + "_" * 24, " sat@" + "x" * 19, "the cat sat"),
+        ("wrap", '{"text": ""}', "_" * 31, "a cat@" + "x" * 25, "a cat"),
+        ("wrap", GAP, "the___ cat" + "_" * 21, "b@g!@" + "x" * 19, "theb<|end|>g cat!"),
+        ("document", "the cat", "the cat" + "_" * 24, " sat" + "@" * 20, "the cat sat"),
+        ("document", GAP, "the___ cat", "big", "thebig cat"),
+    ],
+    ids=["packed", "nothing given", "packed, with a gap", "a document", "a document with a gap"],
+)
+def test_what_is_shown_while_a_text_is_decoded(
+    rows: str, line: str, at_first: str, written: str, at_last: str, tmp_path: Path
+) -> None:
+    """Rows start with an end token, and a document with gaps is padded with given ones: neither ends the answer."""
+    task = text(corpus(tmp_path, documents(5)), rows=rows)
+    canvas, tokens = filled(task, line, written)
+    is_given = canvas != MASK
+    assert task.render(canvas, is_given, ~is_given).plain == at_first
+    assert task.render(tokens, is_given, ~is_given).plain == at_last
+
+
 # --- likelihood ------------------------------------------------------------------------------------------------------
 
 
