@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 import unmask
-from tests.helpers import run_cli
+from tests.helpers import SHORT, run_cli
 from tests.helpers.runs import tiny_run
+from tests.helpers.text import byte_level, save_tokenizer, write_lines
 from tests.parity.test_hf_writing import SIZES, chat_run, model_of, our_logits
+from unmask.data.prepare import PrepareSettings, prepare
 from unmask.decoding.config import DecodeConfig
 from unmask.decoding.truncation import truncated
 from unmask.models.transformer_config import TransformerConfig
@@ -232,6 +235,34 @@ def test_a_conversation_from_the_tokenizer_to_the_answer(tmp_path: Path, capsys:
     model.generation_config.stop_early = False  # as an export has it
     assert torch.equal(model.generate(**inputs, tokens_per_step=4), answer)
     assert set(tokenizer(["Why?", "So what?"], padding=True)) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_a_text_starts_as_the_rows_do(has_own: bool, tmp_path: Path) -> None:
+    """As for `unmask decode`, whatever the tokenizer put around a text; and once, also where it is exported again."""
+    tokenizer = byte_level()
+    if has_own:
+        around = [(name, tokenizer.token_to_id(name)) for name in ("<|im_start|>", "<|im_end|>")]
+        tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A <|im_end|>", special_tokens=around)
+    save_tokenizer(tmp_path / "tokenizer", tokenizer)
+    rows = write_lines(tmp_path / "rows.jsonl", [{"text": f"row {i} of a text that is short"} for i in range(40)])
+    prepare(PrepareSettings("text", str(tmp_path / "tokenizer"), tmp_path / "data", (str(rows),), 16))
+    settings = [f"data.path={tmp_path / 'data'}", "model.preset=tiny", "model.rotary=true", "train.batch_size=4"]
+    settings += ["model.learned_positions=false", "optim.warmup_steps=1", "train.compile=false", "eval.examples=2"]
+    machine = ["train.threads=1", "train.device=cpu", *SHORT]
+    assert run_cli("train", "text/uniform_small", *settings, *machine, "--out", tmp_path / "run") == 0
+    source = unmask.export(tmp_path / "run", tmp_path / "ours")
+    unmask.export(tmp_path / "run", tmp_path / "plain", layout="plain")
+    unmask.export(tmp_path / "plain", tmp_path / "twice", layout="plain")
+    canvas = source.task.prompts(["a row"], "here")
+    given = canvas[canvas != source.tokens.mask_id].tolist()
+    for folder in ("ours", "plain", "twice"):
+        inputs = transformers.AutoTokenizer.from_pretrained(tmp_path / folder)("a row", return_tensors="pt")
+        assert inputs["input_ids"].tolist() == [given], folder
+        assert torch.equal(LoadedRun.open(tmp_path / folder).task.prompts(["a row"], "here"), canvas), folder
+        assert f"| start | {given[0]}, before every text |" in (tmp_path / folder / "README.md").read_text()
+    decoder = LoadedRun.open(tmp_path / "ours").decoder(source.config.decode.model_copy(update={"dtype": "float32"}))
+    assert torch.equal(theirs(tmp_path / "ours").generate(**inputs), decoder.decode(canvas).tokens)
 
 
 def test_a_model_that_the_code_cannot_run_is_for_this_package_alone(

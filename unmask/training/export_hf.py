@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from unmask import files, formats
 from unmask.data.chat_template import ChatTemplate
@@ -181,18 +182,26 @@ def text_files(source: LoadedRun, *, is_needed: bool = True) -> dict[str, str]:
 def _with_mask(vocabulary: Vocabulary, source: LoadedRun) -> tuple[Tokenizer, str | None]:
     """Returns the tokenizer as its model uses it, and its name of the mask; None for a causal model."""
     tokenizer, mask_id = Tokenizer.from_str(vocabulary.tokenizer.to_str()), source.tokens.mask_id
-    if not getattr(source.config.data, "prefix", []) and len(tokenizer.encode("a").ids) > len(
-        tokenizer.encode("a", add_special_tokens=False).ids
-    ):
-        tokenizer.post_processor = None  # the rows had none of the tokens that it adds
+    _start_with(tokenizer, [*getattr(source.task, "start_ids", ())])
     if _transformer(source).causal:
         return tokenizer, None
+    without_mask = tokenizer.to_str()
     if vocabulary.original_ids[mask_id] is None:
         name = next(name for name in _MASKS if tokenizer.token_to_id(name) is None)
         tokenizer.add_special_tokens([AddedToken(name, normalized=False)])
         if tokenizer.token_to_id(name) != mask_id:  # a tokenizer that leaves ids out gives the first of these
-            return Tokenizer.from_str(vocabulary.tokenizer.to_str()), None
+            return Tokenizer.from_str(without_mask), None
     return tokenizer, tokenizer.id_to_token(mask_id)
+
+
+def _start_with(tokenizer: Tokenizer, start: list[int]) -> None:
+    """Makes the tokenizer put the ids `start` before a text, as every row has them, and nothing else around it."""
+    if tokenizer.encode("a").ids == [*start, *tokenizer.encode("a", add_special_tokens=False).ids]:
+        return
+    # Under a name of its own, as that of a token may hold signs that mean something in a template.
+    named = {"id": "start", "ids": start, "tokens": [tokenizer.id_to_token(i) for i in start]}
+    template: dict[str, Any] = {"single": ["start", "$A"], "pair": ["start", "$A", "$B"], "special_tokens": [named]}
+    tokenizer.post_processor = TemplateProcessing(**template) if start else None
 
 
 def _with_options(template: ChatTemplate) -> str:

@@ -233,6 +233,8 @@ def _facts(source: LoadedRun, layout: str, num_rows: int, has_tokenizer: bool) -
             "decoded by default" if layout == OURS else "its run decodes": f"`{source.config.decode.label}`",
         }
     vocabulary = getattr(source.task, "vocabulary", None)
+    if start := [*getattr(source.task, "start_ids", ())]:
+        facts["start"] = f"{', '.join(map(str, start))}, before every text"
     facts["end"] = "none" if tokens.eos_id is None else f"{tokens.eos_id}"
     if tokens.eos_id is None and isinstance(vocabulary, Vocabulary):
         facts["end"] = f"none in a run's rows; {vocabulary.eos_id} ends a document"
