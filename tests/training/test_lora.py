@@ -195,12 +195,13 @@ def test_another_base_is_refused_and_the_same_elsewhere_is_taken(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = trained / "base" / "model.safetensors"
-    own = file.read_bytes()
+    own, settings = file.read_bytes(), (trained / "run" / "config.yaml").read_bytes()
     tensors = load_file(file)
     save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"] + 1}, file, {"format": "pt"})
     try:
         assert train(trained, "run", "--resume", "train.steps=6") == 2
         assert "put back the weights" in " ".join(capsys.readouterr().err.split())
+        assert (trained / "run" / "config.yaml").read_bytes() == settings
         found = LoadedRun.open(trained / "run")
         with pytest.raises(UserError, match="put back the weights"):
             _ = found.model

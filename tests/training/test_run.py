@@ -103,7 +103,7 @@ def test_a_failing_write_leaves_the_configuration(tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(RunFailed, match=r"No space left.*no checkpoint yet"):
+        with pytest.raises(RunFailed, match=r"No space left.*newest checkpoint is of step 2"):
             debug_run(tmp_path / "run", "train.steps=4").train(resume=True)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
     debug_run(tmp_path / "run", "train.steps=4").train(resume=True)
@@ -117,7 +117,7 @@ def test_a_run_that_came_and_went_meanwhile_is_not_touched(tmp_path: Path) -> No
     debug_run(tmp_path / "run", "train.steps=2").train()
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(UserError, match="already holds a run"):
-        late.open(config, {}, pytest.fail, resume=False)
+        late.open(config, resume=False)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 
 
@@ -172,6 +172,19 @@ def test_a_run_that_is_done_is_not_rewritten(settings: list[str], message: str, 
         debug_run(tmp_path / "run", "optim.schedule=constant", *settings).train(resume=True)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
     debug_run(tmp_path / "run", "train.steps=5", "optim.schedule=constant", "eval.examples=3").train(resume=True)
+
+
+def test_a_refused_resume_leaves_settings_and_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    debug_run(tmp_path / "run", "train.steps=4", "optim.warmup_steps=1").train()
+    kept = {name: (tmp_path / "run" / name).read_bytes() for name in ("config.yaml", "environment.json")}
+    complete = checkpoint.path_of(tmp_path / "run" / "checkpoints", 4) / checkpoint.COMPLETE
+    complete.rename(tmp_path / "aside")
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        debug_run(tmp_path / "run", "train.steps=6", "optim.warmup_steps=1").train(resume=True)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in kept} == kept
+    (tmp_path / "aside").rename(complete)
+    debug_run(tmp_path / "run", "train.steps=6", "optim.warmup_steps=1").train(resume=True)
+    assert "optim.schedule=cosine was of 4 steps, is of 6 steps" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_rate_that_overflows_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:

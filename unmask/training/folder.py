@@ -71,10 +71,8 @@ class RunFolder:
         elif self.path.exists() and any(not path.name.startswith(_OURS) for path in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty, and holds no run; name another folder with --out")
 
-    def open(
-        self, config: RunConfig, environment: dict[str, Any], warn: Callable[[str], None], *, resume: bool
-    ) -> None:
-        """Locks the folder and writes configuration and environment.
+    def open(self, config: RunConfig, *, resume: bool) -> None:
+        """Locks the folder and reads the settings `before`. Writes nothing, as the state may still turn out wrong.
 
         Raises:
             UserError: another process has the lock, the folder cannot be made or written, or `check` fails by now.
@@ -89,8 +87,11 @@ class RunFolder:
             ) from None
         self.check(config, resume=resume)  # again: another process may have come and gone since
         files.sweep(self.path)
-        self._compare_environment(environment, warn)
         self.before = read_config(self.path) if self.exists() else None
+
+    def write(self, config: RunConfig, environment: dict[str, Any], warn: Callable[[str], None]) -> None:
+        """Writes configuration and environment of a run that goes on or begins; warns if they were others."""
+        self._compare_environment(environment, warn)
         files.write(self.path / "config.yaml", to_yaml(config))
         self.write_environment(environment)
 

@@ -120,16 +120,18 @@ class Run:
         self.base = restoring.start_warm(self.trainer, self.task) if needs_base else None
         try:
             with self.peers.raise_together():
-                self._open_folder(environment, resume)
+                if self.peers.is_main:
+                    self.folder.open(self.config, resume=resume)
             self.progress = self._restore(resume, restart_pool)
+            self._write_folder(environment)  # only now: a refused start leaves the run as it was
             self._compile(known)
             if self.peers.is_main:
                 self.folder.write_environment(environment | {"attention": self.trainer.attention})
             self._loop()
         except SystemExit as error:  # from code that does not come with unmask: with 0 it would pass for success
-            raise RunFailed(f"a step called sys.exit({error.code!r}). The run stops; {self._what_is_left()}") from error
+            raise RunFailed(f"a step called sys.exit({error.code!r}). {self.saver.what_is_left()}") from error
         except OSError as error:
-            raise RunFailed(f"{str(error) or type(error).__name__}. The run stops; {self._what_is_left()}") from error
+            raise RunFailed(f"{str(error) or type(error).__name__}. {self.saver.what_is_left()}") from error
         finally:
             self.folder.close()
 
@@ -144,15 +146,11 @@ class Run:
         if not self.data_changed:
             check_same_data(self.task, self.config, read_fingerprint(kept, str(where / name)), where, fix)
 
-    def _open_folder(self, environment: dict[str, Any], resume: bool) -> None:
-        if self.peers.is_main:
-            self.folder.open(self.config, environment, warn, resume=resume)
-            keep_files(self.task, self.folder.path)
-
-    def _what_is_left(self) -> str:
-        if self.saver.whole_step is None:
-            return "it has no checkpoint yet. When this is mended, start again with --resume"
-        return f"its newest checkpoint is of step {self.saver.whole_step}. When this is mended, continue with --resume"
+    def _write_folder(self, environment: dict[str, Any]) -> None:
+        with self.peers.raise_together():
+            if self.peers.is_main:
+                self.folder.write(self.config, environment, warn)
+                keep_files(self.task, self.folder.path)
 
     def _compile(self, attention: str | None) -> None:
         """Compiles before the first step, so that no step's time includes it; `attention` is a resumed run's choice."""

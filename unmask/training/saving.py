@@ -55,6 +55,13 @@ class Saver:
             self._thread.join()
             self._thread = None
 
+    def what_is_left(self) -> str:
+        """Says that an error ends the run, and from where it can go on."""
+        if self.whole_step is None:
+            return "The run stops; it has no checkpoint yet. When this is mended, start again with --resume"
+        newest = f"its newest checkpoint is of step {self.whole_step}"
+        return f"The run stops; {newest}. When this is mended, continue with --resume"
+
     def _start(self, work: Callable[[], object]) -> None:
         self._thread = threading.Thread(target=self._do, args=(work,), daemon=True)
         self._thread.start()
