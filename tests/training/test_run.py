@@ -174,6 +174,17 @@ def test_a_run_that_is_done_is_not_rewritten(settings: list[str], message: str, 
     debug_run(tmp_path / "run", "train.steps=5", "optim.schedule=constant", "eval.examples=3").train(resume=True)
 
 
+@pytest.mark.parametrize("budget", ["train.max_examples=40", "train.max_seconds=1e-6"])
+def test_a_run_that_a_budget_has_ended_is_not_rewritten(budget: str, tmp_path: Path) -> None:
+    debug_run(tmp_path / "run", budget).train()
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"eval: .*run is done.*unmask eval"):
+        debug_run(tmp_path / "run", budget, "eval.examples=3").train(resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    debug_run(tmp_path / "run", budget).train(resume=True)
+    debug_run(tmp_path / "run", "eval.examples=3").train(resume=True)
+
+
 def test_a_refused_resume_leaves_settings_and_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     debug_run(tmp_path / "run", "train.steps=4", "optim.warmup_steps=1").train()
     kept = {name: (tmp_path / "run" / name).read_bytes() for name in ("config.yaml", "environment.json")}

@@ -1,4 +1,7 @@
-"""Finds what a training starts from: the newest complete checkpoint of its run, or the weights of `train.init`."""
+"""Finds what a training starts from: the newest complete checkpoint of its run, or the weights of `train.init`.
+
+And says what is odd about how it starts and ends.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,10 +15,10 @@ from unmask.progress import console, warn
 from unmask.tasks.task import Task
 from unmask.training import checkpoint
 from unmask.training.distributed import check_alike
-from unmask.training.folder import RunFolder, read_config
+from unmask.training.folder import RunFolder
 from unmask.training.initial import Base, read_base, read_initial_weights
 from unmask.training.loading import LoadedRun, open_base
-from unmask.training.optim import about_other_length
+from unmask.training.optim import about_other_length, about_unused, about_warmup
 from unmask.training.trainer import Trainer, num_steps
 
 
@@ -52,12 +55,11 @@ def read_state(path: Path, unread: Collection[str]) -> dict[str, Any]:
         ) from error
 
 
-def check_length(run: RunFolder, config: RunConfig, most: int) -> None:
-    """Checks that a run that is to go on with `config` has not gone further already.
+def check_length(run: RunFolder, most: int) -> None:
+    """Checks that a run that is to go on has not gone further already.
 
     Raises:
-        UserError: its newest checkpoint is of a later step than `most`, or is of that step, and evaluations have
-            other settings than those that were made.
+        UserError: its newest checkpoint is of a later step than `most`.
     """
     folder = run.checkpoints
     complete = (s for s in checkpoint.steps(folder) if (checkpoint.path_of(folder, s) / checkpoint.COMPLETE).exists())
@@ -67,11 +69,27 @@ def check_length(run: RunFolder, config: RunConfig, most: int) -> None:
             f"train.steps={most}: {run.path} has a checkpoint of step {step}; give {step} or more, or remove "
             f"those after step {most} from a copy of the run"
         )
-    if 0 < step == most and read_config(run.path).eval != config.eval:
+
+
+def check_done(run: RunFolder, config: RunConfig) -> None:
+    """Checks that evaluations of a run that is done, and owes none, have the settings that they were made with.
+
+    Raises:
+        UserError: they have others.
+    """
+    if run.before is not None and run.before.eval != config.eval:
         raise UserError(
             f"eval: {run.path} is done, so that other settings would only change what it says of its evaluations; "
             f"leave them as they were, and measure it with `unmask eval {run.path}`"
         )
+
+
+def warn_of_settings(trainer: Trainer) -> None:
+    """Warns of settings that have no effect, or are at odds with the number of steps."""
+    optim, of_process = trainer.config.optim, getattr(trainer.process, "about_unused", lambda: None)
+    for said in (about_warmup(trainer.num_steps, optim), about_unused(optim), of_process()):
+        if trainer.peers.is_main and said:
+            warn(said)
 
 
 def warn_of_other_length(trainer: Trainer, before: RunConfig | None) -> None:

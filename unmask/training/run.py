@@ -29,7 +29,6 @@ from unmask.training.evaluating import Evaluator, metrics
 from unmask.training.folder import RunFolder, describe_environment, read_environment
 from unmask.training.initial import Base
 from unmask.training.logging import BadStep, Logger, MetricsFile, NonFiniteMonitor, StepDisplay, open_loggers, way_on
-from unmask.training.optim import about_unused, about_warmup
 from unmask.training.parallel import check_parallel
 from unmask.training.saving import Saver
 from unmask.training.state import Progress, check_trained, progress_of
@@ -98,15 +97,11 @@ class Run:
                     self._check_data(read_environment(self.folder.path).get("data"), "environment.json")
         self._check_alike(stream.epoch_size, resume=resume, restart_pool=restart_pool, data_changed=self.data_changed)
         self.trainer = Trainer(self.config, self.task.tokens, stream, self.peers)
-        steps, optim = self.trainer.num_steps, self.config.optim
-        of_process = getattr(self.trainer.process, "about_unused", lambda: None)
-        for said in (about_warmup(steps, optim), about_unused(optim), of_process()):
-            if self.peers.is_main and said:
-                warn(said)
+        restoring.warn_of_settings(self.trainer)
         self.saver = Saver(self.folder.checkpoints, self.config.train, self.peers if self.trainer.is_sharded else ALONE)
         with self.peers.raise_together():
             if self.peers.is_main and resume:
-                restoring.check_length(self.folder, self.config, self.trainer.num_steps)
+                restoring.check_length(self.folder, self.trainer.num_steps)
             self.evaluator = Evaluator(self.config, self.task, examples, self.trainer)
         known = read_environment(self.folder.path).get("attention") if resume else None
         environment = describe_environment(
@@ -123,6 +118,7 @@ class Run:
                 if self.peers.is_main:
                     self.folder.open(self.config, resume=resume)
             self.progress = self._restore(resume, restart_pool)
+            self._sum_votes = self.peers.async_all_reduce(self._votes)
             self._write_folder(environment)  # only now: a refused start leaves the run as it was
             self._compile(known)
             if self.peers.is_main:
@@ -147,8 +143,11 @@ class Run:
             check_same_data(self.task, self.config, read_fingerprint(kept, str(where / name)), where, fix)
 
     def _write_folder(self, environment: dict[str, Any]) -> None:
+        is_done = self._is_over() and not self._owes_evaluation()
         with self.peers.raise_together():
             if self.peers.is_main:
+                if is_done:
+                    restoring.check_done(self.folder, self.config)
                 self.folder.write(self.config, environment, warn)
                 keep_files(self.task, self.folder.path)
 
@@ -190,7 +189,6 @@ class Run:
     def _loop(self) -> None:
         progress, config = self.progress, self.config
         with self._open_outputs(), StepDisplay(self.title, progress.step, self.trainer.num_steps) as display:
-            self._sum_votes = self.peers.async_all_reduce(self._votes)
             self._evaluate_after_resume()
             while not (self._is_over() or self._must_stop):
                 # The votes of before the step are summed while it runs, and read after it: no step waits for them, and
