@@ -1,6 +1,7 @@
 """What a run leaves behind, whatever happens to it."""
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -181,8 +182,22 @@ def test_a_run_that_a_budget_has_ended_is_not_rewritten(budget: str, tmp_path: P
     with pytest.raises(UserError, match=r"eval: .*run is done.*unmask eval"):
         debug_run(tmp_path / "run", budget, "eval.examples=3").train(resume=True)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
-    debug_run(tmp_path / "run", budget).train(resume=True)
     debug_run(tmp_path / "run", "eval.examples=3").train(resume=True)
+
+
+def test_a_resume_without_a_step_leaves_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    debug_run(tmp_path / "run", "train.steps=2", "optim.schedule=constant").train()
+    file = tmp_path / "run" / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"command": "unmask", "threads": 77}))
+    trained = file.read_bytes()
+    debug_run(tmp_path / "run", "train.steps=2", "optim.schedule=constant").train(resume=True)
+    assert file.read_bytes() == trained
+    assert "threads was" not in capsys.readouterr().err
+    debug_run(tmp_path / "run", "train.steps=3", "optim.schedule=constant").train(resume=True)
+    assert json.loads(file.read_text())["threads"] != 77
+    assert "threads was 77" in capsys.readouterr().err
 
 
 def test_a_refused_resume_leaves_settings_and_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

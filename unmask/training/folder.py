@@ -89,11 +89,13 @@ class RunFolder:
         files.sweep(self.path)
         self.before = read_config(self.path) if self.exists() else None
 
-    def write(self, config: RunConfig, environment: dict[str, Any], warn: Callable[[str], None]) -> None:
-        """Writes configuration and environment of a run that goes on or begins; warns if they were others."""
-        self._compare_environment(environment, warn)
+    def write(self, config: RunConfig, environment: dict[str, Any] | None, warn: Callable[[str], None]) -> None:
+        """Writes the configuration, and the environment of what is to be trained, if anything; warns of another one."""
+        if environment is not None:
+            self._compare_environment(environment, warn)
         files.write(self.path / "config.yaml", to_yaml(config))
-        self.write_environment(environment)
+        if environment is not None:
+            self.write_environment(environment)
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes `environment.json`."""

@@ -119,9 +119,10 @@ class Run:
                     self.folder.open(self.config, resume=resume)
             self.progress = self._restore(resume, restart_pool)
             self._sum_votes = self.peers.async_all_reduce(self._votes)
-            self._write_folder(environment)  # only now: a refused start leaves the run as it was
+            is_done = self._is_over() and not self._owes_evaluation()
+            self._write_folder(environment, is_done=is_done)  # only now: a refused start leaves the run as it was
             self._compile(known)
-            if self.peers.is_main:
+            if self.peers.is_main and not is_done:
                 self.folder.write_environment(environment | {"attention": self.trainer.attention})
             self._loop()
         except SystemExit as error:  # from code that does not come with unmask: with 0 it would pass for success
@@ -142,13 +143,12 @@ class Run:
         if not self.data_changed:
             check_same_data(self.task, self.config, read_fingerprint(kept, str(where / name)), where, fix)
 
-    def _write_folder(self, environment: dict[str, Any]) -> None:
-        is_done = self._is_over() and not self._owes_evaluation()
+    def _write_folder(self, environment: dict[str, Any], *, is_done: bool) -> None:
         with self.peers.raise_together():
             if self.peers.is_main:
                 if is_done:
                     restoring.check_done(self.folder, self.config)
-                self.folder.write(self.config, environment, warn)
+                self.folder.write(self.config, None if is_done else environment, warn)
                 keep_files(self.task, self.folder.path)
 
     def _compile(self, attention: str | None) -> None:
