@@ -185,9 +185,7 @@ def test_a_run_that_a_budget_has_ended_is_not_rewritten(budget: str, tmp_path: P
     debug_run(tmp_path / "run", "eval.examples=3").train(resume=True)
 
 
-def test_a_resume_without_a_step_leaves_the_environment(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resume_without_a_step_leaves_the_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     debug_run(tmp_path / "run", "train.steps=2", "optim.schedule=constant").train()
     file = tmp_path / "run" / "environment.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"command": "unmask", "threads": 77}))
@@ -280,6 +278,23 @@ def test_extending_a_run_says_what_becomes_of_its_learning_rate(
     said = " ".join(capsys.readouterr().err.split())
     assert (f"optim.schedule={schedule} was of 4 steps, is of 6 steps" in said) == (schedule != "constant")
     assert ("go on from a checkpoint of step 3 or before" in said) == (schedule == "wsd")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reached"),
+    [("constant", None), ("wsd", "100.0%"), ("cosine", "75.0%")],  # (1 + cos(60 degrees)) / 2
+)
+def test_a_budget_that_ends_a_schedule_early_is_said(
+    schedule: str, reached: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optim = [f"optim.schedule={schedule}", "optim.warmup_steps=0", "optim.decay_share=0.5"]
+    budget = ["train.batch_size=4", "process.name=uniform", "train.max_examples=20"]  # five steps: the last is number 4
+    debug_run(tmp_path / "run", *optim, *budget).train()
+    said = " ".join(capsys.readouterr().err.split())
+    expected = f"optim.schedule={schedule} is for 12 steps, and the run ends after 5, at {reached} of optim.lr=0.003"
+    assert ("and the run ends" in said, expected in said) == (reached is not None,) * 2
+    debug_run(tmp_path / "run", *optim, *budget[:2]).train(resume=True)
+    assert "and the run ends" not in capsys.readouterr().err
 
 
 def test_one_run_gives_several_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

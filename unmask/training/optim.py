@@ -185,6 +185,17 @@ def about_warmup(num_steps: int, config: OptimConfig) -> str | None:
     )
 
 
+def about_early_end(step: int, num_steps: int, config: OptimConfig) -> str | None:
+    """Says where the learning rate is if a run ends after `step` of the schedule's steps; None if it has taken all."""
+    if config.schedule == "constant" or step >= num_steps:
+        return None
+    reached = learning_rate(step - 1, num_steps, config) / config.lr
+    return (
+        f"optim.schedule={config.schedule} is for {num_steps} steps, and the run ends after {step}, at {reached:.1%} "
+        f"of optim.lr={config.lr:g}; for a rate that falls to 0 by then, give train.steps={step}"
+    )
+
+
 def about_other_length(step: int, before: int, now: int, config: OptimConfig) -> str | None:
     """Says what comes of going on after `step` steps with `now` instead of `before` in all.
 

@@ -18,7 +18,7 @@ from unmask.training.distributed import check_alike
 from unmask.training.folder import RunFolder
 from unmask.training.initial import Base, read_base, read_initial_weights
 from unmask.training.loading import LoadedRun, open_base
-from unmask.training.optim import about_other_length, about_unused, about_warmup
+from unmask.training.optim import about_early_end, about_other_length, about_unused, about_warmup
 from unmask.training.trainer import Trainer, num_steps
 
 
@@ -98,6 +98,13 @@ def warn_of_other_length(trainer: Trainer, before: RunConfig | None) -> None:
         was, now = num_steps(before, trainer.stream), trainer.num_steps
         if said := about_other_length(trainer.step_number, was, now, trainer.config.optim):
             warn(said)
+
+
+def warn_of_early_end(trainer: Trainer) -> None:
+    """Warns if `trainer`, at its end, has not taken the steps that its schedule is for."""
+    said = about_early_end(trainer.step_number, trainer.num_steps, trainer.config.optim)
+    if trainer.peers.is_main and said:
+        warn(said)
 
 
 def drop_rows(process: MaskingProcess, saved: dict[str, Any]) -> dict[str, Any]:

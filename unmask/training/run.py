@@ -206,6 +206,7 @@ class Run:
                 self._save()
         if not self._is_over() or self._owes_evaluation():
             raise Interrupted(f"stopped after step {progress.step}; continue with --resume")
+        restoring.warn_of_early_end(self.trainer)
 
     @contextmanager
     def _open_outputs(self) -> Iterator[None]:
