@@ -90,6 +90,9 @@ def test_no_row_left_is_an_error(tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", [])
     with pytest.raises(UserError, match=r"empty: no row is left"):
         prepare(settings(tmp_path, "empty"))
+    write_lines(tmp_path / "rows.jsonl", rows(3))
+    for out in ("out", "empty"):  # and leaves nothing in the way of other rows
+        assert prepare(settings(tmp_path, out))["rows"]["kept"] == 3
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

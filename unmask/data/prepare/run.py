@@ -16,7 +16,7 @@ from unmask.data.prepare.round_trip import LossyTokenizer
 from unmask.data.prepare.settings import PrepareSettings
 from unmask.data.prepare.sources import RowSource
 from unmask.data.prepare.workers import KINDS, WorkFolder, tokenise
-from unmask.data.prepare.writing import write_store
+from unmask.data.prepare.writing import NothingLeft, write_store
 from unmask.data.vocabulary import Vocabulary
 from unmask.errors import RunFailed, UserError
 from unmask.progress import console, progress, warn
@@ -61,8 +61,8 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
                 settings.template.save(work.store)
             _write_test(sources, settings, work)
             _publish(work, settings)
-    except LossyTokenizer:
-        shutil.rmtree(settings.partial, ignore_errors=True)  # of no use for any other tokenizer
+    except (LossyTokenizer, NothingLeft):
+        shutil.rmtree(settings.partial, ignore_errors=True)  # of no use for any other tokenizer, settings or rows
         raise
     except OSError as error:
         failed = UserError if error.errno in files.WRONG_PATH else RunFailed

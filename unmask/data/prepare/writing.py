@@ -134,6 +134,10 @@ def _report(arrays: Any) -> Report:
     return Report(**json.loads(arrays["report"].tobytes()))
 
 
+class NothingLeft(UserError):
+    """A preparation has left out every row."""
+
+
 class FinishedRows(NamedTuple):
     """n finished rows of a store: the model's ids (n, L), and which are given, of the prompt (n, L)."""
 
@@ -178,7 +182,7 @@ def write_store(
         finish_rows: makes rows of shards; held-out rows, if any, come last.
 
     Raises:
-        UserError: no row is left.
+        NothingLeft: no row is left.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -186,7 +190,7 @@ def write_store(
         vocabulary = vocabulary.restrict_to(_find_used(paths, len(vocabulary.original_ids)))
     counts = _sum_counts(paths)
     if not counts["kept"]:
-        raise UserError(f"{settings.out}: no row is left: {describe_counts(counts)}; nothing was made")
+        raise NothingLeft(f"{settings.out}: no row is left: {describe_counts(counts)}; nothing was made")
     num_rows, checksums = _write_rows(folder, finish_rows(paths, vocabulary, settings))
     _write_bad(folder, paths)
     vocabulary.save(folder)
