@@ -25,7 +25,7 @@ from unmask.types import MaskedBatch, TokenSpec
 def build(arguments: argparse.Namespace, block_size: int | None) -> Denoiser:
     settings = {"preset": arguments.preset, "block_size": block_size}
     tokens = TokenSpec(vocab_size=arguments.vocabulary, length=arguments.length, mask_id=arguments.vocabulary - 1)
-    model = build_denoiser(TransformerConfig(**settings), tokens)
+    model = build_denoiser(TransformerConfig(**settings), tokens, dtype=arguments.dtype)
     if arguments.compile:
         model.compile_training()
     return model

@@ -1,0 +1,35 @@
+"""Scripts of `benchmarks/`: they measure what they say that they measure."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_are_timed_in_the_format_that_is_reported(
+    dtype: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = load("blocks")
+    real, used = blocks.step, []
+    monkeypatch.setattr(blocks, "step", lambda model, batches: used.append(model.compute_dtype) or real(model, batches))
+    run(blocks, monkeypatch, "--dtype", dtype, "--blocks", 2, "--rows", 1, "--length", 16, "--rounds", 1)
+    assert used == [dtype] * 3
+    assert json.loads(capsys.readouterr().out)["dtype"] == dtype
