@@ -43,6 +43,11 @@ def loop(file: str, tokenizer: Any, num_rows: int, length: int, folder: Path) ->
     return time.perf_counter() - start
 
 
+def count_rows(file: str, most: int) -> int:
+    """Counts the rows of `file`, up to `most`."""
+    return sum(1 for _ in islice(FileSource(file).rows(("question", "code")), most))
+
+
 def prepare(settings: PrepareSettings, vocabulary: Vocabulary, num_rows: int) -> float:
     """Seconds from the first shard, for which the processes had to start, to the store."""
     with WorkFolder(settings.partial, {}) as work:
@@ -62,11 +67,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", help="JSON lines with question and code")
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=20_000, help="rows at most; the result names those there were")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--times", type=int, default=5)
     asked = parser.parse_args()
+    asked.rows, given = count_rows(asked.file, asked.rows), asked.rows
+    if asked.rows <= (batch := PrepareSettings.batch_rows):
+        parser.error(
+            f"--rows {given}: {asked.file} gives {asked.rows}; give more than {batch}: the first {batch} are not timed"
+        )
     print(json.dumps(compare(asked), indent=1))
 
 

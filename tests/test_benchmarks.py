@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.helpers.text import write_lines
+
 
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
@@ -33,3 +35,18 @@ def test_blocks_are_timed_in_the_format_that_is_reported(
     run(blocks, monkeypatch, "--dtype", dtype, "--blocks", 2, "--rows", 1, "--length", 16, "--rounds", 1)
     assert used == [dtype] * 3
     assert json.loads(capsys.readouterr().out)["dtype"] == dtype
+
+
+def test_preparing_is_timed_for_the_rows_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare = load("prepare")
+    write_lines(tmp_path / "rows.jsonl", [{"question": "?", "code": "!"}] * 1500)
+    monkeypatch.setattr(prepare, "compare", lambda asked: vars(asked))
+    for asked, rows in ((20_000, 1500), (1001, 1001)):
+        run(prepare, monkeypatch, tmp_path / "rows.jsonl", "--tokenizer", "none", "--rows", asked)
+        assert json.loads(capsys.readouterr().out)["rows"] == rows
+    with pytest.raises(SystemExit, match="2"):
+        run(prepare, monkeypatch, tmp_path / "rows.jsonl", "--tokenizer", "none", "--rows", 1000)
+    assert "--rows 1000: " in (said := capsys.readouterr().err)
+    assert "gives 1000; give more than 1000" in said
