@@ -14,7 +14,10 @@ from pathlib import Path
 
 from unmask import noise
 from unmask.data.prepare.sources import FileSource
+from unmask.errors import UserError
 from unmask.noise import Purpose
+
+_DRAWS = 100  # for each piece, on average: most of a text's places will do
 
 
 def read(paths: list[str]) -> list[str]:
@@ -24,23 +27,31 @@ def read(paths: list[str]) -> list[str]:
 
 
 class Places:
-    """Draws pieces of documents; the n-th piece depends on the seed and n alone."""
+    """Draws pieces of documents, from `most` places at most; the n-th piece depends on the seed and n alone."""
 
-    def __init__(self, documents: list[str], seed: int) -> None:
-        self.documents, self.seed, self.drawn = documents, seed, 0
+    def __init__(self, documents: list[str], seed: int, most: int) -> None:
+        self.documents, self.seed, self.most, self.drawn = documents, seed, most, 0
 
     def uniform(self, *keys: int) -> float:
         return noise.integer(self.seed, Purpose.BENCHMARK, *keys) / 2**63
 
     def draw(self, before: int, after: int) -> tuple[str, str]:
-        """Returns `before` characters that end with a word, and the `after` characters that follow the space."""
-        while True:
+        """Returns `before` characters that end with a word, and the `after` characters that follow the space.
+
+        Raises:
+            UserError: all places were drawn.
+        """
+        while self.drawn < self.most:
             self.drawn += 1
             text = self.documents[int(self.uniform(0, self.drawn) * len(self.documents))]
             space = text.find(" ", before + int(self.uniform(1, self.drawn) * (len(text) - before - after)))
             ending = text[space + 1 : space + 1 + after]
             if space > 0 and len(ending) == after and ending == ending.strip():
                 return text[space - before : space], ending
+        raise UserError(
+            f"TEXT: {self.most} places gave too few different endings of {after} characters after a space; give more "
+            "text, with spaces between its words, or fewer --questions or --choices"
+        )
 
 
 def make(places: Places, number: int, *, choices: int, context: int, ending: int) -> dict[str, object]:
@@ -67,11 +78,14 @@ def main() -> None:
     asked = parser.parse_args()
     if not (documents := [text for text in read(asked.text) if len(text) > asked.context + asked.ending]):
         parser.error(f"no document is longer than {asked.context} + {asked.ending} characters")
-    places = Places(documents, asked.seed)
+    places = Places(documents, asked.seed, _DRAWS * asked.questions * asked.choices)
+    sizes = {name: getattr(asked, name) for name in ("choices", "context", "ending")}
+    try:
+        rows = [make(places, number, **sizes) for number in range(asked.questions)]
+    except UserError as error:
+        parser.error(str(error))
     with asked.out.open("x") as file:
-        for number in range(asked.questions):
-            row = make(places, number, choices=asked.choices, context=asked.context, ending=asked.ending)
-            file.write(json.dumps(row) + "\n")
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

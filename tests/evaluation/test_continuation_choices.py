@@ -45,3 +45,14 @@ def test_one_ending_goes_on_and_the_others_are_from_elsewhere(tmp_path: Path, mo
     assert make(tmp_path, monkeypatch, *options, "--seed", "1").read_bytes() != file.read_bytes()
     first = json.loads(file.read_text().splitlines()[0])
     assert set(first) == {"context", "choices", "answer"}
+
+
+@pytest.mark.parametrize("text", ["x" * 400, "ab " * 200], ids=["no space", "one ending"])
+def test_a_text_without_places_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    write_lines(tmp_path / "text.jsonl", [{"text": text}])
+    with pytest.raises(SystemExit, match="2"):
+        make(tmp_path, monkeypatch, "--questions", "2", "--context", "30", "--ending", "11")
+    assert "800 places gave too few different endings of 11 characters" in capsys.readouterr().err
+    assert not list(tmp_path.glob("questions*"))
