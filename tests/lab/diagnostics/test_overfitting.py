@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers import exact, tabular, toy
 from tests.lab.diagnostics.untrained import toy_settings, untrained_run
-from unmask.lab.diagnostics.overfitting import find_last_finished, measure_overfitting
+from unmask.lab.diagnostics.overfitting import find_first, find_last_finished, measure_overfitting
 from unmask.types import CleanBatch
 
 
@@ -26,6 +26,23 @@ def test_the_last_examples_done_are_done(process: str) -> None:
     assert found == sorted(found, reverse=True)
     assert set(found) <= trained - set(batches[-1])
     assert max(found) >= max(trained) - 5 * 4  # recent: no row is more than a few examples ahead
+
+
+def test_what_a_restarted_pool_passed_over_does_not_count() -> None:
+    run = untrained_run(*toy_settings("process={name: puma, num_stages: 3, threshold: 0.5}", "train.batch_size=4"))
+    trainer = run.trainer()
+    trainer.stream = _Counting()
+    batches = [_Counting.number(trainer.step().batch.x0) for _ in range(9)]
+    trainer.process.load_state_dict(trainer.process.drop_rows(trainer.process.state_dict()))
+    last = max(batches[-1])
+    for steps in (1, 8):
+        batches += [_Counting.number(trainer.step().batch.x0) for _ in range(steps)]
+        trained = {number for batch in batches for number in batch}
+        assert set(range(last)) - trained  # there is something to be counted by mistake
+        found = find_last_finished(trainer, 40).tolist()
+        assert set(found) <= trained
+        assert bool(found) == (steps == 8)
+        assert set(find_first(trainer, trainer.process.examples_seen, 40).tolist()) <= trained
 
 
 class _Counting:

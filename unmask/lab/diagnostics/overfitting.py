@@ -61,9 +61,12 @@ def measure_overfitting(
     seen, batch_size = trainer.process.examples_seen, trainer.shard.total
     if seen == 0:
         raise NotApplicable("the checkpoint is from before the first step")
-    number = torch.arange(min(len(held_out), max(batch_size, seen // 2), seen))
     before = find_last_finished(trainer, len(held_out))
-    sets = [held_out, trainer.stream[number], *([trainer.stream[before]] if len(before) else [])]
+    sets = [
+        held_out,
+        trainer.stream[find_first(trainer, seen, len(held_out))],
+        *([trainer.stream[before]] if len(before) else []),
+    ]
     found = []
     with trainer.weights(run.weights):
         for examples in sets:
@@ -84,11 +87,21 @@ def measure_overfitting(
     )
 
 
+def find_first(trainer: Trainer, seen: int, limit: int) -> Int[Tensor, "R"]:
+    """Returns the numbers, in the training stream, of up to `limit` of the first of `seen` examples trained on."""
+    # Each row of a pool begins with one of them. Rows go on at their own pace, and --restart-pool passes over what the
+    # slower ones had not reached.
+    is_restarted = getattr(trainer.process, "first_turn", 0) > 0
+    total = trainer.shard.total
+    return torch.arange(min(limit, total if is_restarted else max(total, seen // 2), seen))
+
+
 def find_last_finished(trainer: Trainer, limit: int) -> Int[Tensor, "R"]:
     """Returns the numbers, in the training stream, of up to `limit` examples whose training is finished, newest first.
 
     Row r takes the examples r, r + B, r + 2 B, .. in turn. In every process, the example that a row requests next is at
-    most two after the last one that it has finished.
+    most two after the last one that it has finished. What --restart-pool passed over was never drawn: only examples of
+    the present pool count.
     """
     recorder, total = _RecordingStream(trainer.stream), trainer.shard.total
     trainer.process.load_state_dict(trainer.process.state_dict())  # so that prefetched examples are requested again
@@ -96,7 +109,7 @@ def find_last_finished(trainer: Trainer, limit: int) -> Int[Tensor, "R"]:
     upcoming = torch.tensor(recorder.requested[: trainer.shard.size], dtype=torch.long)
     rounds = -(-limit // max(1, len(upcoming)))
     number = torch.cat([upcoming - (2 + back) * total for back in range(rounds)])
-    return number[number >= 0].sort(descending=True).values[:limit]
+    return number[number >= getattr(trainer.process, "first_turn", 0) * total].sort(descending=True).values[:limit]
 
 
 @dataclass(frozen=True)
