@@ -58,7 +58,7 @@ def test_an_empty_section_does_not_drop_the_recipes(
 ONE_ORDER = [
     ("sudoku/uniform", ["process.name=puma", "process.num_stages=12"], {"process.num_stages": 12}),
     ("sudoku/uniform", ["process.time.name=beta", "process.time.a=7"], {"process.time.a": 7.0}),
-    ("sudoku/uniform", ["process={name: puma, run: 2}", "process.num_stages=12"], {"process.num_stages": 12}),
+    ("sudoku/uniform", ["process={time: {low: 0.5}}", "process.time.name=clipped"], {"process.time.low": 0.5}),
     ("sudoku/uniform", ["task.name=addition", "data.digits=5", "model.dropout=0.1"], {"data.digits": (5, 5)}),
 ]
 
@@ -74,6 +74,8 @@ def test_the_order_of_overrides_does_not_matter(recipe: str, overrides: list[str
 def test_of_one_setting_given_twice_the_later_one_wins() -> None:
     found = recipes.load("sudoku/puma", ["process.num_stages=4", "process={name: puma, num_stages: 6}"])
     assert found.process.num_stages == 6
+    found = recipes.load("sudoku/uniform", ["process.name=puma", "process.num_stages=4", "process={name: uniform}"])
+    assert found == recipes.load("sudoku/uniform")
     found = recipes.load("sudoku/uniform", ["process={name: puma, num_stages: 4}", "process.name=uniform"])
     assert found == recipes.load("sudoku/uniform")
 

@@ -13,7 +13,7 @@ from unmask.training.run import Run
 from unmask.training.trainer import Trainer
 
 TWO_STEPS = [
-    *("task.name=toy", "model.dim=8", "model.num_layers=1", "model.num_heads=1", "process.num_stages=2"),
+    *("task.name=toy", "model.dim=8", "model.num_layers=1", "model.num_heads=1", "process={name: puma, num_stages: 2}"),
     *("train.batch_size=4", "train.steps=2", "train.checkpoint_every=1", "train.keep_last=1", "eval.every=99"),
     *("eval.examples=1", "log.every=1", "log.tensorboard=false"),
 ]

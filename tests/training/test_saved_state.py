@@ -193,7 +193,7 @@ def test_resume_eval_and_export_refuse_in_one_line(
         assert "norm.weight" in said
         assert "Traceback" not in said
     assert not (tmp_path / "export").exists()
-    assert (copied / "config.yaml").read_text() == config.replace("steps: 2", "steps: 3")
+    assert (copied / "config.yaml").read_text() == config
 
 
 @pytest.mark.parametrize("harmed", ["model", "ema"])

@@ -54,31 +54,34 @@ def load(recipe: str, overrides: Sequence[str] = (), *, resumed: dict[str, Any] 
     """
     tree = _read(_find(recipe), seen=())
     parsed = [_parse_override(override) for override in overrides]
-    _apply(tree, _joined(parsed))
+    _apply(tree, _joined(overrides, parsed))
     _check_alternatives(parsed, tree)
     _take_shape(tree, resumed)
     return RunConfig.from_tree(tree)
 
 
-def _joined(overrides: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _joined(overrides: Sequence[str], parsed: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Joins overrides before they are applied: a name drops what the recipe had, but not what stands before it here."""
     joined: dict[str, Any] = {}
-    for override in overrides:
-        _write_over(joined, override)
+    for override, tree in zip(overrides, parsed, strict=True):
+        _write_over(joined, tree, depth=override.partition("=")[0].count(".") + 1)
     return joined
 
 
-def _write_over(base: dict[str, Any], update: dict[str, Any]) -> None:
+def _write_over(base: dict[str, Any], update: dict[str, Any], depth: int) -> None:
+    """Merges `update`, whose value lies `depth` keys deep. A mapping with a name there stands for a whole component."""
     for key, value in update.items():
         old = base.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and _have_one_name(old, value):
-            _write_over(old, value)
+        if isinstance(old, dict) and isinstance(value, dict) and _is_added(old, value, depth):
+            _write_over(old, value, depth - 1)
         else:
             base[key] = value
 
 
-def _have_one_name(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    return "name" not in old or new.get("name", old["name"]) == old["name"]
+def _is_added(old: dict[str, Any], new: dict[str, Any], depth: int) -> bool:
+    if "name" not in new:
+        return True
+    return depth > 1 and old.get("name", new["name"]) == new["name"]
 
 
 def _check_alternatives(overrides: Sequence[dict[str, Any]], tree: dict[str, Any]) -> None:

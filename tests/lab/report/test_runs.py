@@ -102,7 +102,7 @@ def test_a_run_that_is_still_training_is_named(tmp_path: Path) -> None:
         metrics.write('{"step": 10, "sec')  # as far as it has been written
     said: list[str] = []
     holder = RunFolder(folder)
-    holder.open(recipes.load("debug"), {}, pytest.fail, resume=True)
+    holder.open(recipes.load("debug"), resume=True)
     try:
         recorded = read_run(folder, said.append)
     finally:
