@@ -95,14 +95,16 @@ def compare(
     own, down after half of the steps
     """
     names = names or []
-    budget = {"train.steps": steps, "train.max_seconds": seconds, "train.max_examples": examples}
     settings = [name for name in names if "=" in name]
-    for key, value in budget.items():
-        if value is not None and (twice := [own for own in settings if recipes.gives(own, key)]):
-            raise UserError(
-                f"{twice[0]} and --{key[6:].removeprefix('max_')} {value} both say how long to train; give one"
-            )
-    settings += [f"{key}={value}" for key, value in budget.items() if value is not None]
+    for option, key, value in (
+        ("--steps", "train.steps", steps),
+        ("--seconds", "train.max_seconds", seconds),
+        ("--examples", "train.max_examples", examples),
+    ):
+        if value is not None:
+            if twice := [own for own in settings if recipes.gives(own, key)]:
+                raise UserError(f"{twice[0]} and {option} {value} both say how long to train; give one")
+            settings.append(f"{key}={value}")
     out = paths.user_path(out, "--out ")
     methods = [Method.of_recipe(name) for name in names if "=" not in name]
     methods += [Method.parse(text) for text in method or []]
