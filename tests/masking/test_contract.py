@@ -1,15 +1,22 @@
 """The truths that every masking process keeps, for all that the registry names. A new process is a row of `CASES`."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tests.helpers import RandomStream, random_stats
+from tests.helpers import RandomStream, assert_same, random_stats
 from unmask.config.registry import COMPONENTS, resolve
 from unmask.config.settings import check_section
+from unmask.data.stream import AsyncCopy, Prefetcher
 from unmask.errors import UserError
+from unmask.masking.pool import Pool
 from unmask.masking.process import PAD_MULTIPLE, MaskingProcess, ProcessContext, RowShard
+from unmask.masking.time import stratified
 from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats
 
 MASK, PROMPT, LENGTH, ROWS = 6, 5, 12, 10
@@ -205,6 +212,99 @@ def test_its_state_goes_on_exactly(settings: dict, stream: RandomStream) -> None
         process.observe(batch, statistics(process, batch, step))
     assert restored.examples_seen == process.examples_seen
     assert restored.metrics() == process.metrics()
+
+
+@cases
+def test_nothing_depends_on_what_is_made_ahead(settings: dict) -> None:
+    """A process that is reloaded before every step, or given another stream of the same examples, goes on alike."""
+    process, reloaded, switched = (build(settings) for _ in range(3))
+    streams = [RandomStream(length=LENGTH, vocab_size=7) for _ in range(2)]
+    for step in range(STEPS):
+        reloaded.load_state_dict(reloaded.state_dict())
+        batch = process.next_batch(streams[0])
+        for other, stream in ((reloaded, streams[0]), (switched, streams[step // 3 % 2])):
+            assert_equal(batch, other.next_batch(stream))
+        for each in (process, reloaded, switched):
+            each.observe(batch, statistics(process, batch, step))
+        assert process.examples_seen == reloaded.examples_seen == switched.examples_seen
+        assert_same(process.state_dict(), reloaded.state_dict())
+        assert_same(process.state_dict(), switched.state_dict())
+
+
+@cases
+def test_a_pool_takes_from_the_stream_it_is_given(settings: dict) -> None:
+    """Also where it has made rows of another one ahead."""
+    process = build(settings)
+    streams = [RandomStream(length=LENGTH, vocab_size=size) for size in (4, 5)]
+    for step in range(STEPS):
+        batch = process.next_batch(streams[step % 2])
+        if isinstance(process, Pool):
+            assert process.rows is not None
+            is_new = process.rows.visit == 0
+            assert torch.equal(batch.x0[is_new], streams[step % 2][process.rows.example[is_new]].x0)
+        process.observe(batch, statistics(process, batch, step))
+
+
+@cases
+def test_a_pool_that_lost_its_rows_begins_as_a_new_one(settings: dict, stream: RandomStream) -> None:
+    used, new = build(settings), build(settings)
+    if not isinstance(used, Pool):
+        return
+    for step in range(5):
+        batch = used.next_batch(stream)
+        used.observe(batch, statistics(used, batch, step))
+    state = used.drop_rows(used.state_dict())
+    for process in (used, new):
+        process.load_state_dict(state)
+    assert_equal(used.next_batch(stream), new.next_batch(stream))
+
+
+class NoWaits(TorchDispatchMode):
+    """Refuses what has to wait for a device: numbers that leave it, and shapes that depend on values."""
+
+    WAITS = frozenset(
+        {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero", "repeat_interleave"}
+    )
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        is_mask = name == "index" and any(each is not None and each.dtype == torch.bool for each in args[1])
+        if is_mask or name in self.WAITS:
+            raise AssertionError(f"{name} waits for the device")
+        return function(*args, **(kwargs or {}))
+
+
+@cases
+def test_a_pool_waits_for_nothing_but_what_set_out_before(
+    settings: dict, stream: RandomStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What sets out for the CPU in `observe`, `AsyncCopy`, may be read in the next step, and nothing else may."""
+    process = build(settings)
+    if not isinstance(process, Pool):
+        return  # its batches are made on the CPU
+    waits = AsyncCopy.wait
+
+    def read(copy: AsyncCopy) -> Any:
+        with _disable_current_modes():
+            value = waits(copy)
+            return int(value) if value.ndim == 0 else value
+
+    def on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with _disable_current_modes():
+                return function(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(AsyncCopy, "wait", read)
+    monkeypatch.setattr(Prefetcher, "restock", on_the_cpu(Prefetcher.restock))
+    monkeypatch.setattr("unmask.masking.puma.stratified", on_the_cpu(stratified))
+    for step in range(STEPS):
+        with NoWaits() if step > 1 else nullcontext():  # at first, nothing has set out
+            batch = process.next_batch(stream)
+        stats = statistics(process, batch, step)
+        with NoWaits() if step > 1 else nullcontext():
+            process.observe(batch, stats)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from unmask.errors import UserError
 from unmask.masking import time
 from unmask.masking.process import RowShard, masked_batch
 from unmask.masking.puma import PumaPool
-from unmask.masking.time import UNIFORM, Density, masked_count, stratified
+from unmask.masking.time import UNIFORM, Density, stratified
 from unmask.masking.uniform import RandomMasking, draw_exactly, draw_independently
 from unmask.masking.weights import WEIGHTS, importance
 
@@ -282,6 +282,7 @@ def test_wrong_parts_of_a_mixture_are_named_as_they_were_written(key: str, wrong
     assert ({"process.time", "process.start"} - {key}).pop() not in str(error.value)
 
 
-def test_times_outside_their_range_are_refused() -> None:
-    with pytest.raises(UserError, match=r"times lie in \(0, 1\]"):
-        masked_count(torch.tensor([[1.2]]), torch.tensor([[9]]))
+def test_times_outside_their_range_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Density, "icdf", lambda self, u: 1.2 * u)
+    with pytest.raises(UserError, match=r"times lie in \(0, 1\], but some are in \[[0-9.]+, 1.\d+\]"):
+        stratified(UNIFORM, torch.arange(40), 40, seed=0, step=0)

@@ -148,7 +148,7 @@ def test_neither_reveals_nor_weights_tell_where_an_answer_ends(padded: Padded) -
     seen = []
     for stream in (padded, Longer(length=12, vocab_size=7)):
         process = make(tokens_per_step=2, threshold=0.8)
-        process.rows = process._fresh_rows(stream[torch.arange(ROWS)], torch.arange(ROWS), num_blocks=1)
+        process.rows = process.fresh_rows(stream[torch.arange(ROWS)], torch.arange(ROWS), num_blocks=1)
         batch = process.next_batch(stream)
         steps: list[dict] = []
         process.advance = lambda rows, stats, steps=steps, **step: steps.append(
@@ -161,7 +161,7 @@ def test_neither_reveals_nor_weights_tell_where_an_answer_ends(padded: Padded) -
 
 def test_a_block_after_the_end_of_the_answer_has_nothing_to_learn(padded: Padded) -> None:
     process = make(tokens_per_step=1, threshold=None, block_size=3)
-    rows = process._fresh_rows(padded[torch.arange(ROWS)], torch.arange(ROWS), num_blocks=4)
+    rows = process.fresh_rows(padded[torch.arange(ROWS)], torch.arange(ROWS), num_blocks=4)
     num_after = 0
     for row, own in product(range(ROWS), range(4)):
         answer = answer_of(rows.x0[row].tolist(), rows.prompt_mask[row].tolist(), EOS)

@@ -86,13 +86,15 @@ class Prefetcher:
     """
 
     def __init__(self, stream: ExampleStream, number: Int[Tensor, "b"], *, stride: int, device: torch.device) -> None:
-        self._number, self._stride, self._device = number, stride, device
-        self._taken: _AsyncCopy | None = None
+        self.number = number
+        """Numbers of the examples in `clean`, on the CPU; replaced, never changed in place."""
+        self._stride, self._device = stride, device
+        self._taken: AsyncCopy | None = None
         self.clean = examples_of(stream, number).to(device)
 
     def take(self, is_taken: Bool[Tensor, "b"]) -> None:
         """Notes that these rows have taken theirs, without waiting for the device."""
-        self._taken = _AsyncCopy(is_taken)
+        self._taken = AsyncCopy(is_taken)
 
     def restock(self, stream: ExampleStream) -> None:
         """Puts the next example where a row took its own, before any can be taken again."""
@@ -101,15 +103,15 @@ class Prefetcher:
         rows = self._taken.wait().nonzero().squeeze(1)
         self._taken = None
         if len(rows):
-            self._number = self._number.index_add(0, rows, torch.full_like(rows, self._stride))
-            fresh, place = examples_of(stream, self._number[rows]).to(self._device), to_device(rows, self._device)
+            self.number = self.number.index_add(0, rows, torch.full_like(rows, self._stride))
+            fresh, place = examples_of(stream, self.number[rows]).to(self._device), to_device(rows, self._device)
             self.clean = CleanBatch(
                 x0=self.clean.x0.index_copy(0, place, fresh.x0),
                 prompt_mask=self.clean.prompt_mask.index_copy(0, place, fresh.prompt_mask),
             )
 
 
-class _AsyncCopy:
+class AsyncCopy:
     """A copy of a tensor on its way to the CPU, which waits only for what the device was asked before it set out."""
 
     def __init__(self, value: Tensor) -> None:

@@ -6,16 +6,16 @@ and by the number of steps that the example has been visited, so a pool is the s
 In blocks, each block of a row is at a stage of its own. A block that is done is visible as a whole, so out of the loss;
 the row is done when all its blocks are.
 
-All is kept on `device`, in shapes that do not depend on the model's confidences, and nothing waits for the device but
-the count of scored positions, once a step (`process.make_batch`).
+All is kept on `device`, in shapes that do not depend on the model's confidences. A step's batch has as many entries as
+positions are scored, which only the device knows. So rows are renewed as soon as `observe` has revealed, before the
+weights are updated: their number travels to the CPU while the device is busy with the update, and no step waits for it.
 
 Dimensions: B rows of the global batch, b rows of this process, N blocks of a row (1 in plain diffusion), S positions of
 a block, L of a row, D width of the model.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,10 +26,10 @@ from torch import Tensor
 from unmask import noise
 from unmask.blocks import blocks_of, count_blocks
 from unmask.config.settings import as_section
-from unmask.data.stream import ExampleStream, Prefetcher, examples_of
+from unmask.data.stream import AsyncCopy, ExampleStream, Prefetcher, examples_of
 from unmask.errors import UserError
 from unmask.masking.pool_rows import PoolRows, check_rows
-from unmask.masking.process import ProcessContext, Requirements, RowShard, check_count
+from unmask.masking.process import ProcessContext, Requirements, RowShard, check_count, make_batch
 from unmask.masking.uniform import BLOCK_SIZE
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, RevealSettings, RevealState
@@ -53,6 +53,18 @@ class PoolConfig(RevealSettings):
                 f"have; set process.order={_ENTROPY}"
             )
         return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Renewal:
+    """Rows with new ones in place of those of `old` that are done."""
+
+    old: PoolRows
+    stream: ExampleStream
+    rows: PoolRows
+    num_refills: Int[Tensor, ""]
+    num_masked: AsyncCopy | None
+    """None on a Mac's GPU, which has no `nonzero_static`."""
 
 
 class Pool(ABC):
@@ -101,6 +113,9 @@ class Pool(ABC):
         self.rows: PoolRows | None = None
         self.estimate: Float[Tensor, "b L D"] | None = None
         """The last step's estimate of a self-conditioned model for these rows."""
+        self._stream: ExampleStream | None = None
+        self._ahead: _Renewal | None = None
+        self._num_masked: AsyncCopy | None = None  # of `rows`; None where it was not counted ahead
         self._num_refills = torch.zeros((), dtype=torch.long, device=self.device)
         self._num_revealed = torch.zeros((), dtype=torch.long, device=self.device)
         self._prefetcher: Prefetcher | None = None
@@ -141,43 +156,68 @@ class Pool(ABC):
 
     # --- examples --------------------------------------------------------------------------------
 
-    def renewed_rows(
-        self,
-        stream: ExampleStream,
-        first: Callable[[CleanBatch, Int[Tensor, "b"], Int[Tensor, "b N"]], PoolRows],
-        fresh: Callable[[CleanBatch, Int[Tensor, "b"], int], PoolRows],
-    ) -> PoolRows:
-        """Puts new rows in place of those that are done; returns all rows, as they stand now.
+    @abstractmethod
+    def first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], place: Int[Tensor, "b N"]) -> PoolRows:
+        """Makes the rows of a new pool.
 
         Args:
-            first: makes the rows of a new pool, out of its examples, their numbers, and a random permutation of the
-                global batch's blocks, which spreads their stages: for each block its place among all B N.
-            fresh: makes rows that may take a place, out of every row's next example, its number, and N.
+            clean: its examples.
+            example: their numbers, on the CPU.
+            place: of each block among all B N of the global batch, in a random order, to spread their stages by.
         """
+
+    @abstractmethod
+    def fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], num_blocks: int) -> PoolRows:
+        """Makes rows that may take a place, out of every row's next example and its number, which is on the CPU."""
+
+    def renewed_rows(self, stream: ExampleStream) -> PoolRows:
+        """Puts new rows in place of those that are done; returns all rows, as they stand now."""
+        self._stream = stream
         if self.rows is None:
-            self.rows = first(*self._first_examples(stream))
+            self.rows = self.first_rows(*self._first_examples(stream))
             return self.rows
-        old, example = self.rows, self.rows.example + self.shard.total
+        # Rows that were renewed ahead count only for the rows and the stream that they were made from.
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and (ahead.old is not self.rows or ahead.stream is not stream):
+            ahead = self._prefetcher = None
+        ahead = ahead or self._renew(self.rows, stream)
+        self.rows, self._num_masked = ahead.rows, ahead.num_masked
+        self._num_refills = self._num_refills + ahead.num_refills
+        return self.rows
+
+    def renew_ahead(self) -> None:
+        """Makes the next step's rows as soon as this one's have moved on: ends `observe`, before the update."""
+        assert self.rows is not None
+        assert self._stream is not None, "observe follows next_batch"
+        self._ahead = self._renew(self.rows, self._stream)
+
+    def _renew(self, old: PoolRows, stream: ExampleStream) -> _Renewal:
         if self._prefetcher is None:
-            self._prefetcher = Prefetcher(stream, example.cpu(), stride=self.shard.total, device=self.device)
+            number = old.example.cpu() + self.shard.total
+            self._prefetcher = Prefetcher(stream, number, stride=self.shard.total, device=self.device)
         else:
             self._prefetcher.restock(stream)
-        new = fresh(self._prefetcher.clean, example, old.num_blocks)
+        new = self.fresh_rows(self._prefetcher.clean, self._prefetcher.number, old.num_blocks)
         is_done = old.is_done
         self._prefetcher.take(is_done)
-        self._num_refills = self._num_refills + is_done.sum()
-        self.rows = PoolRows(
+        rows = PoolRows(
             **{
                 name: torch.where(is_done if own.ndim == 1 else is_done.unsqueeze(1), getattr(new, name), own)
                 for name, own in vars(old).items()
             }
         )
-        return self.rows
+        return _Renewal(
+            old=old,
+            stream=stream,
+            rows=rows,
+            num_refills=is_done.sum(),
+            num_masked=None if self.device.type == "mps" else AsyncCopy(rows.is_masked.sum()),
+        )
 
     def _first_examples(self, stream: ExampleStream) -> tuple[CleanBatch, Int[Tensor, "b"], Int[Tensor, "b N"]]:
         row = self.shard.index(self.device)
-        example = row + self.first_turn * self.shard.total
-        clean = examples_of(stream, example.cpu()).to(self.device)
+        example = self.shard.index(torch.device("cpu")) + self.first_turn * self.shard.total
+        clean = examples_of(stream, example).to(self.device)
         num_blocks = count_blocks(clean.x0.shape[1], self.block_size)
         place = noise.permute(blocks_of(row, num_blocks), self.shard.total * num_blocks, self.seed, Purpose.STAGE)
         self._num_refills = self._num_refills + len(row)
@@ -185,11 +225,14 @@ class Pool(ABC):
 
     # --- one step ----------------------------------------------------------------------------------
 
-    def carry(self, rows: PoolRows, batch: MaskedBatch) -> MaskedBatch:
-        """Returns `batch` of these rows, marked as coming back, with a self-conditioned model's last estimate.
+    def batch_of(self, rows: PoolRows, weight: Float[Tensor, "b L"]) -> MaskedBatch:
+        """Returns the batch that scores what is masked, marked as coming back.
 
-        As in decoding, there is one for rows that are still here, where they are still masked.
+        It has a self-conditioned model's last estimate, as in decoding: of rows that are still here, where they are
+        still masked.
         """
+        num_masked = None if self._num_masked is None else int(self._num_masked.wait())
+        batch = make_batch(rows.x0, rows.xt(self.mask_id), rows.is_masked, weight, num_scored=num_masked)
         if self.estimate is None:
             return replace(batch, is_carried=True)
         is_known = rows.is_masked & (rows.visit > 0).unsqueeze(1)
@@ -307,7 +350,7 @@ class Pool(ABC):
         self.step, self.first_turn = state["step"], state["first_turn"]
         # Counters are summed over the ranks, so one of them holds what all had.
         self._num_refills = torch.full_like(self._num_refills, state["num_refills"] if shard.peers.is_main else 0)
-        self._prefetcher = None  # a function of the rows' examples
+        self._prefetcher = self._ahead = self._num_masked = None  # functions of the rows
         self.estimate = None if estimate is None else shard.own(estimate).to(self.device)
         self.rows = None
         if saved is not None:

@@ -14,7 +14,7 @@ from unmask.blocks import blocks_of, count_blocks, in_blocks
 from unmask.errors import UserError
 from unmask.masking.process import LARGEST_COUNT
 from unmask.masking.uniform import mask_exactly
-from unmask.types import CleanBatch, TokenSpec
+from unmask.types import CleanBatch, TokenSpec, to_device
 
 
 @dataclass(kw_only=True)
@@ -81,7 +81,11 @@ def new_rows(
     num_revealed: Int[Tensor, "b N"],
     seed: int,
 ) -> PoolRows:
-    """Makes rows of new examples, with positions revealed at random: the model has not seen them yet."""
+    """Makes rows of new examples, with positions revealed at random: the model has not seen them yet.
+
+    `example` may be on the CPU; all else is where the rows are to be.
+    """
+    example = to_device(example, clean.x0.device)
     eligible = in_blocks(~clean.prompt_mask, stage.shape[1])
     is_masked = mask_exactly(eligible, eligible.sum(dim=-1) - num_revealed, example, seed)
     return PoolRows(

@@ -144,10 +144,21 @@ def check_count(state: dict[str, Any], name: str) -> None:
 
 
 def make_batch(
-    x0: Int[Tensor, "b L"], xt: Int[Tensor, "b L"], is_scored: Bool[Tensor, "b L"], weights: Float[Tensor, "b L"]
+    x0: Int[Tensor, "b L"],
+    xt: Int[Tensor, "b L"],
+    is_scored: Bool[Tensor, "b L"],
+    weights: Float[Tensor, "b L"],
+    *,
+    num_scored: int | None = None,
 ) -> MaskedBatch:
-    """Makes a batch that scores these positions, with their weights. Waits for the device once."""
-    scored = is_scored.flatten().nonzero().squeeze(1)
+    """Makes a batch that scores these positions, with their weights.
+
+    Waits for the device once, unless their number `num_scored` is known.
+    """
+    if num_scored is None:
+        scored = is_scored.flatten().nonzero().squeeze(1)
+    else:
+        scored = is_scored.flatten().nonzero_static(size=num_scored).squeeze(1)
     weight = weights.flatten()[scored]
     missing = -len(scored) % PAD_MULTIPLE
     return MaskedBatch(

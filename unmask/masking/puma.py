@@ -24,18 +24,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, fie
 from torch import Tensor
 
 from unmask import noise
-from unmask.blocks import blocks_of, in_blocks
+from unmask.blocks import blocks_of, in_blocks, over_positions
 from unmask.data.stream import ExampleStream
 from unmask.errors import UserError
 from unmask.masking import time, weights
 from unmask.masking.pool import Pool, PoolConfig
 from unmask.masking.pool_rows import PoolRows, new_rows
-from unmask.masking.process import check_count, masked_batch
+from unmask.masking.process import check_count
 from unmask.masking.time import DensityConfig, TimeConfig, Uniform, masked_count, stratified
 from unmask.masking.uniform import TIME
 from unmask.noise import Purpose
 from unmask.reveal import most_confident
-from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats
+from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats, to_device
 
 
 def _check_schedule(schedule: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -97,7 +97,7 @@ class PumaPool(Pool):
         self.revealed_share = self.config.time.build().mirrored.to(self.device)
         """Density of the visible fraction r = 1 - t; the K stages have equal mass under it."""
         start = self.config.start
-        self.start = None if start is None else start.build().to(self.device)
+        self.start = None if start is None else start.build()
         self.max_visits: int | None = self.config.run
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
@@ -105,9 +105,9 @@ class PumaPool(Pool):
 
         The loss is `sum(weight * nll) / B`. Called again before `observe`, it gives the same batch.
         """
-        rows = self.renewed_rows(stream, self._first_rows, self._fresh_rows)
+        rows = self.renewed_rows(stream)
         weight = weights.per_masked(rows.masked, rows.eligible)
-        return self.carry(rows, masked_batch(rows.x0, rows.xt(self.mask_id), self.mask_id, weight))
+        return self.batch_of(rows, over_positions(weight, rows.x0.shape[1]))
 
     @torch.no_grad()
     def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
@@ -134,6 +134,8 @@ class PumaPool(Pool):
         self.advance(rows, stats, reveal=reveal, stage=stage.clamp(max=self.num_stages), is_done=is_done)
         # 5. Where K changes, blocks keep their masks and take the stage of the new K that their share stands for.
         self._change_num_stages(rows)
+        # 6. New examples are made ready in place of rows that are done.
+        self.renew_ahead()
 
     def _draw_num_revealed(
         self, num_maskable: Int[Tensor, "b N"], stage: Int[Tensor, "b N"], purpose: Purpose, *keys: Int[Tensor, "b ..."]
@@ -150,7 +152,7 @@ class PumaPool(Pool):
         mass = self.revealed_share.cdf(num_revealed / noise.wide(num_maskable.clamp(min=1)))
         return (self.num_stages * mass + 1e-9).floor().long()  # whole where K revealed / L_b is
 
-    def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], place: Int[Tensor, "b N"]) -> PoolRows:
+    def first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], place: Int[Tensor, "b N"]) -> PoolRows:
         """Makes the rows of a new pool, spread evenly over the stages, or steps of a run, that rows pass through."""
         num_blocks = place.shape[1]
         stage, visit = place * self.num_stages // (self.shard.total * num_blocks), None
@@ -161,19 +163,19 @@ class PumaPool(Pool):
         if self.start is None:
             rows = self._new_rows(clean, example, stage)
         else:
-            rows = self._fresh_rows(clean, example, num_blocks)
+            rows = self.fresh_rows(clean, example, num_blocks)
         if visit is not None:
             rows.visit = visit
         return rows
 
-    def _fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], num_blocks: int) -> PoolRows:
+    def fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], num_blocks: int) -> PoolRows:
         """Makes rows of new examples: all masked but for stage 0's share, or on masks of a share drawn from `start`."""
         if self.start is None:
-            return self._new_rows(clean, example, example.new_zeros(len(example), num_blocks))
-        # The noise of `RandomMasking`, keyed by the row's turn in place of the step. `masked_count` checks the times,
-        # for which the device is waited for once more.
-        row, turn = self.shard.index(self.device), (example // self.shard.total).unsqueeze(1)
-        t = stratified(self.start, row, self.shard.total, self.seed, turn, num_blocks)
+            stage = torch.zeros(len(example), num_blocks, dtype=torch.long, device=self.device)
+            return self._new_rows(clean, example, stage)
+        # The noise of `RandomMasking`, keyed by the row's turn in place of the step; drawn on the CPU, as there.
+        row, turn = self.shard.index(example.device), (example // self.shard.total).unsqueeze(1)
+        t = to_device(stratified(self.start, row, self.shard.total, self.seed, turn, num_blocks), self.device)
         num_maskable = in_blocks(~clean.prompt_mask, num_blocks).sum(dim=-1)
         num_revealed = num_maskable - masked_count(t, num_maskable)
         stage = self._stage_of(num_revealed, num_maskable).clamp(max=self.num_stages - 1)
@@ -183,7 +185,8 @@ class PumaPool(Pool):
         """Makes rows at these stages, positions revealed at random."""
         num_blocks = stage.shape[1]
         num_maskable = in_blocks(~clean.prompt_mask, num_blocks).sum(dim=-1)
-        num_revealed = self._draw_num_revealed(num_maskable, stage, Purpose.REFILL, blocks_of(example, num_blocks))
+        block = blocks_of(to_device(example, self.device), num_blocks)
+        num_revealed = self._draw_num_revealed(num_maskable, stage, Purpose.REFILL, block)
         return new_rows(clean, example, stage, num_revealed, self.seed)
 
     def _change_num_stages(self, rows: PoolRows) -> None:

@@ -21,7 +21,6 @@ from unmask.data.stream import ExampleStream
 from unmask.masking import weights
 from unmask.masking.pool import Pool, PoolConfig
 from unmask.masking.pool_rows import PoolRows, new_rows
-from unmask.masking.process import make_batch
 from unmask.reveal import most_confident
 from unmask.types import CleanBatch, MaskedBatch, TokenStats
 
@@ -53,11 +52,10 @@ class VariablePumaPool(Pool):
 
         The loss is `sum(weight * nll) / B`. Called again before `observe`, it gives the same batch.
         """
-        rows = self.renewed_rows(stream, self._first_rows, self._fresh_rows)
+        rows = self.renewed_rows(stream)
         weight = over_positions(weights.capped(rows.masked, rows.eligible, self.config.weight_cap), rows.x0.shape[1])
         is_left = rows.is_masked & self._is_answer(rows)
-        batch = make_batch(rows.x0, rows.xt(self.mask_id), rows.is_masked, weight * is_left)
-        return self.carry(rows, batch)
+        return self.batch_of(rows, weight * is_left)
 
     @torch.no_grad()
     def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
@@ -74,6 +72,7 @@ class VariablePumaPool(Pool):
         # 3. A block is done when nothing of the answer is masked: the padding that still is tells nothing new.
         is_left = rows.masked & ~reveal & rows.in_blocks(self._is_answer(rows))
         self.advance(rows, stats, reveal=reveal, stage=rows.stage + 1, is_done=~is_left.any(dim=-1))
+        self.renew_ahead()
 
     def _is_answer(self, rows: PoolRows) -> Bool[Tensor, "b L"]:
         return CleanBatch(x0=rows.x0, prompt_mask=rows.prompt_mask).answer_mask(self.eos_id)
@@ -82,19 +81,19 @@ class VariablePumaPool(Pool):
         """True where something of the answer is masked."""
         return rows.in_blocks(rows.is_masked & self._is_answer(rows)).any(dim=-1)
 
-    def _first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], place: Int[Tensor, "b N"]) -> PoolRows:
+    def first_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], place: Int[Tensor, "b N"]) -> PoolRows:
         """Spreads rows evenly from all masked to almost nothing; where no answer is left to learn, all is masked."""
         num_maskable = in_blocks(~clean.prompt_mask, place.shape[1]).sum(dim=-1)
         num_revealed = place * num_maskable // (self.shard.total * place.shape[1])
         rows = new_rows(clean, example, torch.zeros_like(place), num_revealed, self.seed)
         has_left = over_positions(self._has_left(rows), clean.x0.shape[1])
-        fresh = self._fresh_rows(clean, example, place.shape[1])
+        fresh = self.fresh_rows(clean, example, place.shape[1])
         rows.is_masked = torch.where(has_left, rows.is_masked, fresh.is_masked)
         return rows
 
-    def _fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], num_blocks: int) -> PoolRows:
+    def fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], num_blocks: int) -> PoolRows:
         """Makes rows that are all masked, but for blocks beyond the end of the answer, which start done."""
-        none = example.new_zeros(len(example), num_blocks)
+        none = torch.zeros(len(example), num_blocks, dtype=torch.long, device=clean.x0.device)
         rows = new_rows(clean, example, none, none, self.seed)
         rows.is_masked = rows.is_masked & over_positions(self._has_left(rows), clean.x0.shape[1])
         return rows

@@ -107,22 +107,22 @@ def stratified(
     Every block's time has density q, and the batch covers it evenly, which lowers the variance of the loss (MDLM's
     code calls this antithetic). Which block has which stratum changes with the step, so that micro-batches and
     processes all see the whole range.
+
+    Raises:
+        UserError: the density gives a time outside (0, 1].
     """
     block = blocks_of(rows, num_blocks)
     total = global_batch * num_blocks
     stratum = noise.permute(block, total, seed, Purpose.TIME, step)
     u = (stratum + 1 - noise.uniform(seed, Purpose.TIME, step, block)) / total  # in (0, 1]
-    return q.icdf(u)
+    t = q.icdf(u)
+    if not ((t > 0) & (t <= 1)).all():
+        raise UserError(f"times lie in (0, 1], but some are in [{t.min():g}, {t.max():g}]; mend the density")
+    return t
 
 
 def masked_count(t: Float[Tensor, "*b"], num_maskable: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
-    """Returns n = ceil(t L_b) of a block's L_b maskable positions; for uniform t it is uniform on {1, .., L_b}.
-
-    Raises:
-        UserError: a time outside (0, 1].
-    """
-    if not ((t > 0) & (t <= 1)).all():
-        raise UserError(f"times lie in (0, 1], but some are in [{t.min():g}, {t.max():g}]; mend the density")
+    """Returns n = ceil(t L_b) of a block's L_b maskable positions; for uniform t it is uniform on {1, .., L_b}."""
     return (t * num_maskable).ceil().long().clamp(min=1).minimum(num_maskable)
 
 

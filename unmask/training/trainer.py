@@ -192,13 +192,14 @@ class Trainer:
         """Takes one optimizer step."""
         batch = replace(self.process.next_batch(self.stream), step=self.step_number)
         loss, stats = self._forward_backward(batch)
+        # Statistics are those of the weights before the update. The process reveals by them before it too, so that the
+        # device is busy with the update while the CPU learns what the next batch needs.
+        self.process.observe(batch, stats)
         grad_norm = self._clip()
         # Loss and norm are sums over all processes, so all of them agree. The flag stays on the device: reading it
         # here would wait for the whole step.
         is_bad = ~(loss + grad_norm).isfinite()
         lr = self._update(is_bad)
-        # Statistics are those of the weights before the update; the process reveals by them after it.
-        self.process.observe(batch, stats)
         self.step_number += 1
         passes = self.model.count_passes(batch)
         return StepReport(loss=loss, grad_norm=grad_norm, is_bad=is_bad, lr=lr, passes=passes, batch=batch, stats=stats)
