@@ -224,6 +224,24 @@ def to_device(value: Tensor, device: torch.device | str) -> Tensor:
     return value.to(device)
 
 
+class AsyncCopy:
+    """A copy of a tensor on its way to the CPU, which waits only for what the device was asked before it set out."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._value = value
+        if value.device.type == "cuda":
+            self._value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> Tensor:
+        """Returns the tensor when it has come."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Query:
     """A decoder's request for the positions of a step: the confidence to compute and how to choose values."""

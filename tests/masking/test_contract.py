@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from tests.helpers import RandomStream, assert_same, random_stats
 from unmask.config.registry import COMPONENTS, resolve
 from unmask.config.settings import check_section
-from unmask.data.stream import AsyncCopy, Prefetcher
+from unmask.data.stream import Prefetcher
 from unmask.errors import UserError
 from unmask.masking.pool import Pool
 from unmask.masking.process import PAD_MULTIPLE, MaskingProcess, ProcessContext, RowShard
 from unmask.masking.time import stratified
-from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats
+from unmask.types import AsyncCopy, CleanBatch, MaskedBatch, TokenSpec, TokenStats
 
 MASK, PROMPT, LENGTH, ROWS = 6, 5, 12, 10
 TOKENS = TokenSpec(vocab_size=7, length=LENGTH, mask_id=MASK, eos_id=0, pad_id=0)

@@ -185,6 +185,16 @@ def test_a_run_that_a_budget_has_ended_is_not_rewritten(budget: str, tmp_path: P
     debug_run(tmp_path / "run", "eval.examples=3").train(resume=True)
 
 
+def test_a_resume_without_a_step_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    debug_run(tmp_path / "run", "train.steps=2").train()
+    compiled: list[None] = []
+    monkeypatch.setattr(Run, "_compile", lambda self, attention: compiled.append(attention))
+    debug_run(tmp_path / "run", "train.steps=2").train(resume=True)
+    assert not compiled
+    debug_run(tmp_path / "run", "train.steps=3").train(resume=True)
+    assert compiled == [None]
+
+
 def test_a_resume_without_a_step_leaves_the_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     debug_run(tmp_path / "run", "train.steps=2", "optim.schedule=constant").train()
     file = tmp_path / "run" / "environment.json"

@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask import noise
 from unmask.errors import UserError
 from unmask.noise import Purpose
-from unmask.types import CleanBatch, to_device
+from unmask.types import AsyncCopy, CleanBatch, to_device
 
 _CHUNK = 4096
 """Numbers that are shuffled at once and kept: a shuffle takes thousands of small operations, however few they are."""
@@ -109,21 +109,3 @@ class Prefetcher:
                 x0=self.clean.x0.index_copy(0, place, fresh.x0),
                 prompt_mask=self.clean.prompt_mask.index_copy(0, place, fresh.prompt_mask),
             )
-
-
-class AsyncCopy:
-    """A copy of a tensor on its way to the CPU, which waits only for what the device was asked before it set out."""
-
-    def __init__(self, value: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        self._value = value
-        if value.device.type == "cuda":
-            self._value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-
-    def wait(self) -> Tensor:
-        """Returns the tensor when it has come."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._value

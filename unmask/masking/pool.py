@@ -26,14 +26,14 @@ from torch import Tensor
 from unmask import noise
 from unmask.blocks import blocks_of, count_blocks
 from unmask.config.settings import as_section
-from unmask.data.stream import AsyncCopy, ExampleStream, Prefetcher, examples_of
+from unmask.data.stream import ExampleStream, Prefetcher, examples_of
 from unmask.errors import UserError
 from unmask.masking.pool_rows import PoolRows, check_rows
 from unmask.masking.process import ProcessContext, Requirements, RowShard, check_count, make_batch
 from unmask.masking.uniform import BLOCK_SIZE
 from unmask.noise import Purpose
 from unmask.reveal import ORDERS, RevealSettings, RevealState
-from unmask.types import CleanBatch, MaskedBatch, TokenSpec, TokenStats
+from unmask.types import AsyncCopy, CleanBatch, MaskedBatch, TokenSpec, TokenStats
 
 _ENTROPY = "neg_entropy"
 

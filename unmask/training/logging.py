@@ -11,9 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from unmask import files
 from unmask.config.run import RunConfig, TrainConfig
@@ -22,6 +20,7 @@ from unmask.peers import Peers
 from unmask.progress import console, warn
 from unmask.training import trackers
 from unmask.training.trainer import StepReport
+from unmask.types import AsyncCopy
 
 RESUMED = "resumed_at_byte"
 """Key of a line that cancels all lines from that byte up to itself."""
@@ -200,29 +199,21 @@ class NonFiniteMonitor:
     """A watch for bad steps: on a CPU it reports each at once, on a GPU once the next step is under way."""
 
     def __init__(self) -> None:
-        self._open: tuple[BadStep, Tensor, torch.cuda.Event | None] | None = None
+        self._open: tuple[BadStep, AsyncCopy] | None = None
 
     def add(self, step: int, report: StepReport) -> list[BadStep]:
         """Adds a step; returns the steps that are now known to be bad."""
         known = self.collect()
-        # The flag is copied while the device works on; its event tells when the copy is there to be read.
-        event = None
-        flag = report.is_bad.to("cpu", non_blocking=report.is_bad.is_cuda)
-        if report.is_bad.is_cuda:
-            event = torch.cuda.Event()
-            event.record()
-        self._open = BadStep(step, report), flag, event
-        return known if event is not None else [*known, *self.collect()]
+        self._open = BadStep(step, report), AsyncCopy(report.is_bad)
+        return known if report.is_bad.is_cuda else [*known, *self.collect()]
 
     def collect(self) -> list[BadStep]:
         """Waits for the step that is still open; returns it if it was bad."""
         if self._open is None:
             return []
-        step, flag, event = self._open
+        step, flag = self._open
         self._open = None
-        if event is not None:
-            event.synchronize()
-        return [step] if flag.item() else []
+        return [step] if flag.wait() else []
 
 
 def way_on(train: TrainConfig, run: Path, *, has_checkpoint: bool) -> str:

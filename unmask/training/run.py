@@ -121,9 +121,10 @@ class Run:
             self._sum_votes = self.peers.async_all_reduce(self._votes)
             is_done = self._is_over() and not self._owes_evaluation()
             self._write_folder(environment, is_done=is_done)  # only now: a refused start leaves the run as it was
-            self._compile(known)
-            if self.peers.is_main and not is_done:
-                self.folder.write_environment(environment | {"attention": self.trainer.attention})
+            if not is_done:
+                self._compile(known)
+                if self.peers.is_main:
+                    self.folder.write_environment(environment | {"attention": self.trainer.attention})
             self._loop()
         except SystemExit as error:  # from code that does not come with unmask: with 0 it would pass for success
             raise RunFailed(f"a step called sys.exit({error.code!r}). {self.saver.what_is_left()}") from error
