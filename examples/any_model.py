@@ -48,9 +48,9 @@ if __name__ == "__main__":
         stats = unmask.TokenStats.from_logits(logits, batch.gather(batch.x0), confidence=pool.requirements.confidence)
         loss = (stats.nll * batch.weight).sum() / BATCH
         loss.backward()
+        pool.observe(batch, stats)  # reveals, retires, refills
         optimizer.step()
         optimizer.zero_grad()
-        pool.observe(batch, stats)  # reveals, retires, refills
         if step % 100 == 0:
             fresh = stream[torch.arange(10**6, 10**6 + 500)]
             decoder = unmask.Decoder(unmask.predictor_from_logits(model, mask_id=MASK), mask_id=MASK)

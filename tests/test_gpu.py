@@ -80,6 +80,7 @@ COMPILED = ["train.compile=true", "optim.name=muon"]
         *((process, ["train.compile=false"]) for process in ("uniform", "puma", "puma_variable", "ar")),
         ("uniform", COMPILED),
         ("puma", COMPILED),
+        ("puma", ["train.compile=false", "process.start=uniform", "process.run=2"]),
     ],
 )
 def test_no_step_waits_for_all_that_the_device_was_asked(process: str, settings: list[str]) -> None:
@@ -92,7 +93,9 @@ def test_no_step_waits_for_all_that_the_device_was_asked(process: str, settings:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
-        trainer.step()
+        for _ in range(8):
+            trainer.step()
+            assert trainer.process.examples_seen >= 0  # `train.max_examples` asks after every step
         torch.cuda.set_sync_debug_mode("default")
     # `set_sync_debug_mode` itself warns once, of "synchronizing operations" that it does not detect.
     waits = [str(warning.message) for warning in caught if "called a synchronizing" in str(warning.message)]

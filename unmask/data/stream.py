@@ -101,11 +101,12 @@ class Prefetcher:
         if self._taken is None:
             return
         rows = self._taken.wait().nonzero().squeeze(1)
-        self._taken = None
         if len(rows):
-            self.number = self.number.index_add(0, rows, torch.full_like(rows, self._stride))
-            fresh, place = examples_of(stream, self.number[rows]).to(self._device), to_device(rows, self._device)
+            number = self.number.index_add(0, rows, torch.full_like(rows, self._stride))
+            fresh, place = examples_of(stream, number[rows]).to(self._device), to_device(rows, self._device)
+            self.number = number
             self.clean = CleanBatch(
                 x0=self.clean.x0.index_copy(0, place, fresh.x0),
                 prompt_mask=self.clean.prompt_mask.index_copy(0, place, fresh.prompt_mask),
             )
+        self._taken = None  # only now: a stream that fails is asked for the same examples again

@@ -8,13 +8,14 @@ the row is done when all its blocks are.
 
 All is kept on `device`, in shapes that do not depend on the model's confidences. A step's batch has as many entries as
 positions are scored, which only the device knows. So rows are renewed as soon as `observe` has revealed, before the
-weights are updated: their number travels to the CPU while the device is busy with the update, and no step waits for it.
+weights are updated: their number is on the CPU while the device is still busy with the update.
 
 Dimensions: B rows of the global batch, b rows of this process, N blocks of a row (1 in plain diffusion), S positions of
 a block, L of a row, D width of the model.
 """
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -59,12 +60,15 @@ class PoolConfig(RevealSettings):
 class _Renewal:
     """Rows with new ones in place of those of `old` that are done."""
 
-    old: PoolRows
+    old: dict[str, Tensor]
     stream: ExampleStream
     rows: PoolRows
-    num_refills: Int[Tensor, ""]
-    num_masked: AsyncCopy | None
-    """None on a Mac's GPU, which has no `nonzero_static`."""
+    counts: AsyncCopy
+    """Numbers of scored positions, and of new rows."""
+
+    def is_of(self, rows: PoolRows) -> bool:
+        """True if it was made from these rows, as they are now."""
+        return all(self.old[name] is own for name, own in vars(rows).items())
 
 
 class Pool(ABC):
@@ -115,8 +119,8 @@ class Pool(ABC):
         """The last step's estimate of a self-conditioned model for these rows."""
         self._stream: ExampleStream | None = None
         self._ahead: _Renewal | None = None
-        self._num_masked: AsyncCopy | None = None  # of `rows`; None where it was not counted ahead
-        self._num_refills = torch.zeros((), dtype=torch.long, device=self.device)
+        self._num_scored: int | None = None  # of `rows`; None for those of a new pool
+        self._num_refills = 0
         self._num_revealed = torch.zeros((), dtype=torch.long, device=self.device)
         self._prefetcher: Prefetcher | None = None
 
@@ -173,23 +177,27 @@ class Pool(ABC):
     def renewed_rows(self, stream: ExampleStream) -> PoolRows:
         """Puts new rows in place of those that are done; returns all rows, as they stand now."""
         self._stream = stream
-        if self.rows is None:
-            self.rows = self.first_rows(*self._first_examples(stream))
-            return self.rows
-        # Rows that were renewed ahead count only for the rows and the stream that they were made from.
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and (ahead.old is not self.rows or ahead.stream is not stream):
+        if self.rows is None:
+            self.rows, self._prefetcher, self._num_scored = self.first_rows(*self._first_examples(stream)), None, None
+            return self.rows
+        # Rows that were made ahead count only for the rows and the stream that they were made from.
+        if ahead is not None and not (ahead.stream is stream and ahead.is_of(self.rows)):
             ahead = self._prefetcher = None
         ahead = ahead or self._renew(self.rows, stream)
-        self.rows, self._num_masked = ahead.rows, ahead.num_masked
-        self._num_refills = self._num_refills + ahead.num_refills
+        self.rows = ahead.rows
+        self._num_scored, num_refills = ahead.counts.wait().tolist()
+        self._num_refills += num_refills
         return self.rows
 
     def renew_ahead(self) -> None:
         """Makes the next step's rows as soon as this one's have moved on: ends `observe`, before the update."""
         assert self.rows is not None
-        assert self._stream is not None, "observe follows next_batch"
-        self._ahead = self._renew(self.rows, self._stream)
+        assert self._stream is not None
+        assert self._ahead is None, "observe follows next_batch"
+        # What the stream gets wrong is said when the rows are asked for: this step is whole.
+        with suppress(Exception):
+            self._ahead = self._renew(self.rows, self._stream)
 
     def _renew(self, old: PoolRows, stream: ExampleStream) -> _Renewal:
         if self._prefetcher is None:
@@ -199,20 +207,19 @@ class Pool(ABC):
             self._prefetcher.restock(stream)
         new = self.fresh_rows(self._prefetcher.clean, self._prefetcher.number, old.num_blocks)
         is_done = old.is_done
-        self._prefetcher.take(is_done)
         rows = PoolRows(
             **{
                 name: torch.where(is_done if own.ndim == 1 else is_done.unsqueeze(1), getattr(new, name), own)
                 for name, own in vars(old).items()
             }
         )
-        return _Renewal(
-            old=old,
-            stream=stream,
-            rows=rows,
-            num_refills=is_done.sum(),
-            num_masked=None if self.device.type == "mps" else AsyncCopy(rows.is_masked.sum()),
-        )
+        counts = AsyncCopy(torch.stack([self._is_scored(rows).sum(), is_done.sum()]))
+        self._prefetcher.take(is_done)
+        return _Renewal(old=dict(vars(old)), stream=stream, rows=rows, counts=counts)
+
+    def _is_scored(self, rows: PoolRows) -> Bool[Tensor, "b L"]:
+        """True where masked, but for an answer that is not known: there `x0` holds the mask."""
+        return rows.is_masked & (rows.x0 != self.mask_id)
 
     def _first_examples(self, stream: ExampleStream) -> tuple[CleanBatch, Int[Tensor, "b"], Int[Tensor, "b N"]]:
         row = self.shard.index(self.device)
@@ -220,19 +227,21 @@ class Pool(ABC):
         clean = examples_of(stream, example).to(self.device)
         num_blocks = count_blocks(clean.x0.shape[1], self.block_size)
         place = noise.permute(blocks_of(row, num_blocks), self.shard.total * num_blocks, self.seed, Purpose.STAGE)
-        self._num_refills = self._num_refills + len(row)
+        self._num_refills += len(row)
         return clean, example, place
 
     # --- one step ----------------------------------------------------------------------------------
 
-    def batch_of(self, rows: PoolRows, weight: Float[Tensor, "b L"]) -> MaskedBatch:
-        """Returns the batch that scores what is masked, marked as coming back.
+    def batch_of(self, weight: Float[Tensor, "b L"]) -> MaskedBatch:
+        """Returns the batch that scores what is masked of the renewed rows, marked as coming back.
 
         It has a self-conditioned model's last estimate, as in decoding: of rows that are still here, where they are
         still masked.
         """
-        num_masked = None if self._num_masked is None else int(self._num_masked.wait())
-        batch = make_batch(rows.x0, rows.xt(self.mask_id), rows.is_masked, weight, num_scored=num_masked)
+        rows = self.rows
+        assert rows is not None, "batch_of follows renewed_rows"
+        num_scored = None if self.device.type == "mps" else self._num_scored  # mps has no nonzero_static
+        batch = make_batch(rows.x0, rows.xt(self.mask_id), self._is_scored(rows), weight, num_scored=num_scored)
         if self.estimate is None:
             return replace(batch, is_carried=True)
         is_known = rows.is_masked & (rows.visit > 0).unsqueeze(1)
@@ -292,8 +301,8 @@ class Pool(ABC):
 
     @property
     def examples_seen(self) -> int:
-        """Examples that have entered the pool. Waits for the device. Collective: every rank must call it."""
-        return int(self.shard.peers.sum(self._num_refills.cpu()))
+        """Examples that have entered the pool. Collective: every rank must call it."""
+        return int(self.shard.peers.sum(torch.tensor(self._num_refills)))
 
     def metrics(self) -> dict[str, float]:
         """Returns named values for the log. Waits for the device. Collective: every rank must call it.
@@ -302,8 +311,9 @@ class Pool(ABC):
         """
         if self.rows is None:
             return {}
-        own = torch.stack([self._num_refills, self.rows.is_done.sum(), self._num_revealed])
-        entered, finished, revealed = self.shard.peers.sum(own.cpu()).tolist()
+        finished, revealed = torch.stack([self.rows.is_done.sum(), self._num_revealed]).tolist()
+        own = torch.tensor([self._num_refills, finished, revealed])
+        entered, finished, revealed = self.shard.peers.sum(own).tolist()
         return {
             "puma/steps_per_example": self.step * self.shard.known / max(1, entered),  # so far, on average
             "puma/finished_share": finished / self.shard.known,
@@ -349,8 +359,8 @@ class Pool(ABC):
             raise UserError(f"the state of a pool of {held} rows does not fit one of {shard.known}; make one of {held}")
         self.step, self.first_turn = state["step"], state["first_turn"]
         # Counters are summed over the ranks, so one of them holds what all had.
-        self._num_refills = torch.full_like(self._num_refills, state["num_refills"] if shard.peers.is_main else 0)
-        self._prefetcher = self._ahead = self._num_masked = None  # functions of the rows
+        self._num_refills = state["num_refills"] if shard.peers.is_main else 0
+        self._prefetcher = self._ahead = None  # functions of the rows
         self.estimate = None if estimate is None else shard.own(estimate).to(self.device)
         self.rows = None
         if saved is not None:

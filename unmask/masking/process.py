@@ -109,7 +109,7 @@ class MaskingProcess(Protocol):
         ...
 
     def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
-        """Takes in the model's statistics on `batch`; called once after every `next_batch`."""
+        """Takes in the model's statistics on `batch`; called once after every `next_batch`, before the update."""
         ...
 
     def metrics(self) -> dict[str, float]:

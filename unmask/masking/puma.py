@@ -107,7 +107,7 @@ class PumaPool(Pool):
         """
         rows = self.renewed_rows(stream)
         weight = weights.per_masked(rows.masked, rows.eligible)
-        return self.batch_of(rows, over_positions(weight, rows.x0.shape[1]))
+        return self.batch_of(over_positions(weight, rows.x0.shape[1]))
 
     @torch.no_grad()
     def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
@@ -185,8 +185,8 @@ class PumaPool(Pool):
         """Makes rows at these stages, positions revealed at random."""
         num_blocks = stage.shape[1]
         num_maskable = in_blocks(~clean.prompt_mask, num_blocks).sum(dim=-1)
-        block = blocks_of(to_device(example, self.device), num_blocks)
-        num_revealed = self._draw_num_revealed(num_maskable, stage, Purpose.REFILL, block)
+        example = to_device(example, self.device)
+        num_revealed = self._draw_num_revealed(num_maskable, stage, Purpose.REFILL, blocks_of(example, num_blocks))
         return new_rows(clean, example, stage, num_revealed, self.seed)
 
     def _change_num_stages(self, rows: PoolRows) -> None:

@@ -55,7 +55,7 @@ class VariablePumaPool(Pool):
         rows = self.renewed_rows(stream)
         weight = over_positions(weights.capped(rows.masked, rows.eligible, self.config.weight_cap), rows.x0.shape[1])
         is_left = rows.is_masked & self._is_answer(rows)
-        return self.batch_of(rows, weight * is_left)
+        return self.batch_of(weight * is_left)
 
     @torch.no_grad()
     def observe(self, batch: MaskedBatch, stats: TokenStats) -> None:
@@ -93,7 +93,7 @@ class VariablePumaPool(Pool):
 
     def fresh_rows(self, clean: CleanBatch, example: Int[Tensor, "b"], num_blocks: int) -> PoolRows:
         """Makes rows that are all masked, but for blocks beyond the end of the answer, which start done."""
-        none = torch.zeros(len(example), num_blocks, dtype=torch.long, device=clean.x0.device)
+        none = torch.zeros(len(example), num_blocks, dtype=torch.long, device=self.device)
         rows = new_rows(clean, example, none, none, self.seed)
         rows.is_masked = rows.is_masked & over_positions(self._has_left(rows), clean.x0.shape[1])
         return rows
