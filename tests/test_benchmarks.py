@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,13 @@ def load(name: str) -> ModuleType:
 def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     module.main()
+
+
+def test_every_file_of_results_is_listed() -> None:
+    root = Path(__file__).parents[1]
+    files = {file.name for file in (root / "benchmarks" / "results").iterdir()}
+    listed = re.findall(r"`(\w\S+\.md)`", (root / "docs" / "lab" / "results.md").read_text())
+    assert sorted(listed) == sorted(files)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
