@@ -193,7 +193,7 @@ class Pool(ABC):
     def renew_ahead(self) -> None:
         """Makes the next step's rows as soon as this one's have moved on: ends `observe`, before the update."""
         assert self.rows is not None
-        assert self._stream is not None
+        assert self._stream is not None, "observe follows next_batch"
         assert self._ahead is None, "observe follows next_batch"
         # What the stream gets wrong is said when the rows are asked for: this step is whole.
         with suppress(Exception):
