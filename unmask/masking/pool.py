@@ -74,7 +74,8 @@ class _Renewal:
 class Pool(ABC):
     """The storage of a progressive unmasking process: its rows, their next examples, its counters and its state.
 
-    A construction of progressive unmasking writes `next_batch` and `observe` out of these parts; see `puma.py`.
+    A construction of progressive unmasking adds `first_rows` and `fresh_rows`, and writes `next_batch` and `observe`
+    out of these parts; see `puma.py`.
 
     Args:
         config: the settings; they may be given as keywords instead, as in `PumaPool(num_stages=12, ...)`.
