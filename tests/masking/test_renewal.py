@@ -12,13 +12,22 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from tests.helpers import RandomStream, assert_same, random_stats
-from tests.masking.test_contract import LENGTH, MASK, ROWS, STEPS, assert_equal, build, cases, statistics
+from tests.masking.test_contract import CASES, LENGTH, MASK, ROWS, STEPS, assert_equal, build, cases, statistics
 from unmask.data.stream import Prefetcher
 from unmask.masking.pool import Pool
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.time import stratified
 from unmask.types import AsyncCopy, CleanBatch, MaskedBatch, TokenStats
+
+# Uniform masks and autoregression make their batches on the CPU, and keep no rows.
+pools = pytest.mark.parametrize("settings", [case for case in CASES if case["name"].startswith("puma")], ids=str)
+
+
+def build_pool(settings: dict) -> Pool:
+    process = build(settings)
+    assert isinstance(process, Pool)
+    return process
 
 
 @cases
@@ -38,25 +47,22 @@ def test_nothing_depends_on_what_is_made_ahead(settings: dict) -> None:
         assert_same(process.state_dict(), switched.state_dict())
 
 
-@cases
+@pools
 def test_a_pool_takes_from_the_stream_it_is_given(settings: dict) -> None:
     """Also where it has made rows of another one ahead."""
-    process = build(settings)
+    process = build_pool(settings)
     streams = [RandomStream(length=LENGTH, vocab_size=size) for size in (4, 5)]
     for step in range(STEPS):
         batch = process.next_batch(streams[step % 2])
-        if isinstance(process, Pool):
-            assert process.rows is not None
-            is_new = process.rows.visit == 0
-            assert torch.equal(batch.x0[is_new], streams[step % 2][process.rows.example[is_new]].x0)
+        assert process.rows is not None
+        is_new = process.rows.visit == 0
+        assert torch.equal(batch.x0[is_new], streams[step % 2][process.rows.example[is_new]].x0)
         process.observe(batch, statistics(process, batch, step))
 
 
-@cases
+@pools
 def test_a_pool_that_lost_its_rows_begins_as_a_new_one(settings: dict, stream: RandomStream) -> None:
-    used, new = build(settings), build(settings)
-    if not isinstance(used, Pool):
-        return
+    used, new = build_pool(settings), build_pool(settings)
     for step in range(5):
         batch = used.next_batch(stream)
         used.observe(batch, statistics(used, batch, step))
@@ -153,15 +159,12 @@ def always_tuple(index: Any) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
-@cases
+@pools
 def test_a_pool_waits_for_nothing_but_what_set_out_before(
     settings: dict, stream: RandomStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What sets out for the CPU in `observe`, `AsyncCopy`, may be read in the next step, and nothing else may."""
-    process, guard = build(settings), NoWaits()
-    if not isinstance(process, Pool):
-        return  # its batches are made on the CPU
-
+    process, guard = build_pool(settings), NoWaits()
     arrived = AsyncCopy.wait
 
     def read(copy: AsyncCopy) -> SimpleNamespace:
