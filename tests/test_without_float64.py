@@ -14,6 +14,9 @@ from unmask.config import recipes
 from unmask.decoding.build import build_decoder
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
+from unmask.evaluation.continuations import Pair, score_pairs
+from unmask.evaluation.nelbo import row_nelbos
+from unmask.lab.diagnostics.likelihood import masked_nll
 from unmask.masking.process import IndependentBatches
 from unmask.models import precision
 from unmask.models.build import build_denoiser
@@ -23,7 +26,7 @@ from unmask.noise import Purpose
 from unmask.peers import Peers
 from unmask.training.distributed import device_of
 from unmask.training.trainer import Trainer
-from unmask.types import TokenSpec
+from unmask.types import CleanBatch, TokenSpec
 
 TOKENS = TokenSpec(vocab_size=12, length=16, mask_id=11, eos_id=1)
 
@@ -103,6 +106,33 @@ def test_decoding(settings: dict[str, Any], narrow: NoFloat64) -> None:
     with narrow, torch.no_grad():
         decoded = build_decoder(DecodeConfig(**settings), model, TOKENS).decode(xt)
     assert not (decoded.tokens == TOKENS.mask_id).any()
+
+
+class NoFloat64OnMeta(TorchDispatchMode):
+    """Refuses a float64 on the device `meta` alone, so that what the host makes for it is seen to be converted."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(
+            isinstance(each, Tensor) and each.is_meta and each.dtype == torch.float64 for each in tree_leaves(result)
+        ):
+            raise TypeError(f"{func} makes a float64 on a device that does not have it")
+        return result
+
+
+@pytest.mark.parametrize("measure", [row_nelbos, masked_nll, score_pairs])
+def test_what_evaluations_send_to_a_device(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "has_float64", lambda device: torch.device(device).type != "meta")
+    config = TransformerConfig(dim=16, ff_dim=24, num_layers=1, num_heads=2)
+    model = build_denoiser(config, TOKENS).eval().to("meta")
+    examples = CleanBatch(
+        x0=torch.zeros(4, TOKENS.length, dtype=torch.int64), prompt_mask=torch.zeros(4, TOKENS.length) > 0
+    )
+    asked = (examples,) if measure is not score_pairs else ([Pair((2, 3), (4, 5), key=1)],)
+    options = {"draws": 2} | ({"length": TOKENS.length} if measure is score_pairs else {})
+    # What the batch holds is not known on this device, so that counting its masks is the end: after all that was sent.
+    with NoFloat64OnMeta(), pytest.raises(NotImplementedError, match=r"nonzero|meta"):
+        measure(model, *asked, **options)
 
 
 def test_noise_in_fp32_is_that_in_float64_cut_or_rounded(monkeypatch: pytest.MonkeyPatch) -> None:

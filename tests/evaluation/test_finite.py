@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.likelihood import nelbo
 from unmask.errors import NotFinite, UserError
 from unmask.evaluation.accuracy import Accuracy
-from unmask.evaluation.nelbo import Estimate, RowLikelihoods, nelbo
+from unmask.evaluation.nelbo import Estimate, RowLikelihoods
 from unmask.lab.diagnostics.likelihood import masked_nll
 from unmask.models.denoiser import Denoiser
 from unmask.types import CleanBatch

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.helpers import SHORT, lines, run_cli
+from tests.helpers.likelihood import nelbo
 from tests.helpers.text import save_tokenizer, word_piece, write_lines
 from unmask.data.prepare import PrepareSettings, prepare
 from unmask.errors import UserError
-from unmask.evaluation.nelbo import nelbo
 from unmask.evaluation.text import names_of, read_corpora, zero_shot
 from unmask.models.build import build_denoiser
 from unmask.models.transformer_config import TransformerConfig

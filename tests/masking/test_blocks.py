@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.helpers import InBlocks, RandomStream, exact, random_stats, tabular, toy
+from tests.helpers.likelihood import nelbo
 from unmask.blocks import blocks_of, check_block_size, in_blocks, over_positions
 from unmask.errors import UserError
-from unmask.evaluation.nelbo import nelbo
 from unmask.masking import weights
 from unmask.masking.process import MaskingProcess, RowShard, masked_batch
 from unmask.masking.puma import PumaPool

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tests.helpers import RandomStream, random_stats
+from tests.helpers.likelihood import nll
 from unmask.errors import UserError
-from unmask.evaluation.nelbo import nll
 from unmask.masking.ar import NextToken
 from unmask.masking.process import Requirements, RowShard
 from unmask.models.build import build_denoiser

@@ -8,8 +8,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from tests.helpers.likelihood import nelbo
 from tests.helpers.runs import toy_trainer
-from unmask.evaluation.nelbo import nelbo
 from unmask.masking.process import make_batch, masked_batch
 from unmask.models import denoiser as denoiser_module
 from unmask.models.build import build_denoiser

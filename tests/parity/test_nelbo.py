@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import exact, tabular, toy
-from unmask.evaluation.nelbo import nelbo
+from tests.helpers.likelihood import nelbo
 from unmask.models.denoiser import Denoiser
 from unmask.tasks.toy import Toy
 from unmask.types import CleanBatch

@@ -28,6 +28,7 @@ from unmask.masking.uniform import mask_exactly
 from unmask.masking.weights import per_masked
 from unmask.models.denoiser import Denoiser
 from unmask.noise import Purpose
+from unmask.types import to_device
 
 NUM_DRAWS: int = EvalConfig().choice_draws
 """Most masks of a continuation, unless settings or options say otherwise."""
@@ -263,9 +264,9 @@ def _read(model: Denoiser, rows: Sequence[_Row]) -> list[Float[Tensor, "L"]]:
     device = next(model.parameters()).device
     x0 = torch.stack([row.plan.x0 for row in rows]).to(device)
     is_masked = torch.stack([row.plan.is_masked[row.mask] for row in rows]).to(device)
-    weight = torch.stack([row.plan.weight[row.mask] for row in rows]).to(device)
+    weight = to_device(torch.stack([row.plan.weight[row.mask] for row in rows]), device)
     batch = make_batch(x0, torch.where(is_masked, model.mask_id, x0), weight > 0, weight)
-    nll = batch.scatter(model(batch).nll.double(), 0.0).cpu()
+    nll = batch.scatter(noise.wide(model(batch).nll), 0.0).cpu().double()
     check_finite(nll.sum(dim=-1).tolist(), "the model", "continuation", [row.number for row in rows])
     return [*nll]
 

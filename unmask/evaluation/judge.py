@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from unmask import formats, paths
+from unmask import formats, noise, paths
 from unmask.errors import UserError, check_finite, first_line
 from unmask.models import hf_weights
 
@@ -132,7 +132,8 @@ class Scorer:
         end = torch.tensor([len(own.ids) for own in batch], device=device).unsqueeze(1)
         start = end - torch.tensor([own.counted for own in batch], device=device).unsqueeze(1)
         place = torch.arange(1, length, device=device)
-        return (self.token_nll(ids).double() * ((place >= start) & (place < end))).sum(dim=-1).cpu()
+        nll = noise.wide(self.token_nll(ids)) * ((place >= start) & (place < end))
+        return nll.sum(dim=-1).cpu().double()
 
     def _check(self, where: str) -> None:
         """Raises `UserError` unless the model is causal: later tokens must not matter."""

@@ -6,7 +6,6 @@ Dimensions: R examples, D draws (masks) per example, B rows of a batch, N blocks
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +21,7 @@ from unmask.models.denoiser import Denoiser
 from unmask.noise import Purpose
 from unmask.peers import ALONE, Peers
 from unmask.tasks.task import Extent, Task
-from unmask.types import CleanBatch, MaskedBatch
+from unmask.types import CleanBatch, MaskedBatch, to_device
 
 
 @dataclass(frozen=True)
@@ -131,16 +130,6 @@ def summarise(
     return Likelihood(estimate, model.is_causal, text, rows)
 
 
-def nelbo(model: Denoiser, examples: CleanBatch, **options: Any) -> Estimate:
-    """Estimates the NELBO of a corpus; options as in `row_nelbos`."""
-    return row_nelbos(model, examples, **options).over_corpus()
-
-
-def nll(model: Denoiser, examples: CleanBatch, **options: Any) -> Estimate:
-    """Computes the NLL of a corpus under a causal model; options as in `row_nlls`."""
-    return row_nlls(model, examples, **options).over_corpus()
-
-
 @torch.no_grad()
 def row_nelbos(
     model: Denoiser,
@@ -182,7 +171,7 @@ def uniform_masks(
     u = stratified(UNIFORM, number, len(examples), seed, step=0, num_blocks=num_blocks)
     for draw in range(draws):
         for rows in batches_of(len(examples), share, batch_size):
-            clean, t = examples.at(rows).to(device), ((u[rows] + draw) / draws).to(device)
+            clean, t = examples.at(rows).to(device), to_device((u[rows] + draw) / draws, device)
             yield rows, mask_blocks(clean, t, rows.to(device), model.mask_id, seed, draw)
 
 

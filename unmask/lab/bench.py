@@ -101,7 +101,7 @@ def decode(config: RunConfig, *, rows: int) -> Result:
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
-        "nfe": decoded.nfe.double().mean().item(),
+        "nfe": decoded.nfe.cpu().double().mean().item(),
         "tokens_per_second": (~clean.prompt_mask).sum().item() / seconds,
         "tokens_sha256": hashlib.sha256(decoded.tokens.cpu().numpy().tobytes()).hexdigest(),
         **_peaks(device),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.helpers import InBlocks, RandomStream, exact, tabular, toy
+from tests.helpers.likelihood import nelbo
 from tests.lab.diagnostics.untrained import untrained_run
-from unmask.evaluation.nelbo import nelbo
 from unmask.lab.diagnostics.likelihood import masked_nll, measure_nll
 from unmask.lab.diagnostics.measures import NOWHERE, Bin, Bins, NotApplicable, distance_to_visible
 from unmask.models.denoiser import Denoiser

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask import noise
 from unmask.blocks import count_blocks, in_blocks, over_positions
 from unmask.errors import check_finite
 from unmask.evaluation.nelbo import uniform_masks
@@ -75,9 +76,9 @@ def masked_nll(
     tally = _Tally(len(examples), count_blocks(examples.x0.shape[1], model.block_size))
     done = 0
     for rows, batch in uniform_masks(model, examples, draws=draws, seed=0, batch_size=batch_size):
-        found = model(batch).nll.double()
+        found = noise.wide(model(batch).nll)
         check_finite(batch.scatter(found, 0.0).sum(dim=-1).tolist(), "the model", "example", rows.tolist())
-        nll = batch.scatter(found, nan).cpu()
+        nll = batch.scatter(found, nan).cpu().double()
         tally.add(rows, examples.prompt_mask[rows], batch.xt.cpu() == model.mask_id, nll)
         done += len(rows)
         on_progress(done / (draws * len(examples)))

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unmask import noise
 from unmask.blocks import count_blocks, in_blocks
 from unmask.errors import NOT_FINITE_FIX, NotFinite
 from unmask.evaluation.nelbo import Estimate
@@ -141,15 +142,17 @@ class Moments:
         if group == len(self._sums):
             self._sums.append(torch.zeros_like(g))
         self._sums[group] += g
-        self._squares[group] += g.double().square().sum().item()
+        self._squares[group] += noise.wide(g).square().sum().item()
         self._counts[group] += 1
         self.count += 1
 
     def estimates(self) -> tuple[Estimate, Estimate, Estimate]:
         """Returns |G|^2, tr(Sigma) and their ratio; nan for fewer than two gradients, the ratio also without signal."""
         used = len(self._sums)
-        products = torch.tensor([[(a.double() @ b.double()).item() for b in self._sums] for a in self._sums])
-        products, q, n = products.double(), self._squares[:used], self._counts[:used]
+        products = torch.tensor(  # in float64, as their sum nearly cancels `q`
+            [[(noise.wide(a) @ noise.wide(b)).item() for b in self._sums] for a in self._sums], dtype=torch.float64
+        )
+        q, n = self._squares[:used], self._counts[:used]
         whole = _moments(products.sum().item(), q.sum().item(), n.sum().item())
         left_out = [
             _moments(
