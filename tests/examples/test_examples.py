@@ -19,6 +19,30 @@ from tests.helpers import SHORT, lines
 ROOT = Path(__file__).parents[2]
 
 
+HIDDEN = """
+from dataclasses import replace
+
+import torch
+
+from sorting import Sorting
+from unmask.tasks.task import Grades
+
+
+class Hidden(Sorting):
+    def validation(self, limit):
+        known = super().validation(limit)
+        return replace(known, x0=known.masked(self.tokens.mask_id), answers=tuple(row.tolist() for row in known.x0))
+
+    def grade(self, examples, tokens):
+        is_right = [row.tolist() == answer for row, answer in zip(tokens, examples.answers)]
+        return Grades({"accuracy": torch.tensor(is_right)})
+
+    def keep_files(self, folder):
+        (folder / "vocabulary").mkdir(exist_ok=True)
+        (folder / "vocabulary" / "digits.txt").write_text("0123456789")
+"""
+
+
 def test_every_test_that_the_docs_name_exists() -> None:
     named = []
     for page in (ROOT / "docs").rglob("*.md"):
@@ -165,6 +189,27 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["in_order"] == [1, 1, 3, 4, 5]
     wrong = subprocess.run([*decode, "short.txt"], cwd=tmp_path, capture_output=True, text=True)
     assert (wrong.returncode, "short.txt, line 2: '3141': not 5 digits" in wrong.stderr) == (2, True)
+
+
+def test_a_task_of_ones_own_whose_answers_are_not_known_and_that_keeps_files(tmp_path: Path) -> None:
+    code = (ROOT / "examples" / "sorting.py").read_text()
+    (settings,) = re.findall(r"unmask (train .*) --out runs/sorting$", code, re.M)
+    (tmp_path / "sorting.py").write_text(code)
+    (tmp_path / "hidden.py").write_text(HIDDEN)
+
+    def unmask(*arguments: str) -> str:
+        command = [sys.executable, "-m", "unmask", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    short = [*SHORT, "train.compile=false", "eval.examples=8"]
+    unmask(*shlex.split(settings), "task.name=hidden:Hidden", *short, "--out", "run")
+    last = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert (last["eval/accuracy"] >= 0, last["eval/nelbo/raw"]) == (True, None)
+    assert (tmp_path / "run" / "vocabulary" / "digits.txt").exists()
+    unmask("export", "run", "exported", "--trust-code")
+    assert (tmp_path / "exported" / "vocabulary" / "digits.txt").exists()
+    found = json.loads(unmask("eval", "exported", "--examples", "8", "--json", "--trust-code"))
+    assert "nelbo" not in found or found["nelbo"] is None
 
 
 def losses(run: Path) -> list[float]:

@@ -51,10 +51,9 @@ class Evaluation:
     generative: Generative | None = None
 
     @property
-    def nelbo(self) -> float:
-        """Nats per maskable token; the best step of a run without accuracy has the lowest."""
-        assert self.likelihood is not None, "only for examples whose answers are known"
-        return self.likelihood.estimate.value
+    def nelbo(self) -> float | None:
+        """Nats per maskable token, if there is a likelihood; the best step of a run without accuracy has the lowest."""
+        return None if self.likelihood is None else self.likelihood.estimate.value
 
     @property
     def score(self) -> float:
@@ -281,7 +280,7 @@ def evaluate(
             done, answered = len(graded) * len(examples), {}
             for questions in text.questions:
                 answered[questions.name] = questions.answer(model, count_from(done))
-                done += questions.count_passes(model)
+                done += questions.count_rows(model)
             drawn = None if text.generation is None else text.generation.draw(model, count_from(done))
         return Evaluation(likelihood, accuracy, others, answered, drawn)
     finally:

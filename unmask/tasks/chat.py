@@ -74,10 +74,11 @@ class Chat(TextRows):
         _ = self.encoder  # fails now, as for the vocabulary
         return super().validation(limit)
 
-    def keep_files(self, folder: Path) -> None:
-        super().keep_files(folder)
+    def keep_files(self, folder: Path) -> dict[str, Any]:
+        replaced = super().keep_files(folder)
         if not (folder / VOCABULARY_FOLDER / CHAT).exists():
             self.encoder.template.save(folder / VOCABULARY_FOLDER)
+        return replaced
 
     def _read(self, store: RowStore, row: Int[Tensor, "n"]) -> CleanBatch:
         return self._pad(super()._read(store, row))

@@ -82,10 +82,11 @@ class Pretrained(Text):
         """True if a prompt may hold `messages`."""
         return self.encoder is not None
 
-    def keep_files(self, folder: Path) -> None:
-        super().keep_files(folder)
+    def keep_files(self, folder: Path) -> dict[str, Any]:
+        replaced = super().keep_files(folder)
         if self.encoder is not None and not (folder / VOCABULARY_FOLDER / CHAT).exists():
             self.encoder.template.save(folder / VOCABULARY_FOLDER)
+        return replaced
 
     def _folder(self) -> Path:
         raise UserError(

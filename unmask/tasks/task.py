@@ -64,14 +64,15 @@ class Task(Protocol):
     """A task: its data, and their display.
 
     A class that is named in `task.name` also has `Config`, a pydantic model of the `data` section, and
-    `from_config(config)`. Data are read or made when they are first used. It may have `keep_files(folder)`,
-    which copies files that decoding needs into the folder of a run, where `Config.of_run` finds them; `original_ids`,
-    the ids that its tokens have in the tokenizer of a Hugging Face checkpoint (None: a new one), for `train.init`;
-    `data_fingerprint()`, what identifies its data, so that a run notices when they are others (`data/fingerprint.py`);
-    `text(tokens)`, a canvas (L,) as text, and `token(text)`, the id of the one token that is written so (`UserError` if
-    there is none; default: the token of that `symbol`); and `has_turns = True`, if a prompt may be a JSON object whose
-    `messages` are a conversation, which `unmask chat` then keeps. A task with right answers is a `GradedTask`; running
-    text is a `TextTask`.
+    `from_config(config)`. Data are read or made when they are first used. It may have `keep_files(folder)`, which
+    copies files that decoding needs into the folder of a run, where `Config.of_run` finds them, and returns the
+    settings of `data` that an export then has in place of its own, if any; `original_ids`, the ids that its tokens have
+    in the tokenizer of a Hugging Face checkpoint (None: a new one), for `train.init`; `data_fingerprint()`, what
+    identifies its data, so that a run notices when they are others (`data/fingerprint.py`); `text(tokens)`, a canvas
+    (L,) as text, and `token(text)`, the id of the one token that is written so (`UserError` if there is none; default:
+    the token of that `symbol`); and `has_turns = True`, if a prompt may be a JSON object whose `messages` are a
+    conversation, which `unmask chat` then keeps. A task with right answers is a `GradedTask`; running text is a
+    `TextTask`.
     """
 
     tokens: TokenSpec
@@ -197,8 +198,11 @@ def is_graded(config: RunConfig) -> bool:
     return hasattr(resolve("task", config.task.name), "grade")
 
 
-def keep_files(task: Task, folder: Path) -> None:
-    """Copies the task's files that decoding needs, such as a tokenizer, into the folder of a run or an export."""
+def keep_files(task: Task, folder: Path) -> dict[str, Any]:
+    """Copies the task's files that decoding needs, such as a tokenizer, into the folder of a run or an export.
+
+    Returns:
+        The settings of `data` that an export has in place of its own, such as no path of a tokenizer.
+    """
     keep = getattr(task, "keep_files", None)
-    if keep is not None:
-        keep(folder)
+    return {} if keep is None else keep(folder) or {}

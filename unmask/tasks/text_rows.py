@@ -134,11 +134,12 @@ class TextRows(StoredRows):
         start = [*self.start_ids]
         return len(start) if tokens[: len(start)].tolist() == start else 0
 
-    def keep_files(self, folder: Path) -> None:
+    def keep_files(self, folder: Path) -> dict[str, Any]:
         target = folder / VOCABULARY_FOLDER
         if not (target / VOCABULARY).exists():
             target.mkdir(exist_ok=True)
             self.vocabulary.save(target)
+        return {"tokenizer": None}  # an export is read from there, wherever it was when the model was trained
 
     def validation(self, limit: int) -> CleanBatch:
         _ = self.vocabulary  # fails now rather than after a run, which could not be read

@@ -11,7 +11,6 @@ from unmask.config import registry
 from unmask.errors import UserError, choose
 from unmask.models.families import LAYOUTS, OURS
 from unmask.tasks.task import keep_files
-from unmask.tasks.text_rows import VOCABULARY_FOLDER
 from unmask.training.export_hf import beside_export, write_layout
 from unmask.training.loading import LoadedRun
 
@@ -109,9 +108,7 @@ def write_export(source: LoadedRun, target: Path) -> None:
     }
     with files.new_folder(target) as folder:
         files.put_tensors(folder / "model.safetensors", tensors, {"format": "pt"}, outlines=tensors.outlines)
-        keep_files(source.task, folder)
-        if (folder / VOCABULARY_FOLDER).exists():  # is read from there, wherever it was when the model was trained
-            description["run"]["data"]["tokenizer"] = None
+        description["run"]["data"] |= keep_files(source.task, folder)
         files.put(folder / "config.json", json.dumps(description, indent=1) + "\n")
         for name, content in contents.items():
             files.put(folder / name, content)

@@ -359,9 +359,10 @@ class Run:
         if (said := found.say_not_graded()) is not None:
             warn(f"step {progress.step}: {said}")
         progress.evaluated_step = progress.step
-        if not progress.is_better(found.score, found.nelbo):
+        nelbo = math.inf if found.nelbo is None else found.nelbo
+        if not progress.is_better(found.score, nelbo):
             return False
-        progress.best_step, progress.best_score, progress.best_nelbo = progress.step, found.score, found.nelbo
+        progress.best_step, progress.best_score, progress.best_nelbo = progress.step, found.score, nelbo
         return True
 
     def _save(self) -> None:
