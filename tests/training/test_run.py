@@ -164,6 +164,7 @@ def test_a_full_disk_is_not_blamed_on_the_name_of_a_folder(tmp_path: Path, monke
     [
         (["train.steps=3"], r"train.steps=3: .*run has a checkpoint of step 4; give 4 or more"),
         (["train.steps=4", "eval.examples=3"], r"eval: .*run is done.*unmask eval"),
+        (["train.steps=4", "decode.temperature=0.7"], r"decode: .*run is done.*unmask eval"),
     ],
 )
 def test_a_run_that_is_done_is_not_rewritten(settings: list[str], message: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from unmask.progress import console, warn
 from unmask.tasks.task import Task
 from unmask.training import checkpoint
 from unmask.training.distributed import check_alike
+from unmask.training.evaluating import rates
 from unmask.training.folder import RunFolder
 from unmask.training.initial import Base, read_base, read_initial_weights
 from unmask.training.loading import LoadedRun, open_base
@@ -75,11 +76,13 @@ def check_done(run: RunFolder, config: RunConfig) -> None:
     """Checks that evaluations of a run that is done, and owes none, have the settings that they were made with.
 
     Raises:
-        UserError: they have others.
+        UserError: they have others, or would go by other names, as `decode` is part of those.
     """
-    if run.before is not None and run.before.eval != config.eval:
+    before = run.before
+    if before is not None and (before.eval != config.eval or rates(before) != rates(config)):
+        section = "decode" if before.eval == config.eval else "eval"
         raise UserError(
-            f"eval: {run.path} is done, so that other settings would only change what it says of its evaluations; "
+            f"{section}: {run.path} is done, so that other settings would only change what it says of its evaluations; "
             f"leave them as they were, and measure it with `unmask eval {run.path}`"
         )
 
