@@ -135,6 +135,18 @@ def test_every_field_of_the_state_is_checked(trained: Run, copied: Path) -> None
         assert value in ("None", "missing") or is_large_but_sound, (name, value)
 
 
+def test_a_pool_that_was_left_out(trained: Run, copied: Path) -> None:
+    path = newest(copied)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(with_field(state, ("process", "pool"), "missing")))
+    (path / "process.safetensors").unlink()
+    sign(path)
+    said = refused(lambda: resume(trained, path))
+    assert said is not None
+    assert str(path) in said
+    assert "pool" in said
+
+
 TENSORS = [
     ("optimizer", "embedding.weight/exp_avg", lambda value: value[:1], "exp_avg is"),
     ("optimizer", "embedding.weight/exp_avg_sq", lambda value: value.repeat(2, 1), "exp_avg_sq is"),

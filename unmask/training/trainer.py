@@ -311,12 +311,8 @@ class Trainer:
         Raises:
             UserError: the state is not of this process.
         """
-        try:
+        with _reading_process(where):
             self.process.load_state_dict(saved)
-        except UserError as error:
-            raise UserError(f"{where}, process: {error}") from error
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{where}, process: {error!r}: is it this run's?") from error
 
     def check(self, saved: dict[str, Any], where: str) -> None:
         """Checks all of a state, before anything of it is loaded.
@@ -329,10 +325,8 @@ class Trainer:
         state.check(saved, where, own=own, moments=moments, averaged=averaged if self.ema is not None else None)
         check_process = getattr(self.process, "check_state", None)
         if check_process is not None:
-            try:
+            with _reading_process(where):
                 check_process(saved["process"], self.tokens)
-            except UserError as error:
-                raise UserError(f"{where}, process: {error}") from error
         estimate = saved["process"].get("estimate")
         if isinstance(estimate, Tensor) and not self.model.is_self_conditioned:
             raise UserError(f"{where}, process: estimate: is of a self-conditioned model, which this is not")
@@ -382,3 +376,14 @@ class Trainer:
             return
         own = saved[self.peers.rank].clone()  # torch reads a whole tensor's memory, from an aligned start
         generator_of(self.device).set_state(own)
+
+
+@contextmanager
+def _reading_process(where: str) -> Iterator[None]:
+    """Names the checkpoint `where` in errors of its process, which may be anybody's, and of another shape than ours."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}, process: {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{where}, process: {error!r}: is it this run's?") from error
