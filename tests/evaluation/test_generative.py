@@ -169,6 +169,9 @@ def test_how_samples_are_drawn() -> None:
     assert sampling_config(base, is_causal=False).label == "random/steps7/T1"
     assert sampling_config(DecodeConfig(confidence="left_to_right"), is_causal=True).label == "left_to_right/1/T1"
     assert sampling_config(DecodeConfig(temperature=0.7), is_causal=False).temperature == 0.7
+    for remask in ("p2", "rcr"):  # look at no order, so that a random one would be refused
+        found = sampling_config(DecodeConfig(steps=8, remask=remask), is_causal=False)
+        assert DecodeConfig.model_validate(found.model_dump()) == found
 
 
 # --- real text -------------------------------------------------------------------------------------------------------

@@ -82,6 +82,11 @@ class DecodeConfig(RevealSettings):
         return bool(self.temperature or self.confidence_noise or self.order == "random" or draws_masks)
 
     @property
+    def ranks_by_token(self) -> bool:
+        """True if remasking ranks by the probability of each token, and looks at no order."""
+        return self.remask in ("p2", "rcr")
+
+    @property
     def label(self) -> str:
         """A short name, unique for what decides the result: `prob/3`, `margin/steps5/T0.7/top_p0.9`.
 
@@ -111,7 +116,7 @@ class DecodeConfig(RevealSettings):
         yield "remask", has_steps, "needs a number of steps; set decode.steps, or decode.remask=none"
         yield "remask", not has_cache, f"changes what decode.cache={self.cache} keeps; set decode.cache=none"
         yield "remask", self.block_size is None, "masks anywhere again, not in blocks; set decode.block_size=null"
-        if self.remask in ("p2", "rcr"):
+        if self.ranks_by_token:
             ranks = f"is not looked at by decode.remask={self.remask}, which ranks by the probability of each token"
             yield "order", False, f"{ranks}; set decode.order=prob"
             yield "confidence_noise", False, f"{ranks}; set decode.confidence_noise=0"

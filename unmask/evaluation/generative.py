@@ -95,8 +95,11 @@ class Samples:
 
 
 def sampling_config(base: DecodeConfig, *, is_causal: bool) -> DecodeConfig:
-    """Returns `base` with temperature and random order: with one token a step these are samples of the model."""
-    order = {} if is_causal else {"order": "random"}
+    """Returns `base` with temperature and random order: with one token a step these are samples of the model.
+
+    A causal model has its own order, and some remaskings look at none.
+    """
+    order = {} if is_causal or base.ranks_by_token else {"order": "random"}
     return base.model_copy(update=order | {"temperature": base.temperature or 1.0})
 
 
