@@ -164,6 +164,15 @@ def test_find_last_best_and_a_step(tmp_path: Path) -> None:
         checkpoint.find(tmp_path / "elsewhere", "last", pytest.fail)
 
 
+def test_find_reads_no_checkpoint_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint.save(tmp_path / "checkpoints", 10, {"progress": {"step": 10, "best_step": 10}})
+    read: list[Path] = []
+    monkeypatch.setattr(checkpoint, "damage", lambda own: read.append(own))
+    for which in ("last", "best", "10"):
+        assert checkpoint.find(tmp_path, which, pytest.fail) == path
+    assert read == [path] * 3
+
+
 def test_checksums_cover_every_other_file(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, 1, STATE)
     listed = set(json.loads((path / "COMPLETE").read_text()))

@@ -325,10 +325,10 @@ def find(run: Path, which: str, warn: Callable[[str], None]) -> Path:
         raise UserError(
             f"{run}: no complete checkpoint; is it a run folder, and has it trained to its first checkpoint?"
         )
-    if which == "last":
-        return last
-    step = best_step(last) if which == "best" else _as_step(which, run)
+    step = step_of(last) if which == "last" else best_step(last) if which == "best" else _as_step(which, run)
     path = path_of(folder, step)
+    if path == last:  # was just found to be whole
+        return path
     if step not in steps(folder):
         raise UserError(f"{run}: no checkpoint of step {step}; there are {', '.join(map(str, steps(folder)))}")
     if problem := damage(path):
