@@ -52,7 +52,7 @@ def build_decoder(config: DecodeConfig, model: Denoiser, tokens: TokenSpec, *, r
     if model.is_causal:
         _check_causal(config)
     _check_blocks(config, model, tokens)
-    _check_guidance(config, model)
+    _check_not_self_conditioned(config, model)
     _check_forbidden(config.forbid, tokens)
     if config.loops is not None and loops_of(model.backbone) is None:
         raise UserError(without_loops(config.loops))
@@ -90,17 +90,17 @@ def about_compiling(config: DecodeConfig, model: Denoiser) -> str | None:
     return f"without effect: decode.compile=true ({cause} reads a part of the canvas beside a cache, uncompiled)"
 
 
-def _open_reader(config: DecodeConfig, model: Denoiser) -> OpenReader | None:
+def _open_reader(config: DecodeConfig, model: Denoiser) -> OpenReader:
     if (times := config.loops) is not None:
         open_inner = _open_reader(config.model_copy(update={"loops": None}), model)
-        return lambda xt: Looped(open_inner(xt) if open_inner else NoCache(model.predict), model, times)
+        return lambda xt: Looped(open_inner(xt), model, times)
     if config.guidance:
         return partial(Guided, model, config.guidance)
     if model.is_self_conditioned:
         return lambda xt: SelfConditioned(_open_hidden_reader(config, model, xt), xt)
     if config.cache != "none" or model.block_size is not None or model.is_causal or not config.reads_ahead:
         return lambda xt: _open_hidden_reader(config, model, xt)
-    return None
+    return lambda xt: NoCache(model.predict)
 
 
 def _open_hidden_reader(config: DecodeConfig, model: Denoiser, xt: Int[Tensor, "B L"]) -> HiddenStateReader:
@@ -143,7 +143,7 @@ def _warn_of_shorter(size: int, length: int) -> None:
     warn(f"decode.block_size={size} does not divide rows of {length} positions: the last block has {length % size}")
 
 
-def _check_guidance(config: DecodeConfig, model: Denoiser) -> None:
+def _check_not_self_conditioned(config: DecodeConfig, model: Denoiser) -> None:
     if config.guidance and model.is_self_conditioned:
         raise UserError(
             f"decode.guidance={config.guidance}: what a self-conditioned model predicted with the prompt would reveal "

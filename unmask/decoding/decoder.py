@@ -141,6 +141,10 @@ class Decoder:
         with casts_kept():
             return deque(self.steps(xt, prompt), maxlen=1).pop()
 
+    def open(self, xt: Int[Tensor, "B L"]) -> Reader:
+        """Opens the reader of the canvases `xt`, before their first step."""
+        return NoCache(self.predict) if self.open_reader is None else self.open_reader(xt)
+
     @torch.no_grad()
     def steps(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Iterator[Decoded]:
         """Yields the canvases before the first step and after each one; what is masked still holds `mask_id`.
@@ -154,7 +158,7 @@ class Decoder:
         xt = xt.long()
         rows = _Rows.of(xt, prompt, self.mask_id)
         done = Decoded(tokens=rows.xt.clone(), nfe=rows.step.clone(), reveal_step=rows.reveal_step.clone())
-        reader = NoCache(self.predict) if self.open_reader is None else self.open_reader(xt)
+        reader = self.open(xt)
         before = torch.full_like(rows.number, xt.shape[1] + 1)
         is_bad = torch.zeros_like(rows.is_given)
         while True:

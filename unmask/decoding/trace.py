@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask.decoding.decoder import Decoder
-from unmask.decoding.windows import Blocks, NoCache, Reader
+from unmask.decoding.windows import Blocks, Reader
 from unmask.tasks.task import GradedTask, Task
 from unmask.types import CleanBatch, Decoded, Prediction, Query
 
@@ -38,9 +38,7 @@ class RecordingDecoder:
         return replace(self.decoder, open_reader=self._open_reader).decode(xt, prompt)
 
     def _open_reader(self, xt: Int[Tensor, "B L"]) -> Reader:
-        open_reader = self.decoder.open_reader
-        reader = NoCache(self.decoder.predict) if open_reader is None else open_reader(xt)
-        return _RecordingReader(reader, torch.arange(len(xt), device=xt.device), self.records)
+        return _RecordingReader(self.decoder.open(xt), torch.arange(len(xt), device=xt.device), self.records)
 
 
 @dataclass
