@@ -74,7 +74,7 @@ class _Asked:
         return self.loaded.prepare()
 
     def answer(self) -> Answered:
-        with progress(f"Evaluating {self.run}", self.questions.count_passes(self.model)) as update:
+        with progress(f"Evaluating {self.run}", self.questions.count_rows(self.model)) as update:
             return self.questions.answer(self.model, update)
 
 

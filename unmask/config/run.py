@@ -220,7 +220,7 @@ class RunConfig(Section):
                 foreign_code(*_component(key, tree), "cannot check its settings") if key in NAMED_BY else nullcontext()
             ):
                 checked[key] = check_into(section, tree.get(key, {}), key, problems, partial(_owner, key, tree))
-        checked["model"] = _in_blocks(checked["model"], checked["process"], problems)
+        checked["model"] = _with_block_size(checked["model"], checked["process"], problems)
         problems += [unknown(str(key), list(RunConfig.model_fields)) for key in tree if key not in checked]
         train = checked["train"]
         if train is not None and train.steps is None and train.epochs is None:
@@ -272,7 +272,7 @@ def _owner(key: str, tree: dict[str, Any], name: str) -> str | None:
     return f"is a setting of {kind}.name={' or '.join(owners)}, and this is {own}; remove it, or set {kind}.name"
 
 
-def _in_blocks(model: Section | None, process: Section | None, problems: list[str]) -> Section | None:
+def _with_block_size(model: Section | None, process: Section | None, problems: list[str]) -> Section | None:
     """Returns `model` in the blocks of its process, so that what is kept of a run says what the model is."""
     size = getattr(process, "block_size", None)
     if model is None or size is None or "block_size" not in type(model).model_fields:

@@ -23,6 +23,8 @@ from unmask.tasks.text_rows import TextRows
 
 LABEL = "likelihood"
 
+_SEED = 0  # of the masks
+
 
 @dataclass(frozen=True)
 class PairEncoder:
@@ -126,12 +128,12 @@ class QuestionSet:
         """The checksum of the file."""
         return file_sha256(self.path)
 
-    def count_passes(self, model: Denoiser) -> int:
+    def count_rows(self, model: Denoiser) -> int:
         """Counts the rows that `answer` reads, at most."""
         return count_rows(model, (pair for pairs in self.encoded for pair in pairs), self.draws)
 
     def answer(self, model: Denoiser, update: Callable[[int], None] | None = None) -> "Answered":
-        """Answers the questions; calls `update` with the number of rows that are done, of `count_passes`."""
+        """Answers the questions; calls `update` with the number of rows that are done, of `count_rows`."""
         accuracy = answer_questions(
             model, self.questions, self.encoded, length=self.length, draws=self.draws, update=update
         )
@@ -144,7 +146,7 @@ class QuestionSet:
             "data_sha256": self.sha256,
             "examples": len(self.questions),
             "draws": self.draws,
-            "seed": 0,
+            "seed": _SEED,
             "likelihood": how_scored(model),
         }
 
@@ -191,7 +193,6 @@ def answer_questions(
     *,
     length: int,
     draws: int = NUM_DRAWS,
-    seed: int = 0,
     update: Callable[[int], None] | None = None,
 ) -> Accuracy:
     """Answers the questions.
@@ -200,7 +201,7 @@ def answer_questions(
     space before it, as lm-evaluation-harness does. Of equal ones the first counts. Arguments as in `score_pairs`.
     """
     flat = [pair for pairs in encoded for pair in pairs]
-    scores = score_pairs(model, flat, length=length, draws=draws, seed=seed, update=update)
+    scores = score_pairs(model, flat, length=length, draws=draws, seed=_SEED, update=update)
     rest = iter(scores)
     records = [
         record_choice(question, [next(rest) for _ in pairs]) for question, pairs in zip(questions, encoded, strict=True)

@@ -184,7 +184,7 @@ class TextMeasures:
     def count_work(self, model: Denoiser) -> int:
         """Counts the rows that questions take, at most, and the samples."""
         samples = 0 if self.generation is None else len(self.generation.samples.keys)
-        return samples + sum(each.count_passes(model) for each in self.questions)
+        return samples + sum(each.count_rows(model) for each in self.questions)
 
 
 def zero_shot(model: Denoiser, corpora: Sequence[Corpus], *, nelbo_draws: int) -> dict[str, ZeroShot]:

@@ -95,12 +95,13 @@ class Import:
             return "next"
         if own is not None and asked not in (None, own):
             raise UserError(f"--alignment {asked}: {self.checkpoint.file} is of a model with {own}; leave it out")
-        if own is None and asked is None:
+        found = own or asked
+        if found is None:
             raise UserError(
                 f"{self.checkpoint.file}: does not say where a position's prediction is read; say --alignment next (at "
                 "the position before, as what was made from an autoregressive model mostly has it) or --alignment same"
             )
-        return own or asked or "same"
+        return found
 
     def _find_block_size(self) -> int | None:
         own, asked = self.checkpoint.block_size, self.stated.block_size

@@ -86,7 +86,7 @@ class Muon(torch.optim.Optimizer):
 def _orthogonalized(updates: Float[Tensor, "n r m"], like: Tensor, blocks: tuple[int, int]) -> Float[Tensor, "n r m"]:
     """Makes updates orthogonal; of matrices sharded as `like`, each process has some rows r of every one."""
     if not isinstance(like, DTensor):
-        return _in_blocks(updates, blocks)
+        return _orthogonalize_blocks(updates, blocks)
     # Only a whole matrix can be made orthogonal: processes exchange rows of all matrices for some whole ones, and back.
     mesh, shape = like.device_mesh, torch.Size([len(updates), *like.shape])
     stride = (like.numel(), like.shape[1], 1)
@@ -99,10 +99,10 @@ def _orthogonalized(updates: Float[Tensor, "n r m"], like: Tensor, blocks: tuple
         return sharded.redistribute(placements=[Shard(after)]).to_local()
 
     whole = exchanged(updates, 1, 0)
-    return exchanged(_in_blocks(whole, blocks), 0, 1).to(updates.device)
+    return exchanged(_orthogonalize_blocks(whole, blocks), 0, 1).to(updates.device)
 
 
-def _in_blocks(updates: Float[Tensor, "n r m"], blocks: tuple[int, int]) -> Float[Tensor, "n r m"]:
+def _orthogonalize_blocks(updates: Float[Tensor, "n r m"], blocks: tuple[int, int]) -> Float[Tensor, "n r m"]:
     """Makes each of the `blocks` (down, across) that a matrix is cut into orthogonal."""
     down, across = blocks
     cut = updates.unflatten(2, (across, -1)).unflatten(1, (down, -1)).transpose(2, 3)
