@@ -308,7 +308,8 @@ class Pool(ABC):
     def metrics(self) -> dict[str, float]:
         """Returns named values for the log. Waits for the device. Collective: every rank must call it.
 
-        A row lives `1 / puma/finished_share` steps, on average over some lines.
+        A row lives `1 / puma/finished_share` steps, on average over some lines. `puma/revealed_per_row` counts what
+        `observe` chose to reveal, not what else of a block is shown once it is done.
         """
         if self.rows is None:
             return {}

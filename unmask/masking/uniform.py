@@ -143,7 +143,7 @@ class RandomMasking(IndependentBatches):
         return masked_batch(clean.x0, xt, self.mask_id, self.weight(sample))
 
     def metrics(self) -> dict[str, float]:
-        """Returns the mean masked share."""
+        """Returns the mean of the density of times: the masked share to expect, the same in every step."""
         return {"train/mean_t": self.time.mean}
 
 

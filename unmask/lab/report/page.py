@@ -183,7 +183,8 @@ def curves_note(methods: RunsByMethod) -> str:
         ("Thick lines are means over seeds, thin ones the seeds. " if has_seeds else "")
         + "Of held-out examples. Seconds are of training, without evaluations and compilation: they depend on the "
         "machines below, and on what else ran there, such as runs beside each other (--jobs). Passes are forward "
-        "passes over a batch: blocks take almost two a step, self-conditioning 1.5. "
+        "passes of a method's own network over a batch: blocks take almost two a step, self-conditioning 1.5, layers "
+        "in a loop more. "
         "A NELBO is taken under uniform masks, whatever a method trains on"
         + ("; of a causal model it is the exact NLL." if is_causal else ".")
     )
