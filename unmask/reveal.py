@@ -322,7 +322,7 @@ class RevealSettings(Section):
 
     section: ClassVar[str] = "process"
     """Name of the section in a recipe, for messages."""
-    aliases: ClassVar[dict[str, str]] = {"confidence": "order", "alg": "order"}
+    aliases: ClassVar[dict[str, str]] = {"confidence": "order", "alg": "order", "confidence_threshold": "threshold"}
     exclusive: ClassVar[tuple[str, ...]] = tuple(PARALLEL_RULES)
     """Keys that say how much is revealed; at most one is set."""
     alternatives = tuple(PARALLEL_RULES)
@@ -345,9 +345,11 @@ class RevealSettings(Section):
     @classmethod
     def _replace_default(cls, given: Any) -> Any:
         """Lets a rule that is given take the place of one that is on by default."""
-        if isinstance(given, dict) and any(given.get(key) is not None for key in PARALLEL_RULES):
-            return {**dict.fromkeys(PARALLEL_RULES), **given}
-        return given
+        if not isinstance(given, dict):
+            return given
+        given = cls.rename_aliases(given)  # this validator is called before the parent's
+        is_given = any(given.get(key) is not None for key in PARALLEL_RULES)
+        return {**dict.fromkeys(PARALLEL_RULES), **given} if is_given else given
 
     @model_validator(mode="after")
     def _check_alternatives(self) -> "RevealSettings":

@@ -43,7 +43,10 @@ BAD_TRAINING = {
     "a number of 5,000 digits": (["debug", f"train.seed={'5' * 5000}"], ["train.seed=555", "a number of 5,000 digits"]),
     "nested brackets": (["debug", f"train.steps={'[' * 50_000}"], ["train.steps=[[", "nested more than 64 deep"]),
     "a key of 50,000 parts": (["debug", f"a{'.a' * 50_000}=1"], ["'a.a.", "no setting lies 50,001 sections deep"]),
-    "one setting under two names": (["debug", "process={K: 3, num_stages: 4}"], ["K and num_stages are one setting"]),
+    "one setting under two names": (
+        ["debug", "process={K: 3, num_stages: 4}"],
+        ["K=3 and num_stages=4 are one setting"],
+    ),
     "a key twice": (["debug", "train={steps: 3, steps: 4}"], ["the key 'steps' stands already in line 1"]),
     "wrong type": (["debug", "train.steps=many"], ["train.steps='many'", "valid integer"]),
     "half a step": (["debug", "train.steps=1.5"], ["train.steps=1.5", "valid integer"]),
@@ -141,7 +144,10 @@ BAD_RECIPES = {
         "line 3: the key 'train' stands already in line 1",
     ),
     "a key twice": ("train:\n  steps: 3\n  steps: 4", "line 3: the key 'steps' stands already in line 2"),
-    "one setting under two names": ("decode:\n  cfg_scale: 3\n  guidance: 4", "cfg_scale and guidance are one setting"),
+    "one setting under two names": (
+        "decode: {cfg_scale: 3, guidance: 4}",
+        "cfg_scale=3 and guidance=4 are one setting",
+    ),
 }
 
 

@@ -14,6 +14,9 @@ from unmask.config.run import EvalConfig
 from unmask.config.settings import flatten
 from unmask.decoding.config import DecodeConfig
 from unmask.errors import UserError
+from unmask.masking.process import RowShard
+from unmask.masking.puma import PumaPool
+from unmask.masking.puma_variable import VariablePumaPool
 
 
 def test_every_recipe_loads_and_its_methods_differ_in_the_process_alone() -> None:
@@ -105,8 +108,10 @@ def test_overrides_that_exclude_each_other(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_setting_is_listed_under_its_other_names(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("settings", "debug", "decode.confidence", "eval.confidences", "process.alg=margin", "--json") == 0
-    assert list(json.loads(capsys.readouterr().out)) == ["decode.order", "eval.orders"]
+    asked = ["process.K", "decode.confidence", "decode.cfg_scale", "eval.confidences"]
+    assert run_cli("settings", "sudoku/puma", *asked, "process.alg=margin", "--json") == 0
+    own = ["process.num_stages", "decode.order", "decode.guidance", "eval.orders"]
+    assert sorted(json.loads(capsys.readouterr().out)) == sorted(own)
     assert run_cli("settings", "debug", "decod.confidence", "steps.x") == 2
 
 
@@ -115,6 +120,10 @@ def test_two_names_of_one_setting_of_a_decoder() -> None:
         with pytest.raises(UserError, match=rf"^--decoder {text}: decode: .* are one setting; give order alone"):
             options.parse_decoder(text, DecodeConfig())
     assert options.parse_decoder("confidence=margin", DecodeConfig(order="prob")).order == "margin"
+    with pytest.raises(UserError, match=r"decode: .* are one setting; give tokens_per_step alone"):
+        options.parse_decoder("unmasking_num=2,tokens_per_step=3", DecodeConfig())
+    with pytest.raises(UserError, match="threshold and tokens_per_step both say how much a step reveals"):
+        options.read_decoder("confidence_threshold=0.5,unmasking_num=2")
 
 
 def test_names_that_users_of_other_code_bring() -> None:
@@ -146,6 +155,74 @@ def test_names_that_users_of_other_code_bring() -> None:
     assert config.decode.label == "prob/3/block9"
     assert recipes.load("tinygsm/puma", ["decode.cfg_scale=1.5", "data.prompt_dropout=0.1"]).decode.guidance == 1.5
     assert recipes.load("debug", ["decode.confidence=top_k_margin"]).decode.order == "margin"
+
+
+def test_other_names_are_those_of_the_section_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A component's own fields keep their names, whatever other components call by them."""
+    (tmp_path / "clusters.py").write_text(CLUSTERS)
+    monkeypatch.chdir(tmp_path)
+    process = recipes.load("sudoku/puma", ["process.K=5", "process.name=clusters:Clusters"]).process
+    assert process.model_dump() == {"name": "clusters:Clusters", "K": 5, "cfg_scale": 1.0}
+    process = recipes.load("sudoku/puma", ["process={name: 'clusters:Pool', K: 5, block_length: 9}"]).process
+    assert (process.K, process.num_stages, process.block_size) == (5, 8, 9)
+    assert run_cli("settings", "debug", "process.name=clusters:Pool", "process.K", "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["process.K"]
+    with pytest.raises(UserError, match=r"process.K=5: is a setting of process.name=puma, and this is uniform"):
+        recipes.load("sudoku/uniform", ["process.K=5"])
+
+
+CLUSTERS = """
+from unmask.config.settings import Section
+from unmask.masking.puma import PumaPool
+
+class Clusters:
+    class Config(Section):
+        name: str
+        K: int = 3
+        cfg_scale: float = 1.0
+
+    @classmethod
+    def from_config(cls, config, context): ...
+
+class Pool(PumaPool):
+    class Config(PumaPool.Config):
+        K: int = 3
+"""
+
+
+def test_other_names_are_known_in_python() -> None:
+    pool = PumaPool(mask_id=10, shard=RowShard.whole(4), K=12, block_length=9, confidence_threshold=0.7)
+    assert (pool.config.num_stages, pool.config.block_size, pool.config.threshold) == (12, 9, 0.7)
+    with pytest.raises(UserError, match=r"^process: K=3 and num_stages=4 are one setting; give num_stages alone"):
+        PumaPool(mask_id=10, shard=RowShard.whole(4), K=3, num_stages=4)
+    assert VariablePumaPool.Config(factor=1).threshold is None  # 0.9 by default
+    with pytest.raises(UserError, match=r"process.threshold=0.7 and process.factor=1.0: give one of them"):
+        PumaPool(mask_id=10, shard=RowShard.whole(4), confidence_threshold=0.7, factor=1)
+
+
+def test_another_name_is_written_over_the_own_one_and_back(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("extends: debug\nprocess: {name: puma, K: 3}\nmodel: {block_length: 9}\n")
+    base = str(tmp_path / "base.yaml")
+    assert recipes.load(base).model_dump()["model"]["block_size"] == 9
+    for key in ("K", "num_stages"):
+        (tmp_path / "mine.yaml").write_text(f"extends: base.yaml\nprocess: {{{key}: 6}}\n")
+        assert recipes.load(str(tmp_path / "mine.yaml")).process.num_stages == 6
+        assert recipes.load(base, [f"process.{key}=5"]).process.num_stages == 5
+    for one, other in (("K", "num_stages"), ("num_stages", "K")):
+        found = recipes.load("sudoku/uniform", [f"process.{one}=4", f"process.{other}=6", "process.name=puma"])
+        assert found.process.num_stages == 6
+    drawn = "{model: judge, decode: {tokens_per_step: 4}}"
+    (tmp_path / "drawn.yaml").write_text(f"extends: text/uniform_small\neval: {{generative: {drawn}}}\n")
+    key = "eval.generative.decode"
+    found = recipes.load(str(tmp_path / "drawn.yaml"), [f"{key}.unmasking_num=2", f"{key}.cfg_scale=1"])
+    assert found.eval.generative is not None
+    assert found.eval.generative.decode == {"tokens_per_step": 2, "guidance": 1}
+    with pytest.raises(UserError, match=rf"^{key}: unmasking_num=1 and tokens_per_step=2 are one setting"):
+        recipes.load("text/uniform_small", [f"{key}={{unmasking_num: 1, tokens_per_step: 2}}"])
+    assert recipes.load("debug", ["eval.unmasking_num=[1, 3]"]).eval.tokens_per_step == [1, 3]
+    assert recipes.load("debug", ["process={name: puma_variable, unmasking_num: 4}"]).process.tokens_per_step == 4
 
 
 def test_the_later_of_two_alternatives_counts(tmp_path: Path) -> None:

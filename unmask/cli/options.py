@@ -90,7 +90,10 @@ def read_decoder(text: str, option: str = "--decoder") -> dict[str, Any]:
         if key in given:
             raise UserError(f"{where}: {quoted(key)} is given twice; give it once")
         given[key] = formats.parse_yaml(value, f"{where}: {quoted(key)}")
-    given = recipes.rename_keys(given)
+    try:
+        given = DecodeConfig.rename_aliases(given)
+    except UserError as error:
+        raise UserError(f"{where}: decode: {error}") from None
     amounts = [key for key in DecodeConfig.alternatives if given.get(key) is not None]
     if len(amounts) > 1:
         raise UserError(f"{where}: {' and '.join(amounts)} both say how much a step reveals; give one of them")

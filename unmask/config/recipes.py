@@ -20,14 +20,6 @@ from unmask.paths import existing_file, user_path
 
 S = TypeVar("S", bound=Section)
 FOLDER = Path(__file__).parents[1] / "recipes"
-_KEY_ALIASES = {  # names in other code: ours
-    "K": "num_stages",
-    "block_length": "block_size",
-    "confidence_threshold": "threshold",
-    "unmasking_num": "tokens_per_step",
-    "cfg_scale": "guidance",
-}
-
 _MOST_PARTS = 32
 
 
@@ -54,10 +46,27 @@ def load(recipe: str, overrides: Sequence[str] = (), *, resumed: dict[str, Any] 
     """
     tree = _read(_find(recipe), seen=())
     parsed = [_parse_override(override) for override in overrides]
+    parsed = [_in_own_names(each, (tree, *parsed)) for each in parsed]
     _apply(tree, _joined(overrides, parsed))
     _check_alternatives(parsed, tree)
     _take_shape(tree, resumed)
     return RunConfig.from_tree(tree)
+
+
+def _in_own_names(given: dict[str, Any], trees: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the settings `given` by the names that their sections have for them; see `_section` for `trees`."""
+    return {
+        key: _renamed(_section(key, *trees), value, key) if isinstance(value, dict) else value
+        for key, value in given.items()
+    }
+
+
+def _renamed(section: type[Section], given: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns `section.rename_aliases(given)`; errors call the section `prefix`."""
+    try:
+        return section.rename_aliases(given)
+    except UserError as error:
+        raise UserError(f"{prefix}: {error}") from None
 
 
 def _joined(overrides: Sequence[str], parsed: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def _check_alternatives(overrides: Sequence[dict[str, Any]], tree: dict[str, Any
     for key in RunConfig.model_fields:
         sections = [own for override in overrides if isinstance(own := override.get(key), dict)]
         section = _section(key, tree) if len(sections) > 1 else Section
-        given = {name: value for own in sections for name, value in section.rename_aliases(own).items()}
+        given = {name: value for own in sections for name, value in own.items()}
         if len(both := [f"{key}.{name}" for name in section.alternatives if given.get(name) is not None]) > 1:
             raise UserError(f"{' and '.join(both)} exclude each other; give one of them")
 
@@ -142,13 +151,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, not {type(tree).__name__}")
     parent = tree.pop("extends", None)
-    try:
-        tree = rename_keys(tree)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    if parent is None:
-        return tree
-    base = _read(_find_parent(path, parent), (*seen, path.resolve()))
+    base = {} if parent is None else _read(_find_parent(path, parent), (*seen, path.resolve()))
     try:
         _apply(base, tree)
     except UserError as error:
@@ -185,10 +188,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     value = formats.parse_yaml(text, where)
     for part in reversed(parts):
         value = {part: value}
-    try:
-        return rename_keys(value)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    return value
 
 
 def gives(override: str, key: str) -> bool:
@@ -201,22 +201,6 @@ def gives(override: str, key: str) -> bool:
     return True
 
 
-def rename_keys(tree: dict[str, Any]) -> dict[str, Any]:
-    """Replaces the keys known from other code by ours.
-
-    Raises:
-        UserError: a key is there under two names.
-    """
-    renamed: dict[str, Any] = {}
-    for key, value in tree.items():
-        own = _KEY_ALIASES.get(key, key)
-        if own in renamed:
-            names = [name for name in tree if _KEY_ALIASES.get(name, name) == own]
-            raise UserError(f"{' and '.join(names)} are one setting; give {own} alone")
-        renamed[own] = rename_keys(value) if isinstance(value, dict) else value
-    return renamed
-
-
 def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
     """Writes `update` over the settings `base`. If `update` names another task, the `data` of `base` are dropped."""
     old, new = (tree.get("task") for tree in (base, update))
@@ -226,7 +210,8 @@ def _apply(base: dict[str, Any], update: dict[str, Any]) -> None:
         if value is None and base.get(key) and key in RunConfig.model_fields:
             raise UserError(f"{key}: is empty, which would drop all that it holds; leave it out, or give its settings")
         kind, default = NAMED_BY.get(key, ("", ""))
-        _write(base, key, value, _section(key, base, update), is_named=kind == key, default=default)
+        section = _section(key, base, update)
+        _write(base, key, value, section, key, is_named=kind == key, default=default)
 
 
 def _section(key: str, *trees: dict[str, Any]) -> type[Section]:
@@ -242,7 +227,14 @@ def _section(key: str, *trees: dict[str, Any]) -> type[Section]:
 
 
 def _write(
-    tree: dict[str, Any], key: str, value: Any, section: type[Section], *, is_named: bool, default: str | None = None
+    tree: dict[str, Any],
+    key: str,
+    value: Any,
+    section: type[Section],
+    prefix: str,
+    *,
+    is_named: bool,
+    default: str | None = None,
 ) -> None:
     """Merges a section into the one in `tree`, or replaces it if it names another component.
 
@@ -252,10 +244,10 @@ def _write(
     is_merged = isinstance(old, dict) and isinstance(value, dict)
     if is_merged and is_named:
         is_merged = value.get("name") in (None, old.get("name", default))
-    if is_merged:
-        _merge(old, value, section, key)
-    else:
-        tree[key] = value
+    if not is_merged:
+        old = tree[key] = {} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        _merge(old, value, section, prefix)
 
 
 def _within(section: type[Section], key: str) -> tuple[type[Section], bool]:
@@ -263,6 +255,8 @@ def _within(section: type[Section], key: str) -> tuple[type[Section], bool]:
 
     As far as is known: a name chooses, but for a field of one class of sections (no `SerializeAsAny`).
     """
+    if key in section.partial_sections:
+        return section.partial_sections[key], False
     field = section.model_fields.get(key)
     if field is None or SerializeAsAny in map(type, field.metadata):
         return Section, True
@@ -284,17 +278,14 @@ def updated(base: S, given: dict[str, Any], prefix: str) -> S:
 
 
 def _merge(base: dict[str, Any], update: dict[str, Any], section: type[Section], prefix: str) -> None:
-    """Writes `update` into `base`. One of the section's alternatives replaces the others, with their dependents.
+    """Writes `update` into `base`, by the section's own names; `base` has those already.
+
+    One of the section's alternatives replaces the others, with their dependents.
 
     Raises:
         UserError: a key is there under two names; the message calls the section `prefix`.
     """
-    try:
-        renamed, update = section.rename_aliases(base), section.rename_aliases(update)
-    except UserError as error:
-        raise UserError(f"{prefix}: {error}") from None
-    base.clear()
-    base.update(renamed)
+    update = _renamed(section, update, prefix)
     if any(update.get(key) is not None for key in section.alternatives):
         for key in section.alternatives:
             base.pop(key, None)
@@ -303,4 +294,4 @@ def _merge(base: dict[str, Any], update: dict[str, Any], section: type[Section],
                 base.pop(key, None)
     for key, value in update.items():
         own, is_named = _within(section, key)
-        _write(base, key, value, own, is_named=is_named)
+        _write(base, key, value, own, f"{prefix}.{key}", is_named=is_named)

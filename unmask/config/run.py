@@ -122,6 +122,8 @@ FEWEST_DRAWS, MOST_DRAWS = 2, 4096
 
 
 class GenerativeConfig(Section):
+    partial_sections: ClassVar[dict[str, type[Section]]] = {"decode": DecodeConfig}
+
     model: str = Field(description="folder of a Hugging Face causal language model, with its tokenizer")
     samples: int = Field(64, ge=1, le=MOST_SAMPLES, description="samples to draw, always with the same noise")
     decode: dict[str, Any] = Field(
@@ -130,7 +132,7 @@ class GenerativeConfig(Section):
 
 
 class EvalConfig(Section):
-    aliases: ClassVar[dict[str, str]] = {"confidences": "orders"}
+    aliases: ClassVar[dict[str, str]] = {"confidences": "orders", "unmasking_num": "tokens_per_step"}
 
     every: int = Field(1000, ge=1, description="steps between evaluations")
     examples: int = Field(500, ge=1, description="held-out examples, always the same")
@@ -266,7 +268,8 @@ def _owner(key: str, tree: dict[str, Any], name: str) -> str | None:
     if key not in NAMED_BY:
         return None
     kind, own = _component(key, tree)
-    owners = [other for other in COMPONENTS[kind] if name in resolve(kind, other).Config.model_fields]
+    sections = {other: resolve(kind, other).Config for other in COMPONENTS[kind]}
+    owners = [other for other, its in sections.items() if name in its.model_fields or name in its.aliases]
     if not owners:
         return None
     return f"is a setting of {kind}.name={' or '.join(owners)}, and this is {own}; remove it, or set {kind}.name"

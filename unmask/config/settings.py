@@ -70,7 +70,17 @@ class Section(BaseModel):
     """Keys that mean something only beside one of the alternatives, and go where another takes its place."""
 
     aliases: ClassVar[dict[str, str]] = {}
-    """Other names of keys, which users of other code and older runs bring, and the keys that they stand for."""
+    """Other names of keys, which users of other code and older runs bring, and the keys that they stand for.
+
+    A subclass adds its own to those of its parents, but for names that are fields there.
+    """
+    partial_sections: ClassVar[dict[str, "type[Section]"]] = {}
+    """Sections of which a field's mapping holds some settings, which are checked where they are used."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
+        names = {name: key for own in reversed(cls.__mro__) for name, key in vars(own).get("aliases", {}).items()}
+        cls.aliases = {name: key for name, key in names.items() if name not in cls.model_fields}
 
     @model_validator(mode="before")
     @classmethod

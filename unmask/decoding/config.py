@@ -16,6 +16,11 @@ class DecodeConfig(RevealSettings):
     section = "decode"
     exclusive = ("steps", *PARALLEL_RULES)
     alternatives = (*exclusive, "tokens_per_step")
+    aliases: ClassVar[dict[str, str]] = {
+        "unmasking_num": "tokens_per_step",
+        "cfg_scale": "guidance",
+        "block_length": "block_size",
+    }
     dependents: ClassVar[dict[str, str]] = {"schedule": "steps", "remask": "steps", "remask_eta": "steps"}
 
     tokens_per_step: int = Field(

@@ -289,7 +289,7 @@ def _share_unknown(task: TextTask, examples: CleanBatch) -> float:
 
 def _generation(config: RunConfig, settings: GenerativeConfig, task: TextTask, model: Denoiser) -> Generation:
     where, base = "eval.generative.decode", sampling_config(config.decode, is_causal=model.is_causal)
-    decode = recipes.updated(base, recipes.rename_keys(settings.decode), where)
+    decode = recipes.updated(base, settings.decode, where)
     check_guidance(decode, config.data)
     check_random(decode, settings.samples, where)
     real = task.validation(settings.samples)

@@ -42,6 +42,8 @@ _ENTROPY = "neg_entropy"
 class PoolConfig(RevealSettings):
     """The settings that all pools have."""
 
+    aliases: ClassVar[dict[str, str]] = {"block_length": "block_size"}
+
     name: str
     block_size: int | None = Field(None, ge=1, description=BLOCK_SIZE)
 

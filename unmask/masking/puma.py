@@ -16,7 +16,7 @@ a block, L_b maskable ones, K stages.
 """
 
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -67,6 +67,8 @@ class PumaPool(Pool):
 
     class Config(PoolConfig):
         """The settings of a section `process` named `puma`."""
+
+        aliases: ClassVar[dict[str, str]] = {"K": "num_stages"}
 
         name: str = "puma"
         num_stages: int = Field(8, ge=1, le=1_000_000, description="K: masks that a row passes through")

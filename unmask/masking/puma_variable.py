@@ -11,6 +11,8 @@ Dimensions: B rows of the global batch, b rows of this process, N blocks of a ro
 a block, L of a row.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Bool, Int
 from pydantic import Field
@@ -37,6 +39,8 @@ class VariablePumaPool(Pool):
 
     class Config(PoolConfig):
         """The settings of a section `process` named `puma_variable`."""
+
+        aliases: ClassVar[dict[str, str]] = {"unmasking_num": "tokens_per_step"}
 
         name: str = "puma_variable"
         tokens_per_step: int = Field(32, ge=1, description="u: tokens that a block reveals after every step")

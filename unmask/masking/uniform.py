@@ -6,7 +6,7 @@ Dimensions: b rows of this process, N blocks of a row (1 in plain diffusion), S 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,6 +78,8 @@ class RandomMasking(IndependentBatches):
 
     class Config(Section):
         """The settings of a section `process` named `uniform`."""
+
+        aliases: ClassVar[dict[str, str]] = {"block_length": "block_size"}
 
         name: str = "uniform"
         time: TimeConfig = Field(Uniform(), description=TIME)

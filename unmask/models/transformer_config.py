@@ -1,6 +1,6 @@
 """The settings of the transformer: its section `model`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ from unmask.models.visibility import AttentionPattern
 
 class TransformerConfig(Section):
     """Sizes and options; `preset` fills in what is not given."""
+
+    aliases: ClassVar[dict[str, str]] = {"block_length": "block_size"}
 
     name: str = "transformer"
     preset: str | None = Field(None, description=f"{', '.join(PRESETS)}; a Hugging Face train.init takes its place")
