@@ -28,15 +28,22 @@ def test_a_cost_lies_between_the_evaluations_around_the_level() -> None:
 
 
 def test_evaluations_that_turn_back_are_pooled() -> None:
-    """0.7, 0.3 and 0.5 are 0.5, in the middle of the three; 0.4 beyond them pulls them down to 0.475."""
+    """0.7, 0.3 and 0.5 are 0.5, from the middle of the first two on; 0.4 beyond them pulls them down to 0.475."""
     rising = curve([0.0, 0.7, 0.3, 0.5], [10, 20, 30, 40])
     assert rising.final == pytest.approx(0.5)
-    assert rising.cost(0.25, "step").spent == pytest.approx(20.0)
+    assert rising.cost(0.25, "step").spent == pytest.approx(17.5)
     assert rising.cost(0.7, "step") == Cost(40.0, is_least=True)  # which one evaluation had by luck
     assert curve([0.0, 0.7, 0.3, 0.5, 0.4], [10, 20, 30, 40, 50]).final == pytest.approx(0.475)
     falling = replace(curve([4.0, 1.0, 3.0, 2.0], [10, 20, 30, 40]), is_share=False)
     assert falling.final == pytest.approx(2.0)
-    assert falling.cost(3.0, "step").spent == pytest.approx(20.0)
+    assert falling.cost(3.0, "step").spent == pytest.approx(17.5)
+
+
+def test_a_level_costs_as_much_however_long_it_is_kept() -> None:
+    for kept in range(1, 6):
+        flat = curve([0.0] * kept + [1.0] * kept, [10.0 * (number + 1) for number in range(2 * kept)])
+        assert flat.cost(1.0, "step") == Cost(10.0 * (kept + 1))
+        assert flat.cost(0.5, "step").spent == pytest.approx(10.0 * kept + 5)
 
 
 def test_what_the_first_evaluation_had_reached_cost_that_at_most() -> None:

@@ -80,7 +80,7 @@ class Curve:
         pools: list[tuple[int, int, float]] = []
         for number, value in enumerate(self.values):
             first, end, pooled = number, number + 1, value
-            while pools and sign * pools[-1][2] >= sign * pooled:
+            while pools and sign * pools[-1][2] > sign * pooled:
                 before, middle, other = pools.pop()
                 pooled = other + (pooled - other) * ((end - middle) / (end - before))
                 first = before
