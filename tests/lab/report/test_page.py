@@ -46,7 +46,7 @@ def evaluated(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 def test_the_mean_is_drawn_where_all_seeds_have_been(evaluated) -> None:  # type: ignore[no-untyped-def]
     (by_step, by_seconds, _, _) = (
-        chart.lines[0] for chart in _measure(evaluated([10, 20, 30], [20, 25]), RATE, has_shares=True).charts
+        chart.lines[0] for chart in _measure(evaluated([10, 20, 30], [20, 25]), RATE, has_costs=True).charts
     )
     assert by_step.points == [(20, 0.2), (25, 0.25)]
     assert by_seconds.points == [(40, 0.2), (50, 0.25)]
@@ -54,7 +54,7 @@ def test_the_mean_is_drawn_where_all_seeds_have_been(evaluated) -> None:  # type
 
 
 def test_seeds_of_one_evaluation_each_can_be_seen(evaluated) -> None:  # type: ignore[no-untyped-def]
-    chart = _measure(evaluated([10], [12]), RATE, has_shares=True).charts[0]
+    chart = _measure(evaluated([10], [12]), RATE, has_costs=True).charts[0]
     assert chart.lines[0].points == []
     assert chart.svg().count('class="mark s0 reference"') == 2
 

@@ -101,7 +101,7 @@ def render(
         warnings=warnings(methods),
         methods=[describe_method(name, number, runs) for number, (name, runs) in enumerate(methods.items())],
         others=list(methods)[1:],
-        measures=[_measure(methods, measure, has_shares=has_shares) for measure in measures],
+        measures=[_measure(methods, own, has_costs=own == first_measure or not has_shares) for own in measures],
         curves_note=curves_note(methods),
         replay=replay,
         is_graded=is_graded(next(iter(methods.values()))[0].config),
@@ -257,7 +257,8 @@ class _Measure:
     """The rows of the table of last evaluations (`Comparison.finals`)."""
 
 
-def _measure(methods: RunsByMethod, measure: str, *, has_shares: bool) -> _Measure:
+def _measure(methods: RunsByMethod, measure: str, *, has_costs: bool) -> _Measure:
+    """Returns what the page shows of a measure; that of a likelihood has costs only if `has_costs`."""
     known, comparison = Measure.named(measure), Comparison.of(methods, measure)
     charts = [
         Chart(
@@ -270,8 +271,8 @@ def _measure(methods: RunsByMethod, measure: str, *, has_shares: bool) -> _Measu
         )
         for axis in comparison.axes
     ]
-    has_costs = known.has_costs and (known.is_share or not has_shares) and len(methods) > 1
-    costs = [row for row in comparison.rows() if row.is_reached] if has_costs else []
+    is_compared = known.has_costs and (known.is_share or has_costs) and len(methods) > 1
+    costs = [row for row in comparison.rows() if row.is_reached] if is_compared else []
     axes = [AXIS_NAMES[axis] for axis in comparison.axes]
     return _Measure(known.name, charts, costs, axes, comparison.finals())
 
