@@ -70,9 +70,19 @@ def test_the_table_says_of_how_many_seeds(evaluated) -> None:  # type: ignore[no
     ]
 
 
-def rendered(*runs: RunRecord, replay: dict[str, Any] | None = None) -> str:
+def rendered(*runs: RunRecord, replay: dict[str, Any] | None = None, first: str | None = None) -> str:
     study = Study("prob/1", replay=replay)
-    return render(group(runs), study, Diagnoses(), title="A title", first_measure=None, commands=["unmask report"])
+    return render(group(runs), study, Diagnoses(), title="A title", first_measure=first, commands=["unmask report"])
+
+
+def test_a_likelihood_beside_rates_has_costs_where_it_is_asked_for(tmp_path: Path) -> None:
+    found = {RATE: 0.5, "eval/nelbo": 2.0}
+    runs = [
+        read_run(write_run(tmp_path / name, f"process={{name: {name}}}", evaluation=found), pytest.fail)
+        for name in ("uniform", "puma")
+    ]
+    assert rendered(*runs).count("What it cost to get there") == 1
+    assert rendered(*runs, first="eval/nelbo").count("What it cost to get there") == 2
 
 
 EVIL = "</script><script>alert(1)</script>\x1b[2J\u202egnp.exe"
