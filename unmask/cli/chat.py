@@ -46,7 +46,7 @@ def chat(
 
     * `echo "How many is two and three?" | unmask chat runs/tinygsm-puma`
     """
-    loaded = LoadedRun.open(run, weights=options.check_weights_name(weights), step=step, device=device)
+    loaded = LoadedRun.open(run, weights=weights, step=step, device=device)
     settings = options.parse_decoder(decoder, loaded.config.decode)
     conversation = _Conversation(DecodeSession(loaded, settings))
     if sys.stdin.isatty():

@@ -78,7 +78,7 @@ def decode(
 
     * `echo '{"text": "There are<mask:3> in the basket."}' | unmask decode runs/tinygsm-puma --forbid " no"`
     """
-    loaded = LoadedRun.open(run, weights=options.check_weights_name(weights), step=step, device=device)
+    loaded = LoadedRun.open(run, weights=weights, step=step, device=device)
     config = _with_forbidden(options.parse_decoder(decoder, loaded.config.decode), loaded.task, forbid or [])
     _check_samples(num_samples, config)
     if trace:

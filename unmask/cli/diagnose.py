@@ -55,8 +55,7 @@ def diagnose(
     * `unmask diagnose runs/sudoku-uniform runs/sudoku-puma --only mismatch --json`
     """
     parts = _check_parts(only)
-    chosen = options.check_weights_name(weights)
-    opened = [LoadedRun.open(run, weights=chosen, step=step, device=device) for run in runs]
+    opened = [LoadedRun.open(run, weights=weights, step=step, device=device) for run in runs]
     for run in opened:
         run.trainer()  # refuses exports before any work
     decoders = [options.parse_decoder(decoder, run.config.decode) for run in opened]
@@ -70,7 +69,7 @@ def diagnose(
                     examples=examples,
                     draws=draws,
                     decoder=settings,
-                    gradient_weights=chosen or "raw",
+                    gradient_weights=weights or "raw",
                     per_bin=per_bin,
                     on_progress=partial(_update_percent, update),
                 )

@@ -12,8 +12,7 @@ from unmask.training.protocol import EvalOptions, Repeated
 
 def open_run(asked: EvalOptions, run: str | None = None) -> LoadedRun:
     """Opens the run that is evaluated, or another one as it is."""
-    weights = options.check_weights_name(asked.weights)
-    return LoadedRun.open(run or asked.run, weights=weights, step=asked.step, device=asked.device)
+    return LoadedRun.open(run or asked.run, weights=asked.weights, step=asked.step, device=asked.device)
 
 
 def print_evaluation(result: dict[str, Any], protocol: dict[str, Any], repeated: Repeated | None) -> None:

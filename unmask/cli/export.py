@@ -64,18 +64,17 @@ def export(
 
     Example: `unmask export runs/block-chat my-model --layout sdar`
     """
-    chosen = options.check_weights_name(weights)
     if adapter:
         if layout != OURS:
             raise UserError(f"--layout {layout}: --adapter is in PEFT's format; give one of them")
         if dtype != "own":
             raise UserError(f"--dtype {dtype}: adapters stay in fp32; leave it out, or export the merged model")
-        trained = exporting.export_adapters(run, target, weights=chosen, step=step)
+        trained = exporting.export_adapters(run, target, weights=weights, step=step)
         assert trained.adapters is not None
         base = trained.adapters.base.source
         console.print(f"{target}: the {trained.weights} adapters of step {trained.step}, for {base}")
         return
-    exported = exporting.export(run, target, layout=layout, dtype=dtype, weights=chosen, step=step)
+    exported = exporting.export(run, target, layout=layout, dtype=dtype, weights=weights, step=step)
     if layout == OURS:
         _say_readers(target, exported)
     else:

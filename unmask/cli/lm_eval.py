@@ -73,7 +73,7 @@ def lm_eval(
         options.parse_decoder(decoder, DecodeConfig())  # refuses what is wrong before anything is read
         # A default that is asked for counts too: the run's may be another.
         settings = options.read_decoder(decoder)
-    model: dict[str, Any] = {"path": run, "weights": options.check_weights_name(weights), "step": step}
+    model: dict[str, Any] = {"path": run, "weights": weights, "step": step}
     model |= {"draws": draws, "mask_seed": mask_seed, "is_greedy": is_greedy}
     given = {key: value for key, value in model.items() if value is not None}
     _execute(_parse(lm_eval_options or []), given | settings)

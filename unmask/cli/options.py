@@ -19,8 +19,19 @@ from unmask.progress import TextConsole
 from unmask.tasks.task import Task, accept_changed_data
 
 Run = Annotated[str, typer.Argument(help="A run folder, an export, or a Hugging Face checkpoint.", show_default=False)]
+
+
+def _check_weights(weights: str | None) -> str | None:
+    if weights not in (None, "ema", "raw"):
+        raise UserError(f"--weights {weights}: use ema or raw")
+    return weights
+
+
 Weights = Annotated[
-    str | None, typer.Option(help="Weights to use: ema (averaged) or raw (default: ema if the run has it).")
+    str | None,
+    typer.Option(
+        callback=_check_weights, help="Weights to use: ema (averaged) or raw (default: ema if the run has it)."
+    ),
 ]
 Step = Annotated[str, typer.Option(help="Checkpoint to use: last, best, or a step.")]
 Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda, mps or auto (default: the one of the training).")]
@@ -147,12 +158,6 @@ def _token_of_symbol(task: Task, text: str) -> int:
         some = ", ".join(filter(None, map(task.symbol, known[:10])))
         raise UserError(f"{text!r}: is no token of this task; its tokens are {some}{', ..' * (len(known) > 10)}")
     return found
-
-
-def check_weights_name(weights: str | None) -> str | None:
-    if weights not in (None, "ema", "raw"):
-        raise UserError(f"--weights {weights}: use ema or raw")
-    return weights
 
 
 def results() -> TextConsole:

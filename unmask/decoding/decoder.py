@@ -44,7 +44,8 @@ class _Rows:
 
     number: Int[Tensor, "b"]
     """Indices of these rows among the B that decoding started with."""
-    prompt: Int[Tensor, "b"]
+    key: Int[Tensor, "b"]
+    """Numbers that key the noise of these rows."""
     xt: Int[Tensor, "b L"]
     step: Int[Tensor, "b"]
     num_masked: Int[Tensor, "b"]
@@ -59,14 +60,14 @@ class _Rows:
     """Log-probability of each revealed token, when it was revealed; kept for remasking alone."""
 
     @staticmethod
-    def of(xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None, mask_id: int) -> "_Rows":
+    def of(xt: Int[Tensor, "B L"], key: Int[Tensor, "B"] | None, mask_id: int) -> "_Rows":
         number = torch.arange(len(xt), device=xt.device)
         is_given = xt != mask_id
         position = torch.arange(xt.shape[1], device=xt.device)
         num_masked = (~is_given).sum(dim=-1)
         return _Rows(
             number=number,
-            prompt=number if prompt is None else prompt,
+            key=number if key is None else key,
             xt=xt.clone(),
             step=torch.zeros_like(number),
             num_masked=num_masked,
@@ -104,8 +105,8 @@ class _Span:
 class Decoder:
     """Fills in masked positions with the model's predictions.
 
-    The result of a row does not depend on what else is in its batch: noise is keyed by (seed, the row's `prompt`
-    number, step, position), equal scores go to the lower position, and every row has its own steps and block.
+    The result of a row does not depend on what else is in its batch: noise is keyed by (seed, the row's
+    `key`, step, position), equal scores go to the lower position, and every row has its own steps and block.
 
     Args:
         predict: the model.
@@ -136,17 +137,17 @@ class Decoder:
     def __post_init__(self) -> None:
         choose(ORDERS, "order", self.order)
 
-    def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
-        """Fills in the canvases `xt`. `prompt` numbers the rows for the noise; default: 0, 1, .."""
+    def decode(self, xt: Int[Tensor, "B L"], key: Int[Tensor, "B"] | None = None) -> Decoded:
+        """Fills in the canvases `xt`. The noise of a row depends on its `key`; default: 0, 1, .."""
         with casts_kept():
-            return deque(self.steps(xt, prompt), maxlen=1).pop()
+            return deque(self.steps(xt, key), maxlen=1).pop()
 
     def open(self, xt: Int[Tensor, "B L"]) -> Reader:
         """Opens the reader of the canvases `xt`, before their first step."""
         return NoCache(self.predict) if self.open_reader is None else self.open_reader(xt)
 
     @torch.no_grad()
-    def steps(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Iterator[Decoded]:
+    def steps(self, xt: Int[Tensor, "B L"], key: Int[Tensor, "B"] | None = None) -> Iterator[Decoded]:
         """Yields the canvases before the first step and after each one; what is masked still holds `mask_id`.
 
         The tensors are the decoder's own: the next step changes them.
@@ -156,7 +157,7 @@ class Decoder:
             UserError: a step filled in nothing.
         """
         xt = xt.long()
-        rows = _Rows.of(xt, prompt, self.mask_id)
+        rows = _Rows.of(xt, key, self.mask_id)
         done = Decoded(tokens=rows.xt.clone(), nfe=rows.step.clone(), reveal_step=rows.reveal_step.clone())
         reader = self.open(xt)
         before = torch.full_like(rows.number, xt.shape[1] + 1)
@@ -245,7 +246,7 @@ class Decoder:
             place = span.is_asked.flatten().nonzero().squeeze(1)
         row, position = place // width, span.position.flatten()[place]
         query = self.sampling.query(
-            rows.prompt[row],
+            rows.key[row],
             rows.step[row],
             position,
             confidence=ORDERS[self.order].confidence,
@@ -266,7 +267,7 @@ class Decoder:
         )
 
     def _scores(self, rows: _Rows, span: _Span, confidence: Float[Tensor, "b W"]) -> Float[Tensor, "b W"]:
-        keys = (rows.prompt.unsqueeze(1), rows.step.unsqueeze(1), span.position)
+        keys = (rows.key.unsqueeze(1), rows.step.unsqueeze(1), span.position)
         order = ORDERS[self.order]
         score = order.score(confidence, lambda: noise.uniform(self.sampling.seed, Purpose.ORDER, *keys))
         if not self.confidence_noise:
@@ -276,7 +277,7 @@ class Decoder:
         return order.noisy(score, gumbel, self.confidence_noise * share.unsqueeze(1))
 
     def _revealed(self, rows: _Rows, span: _Span, answer: Prediction) -> Revealed:
-        keys = (rows.prompt.unsqueeze(1), rows.step.unsqueeze(1), span.position)
+        keys = (rows.key.unsqueeze(1), rows.step.unsqueeze(1), span.position)
         log_prob = span.to_dense(answer.log_prob)
         return Revealed(
             is_revealed=span.is_revealed,

@@ -24,7 +24,7 @@ class Sampling:
 
     Args:
         temperature: 0 takes the likeliest value; else values are drawn from softmax(logits / temperature), with Gumbel
-            noise in fp64 keyed by (seed, prompt, step, position, token).
+            noise in fp64 keyed by (seed, the row's key, step, position, token).
         top_k, top_p: truncation of the distribution, see `truncation.truncated`; None: none.
         forbidden: ids of tokens that have probability 0.
     """
@@ -53,7 +53,7 @@ class Sampling:
 
     def query(
         self,
-        prompt: Int[Tensor, "M"],
+        key: Int[Tensor, "M"],
         step: Int[Tensor, "M"],
         position: Int[Tensor, "M"],
         *,
@@ -61,13 +61,13 @@ class Sampling:
         has_entropy: bool = False,
         given: Int[Tensor, "M"] | None = None,
     ) -> Query:
-        """Builds the query for `position` in `step` of the rows that are numbered `prompt`."""
+        """Builds the query for `position` in `step` of the rows with these keys for the noise."""
         is_truncated = self.top_k is not None or self.top_p not in (None, 1)
         return Query(
             confidence=confidence,
-            perturb=self._perturb(prompt, step, position) if self.temperature and not is_truncated else None,
-            draw=self._draw(prompt, step, position) if self.temperature and is_truncated else None,
-            forbidden=torch.tensor(self.forbidden, device=prompt.device) if self.forbidden else None,
+            perturb=self._perturb(key, step, position) if self.temperature and not is_truncated else None,
+            draw=self._draw(key, step, position) if self.temperature and is_truncated else None,
+            forbidden=torch.tensor(self.forbidden, device=key.device) if self.forbidden else None,
             has_entropy=has_entropy,
             given=given,
         )

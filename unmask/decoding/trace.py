@@ -34,8 +34,8 @@ class RecordingDecoder:
     decoder: Decoder
     records: list[StepRecord] = field(default_factory=list)
 
-    def decode(self, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None) -> Decoded:
-        return replace(self.decoder, open_reader=self._open_reader).decode(xt, prompt)
+    def decode(self, xt: Int[Tensor, "B L"], key: Int[Tensor, "B"] | None = None) -> Decoded:
+        return replace(self.decoder, open_reader=self._open_reader).decode(xt, key)
 
     def _open_reader(self, xt: Int[Tensor, "B L"]) -> Reader:
         return _RecordingReader(self.decoder.open(xt), torch.arange(len(xt), device=xt.device), self.records)
@@ -73,7 +73,7 @@ def traces(decoder: Decoder, task: Task, examples: CleanBatch, *, device: torch.
 
 
 def trace(
-    decoder: Decoder, xt: Int[Tensor, "B L"], prompt: Int[Tensor, "B"] | None = None
+    decoder: Decoder, xt: Int[Tensor, "B L"], key: Int[Tensor, "B"] | None = None
 ) -> tuple[Int[Tensor, "B L"], list[list[dict[str, Any]]]]:
     """Decodes canvases; returns them finished, and the steps of each.
 
@@ -82,7 +82,7 @@ def trace(
     masked `again`.
     """
     recording = RecordingDecoder(decoder)
-    tokens = recording.decode(xt, prompt).tokens.cpu()
+    tokens = recording.decode(xt, key).tokens.cpu()
     canvases: list[list[Tensor]] = [[] for _ in tokens]
     steps: list[list[dict[str, Any]]] = [[] for _ in tokens]
     for record in recording.records:

@@ -64,8 +64,8 @@ def measure_mistakes(
     counts = torch.zeros(2, NUM_BINS, dtype=torch.long)
 
     def canvases(start: int, own: CleanBatch) -> Iterator[Int[Tensor, "R L"]]:
-        prompt = torch.arange(start, start + len(own), device=trainer.device)
-        for step in decode.steps(own.masked(mask_id).to(trainer.device), prompt):
+        key = torch.arange(start, start + len(own), device=trainer.device)
+        for step in decode.steps(own.masked(mask_id).to(trainer.device), key):
             yield step.tokens
             on_progress((start + len(own) * (step.tokens != mask_id).float().mean().item()) / len(examples))
 

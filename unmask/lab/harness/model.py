@@ -235,8 +235,8 @@ class HarnessModel(LM):  # type: ignore[misc]  # lm_eval is untyped here
                 size = self.batch_size or own.batch_size
                 for rows in (places[start : start + size] for start in range(0, len(places), size)):
                     batch = torch.stack([canvases[place] for place in rows]).to(self._device)
-                    noise = torch.tensor([numbers[place] for place in rows], device=self._device)
-                    found |= dict(zip(rows, decoder.decode(batch, noise).tokens.cpu(), strict=True))
+                    keys = torch.tensor([numbers[place] for place in rows], device=self._device)
+                    found |= dict(zip(rows, decoder.decode(batch, keys).tokens.cpu(), strict=True))
                     update(len(found))
         return [found[place] for place in range(len(canvases))]
 
