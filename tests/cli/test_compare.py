@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import lines, run_cli
+from unmask import machine
 from unmask.cli.compare import compare
 from unmask.config import recipes
 from unmask.errors import UserError
@@ -67,14 +68,13 @@ def test_it_trains_says_and_goes_on(
     assert "report.html: is a folder" in " ".join(said.err.split())
 
 
-def test_threads_that_are_asked_for_are_taken_before_a_share_of_the_cores(tmp_path: Path) -> None:
-    def threads(*settings: str) -> int | None:
-        command = Training("debug", settings, tmp_path / "seed_0").command(threads=2)
-        overrides = command[command.index("debug") + 1 : command.index("--out")]
-        return recipes.load("debug", overrides).train.threads
-
-    assert threads() == 2
-    assert threads("train.threads=3") == 3
+def test_threads_of_a_recipe_are_taken_before_a_share_of_the_cores(tmp_path: Path) -> None:
+    settings = (*TINY, "train.steps=1", "train.compile=false")
+    asked = Training("debug", settings, tmp_path / "asked")  # the recipe has `train.threads: 1`
+    shared = Training("debug", (*settings, "train.threads=null"), tmp_path / "shared")
+    train_all([asked, shared], jobs=1)
+    made = [json.loads((own.folder / "environment.json").read_text()) for own in (asked, shared)]
+    assert [own["threads"] for own in made] == [1, machine.cpus()]
 
 
 def test_methods_of_one_recipe_with_budgets_of_their_own(tmp_path: Path) -> None:

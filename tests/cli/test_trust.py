@@ -160,10 +160,10 @@ def test_trainings_of_compare_trust_what_compare_trusts(tmp_path: Path) -> None:
 
     def trusted_command() -> list[str]:
         trust_code()
-        return training.command(threads=1)
+        return training.command()
 
     assert "--trust-code" in copy_context().run(trusted_command)
-    assert "--trust-code" not in training.command(threads=1)
+    assert "--trust-code" not in training.command()
 
 
 def test_code_of_the_current_folder_may_import_its_neighbours_later(

@@ -33,26 +33,35 @@ class Training:
     def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log")
 
-    def command(self, threads: int) -> list[str]:
-        """Returns the command line; a `train.threads` of the settings wins, and it trusts what this process trusts."""
+    def command(self) -> list[str]:
+        """Returns the command line; it trusts what this process trusts."""
         # -P: a file in the current folder may have the name of a library's module.
         return [
             *(sys.executable, "-P", str(Path(__file__).with_name("child.py"))),
-            *("train", self.recipe, f"train.threads={threads}", *self.settings, "--out", str(self.folder), "--resume"),
+            *("train", self.recipe, *self.settings, "--out", str(self.folder), "--resume"),
             *["--trust-code"] * registry.trusts_code(),
             *["--follow-links"] * files.follows_links(),
         ]
 
     def start(self, threads: int, lifeline: int) -> subprocess.Popen[bytes]:
-        """Starts the training, which ends when nobody holds the other end of the pipe `lifeline` any longer."""
+        """Starts the training, with `threads` where neither its recipe nor its settings name `train.threads`.
+
+        It ends when nobody holds the other end of the pipe `lifeline` any longer.
+        """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         # A session of its own, so that Ctrl-C reaches only the parent, which passes it on once.
         with files.naming(self.log):
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             own = os.open(self.log, flags, 0o666) if files.follows_links() else files.open_own(self.log, flags)
         with open(own, "ab") as log:  # noqa: PTH123
-            command = self.command(threads)
-            return subprocess.Popen(command, stdin=lifeline, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                self.command(),
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                stdin=lifeline,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def end_of_log(self) -> str:
         """Returns the last lines of its log, for people; empty if there is none yet."""
