@@ -57,6 +57,8 @@ COMPONENTS = {
 
 _PARTS = {"time": ("model_fields", "density")}
 """What makes a class a component, where that is not `Config` and `from_config`."""
+_CALLED = {"time": "density"}
+"""Words for kinds, where they are not the kind's name."""
 
 _LIBRARIES = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
 
@@ -94,24 +96,27 @@ def is_found() -> bool:
     return _file.get() is not None
 
 
-def resolve(kind: str, name: str) -> Any:
+def resolve(kind: str, name: str, key: str | None = None) -> Any:
     """Returns the class behind `name`: a shipped one, one that an installed package registers, or an import path.
 
     A package registers a class as an entry point `KIND.NAME` of the group `unmask`. An import path is written
-    `package.module:Class`; its module is also looked for in the current folder.
+    `package.module:Class`; its module is also looked for in the current folder. Errors call `key` the setting that
+    holds the name; default: `KIND.name`.
 
     Raises:
         UserError: nothing of that name, its code fails or lacks a part, or a saved file names code that is not trusted.
     """
+    key = key or f"{kind}.name"
     path = COMPONENTS[kind].get(name) or _registered(kind).get(name)
     if path is None:
-        _check_import_path(kind, name)
+        _check_import_path(kind, name, key)
     module, _, attribute = (path or name).partition(":")
-    with foreign_code(kind, name, "cannot import it"):
+    with foreign_code(kind, name, "cannot import it", key):
         component = getattr(_import(module, from_folder=path is None), attribute)
     if missing := [part for part in _PARTS.get(kind, ("Config", "from_config")) if not hasattr(component, part)]:
-        raise UserError(f"{kind}.name={name}: is not a {kind}: it has no {' and no '.join(missing)}")
-    _check_config(kind, name, component if kind == "time" else component.Config)
+        what = _CALLED.get(kind, kind)
+        raise UserError(f"{key}={name}: is not a {what}: it has no {' and no '.join(missing)}")
+    _check_config(kind, name, component if kind == "time" else component.Config, key)
     return component
 
 
@@ -151,9 +156,10 @@ def _has(component: object, part: str) -> bool:
 
 
 @contextmanager
-def foreign_code(kind: str, name: str, what: str) -> Iterator[None]:
+def foreign_code(kind: str, name: str, what: str, key: str | None = None) -> Iterator[None]:
     """Turns what is raised by code that does not come with unmask into a `UserError` that begins with its own line.
 
+    The error calls `key` the setting that holds the name of the code's component; default: `KIND.name`.
     `sys.exit` is no way out of a command either: it would end with nothing done and, with 0, as if all were well.
     """
     try:
@@ -163,11 +169,12 @@ def foreign_code(kind: str, name: str, what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if name in COMPONENTS[kind]:
             raise
+        key = key or f"{kind}.name"
         if (place := own_line(error, name.partition(":")[0].partition(".")[0])) is None:
-            raise UserError(f"{kind}.name={name}: {what}: {error}") from error
+            raise UserError(f"{key}={name}: {what}: {error}") from error
         cause = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
         cause = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else cause
-        raise UserError(f"{place}: {cause}\n{kind}.name={name}: {what}; mend it there") from error
+        raise UserError(f"{place}: {cause}\n{key}={name}: {what}; mend it there") from error
 
 
 def own_line(error: BaseException, package: str = "") -> str | None:
@@ -188,12 +195,12 @@ def own_line(error: BaseException, package: str = "") -> str | None:
     return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
 
-def _check_config(kind: str, name: str, config: object) -> None:
+def _check_config(kind: str, name: str, config: object, key: str) -> None:
     if not (isinstance(config, type) and issubclass(config, Section)):
         what = "it" if kind == "time" else "its Config"
         raise UserError(
-            f"{kind}.name={name}: is not a {kind}: {what} is no subclass of unmask.config.settings.Section, but "
-            f"{config!r:.80}"
+            f"{key}={name}: is not a {_CALLED.get(kind, kind)}: {what} is no subclass of "
+            f"unmask.config.settings.Section, but {config!r:.80}"
         )
 
 
@@ -203,20 +210,21 @@ def _registered(kind: str) -> dict[str, str]:
     return {point.name.removeprefix(f"{kind}."): point.value for point in points if point.name.startswith(f"{kind}.")}
 
 
-def _check_import_path(kind: str, name: str) -> None:
+def _check_import_path(kind: str, name: str, key: str) -> None:
     """Refuses a name that is no import path, or one that a saved file holds and nobody trusts."""
     if ":" not in name:
         known = [*COMPONENTS[kind], *_registered(kind)]
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        raise UserError(f"{kind}.name={name}: no such {kind}; {hint} (or an import path, package.module:Class)")
+        what = _CALLED.get(kind, kind)
+        raise UserError(f"{key}={name}: no such {what}; {hint} (or an import path, package.module:Class)")
     file = _file.get()
     if file is None:
         _typed.set(_typed.get() | {name})
     elif name not in _typed.get():
         if not _trusts_code.get():
             raise UserError(
-                f"{kind}.name={name}: that is code which does not come with unmask, and to look at this run would run "
+                f"{key}={name}: that is code which does not come with unmask, and to look at this run would run "
                 "it; if you trust whoever made the run, add --trust-code (in Python: trust_code=True)"
             )
         module = name.partition(":")[0]

@@ -18,7 +18,7 @@ from torch import Tensor
 from unmask import noise
 from unmask.blocks import blocks_of
 from unmask.config.registry import COMPONENTS, foreign_code, resolve
-from unmask.config.settings import Section, check_section
+from unmask.config.settings import Section, WrongSettings, check_section
 from unmask.errors import UserError
 from unmask.noise import Purpose
 
@@ -278,9 +278,13 @@ def read(value: Any, prefix: str) -> DensityConfig:
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
         names = ", ".join(COMPONENTS["time"])
         raise UserError(f"give the name of a density ({names}), or its settings with name")
-    component = resolve("time", tree["name"])
-    with foreign_code("time", tree["name"], "cannot check its settings"):
-        section: DensityConfig = check_section(component, tree, prefix)
+    key = prefix if isinstance(value, str) else f"{prefix}.name"
+    try:
+        component = resolve("time", tree["name"], key)
+        with foreign_code("time", tree["name"], "cannot check its settings", key):
+            section: DensityConfig = check_section(component, tree, prefix)
+    except UserError as error:
+        raise WrongSettings(str(error)) from error  # which names the key itself
     return section
 
 
