@@ -269,6 +269,10 @@ def test_wrong_settings_are_named(settings: str, said: str) -> None:
         ("{name: bta}", "KEY.name=bta: no such density; did you mean 'beta'?"),
         ("bta", "KEY=bta: no such density; did you mean 'beta'?"),
         ("{name: 'nowhere.at:All'}", "KEY.name=nowhere.at:All: cannot import it"),
+        (
+            "{name: beta, mean: 0.3}",
+            "KEY.mean=0.3: is a setting of KEY.name=truncated_normal or logit_normal, and this is beta; remove it, or",
+        ),
         ("{name: mixture, of: bell}", "KEY.of=bell: no such density; "),
         ("{name: mixture, uniform: 2, of: beta}", "KEY.uniform=2: "),
         ("{name: mixture, of: {name: beta, a: 0}}", "KEY.of.a=0: "),

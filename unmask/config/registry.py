@@ -116,8 +116,17 @@ def resolve(kind: str, name: str, key: str | None = None) -> Any:
     if missing := [part for part in _PARTS.get(kind, ("Config", "from_config")) if not hasattr(component, part)]:
         what = _CALLED.get(kind, kind)
         raise UserError(f"{key}={name}: is not a {what}: it has no {' and no '.join(missing)}")
-    _check_config(kind, name, component if kind == "time" else component.Config, key)
+    _check_config(kind, name, _section(kind, component), key)
     return component
+
+
+def about_owners(kind: str, own: str, setting: str, key: str) -> str | None:
+    """Says which components of a kind have the `setting` that `own`, chosen by `key`, has not; None if none do."""
+    sections = {name: _section(kind, resolve(kind, name)) for name in COMPONENTS[kind]}
+    owners = [name for name, its in sections.items() if setting in its.model_fields or setting in its.aliases]
+    if not owners:
+        return None
+    return f"is a setting of {key}={' or '.join(owners)}, and this is {own}; remove it, or set {key}"
 
 
 def is_kind_of_task(name: str, other: str) -> bool:
@@ -193,6 +202,11 @@ def own_line(error: BaseException, package: str = "") -> str | None:
     ]
     own = [frame for frame in own if frame.filename == own[0].filename]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else None
+
+
+def _section(kind: str, component: Any) -> Any:
+    """Returns the class of a component's settings."""
+    return component if kind == "time" else component.Config
 
 
 def _check_config(kind: str, name: str, config: object, key: str) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from unmask.config.registry import COMPONENTS, foreign_code, resolve
+from unmask.config.registry import about_owners, foreign_code, resolve
 from unmask.config.settings import DTypeName, Section, WeightsName, check_into, check_section, known, unknown
 from unmask.decoding.config import DecodeConfig, check_guidance, without_loops
 from unmask.errors import UserError
@@ -268,11 +268,7 @@ def _owner(key: str, tree: dict[str, Any], name: str) -> str | None:
     if key not in NAMED_BY:
         return None
     kind, own = _component(key, tree)
-    sections = {other: resolve(kind, other).Config for other in COMPONENTS[kind]}
-    owners = [other for other, its in sections.items() if name in its.model_fields or name in its.aliases]
-    if not owners:
-        return None
-    return f"is a setting of {kind}.name={' or '.join(owners)}, and this is {own}; remove it, or set {kind}.name"
+    return about_owners(kind, own, name, f"{kind}.name")
 
 
 def _with_block_size(model: Section | None, process: Section | None, problems: list[str]) -> Section | None:

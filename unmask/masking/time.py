@@ -8,6 +8,7 @@ Dimensions: b rows of this process, N blocks of a row (1 in plain diffusion), C 
 """
 
 from abc import abstractmethod
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.blocks import blocks_of
-from unmask.config.registry import COMPONENTS, foreign_code, resolve
+from unmask.config.registry import COMPONENTS, about_owners, foreign_code, resolve
 from unmask.config.settings import Section, WrongSettings, check_section
 from unmask.errors import UserError
 from unmask.noise import Purpose
@@ -280,9 +281,10 @@ def read(value: Any, prefix: str) -> DensityConfig:
         raise UserError(f"give the name of a density ({names}), or its settings with name")
     key = prefix if isinstance(value, str) else f"{prefix}.name"
     try:
-        component = resolve("time", tree["name"], key)
-        with foreign_code("time", tree["name"], "cannot check its settings", key):
-            section: DensityConfig = check_section(component, tree, prefix)
+        component = resolve("time", name := tree["name"], key)
+        with foreign_code("time", name, "cannot check its settings", key):
+            about_key = partial(about_owners, "time", name, key=key)
+            section: DensityConfig = check_section(component, tree, prefix, about_key)
     except UserError as error:
         raise WrongSettings(str(error)) from error  # which names the key itself
     return section
