@@ -55,6 +55,15 @@ def test_a_run_is_listed_as_it_is(
     assert json.loads(capsys.readouterr().out)["train.seed"]["value"] == 0  # a recipe's name is the recipe's
 
 
+def test_the_densities_are_listed_wherever_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    start = "process.start={name: mixture, of: beta}"
+    assert run_cli("settings", "sudoku/puma", "process.start", start, "process.time.name", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    names = [key for key in said if key.endswith(".name")]
+    assert names == ["process.time.name", "process.start.name", "process.start.of.name"]
+    assert all(said[key]["meaning"].startswith(", ".join(COMPONENTS["time"])) for key in names)
+
+
 def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("settings", "sudoku/puma", "process.num_stages", "optim.schedule") == 0
     printed = " ".join(capsys.readouterr().out.split())

@@ -15,6 +15,7 @@ from unmask.config.registry import COMPONENTS
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section, unknown
 from unmask.errors import UserError
+from unmask.masking.time import DensityConfig
 from unmask.models import hf
 from unmask.paths import user_path
 from unmask.progress import warn
@@ -94,14 +95,14 @@ def explain(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]
         if isinstance(inner, Section):
             yield from explain(inner, f"{key}.")
         else:
-            yield key, values[name], _describe(key, field)
+            yield key, values[name], _describe(key, field, section)
 
 
-def _describe(key: str, field: FieldInfo) -> str:
-    """Describes a setting; for the name of a component, lists those that exist."""
-    *where, last = key.split(".")
-    kind = next((part for part in reversed(where) if part in COMPONENTS), None)
-    if last == "name" and kind is not None:
+def _describe(key: str, field: FieldInfo, section: Section) -> str:
+    """Describes a setting of `section`; for the name of a component, lists those that exist."""
+    where, _, last = key.rpartition(".")
+    kind = "time" if isinstance(section, DensityConfig) else where
+    if last == "name" and kind in COMPONENTS:
         return f"{', '.join(COMPONENTS[kind])}; or package.module:Class of your own"
     literals = [each for each in (field.annotation, *get_args(field.annotation)) if get_origin(each) is Literal]
     choices = [str(choice) for literal in literals for choice in get_args(literal)]
