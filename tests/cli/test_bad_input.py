@@ -83,6 +83,7 @@ BAD_TRAINING = {
     "unknown layout": (["debug", "data.layout=flat"], ["data.layout='flat'", "'in_place' or 'two_grid'"]),
     "too few givens": (["debug", "data.givens=17"], ["data.givens=17", "use 24 to 50"]),
     "too many givens": (["debug", "data.givens=[30, 60]"], ["data.givens=[30, 60]: 60 givens", "use 24 to 50"]),
+    "half a given": (["debug", "data.givens=30.5"], ["data.givens=30.5: give a whole number, or two of them"]),
     "givens upside down": (["debug", "data.givens=[40, 30]"], ["data.givens=[40, 30]", "the lower end comes first"]),
     "betas": (["debug", "optim.betas=[2, 3]"], ["optim.betas.0=2", "less than 1"]),
     "endless": (["debug", "train.epochs=.inf"], ["train.epochs=inf", "finite"]),

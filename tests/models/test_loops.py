@@ -116,7 +116,11 @@ def test_a_run_with_loops_goes_on_exactly() -> None:
         ("{layers: [1, 0], times: 2}", "model.loops: layers=[1, 0]: give the smaller one first"),
         ("{layers: [0, 1], times: [3, 2]}", "model.loops: times=[3, 2]: give the smaller one first"),
         ("{layers: [0, 1], times: 0}", "model.loops.times.0=0: Input should be greater than or equal to 1"),
-        ("{layers: [0, 1], times: true}", "model.loops.times=True: Input should be a list, as [.., ..]"),
+        (
+            "{layers: [0, 1], times: true}",
+            "model.loops.times=True: give a whole number, or two of them, as [low, high]",
+        ),
+        ("{layers: [0, 1], times: 1.5}", "model.loops.times=1.5: give a whole number, or two of them"),
         ("{layers: [0, 1]}", "model.loops.times is missing"),
         ("{layers: [0, 1], time: 2}", "unknown key model.loops.time; did you mean model.loops.times?"),
         ("3", "model.loops=3: is a section; give its settings, such as model.loops.layers=.."),

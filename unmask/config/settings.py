@@ -37,7 +37,17 @@ def known(what: str, table: Mapping[str, object]) -> AfterValidator:
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float64"]
 WeightsName = Literal["ema", "raw"]
-OneIsBoth = BeforeValidator(lambda value: (value, value) if type(value) is int else value)
+
+
+def _take_both(value: Any) -> Any:
+    if type(value) is int:
+        return value, value
+    if not isinstance(value, list | tuple):
+        raise ValueError("give a whole number, or two of them, as [low, high]")
+    return value
+
+
+OneIsBoth = BeforeValidator(_take_both)
 """Takes one number for both ends of a range."""
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(lambda ids: sorted(set(ids)))]
 
