@@ -87,7 +87,7 @@ BAD_TRAINING = {
     "givens upside down": (["debug", "data.givens=[40, 30]"], ["data.givens=[40, 30]", "the lower end comes first"]),
     "betas": (["debug", "optim.betas=[2, 3]"], ["optim.betas.0=2", "less than 1"]),
     "endless": (["debug", "train.epochs=.inf"], ["train.epochs=inf", "finite"]),
-    "both lengths": (["debug", "train={steps: 3, epochs: 2}"], ["train.steps=3 and train.epochs=2.0: give one"]),
+    "both lengths": (["debug", "train={steps: 3, epochs: 2}"], ["Error: train.steps=3 and train.epochs=2.0: give one"]),
     "a function for a process": (["debug", "process.name=os:getcwd"], ["process.name=os:getcwd", "no Config"]),
     "half a path": (["debug", "process.name=:X"], ["process.name=:X", "cannot import it"]),
     "absent data": (["debug", "data.path=nowhere.csv"], ["nowhere.csv", "cannot be read"]),

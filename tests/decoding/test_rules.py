@@ -97,7 +97,7 @@ IMPOSSIBLE: list[tuple[dict[str, object], str, dict[str, object]]] = [
 def test_what_cannot_be_had_together(settings: dict[str, object], named: str, fix: dict[str, object]) -> None:
     with pytest.raises(WrongSettings) as error:
         check_section(DecodeConfig, settings, "decode")
-    assert f"decode: decode.{named}" in str(error.value)
+    assert str(error.value).startswith(f"decode.{named}")
     assert all(key in str(error.value) for key in fix)
     check_section(DecodeConfig, settings | fix, "decode")  # the fix is one
 

@@ -187,6 +187,8 @@ def _explain(section: type[Section], detail: Any, prefix: str, about_key: AboutK
     if isinstance(cause, WrongSettings):  # of a section within this one
         return str(cause)
     message = _MESSAGES.get(detail["type"], detail["msg"]).removeprefix("Value error, ")
+    if message.startswith(f"{prefix}."):  # names its key, in the words of whoever wrote the check
+        return message
     if detail["type"] == "model_type" and not detail["loc"]:
         first = next(iter(section.model_fields))
         is_name = first in ("name", "order") and str(detail["input"]).isidentifier()
