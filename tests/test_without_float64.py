@@ -159,7 +159,7 @@ def test_a_macs_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch)
     assert resolve_dtype("auto", mps) == "bfloat16"
     monkeypatch.setattr(precision.torch.backends.mps, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(UserError, match="device mps: not on this machine"):
+    with pytest.raises(UserError, match=r"train\.device=mps: not on this machine"):
         resolve_device("mps")
 
 

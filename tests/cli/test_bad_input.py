@@ -91,7 +91,7 @@ BAD_TRAINING = {
     "a function for a process": (["debug", "process.name=os:getcwd"], ["process.name=os:getcwd", "no Config"]),
     "half a path": (["debug", "process.name=:X"], ["process.name=:X", "cannot import it"]),
     "absent data": (["debug", "data.path=nowhere.csv"], ["nowhere.csv", "cannot be read"]),
-    "device": (["debug", "train.device=tpu"], ["device tpu: not on this machine; use auto, cpu"]),
+    "device": (["debug", "train.device=tpu"], ["train.device=tpu: not on this machine; use auto, cpu"]),
     "accumulation": (["debug", "train.accumulate=3"], ["train.accumulate=3 does not divide train.batch_size=16"]),
     "warm start from nothing": (["debug", "train.init=nowhere"], ["nowhere: not a run folder: no such folder"]),
     "no size": (["debug", "model.preset=null"], ["give model.preset (tiny, sudoku-1m", "or model.dim"]),

@@ -10,8 +10,10 @@ from unmask.noise import has_float64
 from unmask.progress import warn
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, where: str = "train.device=") -> torch.device:
     """Returns the device called `name`; `auto` is cuda if this machine has it, else mps (a Mac's GPU), else cpu.
+
+    `where` stands before the name in errors.
 
     Raises:
         UserError: this machine has no such device.
@@ -20,7 +22,7 @@ def resolve_device(name: str) -> torch.device:
     mps = ["mps"] if torch.backends.mps.is_available() else []
     valid = ["cpu", *mps, *(["cuda", *(f"cuda:{number}" for number in range(cudas))] if cudas else [])]
     if name not in ("auto", *valid):
-        raise UserError(f"device {name}: not on this machine; use auto, {', '.join(valid)}")
+        raise UserError(f"{where}{name}: not on this machine; use auto, {', '.join(valid)}")
     return torch.device(("cuda" if cudas else [*mps, "cpu"][0]) if name == "auto" else name)
 
 

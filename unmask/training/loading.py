@@ -390,7 +390,7 @@ def _choose_weights(averaged: Mapping[str, Tensor], asked: str | None, run: Path
 
 def _device_for(config: RunConfig, asked: str | None) -> torch.device:
     if asked is not None:
-        return resolve_device(asked)
+        return resolve_device(asked, "device ")
     try:
         return resolve_device(config.train.device)
     except UserError:  # trained on another machine
