@@ -214,8 +214,11 @@ def read_environment(path: Path) -> dict[str, Any]:
     file = path / "environment.json"
     if not file.exists():
         return {}
-    found: dict[str, Any] = formats.read_json(file, dict[str, Any], max_bytes=_MOST_TOLD)
-    chosen = formats.checked(found, _Environment, str(file)).attention
+    try:
+        found: dict[str, Any] = formats.read_json(file, dict[str, Any], max_bytes=_MOST_TOLD)
+        chosen = formats.checked(found, _Environment, str(file)).attention
+    except UserError as error:
+        raise UserError(f"{error}; put back a copy of the file, or delete it") from error
     if chosen not in (None, *BACKENDS):
         raise UserError(f"{file}: attention={chosen[:40]!r}: use one of {', '.join(BACKENDS)}, or delete the file")
     return found
