@@ -235,12 +235,14 @@ def test_a_run_without_a_complete_checkpoint(
     assert "not a run folder" in capsys.readouterr().err
     (unfinished / "config.yaml").write_text((run / "config.yaml").read_text())
     assert run_cli(verb, unfinished, *arguments) == 2
-    assert "no complete checkpoint" in capsys.readouterr().err
+    assert "no complete checkpoint; has it trained to the first one?" in capsys.readouterr().err
     half = unfinished / "checkpoints" / "step_00000002"
     half.mkdir(parents=True)
     (half / "state.json").write_text("{}")
     assert run_cli(verb, unfinished, *arguments) == 2
-    assert "COMPLETE is missing" in capsys.readouterr().err
+    message = " ".join(capsys.readouterr().err.split())
+    assert "COMPLETE is missing" in message
+    assert "no complete checkpoint; bring one back from a copy, or train again" in message
 
 
 BAD_USE = {
