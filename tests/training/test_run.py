@@ -139,6 +139,15 @@ def test_a_start_is_read_as_the_network_that_it_was(
     assert run_cli("train", "debug", *SHORT, start, "model.dropout=0.1", "--out", tmp_path / "run") == 0
 
 
+def test_all_that_differs_from_a_start_is_said_at_once(tmp_path: Path) -> None:
+    debug_run(tmp_path / "other", "train.steps=2").train()
+    start, other = f"train.init={tmp_path / 'other'}", ["model.dim=16", "model.num_layers=1", "model.qk_norm=true"]
+    with pytest.raises(UserError, match=r"model.dim=32 \(not 16\), .*layers=2 \(not 1\), .*norm=False \(not True\)"):
+        debug_run(tmp_path / "run", start, *other).train()
+    with pytest.raises(UserError, match=r"other tokens \(task.name=sudoku, 11 ids; here 9\); name a run of this"):
+        debug_run(tmp_path / "run", start, "task.name=toy", "data={values: 8, length: 2}", *other).train()
+
+
 def test_a_start_is_read_once_where_resume_finds_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     debug_run(tmp_path / "other", "train.steps=2").train()
     real, read = restoring.read_initial_weights, []

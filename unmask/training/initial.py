@@ -78,25 +78,28 @@ def read_initial_weights(
 
 def _from_run(source: str, task: Task, settings: Section, open_run: OpenRun) -> Mapping[str, Tensor]:
     found = open_run(source)
+    theirs, ours = found.tokens, task.tokens
+    if (theirs.fingerprint, theirs.vocab_size) != (ours.fingerprint, ours.vocab_size):
+        raise UserError(
+            f"train.init={source}: its ids mean other tokens (task.name={found.config.task.name}, {theirs.vocab_size} "
+            f"ids; here {ours.vocab_size}); name a run of this task, or prepare the data of both with the same "
+            "tokenizer and vocabulary"
+        )
     if differing := _other_settings(found.config.model, settings):
         them = "it" if len(differing) == 1 else "them"
         raise UserError(f"train.init={source}: its model has {', '.join(differing)}; set {them} so")
-    if found.tokens.fingerprint != task.tokens.fingerprint:
-        raise UserError(
-            f"train.init={source}: its ids mean other tokens than those of data.path; prepare the data of both with "
-            "the same tokenizer and vocabulary"
-        )
     tensors: Mapping[str, Tensor] = found.tensors
     return tensors
 
 
 def _other_settings(theirs: Section, ours: Section) -> list[str]:
-    """Returns the settings that `theirs` needs and `ours` has otherwise, of those that no shape of a weight shows."""
+    """Returns the settings that `theirs` needs and `ours` has otherwise, but for those whose weights may be missing."""
     if not (isinstance(theirs, TransformerConfig) and isinstance(ours, TransformerConfig)):
         return []
     names = {"num_kv_heads": "key_heads", "head_dim": "head_width"}  # which hold for null, too
-    hidden = ("num_heads", *names, "rotary", "rope_theta", "rotary_layout", "norm_eps", "alignment")
-    values = {name: [getattr(each, names.get(name, name)) for each in (theirs, ours)] for name in hidden}
+    needed = ("dim", "ff_dim", "num_layers", "num_heads", *names, "qkv_bias", "qk_norm", "tied_head", "rotary")
+    needed += ("rope_theta", "rotary_layout", "learned_positions", "norm_eps", "alignment")
+    values = {name: [getattr(each, names.get(name, name)) for each in (theirs, ours)] for name in needed}
     return [f"model.{name}={their} (not {our})" for name, (their, our) in values.items() if their != our]
 
 

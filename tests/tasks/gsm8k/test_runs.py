@@ -185,7 +185,7 @@ def test_another_tokenizers_store_is_refused(ar_run: Path, tmp_path: Path, capsy
 def test_another_shape_is_named(ar_run: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = ["tinygsm/uniform_from_ar_small", f"data.path={store}", f"train.init={ar_run}", *SMALL, "model.ff_dim=32"]
     assert run_cli("train", *start, "--out", tmp_path / "run") == 2
-    assert "mlp.down.weight is (16, 24), here (16, 32)" in capsys.readouterr().err
+    assert "its model has model.ff_dim=24 (not 32); set it so" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_missing_start_is_named(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
