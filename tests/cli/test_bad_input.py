@@ -246,6 +246,12 @@ def test_a_run_without_a_complete_checkpoint(
 
 
 BAD_USE = {
+    "another task": (
+        ["eval", "RUN", "--task", "gsm8k"],
+        "--task gsm8k: has other tokens (151645 ids) than RUN, a run of task.name=sudoku (11 ids); leave it out, or",
+    ),
+    "no task": (["eval", "RUN", "--task", "sudko"], "--task=sudko: no such task; did you mean 'sudoku'?"),
+    "another task of small numbers": (["eval", "RUN", "--task", "addition"], "--task addition: has other tokens ("),
     "no such step": (["eval", "RUN", "--step", "3"], "no checkpoint of step 3; there are 2, 4"),
     "no number": (["eval", "RUN", "--step", "first"], "--step first: use a number, `last` or `best`"),
     "weights": (["eval", "RUN", "--weights", "mean"], "--weights mean: use ema or raw"),
@@ -300,7 +306,7 @@ def test_bad_use(
     places = {"RUN": run, "FILE": file, "GOOD": tmp_path / "good.txt"}
     assert run_cli(*(places.get(argument, argument.replace("FILE", str(file))) for argument in arguments)) == 2
     printed = capsys.readouterr()
-    assert message in " ".join(printed.err.split())
+    assert message.replace("RUN", str(run)) in " ".join(printed.err.split())
     assert "Traceback" not in printed.err
 
 

@@ -340,12 +340,18 @@ def _task_of(loaded: LoadedRun, task: str | None) -> tuple[RunConfig, Task]:
     if task in BENCHMARKS:
         return loaded.config, cast(Task, CodeTask(loaded.task, task))
     config = loaded.config if task is None else _with_task(loaded, task)
-    return config, build_task(config)
+    built = build_task(config)
+    if (own := built.tokens.vocab_size) != loaded.tokens.vocab_size:
+        raise UserError(
+            f"--task {task}: has other tokens ({own} ids) than {loaded.path}, a run of task.name="
+            f"{loaded.config.task.name} ({loaded.tokens.vocab_size} ids); leave it out, or name a run of such tokens"
+        )
+    return config, built
 
 
 def _with_task(loaded: LoadedRun, task: str) -> RunConfig:
     """Returns the run's configuration with its data settings read as those of `task`."""
-    config, section = loaded.config, resolve("task", task).Config
+    config, section = loaded.config, resolve("task", task, "--task").Config
     given = {key: value for key, value in config.data.model_dump().items() if key in section.model_fields}
     choice = config.task.model_copy(update={"name": task})
     with found_in(loaded.path):
