@@ -31,6 +31,8 @@ def user_path(text: str | Path, where: str = "") -> Path:
     Raises:
         UserError: no file can have that name.
     """
+    if text == "":  # as of a variable that is not set; a path of it would be the current folder
+        raise UserError(f"{where}'': is empty; name a file or folder")
     path = Path(text)
     try:
         path = path.expanduser()

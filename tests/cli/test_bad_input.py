@@ -310,6 +310,34 @@ def test_bad_use(
     assert "Traceback" not in printed.err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "debug", *SHORT],
+        ["prepare", "text", "FILE", "--tokenizer", "bytes"],
+        ["eval", "RUN", "--examples", "1"],
+        ["decode", "RUN", "FILE"],
+        ["grade", "FILE", "--task", "sudoku"],
+        ["compare", "debug", "--method", "other: debug optim.lr=1"],
+        ["report", "RUN"],
+        ["import", "RUN"],
+        ["export", "RUN"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_empty_name_is_not_the_current_folder(
+    command: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file.txt").write_text(f"{EASY}\n")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    places = {"RUN": run, "FILE": tmp_path / "file.txt"}
+    out = [] if command[0] == "export" else ["--out"]
+    assert run_cli(*(places.get(word, word) for word in command), *out, "") == 2
+    assert f"{'--out ' * len(out)}'': is empty; name a file or folder" in capsys.readouterr().err
+    assert not any(Path.cwd().iterdir())
+
+
 def test_decode_names_a_puzzle_without_solution(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.txt").write_text(f"{NO_SOLUTION}\n")
     assert run_cli("decode", run, tmp_path / "x.txt") == 2

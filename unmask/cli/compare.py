@@ -66,9 +66,9 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trainings that run at once, sharing the cores (default: one per core).")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the trainings, comparison.json and report.html.")] = Path(
-        "comparison"
-    ),
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Folder for the trainings, comparison.json and report.html.")
+    ] = "comparison",
     as_json: options.AsJson = False,
     trust_code: options.TrustCode = False,
     follow_links: options.FollowLinks = False,
@@ -105,14 +105,14 @@ def compare(
             if twice := [own for own in settings if recipes.gives(own, key)]:
                 raise UserError(f"{twice[0]} and {option} {value} both say how long to train; give one")
             settings.append(f"{key}={value}")
-    out = paths.user_path(out, "--out ")
+    folder = paths.user_path(out, options.OUT)
     methods = [Method.of_recipe(name) for name in names if "=" not in name]
     methods += [Method.parse(text) for text in method or []]
-    plan = Plan.make(methods, settings, seeds=seeds, out=out)
+    plan = Plan.make(methods, settings, seeds=seeds, out=folder)
     measure = choose_measure(measure, list(plan.configs.values()))
     plan.check_folders()
-    _check_results(out, {each.name: each.recipe for each in methods})
-    options.make_out_folder(out)
+    _check_results(folder, {each.name: each.recipe for each in methods})
+    options.make_out_folder(folder)
     queue = plan.queue
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         count = min(jobs or machine.cpus(), len(queue))
@@ -125,14 +125,14 @@ def compare(
     finals = Finals.of(runs)
     result = {"measure": measure, "settings": settings, "methods": own, "seeds": seeds} | comparison.as_dict()
     result["finals"] = finals.as_dict()
-    options.write(out / "comparison.json", formats.to_json(result, indent=1) + "\n")
+    options.write(folder / "comparison.json", formats.to_json(result, indent=1) + "\n")
     if as_json:
         options.print_json(result)
     else:
         _print(comparison, measure)
         _print_finals(finals, comparison.num_seeds)
-    report.write(runs, out / "report.html", measure=measure, commands=[command_line()])
-    console.print(f"{out / 'comparison.json'} holds all of it; open {out / 'report.html'} in a browser to see it")
+    report.write(runs, folder / "report.html", measure=measure, commands=[command_line()])
+    console.print(f"{folder / 'comparison.json'} holds all of it; open {folder / 'report.html'} in a browser to see it")
 
 
 @dataclass(frozen=True)

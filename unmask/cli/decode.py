@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -37,8 +36,10 @@ def decode(
         ),
     ] = "-",
     out: Annotated[
-        Path | None,
-        typer.Option(help="New file for the JSON lines (default: stdout); OUT.part until all are done."),
+        str | None,
+        typer.Option(
+            metavar="FILE", help="New file for the JSON lines (default: stdout); OUT.part until all are done."
+        ),
     ] = None,
     decoder: options.Decoder = None,
     num_samples: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="Answers to draw for each prompt.")] = 1,

@@ -60,9 +60,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="Number of examples (default: all of a file, or eval.examples).")
     ] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="New file of JSON lines: each example, its answer and its grades; or each sample (default: none)."
+            metavar="FILE",
+            help="New file of JSON lines: each example, its answer and its grades; or each sample (default: none).",
         ),
     ] = None,
     corpus: Annotated[
@@ -184,7 +185,7 @@ def evaluate(
     _evaluate(asked if repeated is None else repeated.with_places(asked), repeated, out=out, as_json=as_json)
 
 
-def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: Path | None, as_json: bool) -> None:
+def _evaluate(asked: EvalOptions, repeated: Repeated | None, *, out: str | None, as_json: bool) -> None:
     """Evaluates as `asked`, and prints the result; beside that of the evaluation that is `repeated`, if any."""
     data = asked.data
     if data is not None and not (data := paths.user_path(data, "--data ")).is_dir():
@@ -228,7 +229,7 @@ class _Plan:
     other: "_Other | None"
 
     @staticmethod
-    def make(asked: EvalOptions, data: Path | None, repeated: Repeated | None, out: Path | None) -> "_Plan":
+    def make(asked: EvalOptions, data: Path | None, repeated: Repeated | None, out: str | None) -> "_Plan":
         if asked.task in BENCHMARKS:
             data = find_problems(asked.task, data, "--data ")
         loaded = evaluations.open_run(asked)
@@ -323,7 +324,7 @@ class _Other:
         return evaluate_model(model, self.task, self.examples, decoders, nelbo_draws=draws, update=update)
 
 
-def _decoders(config: RunConfig, judge: Task, asked: Sequence[str], out: Path | None) -> list[DecodeConfig]:
+def _decoders(config: RunConfig, judge: Task, asked: Sequence[str], out: str | None) -> list[DecodeConfig]:
     if isinstance(judge, GradedTask):
         return [options.parse_decoder(text, config.decode) for text in asked] or config.eval.decoders(config.decode)
     for option, value in (("--decoder", asked), ("--out", out)):

@@ -24,7 +24,7 @@ def _listed(choices: Mapping[str, str]) -> str:
 
 def export(
     run: options.Run,
-    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="DIR", help="The folder to make.", show_default=False)],
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Of a run with model.lora: the adapters alone, in PEFT's format.")
     ] = False,
@@ -84,7 +84,7 @@ def export(
         )
 
 
-def _say_readers(target: Path, exported: loading.LoadedRun) -> None:
+def _say_readers(target: str, exported: loading.LoadedRun) -> None:
     """Says who can read an export of our own layout, and which places on this machine it names."""
     problem = needs_our_code(exported.config.model)
     readers = "transformers reads it too (trust_remote_code=True)"

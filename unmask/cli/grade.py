@@ -102,7 +102,7 @@ def grade(
     file: Annotated[Path, typer.Argument(help="JSON lines, with the keys below.")],
     task: Annotated[str, typer.Option(help=f"Task that the answers are for: {', '.join(_GRADERS)}.")] = "gsm8k",
     out: Annotated[
-        Path | None, typer.Option(help="New file for each row with its verdict (default: not written).")
+        str | None, typer.Option(metavar="FILE", help="New file for each row with its verdict (default: not written).")
     ] = None,
     problems: Annotated[
         Path | None,

@@ -26,7 +26,7 @@ def import_(
         ),
     ] = "hf",
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="DIR", help="New folder for the model, as an export; new .yaml file for a recipe."),
     ] = None,
     mask_id: Annotated[int | None, typer.Option(min=0, help="The mask, where the checkpoint does not say.")] = None,
@@ -96,12 +96,12 @@ def import_(
         "weights": weights,
         "tokenizer": tokenizer,
     }
-    target = None if out is None else paths.user_path(out, "--out ")
+    target = None if out is None else paths.user_path(out, options.OUT)
     found = sources.find(source, path, {name: value for name, value in given.items() if value is not None}, target)
     if described := found.shown(target):
         options.results().print(described)
     if target is not None:
         found.write(target)
         console.print(f"{out}: written")
-    for line in found.next_steps(out):
+    for line in found.next_steps(target):
         console.print(line)

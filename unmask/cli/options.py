@@ -190,13 +190,13 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[TextIO]:
+def new_file(out: str | Path) -> Iterator[TextIO]:
     """Opens the new file of --out for writing. It has its name once the context ends well, until then another.
 
     Raises:
         UserError: the file exists, or cannot be made.
     """
-    path = new_path(path)
+    path = new_path(out)
     aside = path.with_name(files.aside_name(path))
     with files.naming(path, OUT):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,13 +211,13 @@ def new_file(path: Path) -> Iterator[TextIO]:
         raise
 
 
-def new_path(path: Path) -> Path:
+def new_path(out: str | Path) -> Path:
     """Returns the path of --out, in full.
 
     Raises:
         UserError: something is there.
     """
-    path = paths.user_path(path, OUT)
+    path = paths.user_path(out, OUT)
     if os.path.lexists(path):
         raise UserError(f"{OUT}{path}: exists already; name another file")
     return path

@@ -1,6 +1,5 @@
 """The verb `unmask prepare`."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +22,7 @@ def prepare(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder to make.", show_default=False)],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="The folder to make.", show_default=False)],
     sources: Annotated[
         list[str] | None,
         typer.Argument(
@@ -141,7 +140,7 @@ def prepare(
     settings = PrepareSettings(
         dataset=dataset,
         tokenizer=tokenizer,
-        out=paths.user_path(out, "--out "),
+        out=paths.user_path(out, options.OUT),
         sources=tuple(sources or ()),
         length=length,
         too_long=too_long,

@@ -18,7 +18,7 @@ from unmask.training.protocol import EvalOptions, Repeated, describe
 
 
 def evaluate(
-    asked: EvalOptions, data: Path | None, out: Path | None, *, as_json: bool, repeated: Repeated | None
+    asked: EvalOptions, data: Path | None, out: str | None, *, as_json: bool, repeated: Repeated | None
 ) -> None:
     """Answers the questions in `data`, and prints the result.
 

@@ -18,7 +18,7 @@ from unmask.training.folder import command_line
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN..", help="Run folders of one task.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    out: Annotated[str, typer.Option(metavar="FILE", help="The page to write.")] = "report.html",
     title: Annotated[str | None, typer.Option(help="Headline of the page (default: the methods' names).")] = None,
     measure: Annotated[
         str | None,
@@ -55,15 +55,15 @@ def report(
 
     * `unmask report comparison/*/seed_*/`
     """
-    out = paths.user_path(out, "--out ")
-    if out.exists() and not (force or out.is_dir()):
+    target = paths.user_path(out, options.OUT)
+    if target.exists() and not (force or target.is_dir()):
         raise UserError(f"--out {out}: exists already; name another file, or write over it with --force")
     methods = group([read_run(paths.user_path(run), warn) for run in runs])
     if measure is not None and measure not in common_measures(methods):
         raise UserError(f"--measure {measure}: not in all runs; they share {', '.join(common_measures(methods))}")
     write(
         methods,
-        out,
+        target,
         title=title,
         measure=measure,
         decoder=decoder,

@@ -31,7 +31,9 @@ def train(
             help="Settings that override the recipe's, such as train.steps=500; `unmask settings RECIPE` lists them.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder (default: runs/RECIPE).", show_default=False)] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="The run folder (default: runs/RECIPE).", show_default=False)
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last complete checkpoint, if there is one.")
     ] = False,
@@ -70,7 +72,8 @@ def train(
         if is_given and not resume:
             raise UserError(f"{option}: goes with --resume, which goes on with a run that has begun; leave it out")
     launch = read_launch(os.environ)
-    path = paths.user_path(out or Path("runs") / recipes.short_name(recipe).replace("/", "-"), "--out ")
+    default = Path("runs") / recipes.short_name(recipe).replace("/", "-")
+    path = paths.user_path(default if out is None else out, options.OUT)
     config, problem = _load(recipe, overrides or [], RunFolder(path) if resume else None)
     with joined(launch, timeout=60.0 if config is None else config.train.timeout) as peers:
         with peers.raise_together():

@@ -17,21 +17,21 @@ from unmask.errors import UserError
 
 
 @contextmanager
-def open_unfinished(path: Path, job: dict[str, Any], *, batch_size: int) -> Iterator[tuple[TextIO, int]]:
-    """Opens the new file `path` to write lines; it has its name once the context ends well.
+def open_unfinished(out: str | Path, job: dict[str, Any], *, batch_size: int) -> Iterator[tuple[TextIO, int]]:
+    """Opens the new file `out` to write lines; it has its name once the context ends well.
 
     Whole batches of an earlier call with the same `job` are kept, and the lines after them are cut off. Yields the
     file, whose name is still another, and the number of lines that are in it.
 
     Args:
-        path: what the user wrote.
+        out: what the user wrote.
         job: all that the lines depend on, as JSON.
         batch_size: number of lines that are written at once.
 
     Raises:
         UserError: the file exists or cannot be made, its part is of another job, or another process is at it.
     """
-    path = new_path(path)
+    path = new_path(out)
     part, record = (path.with_name(path.name + suffix) for suffix in (".part", ".part.json"))
     with files.naming(path, OUT):
         path.parent.mkdir(parents=True, exist_ok=True)
