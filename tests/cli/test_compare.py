@@ -52,7 +52,7 @@ def test_it_trains_says_and_goes_on(
     first = (out / "plain" / "seed_0" / "metrics.jsonl").read_bytes()
     assert run_cli(*arguments, "--steps", "10", "--seeds", "2") == 0
     printed = capsys.readouterr().out
-    assert "what it cost to get there" in printed
+    assert "what it cost to get to 50%" in printed
     assert "fewer" in printed
     assert (out / "plain" / "seed_0" / "metrics.jsonl").read_bytes().startswith(first)  # not trained again
     assert {

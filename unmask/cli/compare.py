@@ -169,7 +169,7 @@ def _print(comparison: Comparison, measure: str) -> None:
     out = options.results()
     out.print(_curves_table(comparison, measure))
     out.print(options.table(_finals(comparison)))
-    out.print(_cost_table(comparison))
+    options.print_lines(_cost_tables(comparison))
     for method in comparison.short_of_baseline():
         out.print(
             f"{method} took fewer steps, and ends short of {comparison.baseline}, which was in the middle of its "
@@ -194,7 +194,7 @@ def _curves_table(comparison: Comparison, measure: str) -> Table:
     table.add_column("step", justify="right")
     at_steps: dict[float, dict[str, list[float]]] = {}
     for method, curves in comparison.methods.items():
-        table.add_column(method, justify="right")
+        table.add_column(method, justify="right", overflow="fold")
         for curve in curves:
             for step, value in zip(curve.spent["step"], curve.values, strict=True):
                 at_steps.setdefault(step, {}).setdefault(method, []).append(value)
@@ -221,16 +221,13 @@ def _finals(comparison: Comparison) -> Cells:
     return Cells(header, shown, "at the last evaluation, with what was spent until then")
 
 
-def _cost_table(comparison: Comparison) -> Table:
-    table = Table(title="what it cost to get there: mean (least to most of the seeds)", title_justify="left")
-    table.add_column("to")
-    table.add_column("in")
-    for method in comparison.methods:
-        table.add_column(method, justify="right")
-    for method in comparison.others:
-        table.add_column(f"{method}: times fewer", justify="right")
+def _cost_tables(comparison: Comparison) -> list[Cells]:
+    """Makes a table for each level, with a row for each method: its width does not grow with their number."""
+    header = ("in", "method", "mean (least to most of the seeds)", "times fewer")
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    rows: list[tuple[str, ...]] = []
     for row in comparison.rows():
-        if row.level and table.row_count:
-            table.add_section()
-        table.add_row(row.level, row.axis, *row.costs, *row.ratios)
-    return table
+        rows = tables.setdefault(row.level, []) if row.level else rows
+        names = zip(comparison.methods, row.costs, ["", *row.ratios], strict=True)
+        rows += [(row.axis if number == 0 else "", *each) for number, each in enumerate(names)]
+    return [Cells(header, rows, f"what it cost to get to {level}") for level, rows in tables.items()]

@@ -178,7 +178,7 @@ def table(cells: Cells) -> Table:
     first, *others = cells.header
     shown.add_column(first, overflow="fold")
     for name in others:
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="right", overflow="fold")
     for row in cells.rows:
         shown.add_row(*row)
     return shown

@@ -70,6 +70,20 @@ def test_the_table_says_of_how_many_seeds(evaluated) -> None:  # type: ignore[no
     ]
 
 
+def test_six_methods_fit_on_a_terminal(
+    evaluated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("COLUMNS", "80")
+    curves = [run.curve(RATE) for run in evaluated([10, 60], [10, 70], [10, 80])["puma"]]
+    names = [f"sudoku/block_{number}" for number in range(6)]
+    compare._print(Comparison(dict.fromkeys(names, curves)), RATE)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
+    for name in names[1:]:
+        assert [name, "50 (50 to 50)"] in [row[1:3] for row in rows]
+
+
 def rendered(*runs: RunRecord, replay: dict[str, Any] | None = None, first: str | None = None) -> str:
     study = Study("prob/1", replay=replay)
     return render(group(runs), study, Diagnoses(), title="A title", first_measure=first, commands=["unmask report"])
