@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import SHORT, run_cli
+from unmask.lab.diagnostics.diagnose import _plus_minus
 
 
 def test_it_prints_one_json_object(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,6 +29,23 @@ def test_it_prints_tables_of_what_was_asked_for(run: Path, capsys: pytest.Captur
     assert "NLL by distance to the nearest visible token" in said.out
     assert "MMD" not in said.out
     assert said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (2.10563, 0.0032, "2.1056 ± 0.0032"),
+        (2.1, 0.03, "2.100 ± 0.030"),
+        (123.456, 17.2, "123 ± 17"),
+        (-0.01234, 0.12, "-0.01 ± 0.12"),
+        (0.5, 0.0, "0.5 ± 0"),
+        (1.234e-7, 2.1e-8, "1.23e-07 ± 2.1e-08"),
+        (2.10563, None, "2.11"),
+        (float("nan"), 0.1, "unknown"),
+    ],
+)
+def test_values_have_the_digits_that_their_errors_support(value: float, error: float | None, shown: str) -> None:
+    assert _plus_minus(value, error) == shown
 
 
 def test_mistakes_are_measured_if_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

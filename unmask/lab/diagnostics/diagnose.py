@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from math import isnan
+from math import floor, isnan, log10
 from typing import Any
 
 from unmask.decoding.config import DecodeConfig
@@ -208,10 +208,13 @@ def _estimate(found: Estimate) -> str:
 
 
 def _plus_minus(value: float, stderr: float | None) -> str:
-    if isnan(value):
-        return "unknown"
-    error = "" if stderr is None or isnan(stderr) else f" ± {stderr:.2g}"
-    return f"{value:.3g}{error}"
+    """Formats a value as far as the two digits of its error reach; very small and very large ones to three digits."""
+    if isnan(value) or stderr is None or isnan(stderr):
+        return "unknown" if isnan(value) else f"{value:.3g}"
+    if not (1e-5 <= stderr < 1e6 and abs(value) < 1e6):
+        return f"{value:.3g} ± {stderr:.2g}"
+    decimals = max(0, 1 - floor(log10(stderr)))
+    return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
 
 
 def _mean_share(found: Estimate, examples: int) -> str:
