@@ -7,6 +7,7 @@ import torch
 
 from tests.helpers import exact, tabular, toy
 from tests.lab.diagnostics.untrained import toy_settings, untrained_run
+from unmask.lab.diagnostics.diagnose import Diagnosis, tables
 from unmask.lab.diagnostics.overfitting import find_first, find_last_finished, measure_overfitting
 from unmask.types import CleanBatch
 
@@ -86,6 +87,8 @@ def test_a_model_that_knows_its_examples_by_heart_is_found_out() -> None:
     assert found.recent is not None
     gap = found.gap(found.recent)
     assert gap.value > 10 * gap.stderr > 0
+    (table,) = tables(Diagnosis(10, "raw", overfitting=found))
+    assert table.title.startswith("40 examples drawn, 1 entries of the data (40 passes)")
 
 
 def test_the_true_conditionals_know_nothing_by_heart() -> None:

@@ -169,7 +169,7 @@ def _mistakes_table(found: FirstMistakes) -> Cells:
 
 
 def _overfitting_table(found: Overfitting) -> Cells:
-    seen = f"{found.examples_seen:,} examples drawn, {found.distinct:,} distinct ({found.passes:.2g} passes)"
+    seen = f"{found.examples_seen:,} examples drawn, {found.distinct:,} entries of the data ({found.passes:.2g} passes)"
     title = f"{seen}; {found.steps_per_example:.2f} steps each time, {found.visits:.2f} visits of each in all"
     trained = {"trained on last": found.recent, "trained on first": found.early}
     rows = [["held out", _estimate(found.held_out), ""]]
@@ -178,7 +178,7 @@ def _overfitting_table(found: Overfitting) -> Cells:
 
 
 def overfitting_row(found: Overfitting) -> tuple[str, ...]:
-    """Returns examples drawn, distinct ones, visits, NELBO held out, NELBO trained on last, and the gap, as text."""
+    """Returns examples drawn, entries of the data, visits, NELBO held out and trained on last, and the gap, as text."""
     counts = f"{found.examples_seen:,}", f"{found.distinct:,}", f"{found.visits:.2f}"
     recent = ("unknown",) * 2 if found.recent is None else (_estimate(found.recent), _estimate(found.gap(found.recent)))
     return *counts, _estimate(found.held_out), *recent

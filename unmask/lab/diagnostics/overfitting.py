@@ -26,13 +26,13 @@ class Overfitting:
     examples_seen: int
     """Examples drawn from the training stream."""
     distinct: int
-    """Distinct examples among them, before any augmentation."""
+    """Entries of the data set among them, before any augmentation; equal ones count each."""
     passes: float
     """Passes over the data set."""
     steps_per_example: float
     """Consecutive training steps on an example each time it is drawn: 1, or more in a pool."""
     visits: float
-    """Training steps on each distinct example in all: `steps x B / distinct`."""
+    """Training steps on each of these entries in all: `steps x B / distinct`."""
     examples: int
     recent: Estimate | None
     """The last examples whose training has finished; None if there are none."""

@@ -87,8 +87,12 @@ def charts(methods: RunsByMethod, diagnoses: Diagnoses) -> list[Chart]:
 def overfitting(diagnoses: Diagnoses) -> Cells | None:
     """Makes the table of overfitting, one row for each method; None if no method was measured."""
     rows = [(name, *overfitting_row(own.overfitting)) for name, own in diagnoses.found.items() if own.overfitting]
-    columns = ("method", "examples drawn", "distinct", "steps on each in all", "NELBO held out", "trained on last")
-    return Cells((*columns, "held out minus that"), rows, "Known by heart?") if rows else None
+    columns = ("method", "examples drawn", "entries of the data", "steps on each in all")
+    return (
+        Cells((*columns, "NELBO held out", "trained on last", "held out minus that"), rows, "Known by heart?")
+        if rows
+        else None
+    )
 
 
 _LabelledPoints = tuple[str, Sequence[tuple[float, float, float]], bool]
