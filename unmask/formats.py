@@ -226,6 +226,14 @@ def to_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
+def to_yaml_line(value: Any) -> str:
+    """Formats `value` as a user would type it: `null`, `true`, `[1, 4]`, `{name: puma}`."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=math.inf, allow_unicode=True
+    )
+    return text.removesuffix("...\n").strip()
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2, without tags, and with limits."""
 

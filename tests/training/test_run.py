@@ -239,9 +239,40 @@ def test_a_rate_that_overflows_is_refused_before_the_folder_is_made(tmp_path: Pa
 
 def test_settings_without_effect_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unused = ["optim.muon_heads=true", "optim.decay_share=0.5"]
-    debug_run(tmp_path / "run", "train.steps=1", *unused).train()
+    debug_run(tmp_path / "run", "train.steps=1", *unused, "eval.orders=[prob, margin, prob]").train()
     said = " ".join(capsys.readouterr().err.split())
-    assert "without effect: optim.muon_heads=True (for name=muon), optim.decay_share=0.5 (for schedule=wsd)" in said
+    assert "without effect: optim.muon_heads=true (for name=muon), optim.decay_share=0.5 (for schedule=wsd), " in said
+    assert "what eval.orders=[prob, margin, prob] names again" in said
+
+
+@pytest.mark.parametrize(
+    ("unused", "said"),
+    [
+        (["train.max_skips=3"], "train.max_skips=3 (for on_bad_numbers=skip)"),
+        (
+            ["model.rope_theta=5", "model.rotary=false", "model.learned_positions=true"],
+            "rope_theta=5.0 (for rotary=true)",
+        ),
+        (["task.name=sudoku", "data.columns=[a, b]"], "data.columns=[a, b] (for path=..)"),
+        (["task.name=sudoku", "data.path=x.csv", "data.puzzles=9"], "data.puzzles=9 (for path=null)"),
+    ],
+)
+def test_what_a_setting_without_effect_needs_is_named(unused: list[str], said: str) -> None:
+    assert said in str(restoring.about_unused(recipes.load("debug", unused)))
+
+
+@pytest.mark.parametrize(
+    "used",
+    [
+        ["train.max_skips=3", "train.on_bad_numbers=skip"],
+        ["model.rope_theta=5", "model.rotary=true"],
+        ["task.name=sudoku", "data.columns=[a, b]", "data.path=x.csv", "data.puzzles=20000"],
+        ["task.name=sudoku", "data.puzzles=9"],
+        ["optim.name=muon", "optim.muon_lr=2"],
+    ],
+)
+def test_a_setting_with_effect_is_not_named(used: list[str]) -> None:
+    assert restoring.about_unused(recipes.load("debug", used)) is None
 
 
 def test_a_run_of_rows_that_ends_after_their_stages_is_named(

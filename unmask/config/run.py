@@ -28,6 +28,11 @@ class TaskChoice(Section):
 
 
 class OptimConfig(Section):
+    needs: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("muon_lr", "muon_momentum", "muon_heads"), "name=muon"),
+        "decay_share": "schedule=wsd",
+    }
+
     name: Literal["adamw", "muon"] = Field(
         "adamw", description="optimizer; muon: Muon for the hidden matrices, AdamW for embeddings, head and vectors"
     )
@@ -69,6 +74,7 @@ class EmaConfig(Section):
 
 class TrainConfig(Section):
     alternatives = ("steps", "epochs")
+    needs: ClassVar[dict[str, str]] = {"max_skips": "on_bad_numbers=skip"}
 
     steps: int | None = Field(None, ge=1, le=10**15, description="optimizer steps")
     epochs: float | None = Field(
@@ -169,13 +175,13 @@ class EvalConfig(Section):
         return given if given is None else check_section(GenerativeConfig, given, "eval.generative")
 
     def decoders(self, base: DecodeConfig) -> list[DecodeConfig]:
-        """Returns the grid: every order with every number of tokens a step."""
+        """Returns the grid: every order with every number of tokens a step, each once."""
         former = {*base.alternatives, *base.dependents}
         base = base.model_copy(update={key: DecodeConfig.model_fields[key].default for key in former})
         return [
             base.model_copy(update={"order": order, "tokens_per_step": tokens})
-            for order in self.orders
-            for tokens in self.tokens_per_step
+            for order in dict.fromkeys(self.orders)
+            for tokens in dict.fromkeys(self.tokens_per_step)
         ]
 
 
@@ -205,6 +211,11 @@ class RunConfig(Section):
     def of_run(self, folder: Path) -> "RunConfig":
         """Returns these settings where the run lies in `folder`."""
         return self.model_copy(update={"data": self.data.of_run(folder)})
+
+    def without_effect(self) -> dict[str, str]:
+        """Returns what the settings need that have no effect beside the others, by dotted key."""
+        sections = {key: getattr(self, key) for key in RunConfig.model_fields}
+        return {f"{key}.{name}": need for key, own in sections.items() for name, need in own.without_effect().items()}
 
     @staticmethod
     def from_tree(tree: dict[str, Any]) -> "RunConfig":

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from unmask.errors import UserError
+from unmask.formats import to_yaml_line
 
 LARGEST_INT = 2**63 - 1
 """Largest number that a setting without a bound of its own may be: what tensors hold. All bits of a seed count."""
@@ -84,6 +85,8 @@ class Section(BaseModel):
 
     A subclass adds its own to those of its parents, but for names that are fields there.
     """
+    needs: ClassVar[dict[str, str]] = {}
+    """Keys that have an effect only beside another key's value: `key=value`, or `key=..` for any but null."""
     partial_sections: ClassVar[dict[str, "type[Section]"]] = {}
     """Sections of which a field's mapping holds some settings, which are checked where they are used."""
 
@@ -115,6 +118,15 @@ class Section(BaseModel):
         schema: CoreSchema = handler(source)
         _make_numbers_strict(schema)
         return schema
+
+    def without_effect(self) -> dict[str, str]:
+        """Returns what the keys need that have no effect beside the others."""
+        return {key: need for key, need in self.needs.items() if not self._has(need)}
+
+    def _has(self, need: str) -> bool:
+        key, _, needed = need.partition("=")
+        value = getattr(self, key)
+        return value is not None if needed == ".." else to_yaml_line(value) == needed
 
     def of_run(self, folder: Path) -> "Section":
         """Returns these settings for a run that lies in `folder`: a section may prefer the files kept there."""

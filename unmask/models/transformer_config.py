@@ -16,6 +16,7 @@ class TransformerConfig(Section):
     """Sizes and options; `preset` fills in what is not given."""
 
     aliases: ClassVar[dict[str, str]] = {"block_length": "block_size"}
+    needs: ClassVar[dict[str, str]] = dict.fromkeys(("rope_theta", "rotary_layout"), "rotary=true")
 
     name: str = "transformer"
     preset: str | None = Field(None, description=f"{', '.join(PRESETS)}; a Hugging Face train.init takes its place")

@@ -71,7 +71,7 @@ def metrics(results: dict[str, Evaluation]) -> dict[str, float | None]:
 
 def evaluated_weights(config: RunConfig) -> list[str]:
     """Returns the weights to evaluate, of `eval.weights`: `ema` only if there is an average."""
-    return [name for name in config.eval.weights if name == "raw" or config.ema.decay] or ["raw"]
+    return [name for name in dict.fromkeys(config.eval.weights) if name == "raw" or config.ema.decay] or ["raw"]
 
 
 def rate(weights: str, decoder: str) -> str:

@@ -150,18 +150,6 @@ def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def about_unused(config: OptimConfig) -> str | None:
-    """Names the settings that differ from their defaults and have no effect; None if there are none."""
-    needed = dict.fromkeys(("muon_lr", "muon_momentum", "muon_heads"), ("name", "muon"))
-    needed["decay_share"] = ("schedule", "wsd")
-    unused = [
-        f"optim.{name}={getattr(config, name)} (for {key}={value})"
-        for name, (key, value) in needed.items()
-        if getattr(config, key) != value and getattr(config, name) != OptimConfig.model_fields[name].default
-    ]
-    return f"without effect: {', '.join(unused)}" if unused else None
-
-
 def about_warmup(num_steps: int, config: OptimConfig) -> str | None:
     """Says what comes of a warm-up that is longer than the run, or reaches into its fall; None if it does neither."""
     warmup, fall = config.warmup_steps, _decay_steps(num_steps, config) if config.schedule == "wsd" else 0

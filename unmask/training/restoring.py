@@ -9,6 +9,7 @@ from typing import Any
 
 from unmask.config.run import RunConfig
 from unmask.errors import UserError
+from unmask.formats import to_yaml_line
 from unmask.masking.process import MaskingProcess
 from unmask.models.lora import has_adapters
 from unmask.progress import console, warn
@@ -19,7 +20,7 @@ from unmask.training.evaluating import rates
 from unmask.training.folder import RunFolder
 from unmask.training.initial import Base, read_base, read_initial_weights
 from unmask.training.loading import LoadedRun, open_base
-from unmask.training.optim import about_early_end, about_other_length, about_unused, about_warmup
+from unmask.training.optim import about_early_end, about_other_length, about_warmup
 from unmask.training.trainer import Trainer, num_steps
 
 
@@ -87,10 +88,24 @@ def check_done(run: RunFolder, config: RunConfig) -> None:
         )
 
 
+def about_unused(config: RunConfig) -> str | None:
+    """Names the settings that differ from their defaults and have no effect; None if there are none."""
+    unused = []
+    for key, need in config.without_effect().items():
+        section, name = key.split(".")
+        own = getattr(config, section)
+        if (value := getattr(own, name)) != type(own).model_fields[name].default:
+            unused.append(f"{key}={to_yaml_line(value)} (for {need})")
+    lists = {key: getattr(config.eval, key) for key in ("orders", "tokens_per_step", "weights")}
+    twice = {key: values for key, values in lists.items() if len(set(values)) < len(values)}
+    unused += [f"what eval.{key}={to_yaml_line(values)} names again" for key, values in twice.items()]
+    return f"without effect: {', '.join(unused)}" if unused else None
+
+
 def warn_of_settings(trainer: Trainer) -> None:
     """Warns of settings that have no effect, or are at odds with the number of steps."""
-    optim, of_process = trainer.config.optim, getattr(trainer.process, "about_unused", lambda: None)
-    for said in (about_warmup(trainer.num_steps, optim), about_unused(optim), of_process()):
+    config, of_process = trainer.config, getattr(trainer.process, "about_unused", lambda: None)
+    for said in (about_warmup(trainer.num_steps, config.optim), about_unused(config), of_process()):
         if trainer.peers.is_main and said:
             warn(said)
 

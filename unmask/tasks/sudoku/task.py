@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ from unmask.types import CleanBatch, TokenSpec
 
 class PuzzleData(Section):
     """The settings of the puzzles: a file, or a generator; and their split."""
+
+    needs: ClassVar[dict[str, str]] = {"columns": "path=..", "puzzles": "path=null", "difficulty": "path=null"}
 
     path: str | None = Field(None, description=".csv, .txt or .npy of puzzles; null = generated")
     columns: tuple[str, str] | None = Field(
