@@ -21,6 +21,15 @@ def test_ticks_are_round_and_cover_the_values(low: float, high: float) -> None:
     assert float(digits[:5]) in (1, 2, 5)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.965, 0.985), (-0.975, -0.95), (99.9, 100.1), (0.0001, 0.0012)])
+def test_numbers_on_the_y_axis_are_clear_of_its_title(low: float, high: float) -> None:
+    """The title takes the first 16 pixels; a digit is 6 to 6.5 of them wide."""
+    svg = Chart("a", "x", "y", [Line("one", 0, [(0.0, low), (1.0, high)])]).svg()
+    ends = re.findall(r'x="(\d+)" y="[\d.]+" text-anchor="end">([^<]+)<', svg)
+    assert max(len(text) for _, text in ends) >= 5
+    assert all(int(end) - 6.3 * len(text) >= 18 for end, text in ends)
+
+
 def test_points_lie_in_proportion() -> None:
     svg = Chart("a", "x", "y", [Line("one", 1, [(0.0, 0.0), (50.0, 0.5), (100.0, 1.0)])], is_share=True).svg()
     marks = re.findall(r'<use href="#mark1" class="mark s1" x="([\d.]+)" y="([\d.]+)"', svg)
@@ -66,7 +75,7 @@ def test_a_level_crosses_the_chart_at_its_height() -> None:
     """Also where no line comes that far; a number that cannot be drawn is no level."""
     lines = [Line("one", 0, [(0.0, 0.3), (1.0, 0.4)])]
     svg = Chart("a", "x", "y", lines, is_share=True, level=Level("by chance", 0.75)).svg()
-    (height,) = re.findall(r'<path class="level" d="M52 ([\d.]+)H396"/>', svg)
+    (height,) = re.findall(r'<path class="level" d="M66 ([\d.]+)H396"/>', svg)
     ticks = dict(re.findall(r'y="([\d.]+)" text-anchor="end">([\d.]+) %<', svg))
     by_share = {float(share): float(y) - 4 for y, share in ticks.items()}
     assert max(by_share) >= 75
@@ -116,4 +125,4 @@ def test_a_long_line_keeps_its_peaks() -> None:
     places = [tuple(map(float, place.split())) for place in path.split("L")]
     assert len(places) <= 2100
     assert min(y for _, y in places) == 12.0  # the top of the frame
-    assert (places[0][0], places[-1][0]) == (52.0, 396.0)
+    assert (places[0][0], places[-1][0]) == (66.0, 396.0)

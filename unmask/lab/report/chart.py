@@ -16,7 +16,7 @@ T = TypeVar("T")
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 420, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 24, 12, 44
 NUM_STYLES = 6
 """Number of line styles: the classes `s0`, `s1`, .. of the page's style sheet."""
 LARGEST = 1e100
