@@ -89,6 +89,21 @@ def rendered(*runs: RunRecord, replay: dict[str, Any] | None = None, first: str 
     return render(group(runs), study, Diagnoses(), title="A title", first_measure=first, commands=["unmask report"])
 
 
+def test_settings_are_written_as_they_are_typed_where_they_have_an_effect(tmp_path: Path) -> None:
+    loops = ["model.loops={layers: [0, 1], times: [1, 4]}", "model.qk_norm=true", "train.max_seconds=5"]
+    plain = write_run(tmp_path / "plain", "process={name: uniform}")
+    muon = write_run(tmp_path / "muon", "process={name: uniform}", "optim.name=muon", "optim.muon_lr=2", *loops)
+    page = rendered(*(read_run(folder, pytest.fail) for folder in (plain, muon)))
+    own, other = re.findall(r'<b>\w+</b> <span class="dim">(.*?)</span>', page)
+    assert own.startswith("process uniform")
+    for text in ("model.loops.layers [0, 1]", "model.loops.times [1, 4]", "model.qk_norm true", "optim.name muon"):
+        assert text in other
+    rows = dict(re.findall(r"<th><code>([\w.]+)</code></th>(.*?)</tr>", page))
+    assert rows["optim.muon_lr"] == "<td>–</td><td>2.0</td>"
+    assert rows["model.qk_norm"] == "<td>false</td><td>true</td>"
+    assert rows["train.max_seconds"] == "<td>null</td><td>5.0</td>"
+
+
 def test_a_likelihood_beside_rates_has_costs_where_it_is_asked_for(tmp_path: Path) -> None:
     found = {RATE: 0.5, "eval/nelbo": 2.0}
     runs = [

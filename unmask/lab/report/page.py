@@ -2,7 +2,7 @@
 
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import resources
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from unmask.config.settings import flatten
 from unmask.decoding.config import DecodeConfig
-from unmask.formats import printable, to_json
+from unmask.formats import printable, to_json, to_yaml_line
 from unmask.lab.compare import AXIS_NAMES, Comparison, CostRow
 from unmask.lab.report.chart import Chart, Level, Line, Points, legend_mark, shown, thin
 from unmask.lab.report.curves import Curve, is_finite
@@ -82,6 +82,7 @@ def render(
     replay = study.replay and Markup(  # escaped so that it cannot end the script element that holds it
         to_json(_printable(study.replay), separators=(",", ":")).replace("<", "\\u003c")
     )
+    differences = _written([runs[0].effective for runs in methods.values()], differing_settings(methods))
     css, script = (Markup(_asset(name)) for name in ("page.css", "page.js"))
     environment = Environment(
         loader=PackageLoader("unmask.lab.report", "assets"),
@@ -99,7 +100,9 @@ def render(
         script=script,
         summary=summary(methods),
         warnings=warnings(methods),
-        methods=[describe_method(name, number, runs) for number, (name, runs) in enumerate(methods.items())],
+        methods=[
+            describe_method(name, number, runs, differences) for number, (name, runs) in enumerate(methods.items())
+        ],
         others=list(methods)[1:],
         measures=[_measure(methods, own, has_costs=own == first_measure or not has_shares) for own in measures],
         curves_note=curves_note(methods),
@@ -112,7 +115,7 @@ def render(
         diagnosis_charts=charts(methods, diagnoses),
         overfitting=overfitting(diagnoses),
         undiagnosed=diagnoses.missing,
-        differences=differing_settings(methods),
+        differences=differences,
         protocols=protocols(study.evaluations),
         protocol_files=protocol_files(study.evaluations),
         not_described=study.not_described,
@@ -150,14 +153,18 @@ def summary(methods: RunsByMethod) -> str:
     return f"{' and '.join(methods)} on the task {task}, {seeds}."
 
 
-def describe_method(name: str, number: int, runs: Sequence[RunRecord]) -> dict[str, Any]:
-    process = dict(flatten(runs[0].config.process.model_dump(exclude_none=True)))
-    settings = ", ".join(f"{key} {value}" for key, value in process.items() if key != "name" and value != [])
-    return {
-        "name": name,
-        "mark": legend_mark(number),
-        "note": f"process {process['name']}" + (f" ({settings})" if settings else ""),
+def describe_method(
+    name: str, number: int, runs: Sequence[RunRecord], differences: Mapping[str, Sequence[str | None]]
+) -> dict[str, Any]:
+    """Describes a method for the legend: its process, and its model and optimizer where methods differ in them."""
+    process = dict(flatten(runs[0].config.process.model_dump(mode="json", exclude_none=True)))
+    settings = [f"{key} {to_yaml_line(value)}" for key, value in process.items() if key != "name" and value != []]
+    own = {
+        key: values[number] for key, values in differences.items() if key.startswith("model.") or key == "optim.name"
     }
+    note = f"process {process['name']}" + (f" ({', '.join(settings)})" if settings else "")
+    others = [f"{key} {text}" for key, text in own.items() if text not in (None, "null")]
+    return {"name": name, "mark": legend_mark(number), "note": ", ".join([note, *others])}
 
 
 def warnings(methods: RunsByMethod) -> list[str]:
@@ -223,11 +230,16 @@ def describe_run(run: RunRecord) -> dict[str, str]:
 # --- protocols -------------------------------------------------------------------------------------------------------
 
 
-def protocols(evaluations: dict[str, dict[str, Any]]) -> dict[str, list[Any]]:
+def _written(owners: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> dict[str, list[str | None]]:
+    """Writes each owner's values of `keys` as a user would type them; None where there is no such key."""
+    return {key: [to_yaml_line(own[key]) if key in own else None for own in owners] for key in keys}
+
+
+def protocols(evaluations: dict[str, dict[str, Any]]) -> dict[str, list[str | None]]:
     """Returns every field of the protocols by its dotted key, each with every method's value (None without one)."""
     flat = [dict(flatten({**own["protocol"], "options": None})) for own in evaluations.values()]
     keys = dict.fromkeys(key for own in flat for key in own if key != "options")
-    return {key: [own.get(key) for own in flat] for key in keys}
+    return _written(flat, keys)
 
 
 def protocol_files(evaluations: dict[str, dict[str, Any]]) -> list[dict[str, str]]:

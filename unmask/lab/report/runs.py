@@ -38,6 +38,12 @@ class RunRecord:
         """Its settings by dotted key."""
         return dict(flatten(self.config.model_dump(mode="json")))
 
+    @cached_property
+    def effective(self) -> dict[str, Any]:
+        """Those of its settings that have an effect beside the others."""
+        idle = self.config.without_effect()
+        return {key: value for key, value in self.settings.items() if key not in idle}
+
     @property
     def seed(self) -> int:
         return self.config.train.seed
@@ -172,8 +178,11 @@ def common_measures(methods: RunsByMethod) -> list[str]:
 
 
 def differing_settings(methods: RunsByMethod) -> dict[str, list[Any]]:
-    """Returns the settings in which methods differ, each with every method's value (None if it has no such key)."""
-    settings = [runs[0].settings for runs in methods.values()]
+    """Returns the settings in which methods differ, each with every method's value.
+
+    None stands for a key that the method does not have, or that has no effect there.
+    """
+    settings = [runs[0].effective for runs in methods.values()]
     keys = dict.fromkeys(key for own in settings for key in own if _is_of_the_method(key))
     values = {key: [own.get(key) for own in settings] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
