@@ -245,6 +245,19 @@ def test_settings_without_effect_are_named(tmp_path: Path, capsys: pytest.Captur
     assert "what eval.orders=[prob, margin, prob] names again" in said
 
 
+def test_it_is_said_that_fewer_examples_are_held_out_than_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    debug_run(tmp_path / "run", "train.steps=1", "eval.examples=14").train()
+    said = "the data hold out 13 examples, and all of them are taken"
+    assert f"eval.examples=14: {said}" in " ".join(capsys.readouterr().err.split())
+    for arguments, option in ((["--examples", "50"], "--examples 50"), ([], "eval.examples=14")):
+        assert run_cli("eval", tmp_path / "run", *arguments) == 0
+        assert f"{option}: {said}" in " ".join(capsys.readouterr().err.split())
+    assert run_cli("eval", tmp_path / "run", "--examples", "13") == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("unused", "said"),
     [

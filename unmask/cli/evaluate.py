@@ -29,6 +29,7 @@ from unmask.tasks.code import CodeTask
 from unmask.tasks.programs.problems import BENCHMARKS, find_problems
 from unmask.tasks.task import GradedTask, Task, build_task
 from unmask.training import protocol as protocols
+from unmask.training.evaluating import warn_of_fewer
 from unmask.training.loading import LoadedRun
 from unmask.training.protocol import EvalOptions, Repeated
 from unmask.types import CleanBatch
@@ -242,6 +243,8 @@ class _Plan:
         decoders = _decoders(config, task, asked.decoder, written) if asked.generative is None else []
         limit = asked.examples or config.eval.examples
         examples = loaded.held_out(limit, task) if data is None else task.examples_from_file(data)[: asked.examples]
+        if data is None:
+            warn_of_fewer(examples, limit, "--examples " if asked.examples else "eval.examples=")
         _check_decoders(decoders)
         _check_decodable(loaded, task, decoders, rows=len(examples))
         other = None if asked.against is None else _Other.open(asked, loaded, examples, data, decoders)

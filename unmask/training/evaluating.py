@@ -8,6 +8,7 @@ from unmask.errors import UserError
 from unmask.evaluation.evaluate import Evaluation, evaluate
 from unmask.evaluation.text import TextMeasures
 from unmask.models.denoiser import NOTHING_BEFORE
+from unmask.progress import warn
 from unmask.tasks.task import Task, is_graded
 from unmask.training.trainer import Trainer
 from unmask.types import CleanBatch
@@ -23,6 +24,8 @@ class Evaluator:
     def __init__(self, config: RunConfig, task: Task, examples: CleanBatch, trainer: Trainer) -> None:
         self.config, self.task, self.examples, self.trainer = config, task, examples, trainer
         self.decoders = config.eval.decoders(config.decode)
+        if trainer.peers.is_main:
+            warn_of_fewer(examples, config.eval.examples, "eval.examples=")
         model = trainer.model
         for decoder in self.decoders if is_graded(config) else ():
             build_decoder(decoder, model, task.tokens, rows=len(examples) // trainer.peers.size)
@@ -51,6 +54,15 @@ class Evaluator:
                 text=text,
                 peers=trainer.peers,
             )
+
+
+def warn_of_fewer(examples: CleanBatch, asked: int, option: str) -> None:
+    """Warns if there are fewer held-out `examples` than were `asked` for with `option`."""
+    if len(examples) < asked:
+        warn(
+            f"{option}{asked}: the data hold out {len(examples):,} examples, and all of them are taken; for more, give "
+            "more data, or train with a larger data.validation_ratio"
+        )
 
 
 def metrics(results: dict[str, Evaluation]) -> dict[str, float | None]:

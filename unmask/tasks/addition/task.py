@@ -24,7 +24,6 @@ from unmask.errors import UserError
 from unmask.files import read_object
 from unmask.formats import read_text
 from unmask.machine import require_memory
-from unmask.progress import warn
 from unmask.tasks.addition.sums import Sums, add, longest_chain
 from unmask.tasks.task import DisplayLayout, Grades
 from unmask.types import CleanBatch, TokenSpec
@@ -116,11 +115,6 @@ class Addition:
     def validation(self, limit: int) -> CleanBatch:
         require_memory(limit * self.tokens.length * 9, f"{limit} examples", "take fewer")
         a, b = self._sums(is_held_out=True).distinct(limit)
-        if len(a) < limit:
-            warn(
-                f"data.digits={list(self.config.digits)}: found {len(a)} different held-out sums where {limit} were "
-                "asked for, and takes these; for more, allow more digits or a larger data.validation_ratio"
-            )
         return self.encode(a, b)
 
     def examples_from_file(self, path: Path) -> CleanBatch:
