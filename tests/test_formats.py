@@ -158,3 +158,20 @@ def test_only_regular_files_of_a_sensible_size_are_read(tmp_path: Path) -> None:
 def test_what_steers_a_terminal_is_escaped() -> None:
     assert formats.printable("a\x1b[31m\tb\n\x9b\u202e é👩‍👧") == "a\\x1b[31m\tb\n\\x9b\\u202e é👩‍👧"
     assert formats.printable("\ud800") == "\\ud800"
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ("true", "'true'"),
+        (1e-5, "1.0e-05"),
+        ((1, 4), "[1, 4]"),
+        ([{"name": "beta", "a": 2.0}], "[{name: beta, a: 2.0}]"),
+        ("é" * 200, "é" * 200),
+    ],
+)
+def test_a_value_in_one_line_is_read_as_the_same(value: Any, line: str) -> None:
+    assert formats.to_yaml_line(value) == line
+    assert formats.parse_yaml(line, "here") == (list(value) if isinstance(value, tuple) else value)
