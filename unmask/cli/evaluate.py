@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from unmask import paths
 from unmask.cli import evaluations, options, questions
 from unmask.cli.text_options import SAMPLES, TextOptions
-from unmask.config.registry import found_in, resolve
 from unmask.config.run import FEWEST_DRAWS, MOST_DRAWS, MOST_SAMPLES, RunConfig
 from unmask.config.settings import check_section
 from unmask.data.fingerprint import examples_digest
@@ -25,9 +24,8 @@ from unmask.evaluation.text import TextMeasures
 from unmask.formats import to_json
 from unmask.models.denoiser import Denoiser
 from unmask.progress import progress
-from unmask.tasks.code import CodeTask
 from unmask.tasks.programs.problems import BENCHMARKS, find_problems
-from unmask.tasks.task import GradedTask, Task, build_task
+from unmask.tasks.task import GradedTask, Task
 from unmask.training import protocol as protocols
 from unmask.training.evaluating import warn_of_fewer
 from unmask.training.loading import LoadedRun
@@ -234,7 +232,7 @@ class _Plan:
         if asked.task in BENCHMARKS:
             data = find_problems(asked.task, data, "--data ")
         loaded = evaluations.open_run(asked)
-        config, task = _task_of(loaded, asked.task)
+        config, task = evaluations.task_of(loaded, asked.task)
         if repeated is not None:
             repeated.check_task(asked.task or config.task.name)
         about_text = TextOptions(asked)
@@ -309,7 +307,7 @@ class _Other:
                 "--task multiple_choice)"
             )
         loaded = evaluations.open_run(asked, run)
-        config, judge = _task_of(loaded, task)
+        config, judge = evaluations.task_of(loaded, task)
         examples = loaded.held_out(len(chosen), judge) if data is None else judge.examples_from_file(data)
         examples = examples[: len(chosen)]
         is_same = task is not None or config.task.name == first.config.task.name
@@ -337,30 +335,6 @@ def _decoders(config: RunConfig, judge: Task, asked: Sequence[str], out: str | N
                 "out, and see what the model writes with `unmask decode`, or score samples with --generative FOLDER"
             )
     return []
-
-
-def _task_of(loaded: LoadedRun, task: str | None) -> tuple[RunConfig, Task]:
-    """Returns the task that examples are read and graded with, and the run's configuration with it."""
-    if task in BENCHMARKS:
-        return loaded.config, cast(Task, CodeTask(loaded.task, task))
-    config = loaded.config if task is None else _with_task(loaded, task)
-    built = build_task(config)
-    if (own := built.tokens.vocab_size) != loaded.tokens.vocab_size:
-        raise UserError(
-            f"--task {task}: has other tokens ({own} ids) than {loaded.path}, a run of task.name="
-            f"{loaded.config.task.name} ({loaded.tokens.vocab_size} ids); leave it out, or name a run of such tokens"
-        )
-    return config, built
-
-
-def _with_task(loaded: LoadedRun, task: str) -> RunConfig:
-    """Returns the run's configuration with its data settings read as those of `task`."""
-    config, section = loaded.config, resolve("task", task, "--task").Config
-    given = {key: value for key, value in config.data.model_dump().items() if key in section.model_fields}
-    choice = config.task.model_copy(update={"name": task})
-    with found_in(loaded.path):
-        data = check_section(section, given, f"--task {task}: data").of_run(loaded.path)
-    return config.model_copy(update={"task": choice, "data": data})
 
 
 def _check_decodable(loaded: LoadedRun, task: Task, decoders: list[DecodeConfig], *, rows: int) -> None:
