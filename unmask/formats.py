@@ -227,7 +227,9 @@ def to_yaml(value: Any) -> str:
 
 
 def to_yaml_line(value: Any) -> str:
-    """Formats `value` as a user would type it: `null`, `true`, `[1, 4]`, `{name: puma}`."""
+    """Formats `value` as a user would type it: `null`, `true`, `[1, 4]`, `{name: puma}`, `"one\\ntwo"`."""
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value, ensure_ascii=False)
     text = yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=math.inf, allow_unicode=True
     )

@@ -132,17 +132,22 @@ def test_a_wrong_start_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_start_is_read_as_the_network_that_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
 ) -> None:
-    debug_run(tmp_path / "other", "train.steps=2").train()
-    start = f"train.init={tmp_path / 'other'}"
-    assert run_cli("train", "debug", *SHORT, start, f"model.{setting}", "--out", tmp_path / "run") == 2
+    debug_run(tmp_path / "other", "train.steps=2", "model.rotary=true").train()
+    start = (f"train.init={tmp_path / 'other'}", "model.rotary=true")
+    assert run_cli("train", "debug", *SHORT, *start, f"model.{setting}", "--out", tmp_path / "run") == 2
     assert f"its model has model.{setting.partition('=')[0]}=" in capsys.readouterr().err
-    assert run_cli("train", "debug", *SHORT, start, "model.dropout=0.1", "--out", tmp_path / "run") == 0
+    assert run_cli("train", "debug", *SHORT, *start, "model.dropout=0.1", "--out", tmp_path / "run") == 0
+
+
+def test_a_start_may_have_another_value_of_what_has_no_effect(tmp_path: Path) -> None:
+    debug_run(tmp_path / "other", "train.steps=2").train()  # no rotary positions
+    debug_run(tmp_path / "run", f"train.init={tmp_path / 'other'}", "model.rope_theta=100", "train.steps=1").train()
 
 
 def test_all_that_differs_from_a_start_is_said_at_once(tmp_path: Path) -> None:
     debug_run(tmp_path / "other", "train.steps=2").train()
     start, other = f"train.init={tmp_path / 'other'}", ["model.dim=16", "model.num_layers=1", "model.qk_norm=true"]
-    with pytest.raises(UserError, match=r"model.dim=32 \(not 16\), .*layers=2 \(not 1\), .*norm=False \(not True\)"):
+    with pytest.raises(UserError, match=r"model.dim=32 \(not 16\), .*layers=2 \(not 1\), .*norm=false \(not true\)"):
         debug_run(tmp_path / "run", start, *other).train()
     with pytest.raises(UserError, match=r"other tokens \(task.name=sudoku, 11 ids; here 9\); name a run of this"):
         debug_run(tmp_path / "run", start, "task.name=toy", "data={values: 8, length: 2}", *other).train()

@@ -223,11 +223,13 @@ def _finals(comparison: Comparison) -> Cells:
 
 def _cost_tables(comparison: Comparison) -> list[Cells]:
     """Makes a table for each level, with a row for each method: its width does not grow with their number."""
-    header = ("in", "method", "mean (least to most of the seeds)", "times fewer")
-    tables: dict[str, list[tuple[str, ...]]] = {}
-    rows: list[tuple[str, ...]] = []
-    for row in comparison.rows():
-        rows = tables.setdefault(row.level, []) if row.level else rows
-        names = zip(comparison.methods, row.costs, ["", *row.ratios], strict=True)
-        rows += [(row.axis if number == 0 else "", *each) for number, each in enumerate(names)]
-    return [Cells(header, rows, f"what it cost to get to {level}") for level, rows in tables.items()]
+    header = ("in", "method", "mean (least to most of the seeds)", f"times fewer than {comparison.baseline}")
+    tables: list[Cells] = []
+    for level in comparison.levels():
+        rows = []
+        for axis in comparison.axes:
+            for method in comparison.methods:
+                ratio = level.speed_up_text(method, axis) if method in comparison.others else ""
+                rows.append((AXIS_NAMES[axis], method, level.cost_text(method, axis), ratio))
+        tables.append(Cells(header, rows, f"what it cost to get to {level.name}"))
+    return tables

@@ -30,7 +30,9 @@ def task_of(loaded: LoadedRun, task: str | None) -> tuple[RunConfig, Task]:
     """
     if task in BENCHMARKS:
         return loaded.config, cast(Task, CodeTask(loaded.task, task))
-    config = loaded.config if task is None else _with_task(loaded, task)
+    if task is None:
+        return loaded.config, build_task(loaded.config)
+    config = _with_task(loaded, task)
     built = build_task(config)
     if (own := built.tokens.vocab_size) != loaded.tokens.vocab_size:
         raise UserError(

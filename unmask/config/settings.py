@@ -86,7 +86,10 @@ class Section(BaseModel):
     A subclass adds its own to those of its parents, but for names that are fields there.
     """
     needs: ClassVar[dict[str, str]] = {}
-    """Keys that have an effect only beside another key's value: `key=value`, or `key=..` for any but null."""
+    """Keys that have an effect only beside another key's value: `key=value`, or `key=..` for any but null.
+
+    A subclass adds its own to those of its parents.
+    """
     partial_sections: ClassVar[dict[str, "type[Section]"]] = {}
     """Sections of which a field's mapping holds some settings, which are checked where they are used."""
 
@@ -94,6 +97,7 @@ class Section(BaseModel):
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
         names = {name: key for own in reversed(cls.__mro__) for name, key in vars(own).get("aliases", {}).items()}
         cls.aliases = {name: key for name, key in names.items() if name not in cls.model_fields}
+        cls.needs = {key: need for own in reversed(cls.__mro__) for key, need in vars(own).get("needs", {}).items()}
 
     @model_validator(mode="before")
     @classmethod

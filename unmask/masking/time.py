@@ -279,9 +279,9 @@ def read(value: Any, prefix: str) -> DensityConfig:
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
         names = ", ".join(COMPONENTS["time"])
         raise UserError(f"give the name of a density ({names}), or its settings with name")
-    key = prefix if isinstance(value, str) else f"{prefix}.name"
+    name, key = tree["name"], prefix if isinstance(value, str) else f"{prefix}.name"
     try:
-        component = resolve("time", name := tree["name"], key)
+        component = resolve("time", name, key)
         with foreign_code("time", name, "cannot check its settings", key):
             about_key = partial(about_owners, "time", name, key=key)
             section: DensityConfig = check_section(component, tree, prefix, about_key)

@@ -59,10 +59,7 @@ class Evaluator:
 def warn_of_fewer(examples: CleanBatch, asked: int, option: str) -> None:
     """Warns if there are fewer held-out `examples` than were `asked` for with `option`."""
     if len(examples) < asked:
-        warn(
-            f"{option}{asked}: the data hold out {len(examples):,} examples, and all of them are taken; for more, give "
-            "more data, or train with a larger data.validation_ratio"
-        )
+        warn(f"{option}{asked}: the data hold out {len(examples):,} examples, and all of them are taken")
 
 
 def metrics(results: dict[str, Evaluation]) -> dict[str, float | None]:

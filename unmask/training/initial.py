@@ -11,6 +11,7 @@ from unmask import paths
 from unmask.config.run import RunConfig
 from unmask.config.settings import Section
 from unmask.errors import UserError
+from unmask.formats import to_yaml_line
 from unmask.models import hf
 from unmask.models.families import LLAMA_NAMES, TensorNames
 from unmask.models.hf_weights import read_weights
@@ -82,8 +83,8 @@ def _from_run(source: str, task: Task, settings: Section, open_run: OpenRun) -> 
     if (theirs.fingerprint, theirs.vocab_size) != (ours.fingerprint, ours.vocab_size):
         raise UserError(
             f"train.init={source}: its ids mean other tokens (task.name={found.config.task.name}, {theirs.vocab_size} "
-            f"ids; here {ours.vocab_size}); name a run of this task, or prepare the data of both with the same "
-            "tokenizer and vocabulary"
+            f"ids; here {ours.vocab_size}); name a run of this task with the same tokens (of text: data prepared with "
+            "the same tokenizer and vocabulary)"
         )
     if differing := _other_settings(found.config.model, settings):
         them = "it" if len(differing) == 1 else "them"
@@ -99,8 +100,14 @@ def _other_settings(theirs: Section, ours: Section) -> list[str]:
     names = {"num_kv_heads": "key_heads", "head_dim": "head_width"}  # which hold for null, too
     needed = ("dim", "ff_dim", "num_layers", "num_heads", *names, "qkv_bias", "qk_norm", "tied_head", "rotary")
     needed += ("rope_theta", "rotary_layout", "learned_positions", "norm_eps", "alignment")
+    idle = theirs.without_effect().keys() & ours.without_effect().keys()
     values = {name: [getattr(each, names.get(name, name)) for each in (theirs, ours)] for name in needed}
-    return [f"model.{name}={their} (not {our})" for name, (their, our) in values.items() if their != our]
+    return [
+        f"model.{name}={to_yaml_line(their)} (not {to_yaml_line(our)})"
+        for name, (their, our) in values.items()
+        # A width that neither names follows from what is listed.
+        if name not in idle and their != our and getattr(theirs, name) != getattr(ours, name)
+    ]
 
 
 def _from_hugging_face(source: str, task: Task, settings: Section) -> OnDemand:

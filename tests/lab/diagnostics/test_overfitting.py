@@ -88,7 +88,7 @@ def test_a_model_that_knows_its_examples_by_heart_is_found_out() -> None:
     gap = found.gap(found.recent)
     assert gap.value > 10 * gap.stderr > 0
     (table,) = tables(Diagnosis(10, "raw", overfitting=found))
-    assert table.title.startswith("40 examples drawn, 1 entries of the data (40 passes)")
+    assert table.title.startswith("40 examples drawn, of 1 entries of the data (40 passes)")
 
 
 def test_the_true_conditionals_know_nothing_by_heart() -> None:

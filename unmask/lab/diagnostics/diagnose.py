@@ -16,6 +16,7 @@ from unmask.lab.diagnostics.mismatch import Mismatch, measure_mismatch
 from unmask.lab.diagnostics.mistakes import FirstMistakes, measure_mistakes
 from unmask.lab.diagnostics.noise_scale import NoiseScale, measure_noise_scale
 from unmask.lab.diagnostics.overfitting import Overfitting, measure_overfitting
+from unmask.training.evaluating import warn_of_fewer
 from unmask.training.loading import LoadedRun
 
 PARTS = ("nll", "mismatch", "mistakes", "overfitting", "noise")
@@ -70,6 +71,7 @@ def diagnose(
     if not model.is_causal:
         run.decoder(chosen, model)  # refuses before any work
     held_out = run.held_out(examples)
+    warn_of_fewer(held_out, examples, "examples=")
     measure: dict[str, Callable[..., Any]] = {
         "nll": partial(measure_nll, run, held_out, draws=draws),
         "mismatch": partial(measure_mismatch, run, held_out[:MOST_DECODED], chosen),
@@ -169,7 +171,9 @@ def _mistakes_table(found: FirstMistakes) -> Cells:
 
 
 def _overfitting_table(found: Overfitting) -> Cells:
-    seen = f"{found.examples_seen:,} examples drawn, {found.distinct:,} entries of the data ({found.passes:.2g} passes)"
+    seen = (
+        f"{found.examples_seen:,} examples drawn, of {found.distinct:,} entries of the data ({found.passes:.2g} passes)"
+    )
     title = f"{seen}; {found.steps_per_example:.2f} steps each time, {found.visits:.2f} visits of each in all"
     trained = {"trained on last": found.recent, "trained on first": found.early}
     rows = [["held out", _estimate(found.held_out), ""]]
@@ -213,7 +217,7 @@ def _plus_minus(value: float, stderr: float | None) -> str:
         return "unknown" if isnan(value) else f"{value:.3g}"
     if not (1e-5 <= stderr < 1e6 and abs(value) < 1e6):
         return f"{value:.3g} ± {stderr:.2g}"
-    decimals = max(0, 1 - floor(log10(stderr)))
+    decimals = max(0, 1 - floor(log10(float(f"{stderr:.1e}"))))  # once it is rounded: 0.0996 is 0.10
     return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
 
 

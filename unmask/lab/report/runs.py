@@ -40,7 +40,7 @@ class RunRecord:
 
     @cached_property
     def effective(self) -> dict[str, Any]:
-        """Those of its settings that have an effect beside the others."""
+        """Its settings but for those whose section says that they need another value of another one."""
         idle = self.config.without_effect()
         return {key: value for key, value in self.settings.items() if key not in idle}
 
