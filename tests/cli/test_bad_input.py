@@ -242,7 +242,7 @@ def test_a_run_without_a_complete_checkpoint(
     assert run_cli(verb, unfinished, *arguments) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert "COMPLETE is missing" in message
-    assert "no complete checkpoint; bring one back from a copy, or train into another folder" in message
+    assert "no complete checkpoint; bring one back, or train into another folder" in message
 
 
 BAD_USE = {

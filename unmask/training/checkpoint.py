@@ -322,11 +322,7 @@ def find(run: Path, which: str, warn: Callable[[str], None]) -> Path:
     folder = run / "checkpoints"
     last = newest(folder, warn)
     if last is None:
-        fix = (
-            "bring one back from a copy, or train into another folder"
-            if steps(folder)
-            else "has it trained to the first one?"
-        )
+        fix = "bring one back, or train into another folder" if steps(folder) else "has it trained to the first one?"
         raise UserError(f"{run}: no complete checkpoint; {fix}")
     step = step_of(last) if which == "last" else best_step(last) if which == "best" else _as_step(which, run)
     path = path_of(folder, step)
