@@ -93,7 +93,7 @@ def test_an_export_in_bfloat16_is_half_as_large(tmp_path: Path) -> None:
         assert torch.equal(narrow.tensors[name], value.bfloat16())
     assert {parameter.dtype for parameter in narrow.model.parameters()} == {torch.bfloat16}
     with pytest.raises(UserError, match="--dtype bfloat16: adapters stay in fp32"):
-        export(str(folder), tmp_path / "adapter", adapter=True, dtype="bfloat16")
+        export(str(folder), str(tmp_path / "adapter"), adapter=True, dtype="bfloat16")
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from unmask.errors import UserError
 from unmask.lab.diagnostics.diagnose import DEFAULT, NUM_DRAWS, PARTS, Diagnosis, as_json, tables
 from unmask.lab.diagnostics.diagnose import diagnose as diagnose_run
 from unmask.progress import progress
+from unmask.training.evaluating import warn_of_fewer
 from unmask.training.loading import LoadedRun
 
 
@@ -61,6 +62,7 @@ def diagnose(
     decoders = [options.parse_decoder(decoder, run.config.decode) for run in opened]
     found = []
     for run, settings in zip(opened, decoders, strict=True):
+        warn_of_fewer(run.held_out(examples), examples, "--examples ")
         with progress(f"Diagnosing {run.path}", 100 * len(parts)) as update:
             found.append(
                 diagnose_run(

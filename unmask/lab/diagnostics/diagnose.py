@@ -16,7 +16,6 @@ from unmask.lab.diagnostics.mismatch import Mismatch, measure_mismatch
 from unmask.lab.diagnostics.mistakes import FirstMistakes, measure_mistakes
 from unmask.lab.diagnostics.noise_scale import NoiseScale, measure_noise_scale
 from unmask.lab.diagnostics.overfitting import Overfitting, measure_overfitting
-from unmask.training.evaluating import warn_of_fewer
 from unmask.training.loading import LoadedRun
 
 PARTS = ("nll", "mismatch", "mistakes", "overfitting", "noise")
@@ -71,7 +70,6 @@ def diagnose(
     if not model.is_causal:
         run.decoder(chosen, model)  # refuses before any work
     held_out = run.held_out(examples)
-    warn_of_fewer(held_out, examples, "examples=")
     measure: dict[str, Callable[..., Any]] = {
         "nll": partial(measure_nll, run, held_out, draws=draws),
         "mismatch": partial(measure_mismatch, run, held_out[:MOST_DECODED], chosen),
