@@ -139,6 +139,25 @@ def test_a_start_is_read_as_the_network_that_it_was(
     assert run_cli("train", "debug", *SHORT, *start, "model.dropout=0.1", "--out", tmp_path / "run") == 0
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "is_taken"),
+    [
+        ("{layers: [0, 1], times: [1, 4]}", "null", False),
+        ("{layers: [0, 1], times: 2}", "{layers: [1, 1], times: 2}", False),
+        ("{layers: [0, 1], times: 2}", "{layers: [0, 1], times: [1, 3]}", True),
+        ("null", "{layers: [0, 1], times: 2}", True),
+    ],
+)
+def test_a_start_that_was_trained_in_loops_needs_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], theirs: str, ours: str, is_taken: bool
+) -> None:
+    debug_run(tmp_path / "other", "train.steps=2", "model.num_layers=2", f"model.loops={theirs}").train()
+    given = (f"train.init={tmp_path / 'other'}", "model.num_layers=2", f"model.loops={ours}")
+    assert run_cli("train", "debug", *SHORT, *given, "--out", tmp_path / "run") == (0 if is_taken else 2)
+    said = f"its model has model.loops={theirs.replace('times: 2', 'times: [2, 2]')} (not "
+    assert (said in " ".join(capsys.readouterr().err.split())) != is_taken
+
+
 def test_a_start_may_have_another_value_of_what_has_no_effect(tmp_path: Path) -> None:
     debug_run(tmp_path / "other", "train.steps=2").train()  # no rotary positions
     debug_run(tmp_path / "run", f"train.init={tmp_path / 'other'}", "model.rope_theta=100", "train.steps=1").train()

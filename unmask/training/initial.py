@@ -102,6 +102,9 @@ def _other_settings(theirs: Section, ours: Section) -> list[str]:
     needed += ("rope_theta", "rotary_layout", "learned_positions", "norm_eps", "alignment")
     idle = theirs.without_effect().keys() & ours.without_effect().keys()
     values = {name: [getattr(each, names.get(name, name)) for each in (theirs, ours)] for name in needed}
+    # Weights that were trained in loops need them; others may begin to be looped. How often is free, as in decoding.
+    if theirs.loops is not None and (ours.loops is None or ours.loops.layers != theirs.loops.layers):
+        values["loops"] = [None if each is None else each.model_dump() for each in (theirs.loops, ours.loops)]
     return [
         f"model.{name}={to_yaml_line(their)} (not {to_yaml_line(our)})"
         for name, (their, our) in values.items()
