@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.helpers import RandomStream, random_stats
+from tests.helpers.runs import toy_trainer
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
 from unmask.masking.uniform import RandomMasking
@@ -24,6 +25,23 @@ def test_runs_of_one_step_are_random_masks(block_size: int | None, density: Any)
         for process, batch in ((pool, ours), (random, expected)):
             process.observe(batch, random_stats(batch, step))
     assert pool.examples_seen == random.examples_seen == 50
+
+
+def test_runs_of_one_step_are_random_masks_for_a_model_that_is_told_its_estimate() -> None:
+    """Such rows never come back, so that only a first pass tells it one."""
+    settings = ("model.self_conditioning=true", "train.compile=false")
+    ours = toy_trainer(*settings, "process={name: puma, run: 1, start: uniform}")
+    random = toy_trainer(*settings, "process={name: uniform}")
+    steps = [(ours.step(), random.step()) for _ in range(8)]
+    assert [own.loss.item() for own, _ in steps] == [other.loss.item() for _, other in steps]
+    assert sum(own.passes for own, _ in steps) == sum(other.passes for _, other in steps) > 8
+    assert ours.model.backbone.conditioning.weight.any()
+
+
+@pytest.mark.parametrize("settings", [{"num_stages": 1}, {"run": 1}, {"num_stages": 1, "stage_schedule": [[3, 2]]}])
+def test_only_rows_that_come_back_are_marked_so(settings: dict[str, Any]) -> None:
+    pool = PumaPool(mask_id=11, shard=RowShard.whole(4), **settings)
+    assert pool.next_batch(RandomStream(length=12, vocab_size=11)).is_carried == ("stage_schedule" in settings)
 
 
 def test_no_row_stays_longer_than_its_run_and_the_first_leave_one_after_the_other() -> None:

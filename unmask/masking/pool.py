@@ -120,6 +120,8 @@ class Pool(ABC):
         self.rows: PoolRows | None = None
         self.estimate: Float[Tensor, "b L D"] | None = None
         """The last step's estimate of a self-conditioned model for these rows."""
+        self.comes_back = True
+        """False where every row leaves after one step, so that no estimate of it is of use."""
         self._stream: ExampleStream | None = None
         self._ahead: _Renewal | None = None
         self._num_scored: int | None = None  # of `rows`; None for those of a new pool
@@ -236,7 +238,7 @@ class Pool(ABC):
     # --- one step ----------------------------------------------------------------------------------
 
     def batch_of(self, weight: Float[Tensor, "b L"]) -> MaskedBatch:
-        """Returns the batch that scores what is masked of the renewed rows, marked as coming back.
+        """Returns the batch that scores what is masked of the renewed rows, marked as coming back if they do.
 
         It has a self-conditioned model's last estimate, as in decoding: of rows that are still here, where they are
         still masked.
@@ -245,8 +247,8 @@ class Pool(ABC):
         assert rows is not None, "batch_of follows renewed_rows"
         num_scored = None if self.device.type == "mps" else self._num_scored  # mps has no nonzero_static
         batch = make_batch(rows.x0, rows.xt(self.mask_id), self._is_scored(rows), weight, num_scored=num_scored)
-        if self.estimate is None:
-            return replace(batch, is_carried=True)
+        if self.estimate is None or not self.comes_back:
+            return replace(batch, is_carried=self.comes_back)
         is_known = rows.is_masked & (rows.visit > 0).unsqueeze(1)
         return replace(batch, is_carried=True, estimate=torch.where(is_known.unsqueeze(-1), self.estimate, 0.0))
 
