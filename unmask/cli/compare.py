@@ -130,7 +130,7 @@ def compare(
         options.print_json(result)
     else:
         _print(comparison, measure)
-        _print_finals(finals, comparison.num_seeds)
+        _print_finals(finals)
     report.write(runs, folder / "report.html", measure=measure, commands=[command_line()])
     console.print(f"{folder / 'comparison.json'} holds all of it; open {folder / 'report.html'} in a browser to see it")
 
@@ -179,11 +179,14 @@ def _print(comparison: Comparison, measure: str) -> None:
         out.print("With three seeds or more, there would be 95 % intervals; these ratios are not told from 1.")
 
 
-def _print_finals(finals: Finals, seeds: int) -> None:
+def _print_finals(finals: Finals) -> None:
     """Prints every measure at the last evaluation, where there is more than the one that is compared."""
     if len(finals.means) > 1:
         out = options.results()
-        interval = " [95 % interval]" if seeds >= FEWEST_SEEDS else ""
+        own = [mean for each in finals.means.values() for mean in each.values() if mean.interval is not None]
+        kinds = ["of the seeds"] * any(not mean.is_share for mean in own)
+        kinds += ["of a share, of the examples"] * any(mean.is_share for mean in own)
+        interval = f" [95 % interval {'; '.join(kinds)}]" if kinds else ""
         out.print(f"All measures at the last evaluation: mean over seeds{interval}")
         out.print(options.table(finals.table()))
 

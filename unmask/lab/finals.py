@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from unmask.evaluation.evaluate import Cells
-from unmask.evaluation.statistics import student
+from unmask.evaluation.statistics import student, wilson
 from unmask.lab.compare import FEWEST_SEEDS
 from unmask.lab.report.measures import Measure
 from unmask.lab.report.runs import RunsByMethod, common_measures
@@ -17,9 +17,11 @@ from unmask.lab.report.runs import RunsByMethod, common_measures
 
 @dataclass(frozen=True)
 class SeedMean:
-    """The values of several seeds."""
+    """The values of several seeds: shares of `examples`, if these are known, or likelihoods and the like."""
 
     values: tuple[float, ...]
+    is_share: bool = False
+    examples: int | None = None
 
     @property
     def value(self) -> float:
@@ -27,17 +29,23 @@ class SeedMean:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Student's 95 % interval of the mean: mean ± t_(n-1) s / √n; None with fewer than three seeds."""
+        """The 95 % interval of the mean: Student's, mean ± t_(n-1) s / √n; None with fewer than three seeds.
+
+        A share has Wilson's on the examples of one evaluation, as `Comparison.finals`: Student's leaves 0 to 100 %, and
+        has no width where all seeds are equal.
+        """
+        if self.is_share:
+            return None if self.examples is None else wilson(self.value * self.examples, self.examples)
         n = len(self.values)
         if n < FEWEST_SEEDS:
             return None
         half = student(float(n - 1)) * stdev(self.values) / math.sqrt(n)
         return self.value - half, self.value + half
 
-    def text(self, *, is_share: bool) -> str:
+    def text(self) -> str:
         """Formats mean and interval: `2.211 [2.180, 2.242]`, or `31.2% [28.0, 34.5]`."""
-        scale, form = (100, ".1f") if is_share else (1, ",.0f" if abs(self.value) >= 1000 else ".3f")
-        shown = f"{scale * self.value:{form}}" + "%" * is_share
+        scale, form = (100, ".1f") if self.is_share else (1, ",.0f" if abs(self.value) >= 1000 else ".3f")
+        shown = f"{scale * self.value:{form}}" + "%" * self.is_share
         ends = ", ".join(f"{scale * end:{form}}" for end in self.interval or ())
         return shown + (f" [{ends}]" if ends else "")
 
@@ -53,7 +61,9 @@ class Finals:
         """Collects every measure that all runs have."""
 
         def last(measure: str, method: str) -> SeedMean:
-            return SeedMean(tuple(run.curve(measure).values[-1] for run in methods[method]))
+            curves = [run.curve(measure) for run in methods[method]]
+            examples = min(curve.examples or 0 for curve in curves) or None
+            return SeedMean(tuple(curve.values[-1] for curve in curves), curves[0].is_share, examples)
 
         return Finals(
             {measure: {method: last(measure, method) for method in methods} for measure in common_measures(methods)}
@@ -73,6 +83,5 @@ class Finals:
         """Returns a row for each measure."""
         rows = []
         for key, each in self.means.items():
-            measure = Measure.named(key)
-            rows.append((measure.name, *(own.text(is_share=measure.is_share) for own in each.values())))
+            rows.append((Measure.named(key).name, *(own.text() for own in each.values())))
         return Cells(("measure", *next(iter(self.means.values()))), list(rows))

@@ -8,6 +8,7 @@ import pytest
 from tests.helpers.runs import ACCURACY, write_run
 from unmask.config import recipes
 from unmask.errors import UserError
+from unmask.evaluation.statistics import wilson
 from unmask.lab.compare import Comparison
 from unmask.lab.finals import Finals, SeedMean
 from unmask.lab.report.curves import read_metrics
@@ -85,8 +86,19 @@ def test_means_over_seeds_have_students_interval(tmp_path: Path) -> None:
     own = found.means["eval/nelbo"]["a"]
     assert own.interval == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
     assert found.table().rows == [("NELBO (nats)", "2.000 [-0.484, 4.484]")]
-    assert SeedMean((0.25, 0.5)).text(is_share=True) == "37.5%"
-    assert SeedMean((1500.0, 1500.0, 1500.0)).text(is_share=False) == "1,500 [1,500, 1,500]"
+    assert SeedMean((1500.0, 1500.0, 1500.0)).text() == "1,500 [1,500, 1,500]"
+
+
+def test_means_of_shares_have_wilsons_interval_on_the_examples(tmp_path: Path) -> None:
+    key, evaluation = "eval/accuracy/ema/prob/3", {**ACCURACY, "eval/examples": 12}
+    for number, share in enumerate((0.0, 0.0, 0.25)):
+        values = {**evaluation, key: share}
+        write_run(tmp_path / "a" / f"seed_{number}", f"train.seed={number}", evaluation=values)
+    own = Finals.of(group(read(*sorted((tmp_path / "a").iterdir())))).means[key]["a"]
+    assert own.interval == pytest.approx(wilson(1, 12))
+    assert SeedMean((0.0, 0.0, 0.0), is_share=True, examples=12).text() == "0.0% [0.0, 24.3]"
+    assert SeedMean((0.25, 0.5), is_share=True).text() == "37.5%"
+    assert SeedMean((0.0, 0.0, 0.0), is_share=True).interval is None
 
 
 def test_a_measure_that_one_run_only_ever_failed_at_is_not_common(tmp_path: Path) -> None:
