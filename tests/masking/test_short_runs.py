@@ -7,8 +7,10 @@ import torch
 
 from tests.helpers import RandomStream, random_stats
 from tests.helpers.runs import toy_trainer
+from unmask.masking.pool import Pool
 from unmask.masking.process import RowShard
 from unmask.masking.puma import PumaPool
+from unmask.masking.puma_variable import VariablePumaPool
 from unmask.masking.uniform import RandomMasking
 
 
@@ -38,10 +40,34 @@ def test_runs_of_one_step_are_random_masks_for_a_model_that_is_told_its_estimate
     assert ours.model.backbone.conditioning.weight.any()
 
 
-@pytest.mark.parametrize("settings", [{"num_stages": 1}, {"run": 1}, {"num_stages": 1, "stage_schedule": [[3, 2]]}])
-def test_only_rows_that_come_back_are_marked_so(settings: dict[str, Any]) -> None:
-    pool = PumaPool(mask_id=11, shard=RowShard.whole(4), **settings)
-    assert pool.next_batch(RandomStream(length=12, vocab_size=11)).is_carried == ("stage_schedule" in settings)
+@pytest.mark.parametrize(
+    ("kind", "settings", "is_carried"),
+    [
+        (PumaPool, {"num_stages": 2}, True),
+        (PumaPool, {"num_stages": 1}, False),
+        (PumaPool, {"run": 1}, False),
+        (VariablePumaPool, {"tokens_per_step": 4}, True),
+        (VariablePumaPool, {"tokens_per_step": 4, "block_size": 4}, False),
+    ],
+)
+def test_only_rows_that_come_back_are_marked_so(kind: type[Pool], settings: dict[str, Any], is_carried: bool) -> None:
+    pool, stream = kind(mask_id=11, shard=RowShard.whole(4), **settings), RandomStream(length=12, vocab_size=11)
+    for step in range(4):
+        batch = pool.next_batch(stream)
+        assert batch.is_carried == is_carried
+        assert pool.rows is not None
+        assert is_carried or step == 0 or not pool.rows.visit.any()
+        pool.observe(batch, random_stats(batch, step))
+
+
+def test_rows_come_back_from_the_step_on_that_gives_them_a_second_stage() -> None:
+    pool = PumaPool(mask_id=11, shard=RowShard.whole(4), num_stages=1, stage_schedule=[[2, 3]])
+    stream, found = RandomStream(length=12, vocab_size=11), []
+    for step in range(4):
+        batch = pool.next_batch(stream)
+        found.append(batch.is_carried)
+        pool.observe(batch, random_stats(batch, step))
+    assert found == [False, False, True, True]
 
 
 def test_no_row_stays_longer_than_its_run_and_the_first_leave_one_after_the_other() -> None:

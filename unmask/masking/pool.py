@@ -120,8 +120,6 @@ class Pool(ABC):
         self.rows: PoolRows | None = None
         self.estimate: Float[Tensor, "b L D"] | None = None
         """The last step's estimate of a self-conditioned model for these rows."""
-        self.comes_back = True
-        """False where every row leaves after one step, so that no estimate of it is of use."""
         self._stream: ExampleStream | None = None
         self._ahead: _Renewal | None = None
         self._num_scored: int | None = None  # of `rows`; None for those of a new pool
@@ -237,6 +235,10 @@ class Pool(ABC):
 
     # --- one step ----------------------------------------------------------------------------------
 
+    def comes_back(self, rows: PoolRows) -> bool:
+        """True unless the settings have each of `rows` leave after one step, so that no estimate of it is of use."""
+        return True
+
     def batch_of(self, weight: Float[Tensor, "b L"]) -> MaskedBatch:
         """Returns the batch that scores what is masked of the renewed rows, marked as coming back if they do.
 
@@ -247,8 +249,10 @@ class Pool(ABC):
         assert rows is not None, "batch_of follows renewed_rows"
         num_scored = None if self.device.type == "mps" else self._num_scored  # mps has no nonzero_static
         batch = make_batch(rows.x0, rows.xt(self.mask_id), self._is_scored(rows), weight, num_scored=num_scored)
-        if self.estimate is None or not self.comes_back:
-            return replace(batch, is_carried=self.comes_back)
+        if not self.comes_back(rows):
+            return batch
+        if self.estimate is None:
+            return replace(batch, is_carried=True)
         is_known = rows.is_masked & (rows.visit > 0).unsqueeze(1)
         return replace(batch, is_carried=True, estimate=torch.where(is_known.unsqueeze(-1), self.estimate, 0.0))
 

@@ -101,8 +101,10 @@ class PumaPool(Pool):
         start = self.config.start
         self.start = None if start is None else start.build()
         self.max_visits: int | None = self.config.run
-        most = max(self.config.num_stages, *(k for _, k in self.config.stage_schedule), 1)
-        self.comes_back = min(most, self.max_visits or most) > 1
+
+    def comes_back(self, rows: PoolRows) -> bool:
+        """True unless a run, or K, is one step."""
+        return self.max_visits != 1 and self.num_stages > 1
 
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
         """Returns the pool as it stands, with examples of `stream` in place of rows that are done.

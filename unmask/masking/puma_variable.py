@@ -51,6 +51,10 @@ class VariablePumaPool(Pool):
 
     config: Config
 
+    def comes_back(self, rows: PoolRows) -> bool:
+        """True unless a step reveals as many tokens as a block has."""
+        return self.config.tokens_per_step < rows.masked.shape[-1]
+
     def next_batch(self, stream: ExampleStream) -> MaskedBatch:
         """Returns the pool as it stands, with examples of `stream` in place of rows that are done.
 
