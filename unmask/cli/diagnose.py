@@ -9,10 +9,9 @@ import typer
 
 from unmask.cli import options
 from unmask.errors import UserError
-from unmask.lab.diagnostics.diagnose import DEFAULT, NUM_DRAWS, PARTS, Diagnosis, as_json, tables
+from unmask.lab.diagnostics.diagnose import DEFAULT, NUM_DRAWS, NUM_EXAMPLES, PARTS, Diagnosis, as_json, tables
 from unmask.lab.diagnostics.diagnose import diagnose as diagnose_run
 from unmask.progress import progress
-from unmask.training.evaluating import warn_of_fewer
 from unmask.training.loading import LoadedRun
 
 
@@ -22,7 +21,12 @@ def diagnose(
         list[str] | None,
         typer.Option(help=f"Diagnostic to run: {', '.join(PARTS)} (default: all but mistakes). May be repeated."),
     ] = None,
-    examples: Annotated[int, typer.Option(min=2, max=10_000_000, help="Held-out examples to measure on.")] = 64,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=10_000_000, help=f"Held-out examples to measure on (default: {NUM_EXAMPLES}, or all there are)."
+        ),
+    ] = None,
     draws: Annotated[int, typer.Option(min=1, max=100_000, help="Masks drawn for each example.")] = NUM_DRAWS,
     per_bin: Annotated[int, typer.Option(min=2, max=100_000, help="Gradients in each bin of the noise scale.")] = 48,
     decoder: Annotated[
@@ -62,7 +66,6 @@ def diagnose(
     decoders = [options.parse_decoder(decoder, run.config.decode) for run in opened]
     found = []
     for run, settings in zip(opened, decoders, strict=True):
-        warn_of_fewer(run.held_out(examples), examples, "--examples ")
         with progress(f"Diagnosing {run.path}", 100 * len(parts)) as update:
             found.append(
                 diagnose_run(

@@ -16,6 +16,7 @@ from unmask.lab.diagnostics.mismatch import Mismatch, measure_mismatch
 from unmask.lab.diagnostics.mistakes import FirstMistakes, measure_mistakes
 from unmask.lab.diagnostics.noise_scale import NoiseScale, measure_noise_scale
 from unmask.lab.diagnostics.overfitting import Overfitting, measure_overfitting
+from unmask.training.evaluating import warn_of_fewer
 from unmask.training.loading import LoadedRun
 
 PARTS = ("nll", "mismatch", "mistakes", "overfitting", "noise")
@@ -42,11 +43,14 @@ class Diagnosis:
     missing: dict[str, str] = field(default_factory=dict)
 
 
+NUM_EXAMPLES = 64
+
+
 def diagnose(
     run: LoadedRun,
     parts: Sequence[str] = DEFAULT,
     *,
-    examples: int = 64,
+    examples: int | None = None,
     draws: int = NUM_DRAWS,
     decoder: DecodeConfig | None = None,
     gradient_weights: str = "raw",
@@ -56,7 +60,8 @@ def diagnose(
     """Measures `parts`.
 
     Args:
-        examples: number of held-out examples (for the mismatch, at most `MOST_DECODED`).
+        examples: number of held-out examples (for the mismatch, at most `MOST_DECODED`); warns if there are fewer.
+            Default: up to `NUM_EXAMPLES`.
         draws: masks drawn for each example.
         decoder: the decoder whose masks and mistakes are measured (default: the run's own).
         gradient_weights: where gradients are taken: `raw`, as in a training step, or `ema`.
@@ -69,7 +74,9 @@ def diagnose(
     chosen, model = decoder or run.config.decode, run.trainer().model
     if not model.is_causal:
         run.decoder(chosen, model)  # refuses before any work
-    held_out = run.held_out(examples)
+    held_out = run.held_out(examples or NUM_EXAMPLES)
+    if examples is not None:
+        warn_of_fewer(held_out, examples, "examples=")
     measure: dict[str, Callable[..., Any]] = {
         "nll": partial(measure_nll, run, held_out, draws=draws),
         "mismatch": partial(measure_mismatch, run, held_out[:MOST_DECODED], chosen),
