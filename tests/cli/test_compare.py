@@ -54,6 +54,7 @@ def test_it_trains_says_and_goes_on(
     printed = capsys.readouterr().out
     assert "what it cost to get to 50%" in printed
     assert "fewer" in printed
+    assert "mean over seeds [95 % interval of a share, of the examples]" in " ".join(printed.split())  # of two seeds
     assert (out / "plain" / "seed_0" / "metrics.jsonl").read_bytes().startswith(first)  # not trained again
     assert {
         lines(out / name / f"seed_{n}" / "metrics.jsonl")[-1]["step"] for name in ("plain", "pool") for n in (0, 1)

@@ -18,7 +18,7 @@ from unmask.config.run import RunConfig
 from unmask.config.settings import quoted
 from unmask.errors import UserError
 from unmask.evaluation.statistics import share_text, student, wilson
-from unmask.lab.report.curves import AXES, Cost, Curve, known_axes
+from unmask.lab.report.curves import AXES, Cost, Curve, fewest_examples, known_axes
 from unmask.lab.report.runs import MOST_METHODS, RunsByMethod, read_run
 from unmask.lab.trainings import Training, check_budget
 from unmask.training.evaluating import rates
@@ -280,7 +280,7 @@ class Comparison:
         All seeds are evaluated on the same examples. So the interval of a share is that of their mean on the examples
         of one evaluation, not of one: more seeds make it no narrower.
         """
-        return min((curve.examples or 0 for curve in self.methods[method]), default=0) or None
+        return fewest_examples(self.methods[method])
 
     def finals(self) -> list[list[str]]:
         """Lists each method's last evaluation: its name, value, Wilson interval, and what was spent by then, by axis.

@@ -11,6 +11,7 @@ from typing import Any
 from unmask.evaluation.evaluate import Cells
 from unmask.evaluation.statistics import student, wilson
 from unmask.lab.compare import FEWEST_SEEDS
+from unmask.lab.report.curves import fewest_examples
 from unmask.lab.report.measures import Measure
 from unmask.lab.report.runs import RunsByMethod, common_measures
 
@@ -62,8 +63,8 @@ class Finals:
 
         def last(measure: str, method: str) -> SeedMean:
             curves = [run.curve(measure) for run in methods[method]]
-            examples = min(curve.examples or 0 for curve in curves) or None
-            return SeedMean(tuple(curve.values[-1] for curve in curves), curves[0].is_share, examples)
+            values = tuple(curve.values[-1] for curve in curves)
+            return SeedMean(values, curves[0].is_share, fewest_examples(curves))
 
         return Finals(
             {measure: {method: last(measure, method) for method in methods} for measure in common_measures(methods)}

@@ -116,6 +116,11 @@ class Curve:
         return list(zip(spent.tolist(), values.tolist(), strict=True))
 
 
+def fewest_examples(curves: Sequence[Curve]) -> int | None:
+    """Returns the number of examples of an evaluation, the fewest of these seeds; None if one does not know it."""
+    return min((curve.examples or 0 for curve in curves), default=0) or None
+
+
 def known_axes(spent: Iterable[Container[str]]) -> list[str]:
     """Lists the axes that all of these curves, or rows of metrics, have."""
     spent = list(spent)
